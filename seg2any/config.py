@@ -1,0 +1,256 @@
+"""What a training run is: typed dataclasses <- yaml files <- --a.b=c. Key names are those of the published configs.
+
+A key that does not exist, a wrong type and an impossible value are one-line errors. The files under config/ hold only
+what differs from the defaults below.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from seg2any.errors import UserError
+from seg2any.files import atomic_write
+
+
+@dataclass
+class Project:
+    tracker_project_name: str = "seg2any"
+    output_dir: str = "runs/seg2any"
+    logging_dir: str = "logs"  # trackers, inside output_dir
+    gen_image_dir: str = "gen_imgs"  # validation images, inside output_dir
+    report_to: str | None = None  # tensorboard, wandb; the plain log.jsonl is always written
+
+
+@dataclass
+class DataSet:
+    type: str | None = None  # a name of seg2any.data.catalog
+    target: str | None = None  # the published way to say `type`: dotted path of a data set class
+    params: dict[str, Any] = field(default_factory=dict)  # arguments of that data set
+
+
+@dataclass
+class Data:
+    train: DataSet = field(default_factory=DataSet)
+    val: DataSet = field(default_factory=DataSet)
+
+
+@dataclass
+class Model:
+    pretrained_model_name_or_path: str = "black-forest-labs/FLUX.1-dev"
+    attention_mask_method: str = "hard"  # hard, base, place
+    hard_attn_block_range: list[int] = field(default_factory=lambda: [19, 37])
+    global_text_sees: str = "all"  # background: paper eq. 7
+    cond_attention: str = "bidirectional"  # isolated: condition tokens see only each other
+    region_assignment: str = "nearest"  # coverage: every region gets at least one token
+    is_use_cond_token: bool = True
+    is_filter_cond_token: bool = True
+    rank: int = 64
+    lora_alpha: int | None = None  # None: the rank
+    lora_dropout: float = 0.0
+    default_lora_layers: str | None = None  # null, or the published value: only the published layers are trained
+    cond_lora_layers: str | None = None
+    use_lora_bias: bool = False
+    gaussian_init_lora: bool = False
+    lora_ckpt_path: str | None = None  # start from these adapters; a new run, not a resume
+    num_inference_steps: int = 32  # of validation images
+    max_sequence_length: int = 512
+    regional_max_sequence_length: int = 50
+    weighting_scheme: str = "none"  # none, logit_normal, mode, sigma_sqrt, cosmap
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+
+
+@dataclass
+class Optimizer:
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_weight_decay: float = 1e-2
+    adam_epsilon: float = 1e-8
+    max_grad_norm: float = 1.0
+
+
+@dataclass
+class Scheduler:
+    lr_scheduler: str = "constant"  # any name of diffusers.optimization
+    lr_warmup_steps: int = 0  # in optimizer steps
+    lr_num_cycles: int = 1
+    lr_power: float = 1.0
+
+
+@dataclass
+class Trainer:
+    guidance_scale: float = 1.0  # the guidance embedding during training
+    train_batch_size: int = 4  # per process
+    learning_rate: float = 1e-4
+    scale_lr: bool = False  # learning rate x processes x batch x accumulation
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool = True
+    offload: bool = False  # published key; here the encoders always leave the device once the cache is built
+    compile: bool = False  # torch.compile of the blocks
+    allow_tf32: bool = False
+    latents: str = "sample"  # sample or mode of the VAE's posterior
+    caption_dropout: float = 0.0  # share of samples that lose their global caption
+    cond_dropout: float = 0.0  # share of samples that lose their contour tokens
+    ema_decay: float = 0.0  # 0: off. The average is what checkpoints publish and validation sees
+    num_train_epochs: int = 1  # counts only while max_train_steps is null
+    max_train_steps: int | None = 20000
+    max_skipped_steps: int = 20  # stop after so many non-finite losses or gradients in a row
+    checkpointing_steps: int = 1000
+    checkpoints_total_limit: int | None = None
+    num_validation_images: int = 4
+    validation_steps: int = 2000  # images
+    validation_loss_steps: int = 500  # loss at fixed noise
+    num_validation_samples: int = 64  # samples behind that loss
+    log_steps: int = 10
+    cache_dir: str | None = None  # encoded data sets are kept here and reused; null: only in memory
+    cache_batch_size: int = 32
+
+
+@dataclass
+class Eval:
+    guidance_scale: float = 3.5
+    num_images_per_prompt: int = 1
+
+
+@dataclass
+class Config:
+    """One training run. `load` makes it; `save` writes it beside the run, complete."""
+
+    project: Project = field(default_factory=Project)
+    resolution: int = 512  # images and masks are stretched to a square of this side
+    cond_scale_factor: int = 1  # contour image side = resolution // this
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    trainer: Trainer = field(default_factory=Trainer)
+    eval: Eval = field(default_factory=Eval)
+    dataloader_num_workers: int = 0
+    seed: int = 42
+    mixed_precision: str = "bf16"  # no, fp16, bf16
+    resume_from_checkpoint: str | None = None  # latest, or any path to a checkpoint
+    dry_run: bool = False
+
+    def save(self, path: str | Path) -> None:
+        with atomic_write(path) as temporary:
+            temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(self)))
+
+
+CHOICES = {
+    "model.attention_mask_method": ("hard", "base", "place", "none"),
+    "model.global_text_sees": ("all", "background"),
+    "model.cond_attention": ("bidirectional", "isolated"),
+    "model.region_assignment": ("nearest", "coverage"),
+    "model.weighting_scheme": ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap"),
+    "model.use_lora_bias": (False,),
+    "model.gaussian_init_lora": (False,),
+    "trainer.latents": ("sample", "mode"),
+    "mixed_precision": ("no", "fp16", "bf16"),
+}
+AT_LEAST_ONE = (
+    *("resolution", "cond_scale_factor", "model.rank", "model.num_inference_steps", "trainer.train_batch_size"),
+    *("trainer.gradient_accumulation_steps", "trainer.checkpointing_steps", "trainer.log_steps"),
+    *("trainer.cache_batch_size", "trainer.num_train_epochs", "trainer.max_skipped_steps"),
+)
+PROBABILITIES = ("model.lora_dropout", "trainer.caption_dropout", "trainer.cond_dropout", "trainer.ema_decay")
+
+
+def load(arguments: Sequence[str]) -> Config:
+    """`CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later arguments win. Raises UserError."""
+    merged = OmegaConf.structured(Config)
+    for source, values in _sources(list(arguments)):
+        try:
+            content = OmegaConf.to_container(values, resolve=True) if values is not None else {}
+            if not isinstance(content, dict):
+                raise UserError(f"{source}: a config is a mapping of keys to values")
+            _check_keys(content, Config, source)
+            merged = OmegaConf.merge(merged, values or {})
+        except OmegaConfBaseException as error:
+            raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
+    _check_values(merged)
+    return OmegaConf.to_object(merged)
+
+
+def _sources(arguments: list[str]):
+    """(name, content) of every yaml file and every command line override, in order."""
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--"):
+            yield argument, _read(Path(argument))
+            continue
+        key, has_value, value = argument[2:].partition("=")
+        if not has_value:
+            value = arguments.pop(0) if arguments and not arguments[0].startswith("--") else "true"
+        yield f"--{key}", OmegaConf.from_dotlist([f"{key}={value}"])
+
+
+def _read(path: Path):
+    if not path.is_file():
+        raise UserError(f"{path}: no such config file; give a yaml file such as config/seg2any_shapes.yaml")
+    try:
+        return OmegaConf.load(path)
+    except Exception as error:  # yaml's errors have no common user-facing form
+        raise UserError(f"{path}: not readable as yaml: {' '.join(str(error).split())}") from None
+
+
+def _check_keys(content: dict, schema: type, source: str, prefix: str = "") -> None:
+    """Raise on the first key of `content` that the dataclass `schema` does not have."""
+    hints = get_type_hints(schema)
+    for key, value in content.items():
+        path = f"{prefix}{key}"
+        if key not in hints:
+            raise UserError(f"{source}: unknown key '{path}'{_nearest(path)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"{source}: '{path}' is a section; set its keys, such as '{path}.{_first(hints[key])}'")
+            _check_keys(value, hints[key], source, f"{path}.")
+
+
+def _nearest(path: str) -> str:
+    """The existing key that was probably meant: close as a whole, or with the same last name elsewhere."""
+    paths = list(_paths(Config))
+    same_name = [p for p in paths if p.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
+    close = same_name or difflib.get_close_matches(path, paths, n=1, cutoff=0.5)
+    if not close:
+        names = {p.rsplit(".", 1)[-1]: p for p in paths}
+        close = [names[n] for n in difflib.get_close_matches(path.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)]
+    return f"; did you mean '{close[0]}'?" if close else "; see seg2any/config.py for all keys"
+
+
+def _paths(schema: type, prefix: str = ""):
+    for name, hint in get_type_hints(schema).items():
+        yield f"{prefix}{name}"
+        if dataclasses.is_dataclass(hint):
+            yield from _paths(hint, f"{prefix}{name}.")
+
+
+def _first(schema: type) -> str:
+    return dataclasses.fields(schema)[0].name
+
+
+def _check_values(config) -> None:
+    def wrong(key: str, rule: str):
+        return UserError(f"{key}: {OmegaConf.select(config, key)!r} is not possible; {rule}")
+
+    for key, choices in CHOICES.items():
+        if OmegaConf.select(config, key) not in choices:
+            raise wrong(key, f"choose one of {', '.join(map(str, choices))}")
+    for key in AT_LEAST_ONE:
+        if OmegaConf.select(config, key) < 1:
+            raise wrong(key, "it must be at least 1")
+    for key in PROBABILITIES:
+        if not 0 <= OmegaConf.select(config, key) <= 1:
+            raise wrong(key, "it must lie in [0, 1]")
+    if len(config.model.hard_attn_block_range) != 2:
+        raise wrong("model.hard_attn_block_range", "give first and last block, both included, such as [19,37]")
+    if config.trainer.learning_rate <= 0:
+        raise wrong("trainer.learning_rate", "it must be positive")
