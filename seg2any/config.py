@@ -165,7 +165,7 @@ PROBABILITIES = ("model.lora_dropout", "trainer.caption_dropout", "trainer.cond_
 
 
 def load(arguments: Sequence[str]) -> Config:
-    """`CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later arguments win. Raises UserError."""
+    """`CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins. Raises UserError."""
     merged = OmegaConf.structured(Config)
     for source, values in _sources(list(arguments)):
         try:
