@@ -1,0 +1,168 @@
+"""Checkpoints: named objects in, one folder out; complete or absent, newest complete one always kept.
+
+output_dir/checkpoint-1000/default/pytorch_lora_weights.safetensors   the published layout
+                           cond/pytorch_lora_weights.safetensors
+                           training_state.pt                          what a resumed run needs beside them
+                           config.yaml
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from seg2any.errors import UserError
+
+STATE = "training_state.pt"
+
+
+class Stateful(Protocol):
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
+class Trainable:
+    """The parameters of a model that are trained, as a Stateful in their own precision."""
+
+    def __init__(self, model: nn.Module):
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if state.keys() != self.parameters.keys():
+            raise UserError("checkpoint: its adapters have other layers than this run; use the config it was made with")
+        for name, parameter in self.parameters.items():
+            if parameter.shape != state[name].shape:
+                raise UserError(f"checkpoint: {name} is {list(state[name].shape)} there, {list(parameter.shape)} here")
+            parameter.data.copy_(state[name])
+
+
+class Average:
+    """Exponential moving average of parameters, in fp32: a <- d a + (1 - d) p, d growing to `decay` (0: a = p)."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float):
+        self.parameters, self.decay, self.updates = parameters, decay, 0
+        self.values = [p.detach().float().clone() for p in parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, self.updates / (10 + self.updates))  # early weights are forgotten sooner
+        torch._foreach_lerp_(self.values, [p.detach().float() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The model holds the average inside this context, its own weights before and after."""
+        own = [p.detach().clone() for p in self.parameters]
+        try:
+            self._write(self.values)
+            yield
+        finally:
+            self._write(own)
+
+    @torch.no_grad()
+    def _write(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self.updates, "values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.updates = state["updates"]
+        for value, loaded in zip(self.values, state["values"], strict=True):
+            value.copy_(loaded)
+
+
+class Checkpoints:
+    """The checkpoints of one run; `limit` is how many are kept (None: all)."""
+
+    def __init__(self, folder: Path, limit: int | None = None):
+        self.folder, self.limit = Path(folder), limit
+
+    def steps(self) -> dict[int, Path]:
+        """Step -> folder of every checkpoint, oldest first. Temporary folders have other names."""
+        found = {}
+        for path in self.folder.glob("checkpoint-*"):
+            if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir():
+                found[int(match[1])] = path
+        return dict(sorted(found.items()))
+
+    def save(self, step: int, write: Callable[[Path], None], state: Mapping[str, Stateful]) -> Path:
+        """Let `write` fill a temporary folder, add the state of every named object, rename it to checkpoint-`step`."""
+        final = self.folder / f"checkpoint-{step}"
+        temporary = self.folder / f".checkpoint-{step}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary.mkdir(parents=True)
+        try:
+            write(temporary)
+            torch.save({name: item.state_dict() for name, item in state.items()}, temporary / STATE)
+            _sync(temporary)
+            _remove(final)
+            os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        self._rotate()
+        return final
+
+    def _rotate(self) -> None:
+        if self.limit is not None:
+            for path in list(self.steps().values())[: -max(1, self.limit)]:
+                _remove(path)
+
+    def load(self, wanted: str) -> tuple[Path, dict[str, Any]] | None:
+        """(folder, state of every named object) of `latest` or of any path; None if `latest` finds none.
+
+        `latest` passes over damaged checkpoints with a warning. Raises UserError if a path is not a checkpoint.
+        """
+        if wanted != "latest":
+            path = Path(wanted)
+            if not path.is_dir():
+                raise UserError(
+                    f"resume_from_checkpoint: {path} is not a folder; give `latest` or a checkpoint-N folder"
+                )
+            return path, _read_state(path)
+        for path in reversed(self.steps().values()):
+            try:
+                return path, _read_state(path)
+            except UserError as error:
+                warnings.warn(f"passing over a damaged checkpoint: {error}", stacklevel=2)
+        return None
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no {STATE} in it, so no training can resume from it") from None
+    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        raise UserError(f"{path / STATE}: not readable ({str(error).splitlines()[0]})") from None
+
+
+def _sync(folder: Path) -> None:
+    """Everything in `folder` is on the disk before it gets its final name."""
+    for path in [*folder.rglob("*"), folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    """Remove a checkpoint; it loses its name first, so that a kill leaves no half of it under that name."""
+    if path.exists():
+        doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
