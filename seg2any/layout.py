@@ -14,7 +14,8 @@ from seg2any.errors import UserError
 
 MAX_ENTITIES = 63  # one bit each in the int64 bit sets of seg2any.tokens; bit 63 is the sign
 MAX_SEED = 2**63 - 1
-MAX_MASK_BYTES = 2**31
+MAX_PIXELS = 2**26  # of one mask
+MAX_MASK_BYTES = 2**31  # of all masks of a layout
 
 
 class LayoutError(UserError):
@@ -124,7 +125,9 @@ def check_mask_shape(where: str, shape: Sequence[int]) -> None:
     """Raise LayoutError if [N, H, W] is more than can be handled, before anything of that size is made."""
     count, height, width = shape
     if count > MAX_ENTITIES:
-        raise LayoutError(f"{where}: {count} regions, at most {MAX_ENTITIES} are possible; merge some")
+        raise LayoutError(f"{where}: {count} regions, the most is {MAX_ENTITIES}; merge some")
+    if height * width > MAX_PIXELS:
+        raise LayoutError(f"{where}: {width}x{height} is more than {MAX_PIXELS >> 20} megapixels; scale it down")
     if count * height * width > MAX_MASK_BYTES:
         raise LayoutError(f"{where}: {count} masks of {width}x{height} need more than 2 GiB; scale the masks down")
 

@@ -1,0 +1,160 @@
+"""The published format's picture: each region one flat colour. And what to do about colours that are not quite flat."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from seg2any.files import atomic_write
+from seg2any.layout import LayoutError, LayoutWarning, check_mask_shape
+from seg2any.layout_files.annotation import Color, Region
+from seg2any.layout_files.images import read_colors
+
+SUFFIXES = (".png", ".bmp", ".webp", ".tif", ".tiff", ".jpg", ".jpeg")
+NEAR = 48.0  # RGB distance: JPEG noise and the ends of a soft edge stay below it
+RARE = 0.005  # share of the image: the middle of a soft edge stays below it, a painted area does not
+
+
+@dataclass(frozen=True)
+class _Palette:
+    """The K different colours of an image: rgb [K, 3], pixels of each [K], and index [H, W] into them, -1 invisible."""
+
+    rgb: np.ndarray
+    pixels: np.ndarray
+    index: np.ndarray
+
+
+def read_color_map(path: Path, regions: Sequence[Region], snap_colors: bool) -> np.ndarray:
+    """bool [N, H, W]: where the image has each region's colour.
+
+    Black and transparent pixels that no region claims are background without a word, other unlisted colours with a
+    LayoutWarning. Those near a listed colour, or rare, are called strays: soft edges and JPEG noise. `snap_colors`
+    gives every stray to the nearest of the listed colours and those of the background.
+
+    Raises LayoutError for a listed colour that no pixel has.
+    """
+    palette = _palette_of(path)
+    check_mask_shape(str(path), (len(regions), *palette.index.shape))
+    listed = np.array([region.color for region in regions], dtype=np.int64)
+    owner = _owners(palette, listed)
+    strays, background = _split_unlisted(palette, owner, listed)
+    anchors = np.concatenate([listed, palette.rgb[background]])
+    if snap_colors:
+        nearest, _ = _nearest(palette.rgb[strays], anchors)
+        owner[strays] = np.where(nearest < len(listed), nearest, -1)
+    elif len(strays):
+        _warn_strays(path, palette, strays, anchors)
+    _warn_background(path, palette, background)
+    for n, region in enumerate(regions):
+        if not (owner == n).any():
+            raise LayoutError(_missing_color(path, region, palette))
+    lookup = np.append(owner, -1)  # index -1, invisible, reads the last entry
+    return np.stack([lookup[palette.index] == n for n in range(len(regions))])
+
+
+def region_colors(count: int) -> list[Color]:
+    """`count` <= 63 colours that differ by at least 85 in a channel, none black, neighbours in the list unlike."""
+    codes = [(n + 1) * 23 % 64 for n in range(count)]  # 23 is coprime to 64, so all differ and none is 0
+    return [(85 * (code & 3), 85 * (code >> 2 & 3), 85 * (code >> 4)) for code in codes]
+
+
+def write_color_map(masks: np.ndarray, colors: Sequence[Color], path: Path) -> None:
+    """Write the RGB PNG. Raises LayoutError for overlapping and for empty masks, which it could not give back."""
+    overlap = masks.sum(axis=0, dtype=np.uint8) > 1
+    if overlap.any():
+        raise LayoutError(
+            f"{path}: regions overlap in {int(overlap.sum())} pixels, which a colour map cannot hold; "
+            "write .npz, or write layout.flattened()"
+        )
+    pixels = np.zeros((*masks.shape[1:], 3), dtype=np.uint8)
+    for n, (mask, color) in enumerate(zip(masks, colors, strict=True)):
+        if not mask.any():
+            raise LayoutError(f"{path}: region {n + 1} has no pixel, which a colour map cannot hold; remove the region")
+        pixels[mask] = color
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary)
+
+
+def _palette_of(path: Path) -> _Palette:
+    colors, visible = read_colors(path)
+    packed = colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
+    values, index, pixels = np.unique(packed[visible], return_inverse=True, return_counts=True)
+    full_index = np.full(visible.shape, -1, dtype=np.int64)
+    full_index[visible] = index.reshape(-1)
+    rgb = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.int64)
+    return _Palette(rgb, pixels, full_index)
+
+
+def _owners(palette: _Palette, listed: np.ndarray) -> np.ndarray:
+    """int [K]: the region that lists exactly this colour, or -1."""
+    owner = np.full(len(palette.rgb), -1)
+    for n, color in enumerate(listed):
+        owner[(palette.rgb == color).all(axis=1)] = n
+    return owner
+
+
+def _split_unlisted(palette: _Palette, owner: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of the strays, and of the colours that a background is painted in (black first, if it is one)."""
+    common = palette.pixels >= RARE * palette.index.size
+    black = (owner < 0) & (palette.rgb == 0).all(axis=1)
+    painted = np.concatenate([listed, palette.rgb[black & common]])
+    _, distance = _nearest(palette.rgb, painted)
+    unlisted = (owner < 0) & ~black
+    background = unlisted & common & (distance > NEAR)
+    return (
+        np.flatnonzero(unlisted & ~background),
+        np.concatenate([np.flatnonzero(black & common), np.flatnonzero(background)]),
+    )
+
+
+def _nearest(rgb: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each colour the index of the nearest anchor, and the Euclidean distance to it."""
+    best, squared = np.zeros(len(rgb), dtype=np.int64), np.full(len(rgb), np.inf)
+    for n, anchor in enumerate(anchors):
+        candidate = ((rgb - anchor) ** 2).sum(axis=1)
+        closer = candidate < squared
+        best[closer], squared[closer] = n, candidate[closer]
+    return best, np.sqrt(squared)
+
+
+def _warn_strays(path: Path, palette: _Palette, strays: np.ndarray, anchors: np.ndarray) -> None:
+    top = strays[palette.pixels[strays].argmax()]
+    nearest = anchors[_nearest(palette.rgb[[top]], anchors)[0][0]]
+    pixels = int(palette.pixels[strays].sum())
+    warnings.warn(
+        f"{path}: {pixels} pixels in {len(strays)} colours that are not in the JSON look like "
+        f"soft edges or JPEG noise (such as {palette.rgb[top].tolist()} beside {nearest.tolist()}) and count as "
+        "background; --snap_colors merges them",
+        LayoutWarning,
+        stacklevel=2,
+    )
+
+
+def _warn_background(path: Path, palette: _Palette, background: np.ndarray) -> None:
+    shown = [k for k in background if palette.rgb[k].any()]
+    shown.sort(key=lambda k: -palette.pixels[k])
+    if shown:
+        names = ", ".join(f"{palette.rgb[k].tolist()} ({palette.pixels[k]} pixels)" for k in shown[:5])
+        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+        warnings.warn(
+            f"{path}: colour {names}{more} is not in the JSON and counts as background; add it to segments_info to "
+            "give it a caption, or paint it black",
+            LayoutWarning,
+            stacklevel=2,
+        )
+
+
+def _missing_color(path: Path, region: Region, palette: _Palette) -> str:
+    message = f"{region.where}: color {list(region.color)} is not in {path.name}"
+    if len(palette.rgb) == 0:
+        return f"{message}, which is transparent all over; paint the regions opaque"
+    best, distance = _nearest(np.array([region.color]), palette.rgb)
+    nearest, pixels = palette.rgb[best[0]].tolist(), palette.pixels[best[0]]
+    if distance[0] <= NEAR:
+        return f"{message}; the nearest is {nearest} ({pixels} pixels): correct the colour or use --snap_colors"
+    return f"{message}; correct the colour (the nearest there is {nearest}, {pixels} pixels) or remove the region"
