@@ -1,0 +1,21 @@
+"""Seg2Any: segmentation masks and captions in, an image out (arXiv 2506.00596)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from seg2any.layout import Layout
+
+if TYPE_CHECKING:
+    from seg2any.pipeline import Seg2AnyPipeline
+
+__all__ = ["Layout", "Seg2AnyPipeline"]
+
+
+def __getattr__(name: str):
+    """The pipeline brings torch and diffusers, seconds of import; layouts alone need neither."""
+    if name == "Seg2AnyPipeline":
+        from seg2any.pipeline import Seg2AnyPipeline
+
+        return Seg2AnyPipeline
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

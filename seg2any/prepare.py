@@ -1,0 +1,228 @@
+"""Layouts to a `Condition`: the one place where a batch is prepared, for generation and for training.
+
+`encode_layouts` runs the frozen networks, once per sample; its result lives on the CPU and is worth caching.
+`assemble` puts any of these together to a batch: padding, token order and position ids, no network.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+
+from seg2any.attention.rules import AttentionRules
+from seg2any.condition import Condition
+from seg2any.contour import condition_image, kept_tokens, to_signed
+from seg2any.errors import UserError
+from seg2any.latents import Posterior, encode_images, packed_noise, pixels_per_token
+from seg2any.layout import Layout
+from seg2any.text import EncodedText, Prompt, TextEncoders, TextKey, encode_texts
+from seg2any.tokens import SampleTokens, layout_tokens, token_coverage, token_masks
+
+
+@dataclass(frozen=True)
+class ConditionSettings:
+    """How layouts become conditions. The names and defaults are the published ones.
+
+    rules                        who attends to whom; method "none" is plain FLUX with the global caption
+    is_use_cond_token            contour tokens at all
+    is_filter_cond_token         drop the contour tokens whose patch holds no contour
+    cond_scale_factor            the contour image is this many times smaller than the image: 1 at 512 px, 2 at 1024 px
+    region_assignment            image tokens of a region: "nearest" or "coverage" (see seg2any.tokens)
+    max_sequence_length          T5 tokens of the global caption, 1 or more
+    regional_max_sequence_length the same of a region's caption: 50, or 10 for class names
+    vae_posterior                contour latents: a "sample" of the VAE's posterior, or its "mode"
+    """
+
+    rules: AttentionRules = field(default_factory=AttentionRules)
+    is_use_cond_token: bool = True
+    is_filter_cond_token: bool = True
+    cond_scale_factor: int = 1
+    region_assignment: Literal["nearest", "coverage"] = "nearest"
+    max_sequence_length: int = 512
+    regional_max_sequence_length: int = 50
+    vae_posterior: Literal["sample", "mode"] = "sample"
+
+    def __post_init__(self) -> None:
+        for name in ("cond_scale_factor", "max_sequence_length", "regional_max_sequence_length"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
+        for name, choices in (("region_assignment", ("nearest", "coverage")), ("vae_posterior", ("sample", "mode"))):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(choices)}")
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is FLUX without regions and contours."""
+        return self.rules.method == "none"
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedContour:
+    """The condition tokens of one sample: what the VAE says about them, and where they are.
+
+    posterior  mean and std [n, 4C]
+    positions  int64 [n, 2]: row and column on the condition grid
+    grid       (h, w) of the whole condition grid
+    """
+
+    posterior: Posterior
+    positions: Tensor
+    grid: tuple[int, int]
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """[n, 4C]. The noise is drawn for the whole grid, so it does not depend on which tokens were kept."""
+        noise = packed_noise(self.grid, self.posterior.mean.shape[-1] // 4, generator)[0]
+        rows, columns = self.positions.unbind(-1)
+        return self.posterior.sample(noise[rows * self.grid[1] + columns])
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedLayout:
+    """One layout after the frozen networks: plain CPU tensors, everything `assemble` needs.
+
+    contour   None without condition tokens (is_use_cond_token off)
+    masks     bool numpy [N, h, w] on the image's token grid
+    coverage  float [N, h, w], the covered fraction of each image token; only for method "place"
+    """
+
+    text: EncodedText
+    contour: EncodedContour | None
+    masks: np.ndarray
+    coverage: Tensor | None = None
+
+
+class Encoders(TextEncoders, Protocol):
+    """A FLUX pipeline, or anything with the same five attributes."""
+
+    vae: AutoencoderKL
+
+
+def encode_layouts(
+    layouts: Sequence[Layout],
+    size: tuple[int, int],
+    encoders: Encoders,
+    settings: ConditionSettings,
+    known: MutableMapping[TextKey, Tensor] | None = None,
+) -> list[EncodedLayout]:
+    """Run the text encoders and the VAE for images of `size` (H, W) pixels.
+
+    known  text embeddings of earlier calls, extended by this one (see `encode_texts`).
+
+    Raises UserError if `size` does not suit the token grids, or if plain FLUX lacks a global caption.
+    """
+    size_in_tokens(size, encoders.vae, settings.cond_scale_factor)
+    texts = encode_texts([prompt_of(layout, settings) for layout in layouts], encoders, known)
+    return [
+        _encode_layout(layout, text, size, encoders.vae, settings) for layout, text in zip(layouts, texts, strict=True)
+    ]
+
+
+def _encode_layout(
+    layout: Layout, text: EncodedText, size: tuple[int, int], vae: AutoencoderKL, settings: ConditionSettings
+) -> EncodedLayout:
+    grid = size_in_tokens(size, vae)
+    if settings.is_plain:
+        return EncodedLayout(text, contour=None, masks=np.zeros((0, *grid), dtype=bool))
+    is_soft = settings.rules.method == "place"
+    return EncodedLayout(
+        text,
+        contour=encode_contour(layout.masks, size, vae, settings) if settings.is_use_cond_token else None,
+        masks=token_masks(layout.masks, grid, settings.region_assignment),
+        coverage=torch.from_numpy(token_coverage(layout.masks, grid)) if is_soft else None,
+    )
+
+
+def encode_contour(
+    masks: np.ndarray, size: tuple[int, int], vae: AutoencoderKL, settings: ConditionSettings
+) -> EncodedContour:
+    """bool [N, H', W'] -> the condition tokens of an image of `size`, one sample at a time to bound memory."""
+    cond_size = (size[0] // settings.cond_scale_factor, size[1] // settings.cond_scale_factor)
+    image = condition_image(masks, cond_size)
+    kept = kept_tokens(image, pixels_per_token(vae))
+    if not settings.is_filter_cond_token:
+        kept = np.ones_like(kept)
+    posterior = encode_images(to_signed(image).expand(1, 3, -1, -1), vae)[0].cpu()
+    positions = torch.from_numpy(np.argwhere(kept))
+    return EncodedContour(posterior[torch.from_numpy(kept.flatten())], positions, kept.shape)
+
+
+def prompt_of(layout: Layout, settings: ConditionSettings) -> Prompt:
+    """Global caption and regions at their lengths; CLIP reads the captions joined where there is no global one."""
+    if settings.is_plain:
+        if layout.caption is None:
+            raise UserError(f"layout {layout.name!r}: attention_mask_method none needs a global caption; add one")
+        caption = TextKey(layout.caption, settings.max_sequence_length, "t5_padded")
+        return Prompt(caption, (), TextKey(layout.caption, 0, "clip"))
+    return regional_prompt(layout.caption, layout.captions, settings)
+
+
+def regional_prompt(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
+    """The prompt of a global caption, which may be absent, and the regions' captions."""
+    return Prompt(
+        caption=None if caption is None else TextKey(caption, settings.max_sequence_length, "t5"),
+        regions=tuple(TextKey(text, settings.regional_max_sequence_length, "t5") for text in regions),
+        pooled=TextKey(".".join(regions) if caption is None else caption, 0, "clip"),
+    )
+
+
+def assemble(
+    encoded: Sequence[EncodedLayout],
+    settings: ConditionSettings,
+    generators: Sequence[torch.Generator] | None = None,
+) -> Condition:
+    """Pad and lay out a batch of samples, which must share one image size; nothing runs but copies.
+
+    generators  one per sample, for vae_posterior "sample"; None draws from the global one.
+    """
+    generators = generators or [None] * len(encoded)
+    contours = [_contour_tokens(sample, settings, g) for sample, g in zip(encoded, generators, strict=True)]
+    tokens = layout_tokens([_sample_tokens(sample) for sample in encoded], settings.cond_scale_factor)
+    return Condition(
+        prompt_embeds=_pad([sample.text.embeds for sample in encoded], tokens.n_text),
+        pooled_prompt_embeds=torch.stack([sample.text.pooled for sample in encoded]),
+        tokens=tokens,
+        rules=settings.rules,
+        cond_hidden_states=_pad(contours, tokens.n_cond) if tokens.n_cond else None,
+    )
+
+
+def _sample_tokens(sample: EncodedLayout) -> SampleTokens:
+    return SampleTokens(
+        text_lengths=sample.text.lengths,
+        masks=sample.masks,
+        cond_positions=torch.zeros(0, 2, dtype=torch.int64) if sample.contour is None else sample.contour.positions,
+        coverage=sample.coverage,
+    )
+
+
+def _contour_tokens(sample: EncodedLayout, settings: ConditionSettings, generator: torch.Generator | None) -> Tensor:
+    if sample.contour is None:
+        return torch.zeros(0, 0)
+    return sample.contour.posterior.mean if settings.vae_posterior == "mode" else sample.contour.sample(generator)
+
+
+def _pad(rows: Sequence[Tensor], length: int) -> Tensor:
+    """B x [Li, D] -> [B, length, D], with zero rows."""
+    width = max(row.shape[-1] for row in rows)
+    padded = rows[0].new_zeros(len(rows), length, width)
+    for target, row in zip(padded, rows, strict=True):
+        target[: len(row)] = row
+    return padded
+
+
+def size_in_tokens(size: tuple[int, int], vae: AutoencoderKL, cond_scale_factor: int = 1) -> tuple[int, int]:
+    """(h, w) of an image's token grid. UserError unless H and W are multiples of the condition tokens' reach."""
+    patch = pixels_per_token(vae)
+    unit = patch * cond_scale_factor
+    if any(edge < unit or edge % unit for edge in size):
+        raise UserError(
+            f"image size {size[0]}x{size[1]} (height x width): both must be multiples of {unit} "
+            f"({patch} pixels per token x cond_scale_factor {cond_scale_factor})"
+        )
+    return size[0] // patch, size[1] // patch
