@@ -1,0 +1,167 @@
+"""Who may attend to whom (paper section 3.3, arXiv 2506.00596). One rule, rendered to a mask or to a picture.
+
+  query \\ key  GLOBAL  REGION_j   IMAGE      COND       covers_i(x): entity i covers image token x
+  GLOBAL         1        0        1 (a)       0
+  REGION_i       0      i == j   covers_i(k)   0         padding sees only padding of its own kind
+  IMAGE         1 (b)  covers_j(q) 1 (c)       g
+  COND           0        0        g (d)       1
+
+Semantic alignment (SAA, eq. 5) is the table. Attribute isolation (AIA, eq. 7) changes what foreground image tokens
+see: (b) no global text, (c) only image tokens of a shared entity; with `global_text_sees="background"`, as in the
+paper, also (a): global text sees only background. g is the shape guidance strength (eq. 6), (d) is 0 when the
+condition is isolated.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import torch
+
+from seg2any.attention.attend import backend
+from seg2any.errors import UserError
+from seg2any.tokens import Kind, TokenLayout
+
+
+class Attention(Enum):
+    """What one block does."""
+
+    OPEN = "open"  # every token sees every token: plain FLUX
+    SEMANTIC = "semantic"  # SAA
+    ISOLATED = "isolated"  # AIA
+
+
+CHOICES = {
+    "method": ("hard", "base", "place", "none"),
+    "cond_attention": ("bidirectional", "isolated"),
+    "global_text_sees": ("all", "background"),
+}
+
+
+@dataclass(frozen=True)
+class AttentionRules:
+    """The attention settings of a run.
+
+    method:                      base = SAA in every block; hard = SAA, and AIA in `hard_attn_block_range`;
+                                 place = SAA weighted by the covered fraction of each token; none = plain FLUX
+    hard_attn_block_range:       first and last AIA block, inclusive, counted over double then single blocks
+    cond2image_attention_weight: g >= 0, the paper's gamma in (0, 1]; 0 cuts image and condition apart
+    cond_attention:              isolated = condition tokens see only each other
+    global_text_sees:            background = paper eq. 7; all = the published code
+    """
+
+    method: str = "hard"
+    hard_attn_block_range: tuple[int, int] = (19, 37)
+    cond2image_attention_weight: float = 1.0
+    cond_attention: str = "bidirectional"
+    global_text_sees: str = "all"
+    attention_backend: str = "sdpa"
+
+    def __post_init__(self) -> None:
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise UserError(f"{field} is {getattr(self, field)!r}; use one of {', '.join(choices)}")
+        first_last = tuple(self.hard_attn_block_range)
+        if len(first_last) != 2 or not 0 <= first_last[0] <= first_last[1]:
+            raise UserError(
+                f"hard_attn_block_range is {list(first_last)}; give the first and the last block, e.g. 19 37"
+            )
+        object.__setattr__(self, "hard_attn_block_range", first_last)
+        if not (math.isfinite(self.cond2image_attention_weight) and self.cond2image_attention_weight >= 0):
+            raise UserError(
+                f"cond2image_attention_weight is {self.cond2image_attention_weight}; give a number in (0, 1]"
+            )
+        backend(self.attention_backend)
+
+    def at(self, block: int) -> Attention:
+        if self.method == "none":
+            return Attention.OPEN
+        first, last = self.hard_attn_block_range
+        return Attention.ISOLATED if self.method == "hard" and first <= block <= last else Attention.SEMANTIC
+
+
+def may_attend(
+    kind_q: torch.Tensor,
+    entities_q: torch.Tensor,
+    kind_k: torch.Tensor,
+    entities_k: torch.Tensor,
+    attention: Attention,
+    rules: AttentionRules,
+) -> torch.Tensor:
+    """True where query tokens (kind_q, entities_q) see key tokens (kind_k, entities_k).
+
+    Elementwise and broadcasting, so the same lines serve a whole mask and one pair of tokens in a compiled kernel.
+    """
+    share, background_q, background_k = (entities_q & entities_k) != 0, entities_q == 0, entities_k == 0
+    global_q, region_q, image_q, cond_q = (kind_q == kind for kind in (Kind.GLOBAL, Kind.REGION, Kind.IMAGE, Kind.COND))
+    global_k, region_k, image_k, cond_k = (kind_k == kind for kind in (Kind.GLOBAL, Kind.REGION, Kind.IMAGE, Kind.COND))
+    padding = (kind_q == kind_k) & (kind_q >= Kind.TEXT_PAD)
+
+    if attention is Attention.OPEN:
+        sees = (kind_q < Kind.TEXT_PAD) & (kind_k < Kind.TEXT_PAD)
+    else:
+        global_image, image_global, image_image = global_q & image_k, image_q & global_k, image_q & image_k  # a, b, c
+        if attention is Attention.ISOLATED:
+            image_global = image_global & background_q
+            image_image = image_image & (background_q | share)
+            if rules.global_text_sees == "background":
+                global_image = global_image & background_k
+        text_sees = (global_q & global_k) | global_image | (region_q & (region_k | image_k) & share)
+        image_sees = image_global | (image_q & region_k & share) | image_image | (image_q & cond_k)
+        sees = text_sees | image_sees | (cond_q & (image_k | cond_k))
+    if rules.cond_attention == "isolated":
+        sees = sees & ~(cond_q & ~cond_k)
+    return sees | padding
+
+
+def additive_mask(
+    tokens: TokenLayout, attention: Attention, rules: AttentionRules, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """log of the attention weight of every pair of tokens: [B, 1, L, L], 0 = full weight, -inf = never.
+
+    Tokens of equal (kind, entities) have equal rows and columns, so the rule is asked once per pair of such classes.
+    """
+    pairs = torch.stack([tokens.kind.long(), tokens.entities], -1).flatten(0, 1)
+    classes, index = torch.unique(pairs, dim=0, return_inverse=True)
+    index = index.view_as(tokens.kind)
+    table = _class_weights(classes[:, 0], classes[:, 1], attention, rules).log()
+    if rules.method != "place" or attention is Attention.OPEN:
+        return table.to(dtype)[index[:, :, None], index[:, None, :]][:, None]
+    mask = table[index[:, :, None], index[:, None, :]]
+    _weigh_regions_by_coverage(mask, tokens)
+    return mask.to(dtype)[:, None]
+
+
+def _class_weights(
+    kind: torch.Tensor, entities: torch.Tensor, attention: Attention, rules: AttentionRules
+) -> torch.Tensor:
+    """float32 [C, C] attention weights between classes of tokens."""
+    kind_q, kind_k = kind[:, None], kind[None]
+    weights = may_attend(kind_q, entities[:, None], kind_k, entities[None], attention, rules).float()
+    guidance = (kind_q - kind_k).abs() == Kind.COND - Kind.IMAGE
+    guidance &= torch.minimum(kind_q, kind_k) == Kind.IMAGE
+    return torch.where(guidance, weights * rules.cond2image_attention_weight, weights)
+
+
+def _weigh_regions_by_coverage(mask: torch.Tensor, tokens: TokenLayout) -> None:
+    """PLACE: between a region's text and the image, the weight is the fraction of the image token that it covers."""
+    if tokens.coverage is None:
+        raise UserError("method 'place' needs the coverage of every token: prepare the layout with method 'place'")
+    text, image = slice(tokens.n_text), slice(tokens.n_text, tokens.n_text + tokens.n_image)
+    is_region = (tokens.kind[:, text] == Kind.REGION)[:, :, None]
+    entity_bits = torch.arange(tokens.coverage.shape[1], device=mask.device)
+    one_hot = (tokens.entities[:, text, None] >> entity_bits) & 1
+    weights = (one_hot.float() @ tokens.coverage.float()).log()
+    mask[:, text, image] = torch.where(is_region, weights, mask[:, text, image])
+    mask[:, image, text] = torch.where(is_region, weights, mask[:, image, text].mT).mT
+
+
+def picture(tokens: TokenLayout, attention: Attention, rules: AttentionRules, sample: int = 0) -> np.ndarray:
+    """uint8 RGB [L, L, 3]: rows are queries, columns keys, coloured by the kind of key; white = not seen."""
+    palette = np.array([[230, 159, 0], [0, 158, 115], [86, 180, 233], [204, 121, 167], [120, 120, 120], [60, 60, 60]])
+    weight = additive_mask(tokens, attention, rules)[sample, 0].exp().cpu().numpy()[..., None]
+    colour = palette[tokens.kind[sample].cpu().numpy()][None]
+    return (colour * weight + 255 * (1 - weight)).round().astype(np.uint8)
