@@ -1,0 +1,48 @@
+"""What a golden root contains, listed from its files alone, so that no recorded case is passed over silently.
+
+A unit is the smallest thing that a check has to claim: `<section>/<case>` for a case of an index, `<section>/<name>`
+for a folder or a json file that no index lists, `bugs_demo/<key>` for a recorded defect.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+# Folders that cases share as input; they are used by the units beside them.
+SHARED_FOLDERS = {"model", "checkpoint", "cases", "sacap_data"}
+
+
+def sections(root: Path) -> list[str]:
+    return sorted(folder.name for folder in root.iterdir() if folder.is_dir())
+
+
+def units(root: Path) -> list[str]:
+    """Every unit under `root`, sorted."""
+    found = {f"{section}/{name}" for section in sections(root) for name in _section_units(root / section)}
+    defects = root / "bugs_demo.json"
+    if defects.is_file():
+        found |= {f"bugs_demo/{key}" for key in json.loads(defects.read_text())}
+    return sorted(found)
+
+
+def _section_units(section: Path) -> set[str]:
+    names = {folder.name for folder in section.iterdir() if folder.is_dir()} - SHARED_FOLDERS
+    for path in section.glob("*.json"):
+        content = json.loads(path.read_text())
+        if path.stem == "index":
+            names |= set(content["cases"]) | ({"bugs_demo"} & set(content))
+        elif path.stem == section.name:  # one file holds the whole section: its keys are the units
+            names |= set(content) - {"versions"}
+            names |= {"runs"} if any("runs" in table for table in content.get("tables", [])) else set()
+        else:
+            names.add(path.stem)
+    return names
+
+
+def unclaimed(unit_names: Iterable[str], claims: Iterable[str]) -> list[str]:
+    """The units that no claim names. A claim names a unit if it equals it or goes on with a non-word character."""
+    text = "\n".join(claims)
+    return [unit for unit in unit_names if not re.search(rf"(?m)^{re.escape(unit)}(?!\w)", text)]

@@ -1,0 +1,107 @@
+"""Every case that the golden root recorded from the published implementation, one test each.
+
+The checks live in tests/parity/, one module per section. Cases without a check are listed as skipped by name, with the
+reason; a case that is neither checked nor listed fails the suite.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import pkgutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import tests.parity
+from tests.golden_root import SUBSET, golden_root
+from tests.parity.inventory import sections, unclaimed, units
+
+ROOT = golden_root()
+NOT_SECTIONS = {"inventory", "make_subset"}
+SUBSET_LIMIT = 4_000_000  # bytes
+
+
+def _full_id(section: str, name: str) -> str:
+    return name if name.startswith(f"{section}/") else f"{section}/{name}"
+
+
+def _collect() -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
+    """Checks and pending reasons of every section module, by full id."""
+    checks, pending = {}, {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(tests.parity.__path__)):
+        if name in NOT_SECTIONS or name.startswith("_"):
+            continue
+        module = importlib.import_module(f"tests.parity.{name}")
+        if not hasattr(module, "cases"):
+            continue  # a helper of the sections
+        for case, check in sorted(module.cases(ROOT).items()):
+            checks[_full_id(name, case)] = check
+        for case, reason in sorted(getattr(module, "pending", lambda root: {})(ROOT).items()):
+            pending[_full_id(name, case)] = reason
+    return checks, pending
+
+
+CHECKS, PENDING = _collect()
+
+
+@pytest.mark.parametrize("case", sorted(CHECKS))
+def test_parity(case: str):
+    CHECKS[case]()
+
+
+@pytest.mark.parametrize("case", sorted(PENDING))
+def test_pending(case: str):
+    pytest.skip(f"pending: {case}: {PENDING[case]}")
+
+
+def test_every_recorded_case_is_checked_or_pending():
+    recorded = units(ROOT)
+    assert recorded, f"{ROOT} holds no golden case"
+    missing = unclaimed(recorded, [*CHECKS, *PENDING])
+    assert not missing, (
+        f"{len(missing)} of {len(recorded)} golden cases have no check and are not listed as pending: {missing}"
+    )
+
+
+def test_nothing_is_both_checked_and_pending():
+    assert not set(CHECKS) & set(PENDING)
+
+
+def test_inventory_sees_cases_folders_files_and_defects(tmp_path: Path):
+    for path, content in {
+        "filter/index.json": {"versions": {}, "cases": {"b1": {}, "b10": {}}, "bugs_demo": {}},
+        "filter/extra.json": [],
+        "train/run/index.json": {"cfg": {}},
+        "train/sacap_data/im0.json": {},
+        "sampler/sampler.json": {"versions": {}, "tables": [{"runs": []}]},
+        "bugs_demo.json": {"a bug": 1},
+    }.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(json.dumps(content))
+    assert sections(tmp_path) == ["filter", "sampler", "train"]
+    expected = ["bugs_demo/a bug", "filter/b1", "filter/b10", "filter/bugs_demo", "filter/extra"]
+    assert units(tmp_path) == [*expected, "sampler/runs", "sampler/tables", "train/run"]
+    assert unclaimed(["filter/b1", "filter/b10"], ["filter/b10/ids"]) == ["filter/b1"]
+    assert unclaimed(["filter/b1", "a/filter"], ["filter/b1-kept", "x/a/filter"]) == ["a/filter"]
+
+
+@pytest.mark.parametrize("root", sorted({ROOT, SUBSET}), ids=lambda root: root.parent.name)
+def test_golden_files_are_as_recorded(root: Path):
+    listed = json.loads((root / "manifest.json").read_text())["files"]
+    assert listed
+    for entry in listed:
+        content = (root / entry["path"]).read_bytes()
+        assert (len(content), hashlib.sha256(content).hexdigest()) == (entry["bytes"], entry["sha256"]), entry["path"]
+
+
+def test_committed_subset_is_small_and_free_of_published_examples():
+    files = [path for path in SUBSET.rglob("*") if path.is_file()]
+    assert files
+    assert sum(path.stat().st_size for path in files) <= SUBSET_LIMIT
+    assert not [path for path in files if any(part.startswith("infer_") for part in path.relative_to(SUBSET).parts)]
+    listed = {entry["path"] for entry in json.loads((SUBSET / "manifest.json").read_text())["files"]}
+    present = {path.relative_to(SUBSET).as_posix() for path in files}
+    assert present - listed <= {"manifest.json", "README.md"}
