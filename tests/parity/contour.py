@@ -1,0 +1,119 @@
+"""Golden contours: resized masks, outlines, condition images and kept tokens, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.numpy import load_file
+
+from seg2any.contour import condition_image, kept_tokens, outline, resize_masks, to_signed
+from seg2any.layout import Layout
+
+PATCH = 16  # the reference counts tokens for FLUX.1: VAE factor 8, 2x2 packing
+
+
+def cases(root: Path) -> dict[str, Callable[[], None]]:
+    """One check per case of contour/index.json and condition scale, and per data-set item."""
+    folder = root / "contour"
+    if not folder.is_dir():
+        return {}
+    found: dict[str, Callable[[], None]] = {}
+    for name, case in json.loads((folder / "index.json").read_text())["cases"].items():
+        if not (folder / name).is_dir():
+            continue  # a subset of the golden data may leave cases out
+        found[f"contour/{name}/outline"] = partial(check_outline, folder / name, case)
+        for scale, condition in case["cond"].items():
+            found[f"contour/{name}/s{scale}"] = partial(check_condition, folder / name, case, scale, condition)
+        if (folder / name / "labels_orig.png").exists():
+            found[f"contour/{name}/resize"] = partial(check_resize, folder / name, case)
+        if (folder / name / "seg_map.png").exists():
+            found[f"contour/{name}/reader"] = partial(check_reader, folder / name, case)
+    for folder in data_sets(root):
+        for item in json.loads((folder / "items.json").read_text())["items"]:
+            found[f"contour/{folder.name}/{item['idx']}/s{item['s']}"] = partial(check_item, folder, item)
+    return found
+
+
+def pending(root: Path) -> list[str]:
+    """What waits for the data sets: reading ADE20K and COCO-Stuff files, and token counts with the T5 tokenizer."""
+    names = [f"contour/{folder.name}/reading and token_num" for folder in data_sets(root)]
+    if (root / "contour" / "t5_token_len.json").exists():
+        names.append("contour/t5_token_len")
+    return names
+
+
+def data_sets(root: Path) -> list[Path]:
+    return sorted(path.parent for path in (root / "contour").glob("*/items.json"))
+
+
+def read_stack(path: Path, count: int) -> np.ndarray:
+    """bool [N, H, W] from a picture of N masks, one below the other."""
+    pixels = np.array(Image.open(path)) != 0
+    return pixels.reshape(count, -1, pixels.shape[1])
+
+
+def check_outline(folder: Path, case: dict) -> None:
+    masks = read_stack(folder / "labels.png", case["n"])
+    expected = np.array(Image.open(folder / "contour.png").convert("L"))
+    np.testing.assert_array_equal(outline(masks), expected)
+
+
+def check_condition(folder: Path, case: dict, scale: str, condition: dict) -> None:
+    masks = read_stack(folder / "labels.png", case["n"])
+    image = condition_image(masks, (condition["h"], condition["w"]))
+    np.testing.assert_array_equal(image, np.array(Image.open(folder / f"cond_s{scale}.png")))
+    signed = to_signed(image)
+    three = signed.expand(3, -1, -1).contiguous().numpy()
+    assert hashlib.sha256(three.tobytes()).hexdigest() == condition["sha256_fp32"]
+    stored = load_file(folder / "cond.safetensors") if (folder / "cond.safetensors").exists() else {}
+    if f"cond_s{scale}_1ch" in stored:
+        np.testing.assert_array_equal(signed.numpy(), stored[f"cond_s{scale}_1ch"])
+    if condition["valid_tokens"] is not None:
+        assert kept_tokens(image, PATCH).sum() == condition["valid_tokens"]
+
+
+def check_resize(folder: Path, case: dict) -> None:
+    masks = read_stack(folder / "labels_orig.png", case["n"])
+    assert list(masks.shape[1:]) == case["orig_hw"]
+    resized = resize_masks(masks, (case["h"], case["w"]))
+    np.testing.assert_array_equal(resized, read_stack(folder / "labels.png", case["n"]))
+    torch_resized = torch.nn.functional.interpolate(
+        torch.from_numpy(masks)[None].float(), size=(case["h"], case["w"]), mode="nearest-exact"
+    )
+    np.testing.assert_array_equal(resized, torch_resized[0].numpy() != 0)
+
+
+def check_reader(folder: Path, case: dict) -> None:
+    """The published reader orders regions by colour, ours as the JSON does: equal up to that order."""
+    regions = json.loads((folder / "anno.json").read_text())["segments_info"]
+    by_color = sorted(range(len(regions)), key=lambda n: regions[n]["color"])
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        shutil.copy(folder / "seg_map.png", f"{scratch}/example.png")
+        shutil.copy(folder / "anno.json", f"{scratch}/example.json")
+        layout = Layout.read(f"{scratch}/example.json")
+    assert list(layout.captions) == [region["text"] for region in regions]
+    assert [layout.captions[n] for n in by_color] == case["regional_captions"]
+    assert (layout.caption, layout.seed) == (case["global_caption"], case["seed"])
+    np.testing.assert_array_equal(layout.masks[by_color], read_stack(folder / "labels.png", case["n"]))
+
+
+def check_item(folder: Path, item: dict) -> None:
+    """From the masks that the published data set returned to the condition image it returned with them."""
+    tensors = load_file(folder / "items.safetensors")
+    n = item["idx"]
+    expected = tensors[f"{n}/s{item['s']}/cond_pixel_values_1ch"]
+    image = condition_image(tensors[f"{n}/label"] != 0, expected.shape[1:])
+    np.testing.assert_array_equal(to_signed(image).numpy(), expected)
+    if item.get("token_num"):
+        assert kept_tokens(image, PATCH).sum() == item["token_num"]["cond_seq_len"]
