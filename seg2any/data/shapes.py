@@ -1,0 +1,191 @@
+"""`shapes`: a world small enough to know the truth. Deterministic 256 x 256 scenes of captioned figures.
+
+Scene `i` of a split depends on (seed, split, kind, i) only. A tenth of the (colour, shape, pattern) combinations never
+occur in the training split (`held_out`), so a test scene can ask for something that was never seen.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from seg2any.data.sample import Sample
+from seg2any.data.shapes_draw import (
+    BACKGROUNDS,
+    COLOURS,
+    LETTERS,
+    PATTERNS,
+    SHAPES,
+    Figure,
+    draw_alpha,
+    draw_background,
+    draw_texture,
+)
+from seg2any.errors import UserError
+from seg2any.layout import Layout
+
+SPLITS = ("train", "val", "test")
+MIN_VISIBLE = 0.55  # of a figure's own area, after everything above it is drawn
+MARGIN = 4  # pixels between a figure and the image border
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How scenes of one kind are drawn: number of entities, share of jagged and thin figures, chance of overlaps."""
+
+    entities: tuple[int, int]
+    jagged: float = 0.15
+    thin: float = 0.1
+    overlapping: float = 0.25
+    badges_only: bool = False
+
+
+KINDS = {
+    "normal": Kind(entities=(1, 8)),
+    "single": Kind(entities=(1, 1)),
+    "crowded": Kind(entities=(12, 20), thin=0.0, overlapping=0.0),
+    "badges": Kind(entities=(12, 20), jagged=0.0, thin=0.0, overlapping=0.0, badges_only=True),
+    "thin": Kind(entities=(1, 6), jagged=0.5, thin=0.7, overlapping=0.0),
+}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Figures in z order (later on top) on a named background."""
+
+    figures: tuple[Figure, ...]
+    background: str
+    size: int = 256
+
+    @property
+    def caption(self) -> str:
+        names = [figure.caption for figure in self.figures]
+        listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+        return f"{listed} on a {self.background} background"
+
+    def render(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 [size, size, 3] and visible masks bool [N, size, size] (disjoint, z order)."""
+        alphas = [draw_alpha(figure, self.size) for figure in self.figures]
+        image = draw_background(self.background, self.size)
+        for figure, alpha in zip(self.figures, alphas, strict=True):
+            image += alpha[..., None] * (draw_texture(figure, self.size) - image)
+        return np.round(image).astype(np.uint8), visible_masks([alpha > 0.5 for alpha in alphas])
+
+    def sample(self, name: str = "", seed: int | None = None) -> Sample:
+        image, masks = self.render()
+        captions = tuple(figure.caption for figure in self.figures)
+        return Sample(image, Layout(masks, captions, self.caption, seed=seed, name=name))
+
+
+def visible_masks(masks: list[np.ndarray]) -> np.ndarray:
+    """Each mask minus all later ones: bool [N, H, W]."""
+    above = np.zeros_like(masks[0])
+    visible = []
+    for mask in reversed(masks):
+        visible.append(mask & ~above)
+        above = above | mask
+    return np.stack(visible[::-1])
+
+
+def held_out(figure: Figure) -> bool:
+    """True for the combinations of colour, shape and pattern that never occur in training."""
+    code = 7 * list(COLOURS).index(figure.colour) + 3 * SHAPES.index(figure.shape) + 5 * PATTERNS.index(figure.pattern)
+    return code % 10 == 0
+
+
+class ShapesDataset:
+    """`n_scenes` scenes of one split and kind, optionally with other bounds on the number of entities.
+
+    Items are `Sample`s: image uint8 [size, size, 3], visible masks, one caption per entity, a global caption.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        n_scenes: int = 1000,
+        kind: str = "normal",
+        entities: tuple[int, int] | None = None,
+        seed: int = 0,
+    ):
+        if split not in SPLITS:
+            raise UserError(f"shapes: unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+        if kind not in KINDS:
+            raise UserError(f"shapes: unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
+        if n_scenes < 1:
+            raise UserError(f"shapes: n_scenes is {n_scenes}; give at least 1")
+        self.split, self.n_scenes, self.seed = split, n_scenes, seed
+        self.kind_name, self.kind = kind, KINDS[kind]
+        if entities is not None:
+            self.kind = replace(self.kind, entities=tuple(entities))
+
+    def __len__(self) -> int:
+        return self.n_scenes
+
+    def scene(self, index: int) -> Scene:
+        if not 0 <= index < self.n_scenes:
+            raise IndexError(index)
+        key = (self.seed, SPLITS.index(self.split), list(KINDS).index(self.kind_name), index)
+        return _sample_scene(np.random.default_rng(key), self.kind, training=self.split == "train")
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.scene(index).sample(name=f"{self.split}_{self.kind_name}_{index:05d}", seed=index)
+
+
+def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: int = 256) -> Scene:
+    overlapping = rng.random() < kind.overlapping
+    wanted = int(rng.integers(kind.entities[0], kind.entities[1] + 1))
+    figures: list[Figure] = []
+    alphas: list[np.ndarray] = []
+    for attempt in range(60 * wanted):
+        if len(figures) == wanted:
+            break
+        shrink = 1 - 0.5 * attempt / (60 * wanted)
+        figure = _sample_figure(rng, kind, wanted, size, shrink)
+        if training and held_out(figure):
+            continue
+        alpha = draw_alpha(figure, size) > 0.5
+        if _fits(figures, alphas, figure, alpha, overlapping):
+            figures.append(figure)
+            alphas.append(alpha)
+    return Scene(tuple(figures), str(rng.choice(list(BACKGROUNDS))), size)
+
+
+def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: int, shrink: float) -> Figure:
+    shape = "badge" if kind.badges_only else str(rng.choice(SHAPES))
+    radius = max(14.0, size * rng.uniform(0.2, 0.36) / np.sqrt(max(wanted, 1.6)) * 1.25 * shrink)
+    if shape == "badge":
+        details = {"pattern": "plain", "letter": str(rng.choice(list(LETTERS)))}
+    else:
+        details = {"pattern": str(rng.choice(PATTERNS)), "angle": rng.uniform(-np.pi, np.pi)}
+        details["stretch"] = rng.uniform(0.75, 1.33)
+        details["wobble"] = rng.uniform(0.04, 0.08) if rng.random() < kind.jagged else 0.0
+        if rng.random() < kind.thin:  # finer than a 16 px token
+            details |= {"stroke": rng.uniform(6, 11) / radius} if shape == "ring" else {"stretch": rng.uniform(3, 6)}
+    reach = 1.2 * radius * np.sqrt(details.get("stretch", 1.0)) + MARGIN
+    reach = min(reach, size / 2 - 1)
+    centre = (rng.uniform(reach, size - reach), rng.uniform(reach, size - reach))
+    return Figure(shape, str(rng.choice(list(COLOURS))), centre=centre, radius=float(radius), **details)
+
+
+def _fits(
+    figures: list[Figure], alphas: list[np.ndarray], figure: Figure, alpha: np.ndarray, overlapping: bool
+) -> bool:
+    """Whether the figure can be drawn on top: nobody vanishes; without overlaps, nobody is even touched."""
+    if not overlapping:
+        # A gap of some pixels keeps outlines of neighbours apart.
+        return not any((_grow(alpha) & other).any() for other in alphas)
+    if any(_concentric(figure, other) for other in figures):
+        return False
+    shown = visible_masks([*alphas, alpha])
+    return all(s.sum() >= MIN_VISIBLE * a.sum() for s, a in zip(shown, [*alphas, alpha], strict=True))
+
+
+def _grow(mask: np.ndarray, pixels: int = 3) -> np.ndarray:
+    import cv2
+
+    return cv2.dilate(mask.astype(np.uint8), np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8)) > 0
+
+
+def _concentric(a: Figure, b: Figure) -> bool:
+    return np.hypot(a.centre[0] - b.centre[0], a.centre[1] - b.centre[1]) < 0.6 * max(a.radius, b.radius)

@@ -1,0 +1,182 @@
+"""Drawing for the `shapes` world: outlines, patterns, backgrounds. Everything is a function of a `Figure`.
+
+The numbers here are facts that the judge in `eval` reads too; change them and every measured bar changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (214, 40, 46),
+    "orange": (244, 133, 28),
+    "yellow": (250, 220, 50),
+    "lime": (160, 222, 50),
+    "green": (28, 140, 66),
+    "cyan": (40, 200, 210),
+    "blue": (38, 84, 214),
+    "purple": (134, 52, 176),
+    "pink": (248, 122, 184),
+    "brown": (124, 72, 38),
+}
+INK = (34, 34, 40)  # second tone of every pattern and every letter, so that a pattern never changes the colour's name
+BACKGROUNDS: dict[str, tuple[int, int, int]] = {
+    "grey": (158, 158, 158),
+    "sand": (222, 204, 168),
+    "mint": (188, 222, 204),
+    "sky": (190, 214, 240),
+    "lilac": (208, 196, 228),
+    "slate": (98, 110, 122),
+}
+PATTERNS = ("plain", "striped", "dotted", "checkered")
+SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "badge")
+LETTERS = "ABEHKMRSTX"
+PERIOD = 18.0  # pixels per repeat of a pattern; a token is 16 px
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One entity. `centre` (x, y) and `radius` in pixels, `angle` in radians, `stretch` = width / height,
+    `wobble` = relative amplitude of an irregular outline, `stroke` = ring width / radius."""
+
+    shape: str
+    colour: str
+    pattern: str
+    centre: tuple[float, float]
+    radius: float
+    angle: float = 0.0
+    stretch: float = 1.0
+    wobble: float = 0.0
+    stroke: float = 0.4
+    letter: str = ""
+
+    @property
+    def caption(self) -> str:
+        if self.shape == "badge":
+            return f"a {self.colour} badge with the letter {self.letter}"
+        texture = "" if self.pattern == "plain" else f" {self.pattern}"
+        return f"a {self.colour}{texture} {self.shape}"
+
+
+def draw_alpha(figure: Figure, size: int) -> np.ndarray:
+    """Coverage float32 [size, size] in [0, 1] of the figure alone."""
+    alpha = _fill(_outline(figure), size)
+    if figure.shape == "ring":
+        alpha = alpha - _fill(_outline(figure, scale=1.0 - figure.stroke), size)
+    return alpha
+
+
+def draw_texture(figure: Figure, size: int) -> np.ndarray:
+    """Colours float32 [size, size, 3] in 0..255 that fill the figure: its colour, with INK where the pattern is."""
+    x, y = _own_axes(figure, size)
+    ink = _INK_SHARE[figure.pattern](x, y)
+    if figure.shape == "badge":
+        ink = np.maximum(ink, _letter(figure, size))
+    colour, tone = np.float32(COLOURS[figure.colour]), np.float32(INK)
+    return colour + ink[..., None] * (tone - colour)
+
+
+def draw_background(name: str, size: int) -> np.ndarray:
+    """Colours float32 [size, size, 3]: the named tone, 6 % lighter at the top than at the bottom."""
+    shade = np.linspace(1.03, 0.97, size, dtype=np.float32)[:, None, None]
+    return np.clip(np.float32(BACKGROUNDS[name]) * shade, 0, 255) * np.ones((1, size, 1), np.float32)
+
+
+def _fill(points: np.ndarray, size: int) -> np.ndarray:
+    shift = 4
+    canvas = np.zeros((size, size), np.uint8)
+    fixed = np.round(points * (1 << shift)).astype(np.int32)
+    cv2.fillPoly(canvas, [fixed], 255, lineType=cv2.LINE_AA, shift=shift)
+    return canvas.astype(np.float32) / 255
+
+
+def _outline(figure: Figure, scale: float = 1.0) -> np.ndarray:
+    """Polygon float [P, 2] in pixels, (x, y)."""
+    points = _UNIT_OUTLINES[figure.shape]
+    if figure.wobble:
+        theta = np.arctan2(points[:, 1], points[:, 0])
+        ripple = np.sin(7 * theta + 5 * figure.angle) + 0.6 * np.sin(13 * theta + 3 * figure.radius)
+        points = points * (1 + figure.wobble * ripple)[:, None]
+    stretch = np.sqrt(figure.stretch)
+    points = points * (stretch, 1 / stretch) * (figure.radius * scale)
+    cos, sin = np.cos(figure.angle), np.sin(figure.angle)
+    return points @ np.array([[cos, sin], [-sin, cos]]) + figure.centre
+
+
+def _own_axes(figure: Figure, size: int) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    x, y = x - figure.centre[0], y - figure.centre[1]
+    cos, sin = np.float32(np.cos(figure.angle)), np.float32(np.sin(figure.angle))
+    return cos * x + sin * y, cos * y - sin * x
+
+
+def _soft_step(distance: np.ndarray) -> np.ndarray:
+    return np.clip(0.5 + distance, 0, 1)
+
+
+def _triangle_wave(x: np.ndarray, period: float) -> np.ndarray:
+    """Signed distance in pixels to the nearest edge of a 50 % stripe pattern."""
+    return period / 4 - np.abs((x / period) % 1 - 0.5) * period
+
+
+def _dots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    u, v = (x / PERIOD) % 1 - 0.5, (y / PERIOD) % 1 - 0.5
+    return _soft_step(0.3 * PERIOD - np.hypot(u, v) * PERIOD)
+
+
+def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    a, b = _triangle_wave(x, 1.4 * PERIOD), _triangle_wave(y, 1.4 * PERIOD)
+    return _soft_step(np.sign(a * b) * np.minimum(np.abs(a), np.abs(b)))
+
+
+_INK_SHARE = {
+    "plain": lambda x, y: np.zeros_like(x),
+    "striped": lambda x, y: _soft_step(_triangle_wave(x, PERIOD) - 1.0),
+    "dotted": _dots,
+    "checkered": _checks,
+}
+
+
+def _letter(figure: Figure, size: int) -> np.ndarray:
+    """Ink share float32 [size, size] of an upright capital that fills about half of the badge."""
+    canvas = np.zeros((size, size), np.uint8)
+    font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(2, round(figure.radius / 6))
+    (width, height), _ = cv2.getTextSize(figure.letter, font, 1.0, 1)
+    scale = figure.radius / height
+    corner = (round(figure.centre[0] - width * scale / 2), round(figure.centre[1] + height * scale / 2))
+    cv2.putText(canvas, figure.letter, corner, font, scale, 255, thickness, cv2.LINE_AA)
+    return canvas.astype(np.float32) / 255
+
+
+def _polar(radius: np.ndarray | float, theta: np.ndarray) -> np.ndarray:
+    return np.stack([radius * np.cos(theta), radius * np.sin(theta)], 1)
+
+
+def _polygon(corners: np.ndarray, per_edge: int = 24) -> np.ndarray:
+    """Corners [K, 2] with points inserted along the edges, so that an outline can wobble."""
+    steps = np.linspace(0, 1, per_edge, endpoint=False)[None, :, None]
+    return (corners[:, None] * (1 - steps) + np.roll(corners, -1, 0)[:, None] * steps).reshape(-1, 2)
+
+
+def _unit_outlines() -> dict[str, np.ndarray]:
+    """Outlines inside about the unit disc, y down."""
+    turn = np.linspace(0, 2 * np.pi, 144, endpoint=False)
+    up = -np.pi / 2
+    circle = _polar(1.0, turn)
+    star = _polar(np.tile([1.05, 0.46], 5), up + np.arange(10) * np.pi / 5)
+    heart = np.stack([16 * np.sin(turn) ** 3, -(13 * np.cos(turn) - 5 * np.cos(2 * turn) - 2 * np.cos(3 * turn))], 1)
+    return {
+        "circle": circle,
+        "ring": circle,
+        "badge": circle,
+        "square": _polygon(_polar(1.1, up / 2 + np.arange(4) * np.pi / 2)),
+        "triangle": _polygon(_polar(1.15, up + np.arange(3) * 2 * np.pi / 3)),
+        "star": _polygon(star, 12),
+        "heart": heart / 15.5,
+    }
+
+
+_UNIT_OUTLINES = _unit_outlines()

@@ -1,0 +1,131 @@
+"""The training loop of the embedded model's frozen parts: AdamW, warm-up and cosine, EMA, log, resumable checkpoints.
+
+Seg2Any's own adapters are trained by `train.py`; this loop exists because nobody ships a FLUX that fits a laptop.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from seg2any.errors import UserError
+from seg2any.files import atomic_write
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """`ema_decay` is per step; `save_every` and `log_every` are in steps."""
+
+    output_dir: str
+    steps: int
+    learning_rate: float
+    warmup: int = 100
+    final_lr: float = 0.02  # of learning_rate
+    ema_decay: float = 0.998
+    clip: float = 1.0
+    save_every: int = 250
+    log_every: int = 10
+    seed: int = 0
+
+
+def run(model: nn.Module, loss_at: Callable[[int], tuple[Tensor, dict[str, float]]], settings: LoopSettings) -> None:
+    """Minimise `loss_at(step)`, which returns the loss and figures to log; `model` ends with its EMA weights.
+
+    A run that finds `output_dir/state.safetensors` continues from it. Batches must depend on `step` only.
+    """
+    output = Path(settings.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True
+    )
+    ema = {name: p.detach().clone() for name, p in parameters.items()}
+    start = _restore(output / "state.safetensors", parameters, ema, optimizer)
+    began = time.time()
+    bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=output.name)
+    with open(output / "log.jsonl", "a", encoding="utf-8") as log:
+        log.write(json.dumps({"settings": asdict(settings), "start": start}) + "\n")
+        for step in bar:
+            torch.manual_seed(settings.seed * 1_000_003 + step)
+            rate = settings.learning_rate * lr_factor(step, settings)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            loss, figures = loss_at(step)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(parameters.values(), settings.clip)
+            if torch.isfinite(norm):
+                optimizer.step()
+                _update_ema(ema, parameters, min(settings.ema_decay, (1 + step) / (10 + step)))
+            optimizer.zero_grad(set_to_none=True)
+            if step % settings.log_every == 0:
+                row = {"step": step, "loss": float(loss), "grad_norm": float(norm), "lr": rate, **figures}
+                log.write(json.dumps(row | {"seconds": round(time.time() - began, 1)}) + "\n")
+                log.flush()
+                bar.set_postfix(loss=f"{float(loss):.4f}")
+            if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
+                _save(output / "state.safetensors", parameters, ema, optimizer, step + 1)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(ema[name])
+
+
+def lr_factor(step: int, settings: LoopSettings) -> float:
+    """Linear warm-up, then half a cosine down to `final_lr`."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def load_ema(model: nn.Module, path: str | Path) -> int:
+    """Copy the EMA weights of a state file into `model`; returns the step it was written at."""
+    with safe_open(path, "pt") as state, torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(state.get_tensor(f"ema/{name}"))
+        return int(state.metadata()["step"])
+
+
+@torch.no_grad()
+def _update_ema(ema: dict[str, Tensor], parameters: dict[str, Tensor], decay: float) -> None:
+    torch._foreach_lerp_(list(ema.values()), [p.detach() for p in parameters.values()], 1 - decay)
+
+
+def _save(path: Path, parameters: dict, ema: dict, optimizer: torch.optim.Optimizer, step: int) -> None:
+    tensors = {}
+    for name, parameter in parameters.items():
+        tensors |= {f"model/{name}": parameter.detach(), f"ema/{name}": ema[name]}
+        state = optimizer.state[parameter]
+        if state:
+            tensors |= {f"m/{name}": state["exp_avg"], f"v/{name}": state["exp_avg_sq"]}
+    with atomic_write(path) as temporary:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(step)})
+
+
+def _restore(path: Path, parameters: dict, ema: dict, optimizer: torch.optim.Optimizer) -> int:
+    if not path.exists():
+        return 0
+    with safe_open(path, "pt") as state, torch.no_grad():
+        saved, step = set(state.keys()), int(state.metadata()["step"])
+        missing = [name for name in parameters if f"model/{name}" not in saved]
+        if missing:
+            raise UserError(f"{path}: holds another model (no {missing[0]}); choose another --output_dir")
+        for name, parameter in parameters.items():
+            parameter.copy_(state.get_tensor(f"model/{name}"))
+            ema[name].copy_(state.get_tensor(f"ema/{name}"))
+            if f"m/{name}" in saved:
+                optimizer.state[parameter] = {
+                    "step": torch.tensor(float(step)),
+                    "exp_avg": state.get_tensor(f"m/{name}"),
+                    "exp_avg_sq": state.get_tensor(f"v/{name}"),
+                }
+    return step

@@ -1,0 +1,99 @@
+"""Train the embedded VAE on rendered scenes:  python -m seg2any.tiny.train_vae --output_dir runs/tiny_vae
+
+The geometry is FLUX's (factor 8, 16 channels); the loss is L1 plus a small KL, so that latents stay smooth enough for
+a small transformer. Crops first, whole images for the last fifth.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor
+from tqdm import tqdm
+
+from seg2any.data.shapes import ShapesDataset
+from seg2any.tiny import loop
+from seg2any.tiny.build import build_vae
+
+KL_WEIGHT = 2e-4
+EDGE_WEIGHT = 0.5
+MIX = {"normal": 0.6, "crowded": 0.2, "thin": 0.2}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="runs/tiny_vae", help="state, log and the finished vae/ folder")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--scenes", type=int, default=3000, help="rendered once, kept in memory (0.2 MB each)")
+    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--learning_rate", type=float, default=1.5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    vae = build_vae().to(memory_format=torch.channels_last)
+    images = render(args.scenes)
+    settings = loop.LoopSettings(args.output_dir, args.steps, args.learning_rate, seed=args.seed)
+
+    def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
+        late = step >= 0.8 * args.steps
+        batch = crops(images, args.batch_size // 2 if late else args.batch_size, 256 if late else 128, step)
+        return reconstruction_loss(vae, batch)
+
+    loop.run(vae, loss_at, settings)
+    shift, scale = latent_statistics(vae, images[:256])
+    vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+    vae.save_pretrained(Path(args.output_dir) / "vae")
+    print(f"saved {args.output_dir}/vae (shift {shift:.4f}, scale {scale:.4f})")
+
+
+def render(n_scenes: int) -> np.ndarray:
+    """uint8 [n, 256, 256, 3] of the training split."""
+    images = [
+        data[index].image
+        for kind, share in MIX.items()
+        for data in [ShapesDataset("train", max(1, round(share * n_scenes)), kind)]
+        for index in tqdm(range(len(data)), desc=f"rendering {kind}")
+    ]
+    return np.stack(images)
+
+
+def crops(images: np.ndarray, n: int, size: int, step: int) -> Tensor:
+    """Random flipped squares float32 [n, 3, size, size] in [-1, 1]."""
+    rng = np.random.default_rng((7, step))
+    batch = []
+    for index in rng.integers(len(images), size=n):
+        top, left = rng.integers(images.shape[1] - size + 1, size=2)
+        crop = images[index, top : top + size, left : left + size]
+        batch.append(crop[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])])
+    pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return pixels.contiguous(memory_format=torch.channels_last)
+
+
+def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, dict[str, float]]:
+    """L1 of pixels and of their differences (edges decide the IoU), plus KL_WEIGHT x mean KL per latent number."""
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = vae.encode(pixels).latent_dist
+        output = vae.decode(posterior.sample()).sample.float()
+    error = output - pixels
+    l1 = error.abs().mean()
+    edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
+    mean, logvar = posterior.mean.float(), posterior.logvar.float()
+    kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+    return l1 + EDGE_WEIGHT * edges + KL_WEIGHT * kl, {"l1": float(l1), "edges": float(edges), "kl": float(kl)}
+
+
+@torch.no_grad()
+def latent_statistics(vae: AutoencoderKL, images: np.ndarray) -> tuple[float, float]:
+    """Shift and scale that give latents mean 0 and standard deviation 1: z' = (z - shift) * scale."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(16)])
+    return float(latents.mean()), float(1 / latents.std())
+
+
+if __name__ == "__main__":
+    main()
