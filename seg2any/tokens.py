@@ -131,7 +131,7 @@ def _sample_row(
 def _stack_coverage(samples: Sequence[SampleTokens]) -> torch.Tensor | None:
     if any(sample.coverage is None for sample in samples):
         return None
-    stacked = torch.zeros(len(samples), max(len(s.masks) for s in samples), samples[0].masks[0:1].size or 0)
+    stacked = torch.zeros(len(samples), max(len(s.masks) for s in samples), int(np.prod(samples[0].masks.shape[1:])))
     for row, sample in zip(stacked, samples, strict=True):
         row[: len(sample.masks)] = torch.from_numpy(sample.coverage).flatten(1)
     return stacked

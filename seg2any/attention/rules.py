@@ -127,12 +127,16 @@ def additive_mask(
     pairs = torch.stack([tokens.kind.long(), tokens.entities], -1).flatten(0, 1)
     classes, index = torch.unique(pairs, dim=0, return_inverse=True)
     index = index.view_as(tokens.kind)
-    table = _class_weights(classes[:, 0], classes[:, 1], attention, rules).log()
-    if rules.method != "place" or attention is Attention.OPEN:
-        return table.to(dtype)[index[:, :, None], index[:, None, :]][:, None]
+    table = _log(_class_weights(classes[:, 0], classes[:, 1], attention, rules)).to(dtype)
     mask = table[index[:, :, None], index[:, None, :]]
-    _weigh_regions_by_coverage(mask, tokens)
-    return mask.to(dtype)[:, None]
+    if rules.method == "place":
+        _weigh_regions_by_coverage(mask, tokens)
+    return mask[:, None]
+
+
+def _log(weights: torch.Tensor) -> torch.Tensor:
+    """Correctly rounded float32 logarithm: the fast float32 ones differ between CPUs in the last bit."""
+    return weights.cpu().double().log().float().to(weights.device)
 
 
 def _class_weights(
@@ -152,9 +156,11 @@ def _weigh_regions_by_coverage(mask: torch.Tensor, tokens: TokenLayout) -> None:
         raise UserError("method 'place' needs the coverage of every token: prepare the layout with method 'place'")
     text, image = slice(tokens.n_text), slice(tokens.n_text, tokens.n_text + tokens.n_image)
     is_region = (tokens.kind[:, text] == Kind.REGION)[:, :, None]
-    entity_bits = torch.arange(tokens.coverage.shape[1], device=mask.device)
-    one_hot = (tokens.entities[:, text, None] >> entity_bits) & 1
-    weights = (one_hot.float() @ tokens.coverage.float()).log()
+    background = torch.zeros_like(tokens.coverage[:, :1])  # what tokens of no entity look up, to be discarded
+    log_coverage = _log(torch.cat([tokens.coverage, background], 1)).to(mask.dtype)
+    entity_bits = torch.arange(log_coverage.shape[1], device=mask.device)
+    entity = ((tokens.entities[:, text, None] >> entity_bits) & 1).argmax(-1, keepdim=True)
+    weights = log_coverage.gather(1, entity.expand(-1, -1, tokens.n_image))
     mask[:, text, image] = torch.where(is_region, weights, mask[:, text, image])
     mask[:, image, text] = torch.where(is_region, weights, mask[:, image, text].mT).mT
 
