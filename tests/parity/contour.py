@@ -44,12 +44,14 @@ def cases(root: Path) -> dict[str, Callable[[], None]]:
     return found
 
 
-def pending(root: Path) -> list[str]:
-    """What waits for the data sets: reading ADE20K and COCO-Stuff files, and token counts with the T5 tokenizer."""
-    names = [f"contour/{folder.name}/reading and token_num" for folder in data_sets(root)]
+def pending(root: Path) -> dict[str, str]:
+    waiting = {
+        f"contour/{folder.name}/files": "reading ADE20K and COCO-Stuff comes with the data sets"
+        for folder in data_sets(root)
+    }
     if (root / "contour" / "t5_token_len.json").exists():
-        names.append("contour/t5_token_len")
-    return names
+        waiting["contour/t5_token_len"] = "token counts of captions come with the data sets"
+    return waiting
 
 
 def data_sets(root: Path) -> list[Path]:
