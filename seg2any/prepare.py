@@ -7,59 +7,22 @@
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from seg2any.attention.rules import AttentionRules
 from seg2any.condition import Condition
 from seg2any.contour import condition_image, kept_tokens, to_signed
 from seg2any.errors import UserError
 from seg2any.latents import Posterior, encode_images, packed_noise, pixels_per_token
 from seg2any.layout import Layout
+from seg2any.settings import ConditionSettings
 from seg2any.text import EncodedText, Prompt, TextEncoders, TextKey, encode_texts
 from seg2any.tokens import SampleTokens, layout_tokens, token_coverage, token_masks
-
-
-@dataclass(frozen=True)
-class ConditionSettings:
-    """How layouts become conditions. The names and defaults are the published ones.
-
-    rules                        who attends to whom; method "none" is plain FLUX with the global caption
-    is_use_cond_token            contour tokens at all
-    is_filter_cond_token         drop the contour tokens whose patch holds no contour
-    cond_scale_factor            the contour image is this many times smaller than the image: 1 at 512 px, 2 at 1024 px
-    region_assignment            image tokens of a region: "nearest" or "coverage" (see seg2any.tokens)
-    max_sequence_length          T5 tokens of the global caption, 1 or more
-    regional_max_sequence_length the same of a region's caption: 50, or 10 for class names
-    vae_posterior                contour latents: a "sample" of the VAE's posterior, or its "mode"
-    """
-
-    rules: AttentionRules = field(default_factory=AttentionRules)
-    is_use_cond_token: bool = True
-    is_filter_cond_token: bool = True
-    cond_scale_factor: int = 1
-    region_assignment: Literal["nearest", "coverage"] = "nearest"
-    max_sequence_length: int = 512
-    regional_max_sequence_length: int = 50
-    vae_posterior: Literal["sample", "mode"] = "sample"
-
-    def __post_init__(self) -> None:
-        for name in ("cond_scale_factor", "max_sequence_length", "regional_max_sequence_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; give a whole number of at least 1")
-        for name, choices in (("region_assignment", ("nearest", "coverage")), ("vae_posterior", ("sample", "mode"))):
-            if getattr(self, name) not in choices:
-                raise UserError(f"{name} is {getattr(self, name)!r}; choose {' or '.join(choices)}")
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether this is FLUX without regions and contours."""
-        return self.rules.method == "none"
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +80,8 @@ def encode_layouts(
     Raises UserError if `size` does not suit the token grids, or if plain FLUX lacks a global caption.
     """
     size_in_tokens(size, encoders.vae, settings.cond_scale_factor)
-    texts = encode_texts([prompt_of(layout, settings) for layout in layouts], encoders, known)
+    prompts = [prompt_for(layout.caption, layout.captions, settings) for layout in layouts]
+    texts = encode_texts(prompts, encoders, known)
     return [
         _encode_layout(layout, text, size, encoders.vae, settings) for layout, text in zip(layouts, texts, strict=True)
     ]
@@ -152,18 +116,12 @@ def encode_contour(
     return EncodedContour(posterior[torch.from_numpy(kept.flatten())], positions, kept.shape)
 
 
-def prompt_of(layout: Layout, settings: ConditionSettings) -> Prompt:
-    """Global caption and regions at their lengths; CLIP reads the captions joined where there is no global one."""
+def prompt_for(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
+    """What is to be encoded for a global caption, which may be absent, and the regions' captions."""
     if settings.is_plain:
-        if layout.caption is None:
-            raise UserError(f"layout {layout.name!r}: attention_mask_method none needs a global caption; add one")
-        caption = TextKey(layout.caption, settings.max_sequence_length, "t5_padded")
-        return Prompt(caption, (), TextKey(layout.caption, 0, "clip"))
-    return regional_prompt(layout.caption, layout.captions, settings)
-
-
-def regional_prompt(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
-    """The prompt of a global caption, which may be absent, and the regions' captions."""
+        if caption is None:
+            raise UserError("attention_mask_method none reads the global caption only: add `caption` to the layout")
+        return Prompt(TextKey(caption, settings.max_sequence_length, "t5_padded"), (), TextKey(caption, 0, "clip"))
     return Prompt(
         caption=None if caption is None else TextKey(caption, settings.max_sequence_length, "t5"),
         regions=tuple(TextKey(text, settings.regional_max_sequence_length, "t5") for text in regions),
@@ -196,8 +154,8 @@ def _sample_tokens(sample: EncodedLayout) -> SampleTokens:
     return SampleTokens(
         text_lengths=sample.text.lengths,
         masks=sample.masks,
-        cond_positions=torch.zeros(0, 2, dtype=torch.int64) if sample.contour is None else sample.contour.positions,
-        coverage=sample.coverage,
+        cond_positions=None if sample.contour is None else sample.contour.positions.numpy(),
+        coverage=None if sample.coverage is None else sample.coverage.numpy(),
     )
 
 
