@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from seg2any.errors import UserError
+
 TRAIN_STEPS = 1000  # FLUX was trained on this many equally spaced noise levels, without a shift
 
 SCHEMES = ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap")
@@ -36,7 +38,7 @@ class TimestepWeighting:
 
     def __post_init__(self):
         if self.scheme not in SCHEMES:
-            raise ValueError(f"timestep weighting {self.scheme!r} is not one of {', '.join(SCHEMES)}")
+            raise UserError(f"weighting_scheme is {self.scheme!r}; choose one of {', '.join(SCHEMES)}")
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         """u [B] in [0, 1], on the CPU so that a seed means the same on every machine. u = 0 is pure noise."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,6 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from seg2any.data.catalog import DataSet
 from seg2any.data.sample import Sample
@@ -110,7 +109,7 @@ class _Columns:
 
     def __init__(self):
         self.parts: dict[str, list[Tensor]] = {}
-        self.text_rows: dict[int, int] = {}
+        self.text_rows: dict[int, tuple[int, Tensor]] = {}
 
     def add(self, sample: EncodedSample, with_std: bool) -> None:
         layout = sample.layout
@@ -130,9 +129,10 @@ class _Columns:
     def _text_row(self, embeds: Tensor) -> int:
         """`encode_texts` returns the same tensor for the same caption, so identity finds the repetitions."""
         if id(embeds) not in self.text_rows:
-            self.text_rows[id(embeds)] = len(self.text_rows)
+            # The tensor is kept: once it were freed, its id could become another caption's.
+            self.text_rows[id(embeds)] = (len(self.text_rows), embeds)
             self._add("text", embeds.to(STORED))
-        return self.text_rows[id(embeds)]
+        return self.text_rows[id(embeds)][0]
 
     def _add_posterior(self, name: str, posterior: Posterior, with_std: bool) -> None:
         self._add(f"{name}.mean", posterior.mean.to(STORED))
@@ -167,21 +167,25 @@ def encode_data_set(
 
 def cached_data_set(
     data: DataSet,
+    batches: Iterable[Sequence[Sample]],
     resolution: int,
     encoders: Encoders,
     settings: ConditionSettings,
     cache_dir: str | None,
-    loader: Iterable[Sequence[Sample]],
 ) -> EncodedDataSet:
-    """Read the encoded `data` from `cache_dir` if it is there for exactly these encoders, or encode and keep it."""
-    fingerprint = fingerprint_of(data, resolution, encoders, settings) if cache_dir else ""
-    path = Path(cache_dir or ".") / f"{fingerprint[:16]}.safetensors"
-    if cache_dir and (found := EncodedDataSet.read(path, fingerprint)):
-        return found
-    encoded = encode_data_set(tqdm(loader, desc="encode", unit="batch"), resolution, encoders, settings)
-    if cache_dir:
-        encoded.save(path, fingerprint)
-    return encoded
+    """The encoded `data`: read from `cache_dir` if it is there for exactly these encoders, else encoded and kept.
+
+    batches  the samples of `data`, in order
+    """
+    if not cache_dir:
+        return encode_data_set(batches, resolution, encoders, settings)
+    fingerprint = fingerprint_of(data, resolution, encoders, settings)
+    path = Path(cache_dir) / f"{fingerprint[:16]}.safetensors"
+    found = EncodedDataSet.read(path, fingerprint)
+    if found is None:
+        found = encode_data_set(batches, resolution, encoders, settings)
+        found.save(path, fingerprint)
+    return found
 
 
 def to_pixels(image: np.ndarray, resolution: int) -> Tensor:
@@ -192,7 +196,9 @@ def to_pixels(image: np.ndarray, resolution: int) -> Tensor:
 
 def fingerprint_of(data: DataSet, resolution: int, encoders: Encoders, settings: ConditionSettings) -> str:
     """sha256 of whatever an encoded data set depends on, cheap to compute: some samples and weights stand for all."""
-    digest = hashlib.sha256(json.dumps([FORMAT, len(data), resolution, repr(settings)]).encode())
+    layout = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "rules"}
+    soft = settings.rules.method == "place"
+    digest = hashlib.sha256(json.dumps([FORMAT, len(data), resolution, layout, soft, settings.is_plain]).encode())
     for index in sorted({0, len(data) // 3, len(data) // 2, len(data) - 1}):
         sample = data[index]
         digest.update(sample.image.tobytes() + sample.layout.digest().encode())

@@ -52,14 +52,19 @@ class Trainable:
 
 
 class Average:
-    """Exponential moving average of parameters, in fp32: a <- d a + (1 - d) p, d growing to `decay` (0: a = p)."""
+    """Exponential moving average of parameters, in fp32: a <- d a + (1 - d) p, with d growing to `decay`.
+
+    With decay 0 it is the parameters themselves and costs nothing.
+    """
 
     def __init__(self, parameters: list[nn.Parameter], decay: float):
         self.parameters, self.decay, self.updates = parameters, decay, 0
-        self.values = [p.detach().float().clone() for p in parameters]
+        self.values = [p.detach().float().clone() for p in parameters] if decay else []
 
     @torch.no_grad()
     def update(self) -> None:
+        if not self.decay:
+            return
         self.updates += 1
         decay = min(self.decay, self.updates / (10 + self.updates))  # early weights are forgotten sooner
         torch._foreach_lerp_(self.values, [p.detach().float() for p in self.parameters], 1 - decay)
@@ -67,6 +72,9 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model holds the average inside this context, its own weights before and after."""
+        if not self.decay:
+            yield
+            return
         own = [p.detach().clone() for p in self.parameters]
         try:
             self._write(self.values)
@@ -86,6 +94,25 @@ class Average:
         self.updates = state["updates"]
         for value, loaded in zip(self.values, state["values"], strict=True):
             value.copy_(loaded)
+
+
+class Identity:
+    """What must not change in the middle of a run. Loading compares instead of overwriting."""
+
+    def __init__(self, values: dict[str, Any]):
+        self.values = values
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.values
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for key in sorted(self.values.keys() | state.keys()):
+            before, now = state.get(key), self.values.get(key)
+            if before != now:
+                raise UserError(
+                    f"{key}: {before!r} in the checkpoint, {now!r} now; resume with the old value, or start a new run "
+                    "from its adapters with model.lora_ckpt_path"
+                )
 
 
 class Checkpoints:

@@ -6,38 +6,54 @@ import json
 import time
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg2any.files import atomic_write
 
 
 class RunLog:
-    """Rows of numbers by optimizer step. Only the main process writes."""
+    """Rows of numbers by optimizer step. Every process calls it, the main one writes."""
 
     def __init__(self, path: Path, accelerator: Accelerator, first_step: int, last_step: int):
         self.path, self.accelerator = path, accelerator
-        self.bar = tqdm(
-            total=last_step, initial=first_step, unit="step", disable=not accelerator.is_main_process, smoothing=0.05
-        )
-        self._since = time.monotonic()
+        quiet = not accelerator.is_main_process
+        self.bar = tqdm(total=last_step, initial=first_step, unit="step", disable=quiet, smoothing=0.02)
+        self.shown: dict[str, str] = {}
+        self._restart()
         if accelerator.is_main_process:
             _keep_until(path, first_step)
 
-    def step(self) -> None:
-        self.bar.update()
+    def _restart(self) -> None:
+        self._losses: list[Tensor] = []
+        self._samples = self._tokens = 0
+        self._since = time.monotonic()
 
-    def rate(self, amount: float) -> float:
-        """`amount` per second since the last call."""
-        now = time.monotonic()
-        rate, self._since = amount / max(now - self._since, 1e-9), now
-        return rate
+    def measure(self, loss: Tensor, samples: int, tokens: int) -> None:
+        """One micro-step of this process."""
+        self._losses.append(loss.detach())
+        self._samples += samples
+        self._tokens += tokens
+
+    def step(self, step: int, every: int, **values: float) -> None:
+        """Count an optimizer step. Each `every` of them write `values`, and mean loss and speed since the last row."""
+        self.bar.update()
+        if step % every:
+            return
+        seconds, world = time.monotonic() - self._since, self.accelerator.num_processes
+        loss = self.accelerator.reduce(torch.stack(self._losses).mean(), reduction="mean").item()
+        rates = {"images_per_s": world * self._samples / seconds, "tokens_per_s": world * self._tokens / seconds}
+        self.row(step, loss=loss, **values, **rates)
+        self._restart()
 
     def row(self, step: int, **values: float) -> None:
         if self.accelerator.is_main_process:
             with open(self.path, "a") as file:
-                file.write(json.dumps({"step": step, **{k: _rounded(v) for k, v in values.items()}}) + "\n")
-            self.bar.set_postfix({**dict(_shown(self.bar.postfix)), **{k: f"{v:.4g}" for k, v in values.items()}})
+                file.write(json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in values.items()}}) + "\n")
+            self.shown |= {k: f"{v:.4g}" for k, v in values.items()}
+            self.bar.set_postfix(self.shown, refresh=False)
         self.accelerator.log(values, step=step)
 
     def say(self, message: str) -> None:
@@ -46,19 +62,11 @@ class RunLog:
 
     def close(self) -> None:
         self.bar.close()
+        self.accelerator.end_training()
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop rows after `step`: they belong to steps that a resumed run takes again."""
-    if path.exists():
-        kept = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        with atomic_write(path) as temporary:
-            temporary.write_text("".join(line + "\n" for line in (kept if step else [])))
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.6g}")
-
-
-def _shown(postfix: str | None) -> list[tuple[str, str]]:
-    return [tuple(item.split("=", 1)) for item in (postfix or "").split(", ") if "=" in item]
+    """Drop rows after `step`: a resumed run takes those steps again. At step 0 this is a new run's empty log."""
+    lines = path.read_text().splitlines() if path.exists() and step else []
+    with atomic_write(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))

@@ -1,0 +1,252 @@
+"""From a config to the objects of a run. Nothing here trains."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration
+from diffusers.optimization import get_scheduler
+from omegaconf import OmegaConf
+from torch import nn
+from torch.utils.data import DataLoader, Subset
+from tqdm.auto import tqdm
+
+from seg2any.attention.rules import AttentionRules
+from seg2any.config import Config, DataSet
+from seg2any.data.catalog import open_data_set
+from seg2any.errors import UserError
+from seg2any.flow import TimestepWeighting
+from seg2any.layout import Layout
+from seg2any.models.adapters import COND, DEFAULT, AdapterCard, add_adapters, load_adapters
+from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.prepare import ConditionSettings
+from seg2any.training.cache import EncodedDataSet, cached_data_set
+
+PUBLISHED_TARGETS = {
+    "dataset.ade20k_dataset.ADE20KDataset": "ade20k",
+    "dataset.coco_stuff_dataset.COCOStuffDataset": "coco_stuff",
+    "dataset.sacap_1m_dataset.SACap_1M_Dataset": "sacap_1m",
+}
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    folder = Path(config.project.output_dir)
+    return Accelerator(
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.trainer.gradient_accumulation_steps,
+        log_with=config.project.report_to,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.project.logging_dir)),
+    )
+
+
+def weight_dtype(accelerator: Accelerator) -> torch.dtype:
+    """Of frozen weights; what is trained stays in fp32."""
+    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
+
+
+def condition_settings(config: Config) -> ConditionSettings:
+    model = config.model
+    return ConditionSettings(
+        rules=AttentionRules(
+            method=model.attention_mask_method,
+            hard_attn_block_range=tuple(model.hard_attn_block_range),
+            cond_attention=model.cond_attention,
+            global_text_sees=model.global_text_sees,
+        ),
+        is_use_cond_token=model.is_use_cond_token,
+        is_filter_cond_token=model.is_filter_cond_token,
+        cond_scale_factor=config.cond_scale_factor,
+        region_assignment=model.region_assignment,
+        max_sequence_length=model.max_sequence_length,
+        regional_max_sequence_length=model.regional_max_sequence_length,
+        vae_posterior=model.vae_posterior,
+    )
+
+
+def timestep_weighting(config: Config) -> TimestepWeighting:
+    model = config.model
+    return TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
+
+
+def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
+    """The frozen FLUX on the device, its transformer in the weight dtype, everything with requires_grad off."""
+    pipeline = Seg2AnyPipeline.from_pretrained(config.model.pretrained_model_name_or_path)
+    for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
+        module.requires_grad_(False)
+        module.to(accelerator.device, weight_dtype(accelerator))
+    pipeline.vae.float()  # small, and its rounding errors would become part of the targets
+    if accelerator.device.type == "cpu":
+        pipeline.text_encoder.float()
+        pipeline.text_encoder_2.float()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def attach_adapters(transformer: nn.Module, config: Config) -> None:
+    """Add `default` and, with condition tokens, `cond`; or load them to start from. Trainable and in fp32."""
+    model = config.model
+    if model.lora_ckpt_path:
+        load_adapters(transformer, model.lora_ckpt_path)
+    else:
+        add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, model.is_use_cond_token)
+    for name, parameter in transformer.named_parameters():
+        if "lora_" in name:
+            parameter.requires_grad_(True)
+            parameter.data = parameter.data.float()
+    for adapter, key in ((DEFAULT, "default_lora_layers"), (COND, "cond_lora_layers")):
+        _check_layers(transformer, adapter, key, getattr(model, key))
+
+
+def _check_layers(transformer: nn.Module, adapter: str, key: str, wanted: str | None) -> None:
+    """The published keys that choose layers are accepted if they choose the published layers."""
+    if wanted is None or wanted == "all-linear-in-dit-blocks":
+        return
+    pattern = re.compile(wanted.removeprefix("regular_expression:"))
+    linear = {name for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
+    adapted = {name for name in linear if adapter in transformer.get_submodule(name).lora_A}
+    if adapted and {name for name in linear if pattern.fullmatch(name)} != adapted:
+        raise UserError(f"model.{key}: other layers than the published ones are not supported; leave the key out")
+
+
+def adapter_card(config: Config, step: int) -> AdapterCard:
+    """What the adapters of this run tell about themselves."""
+    model = config.model
+    return AdapterCard(
+        base_model=model.pretrained_model_name_or_path,
+        attention_mask_method=model.attention_mask_method,
+        hard_attn_block_range=tuple(model.hard_attn_block_range),
+        cond_attention=model.cond_attention,
+        global_text_sees=model.global_text_sees,
+        region_assignment=model.region_assignment,
+        is_use_cond_token=model.is_use_cond_token,
+        is_filter_cond_token=model.is_filter_cond_token,
+        cond_scale_factor=config.cond_scale_factor,
+        resolution=config.resolution,
+        max_sequence_length=model.max_sequence_length,
+        regional_max_sequence_length=model.regional_max_sequence_length,
+        rank=model.rank,
+        alpha=float(lora_alpha(config)),
+        dataset=data_set_name(config.data.train) or "",
+        step=step,
+    )
+
+
+def lora_alpha(config: Config) -> int:
+    return config.model.rank if config.model.lora_alpha is None else config.model.lora_alpha
+
+
+def parameter_counts(transformer: nn.Module) -> dict[str, int]:
+    """Numbers of frozen parameters and of each adapter's."""
+    counts = {"frozen": 0, DEFAULT: 0, COND: 0}
+    for name, parameter in transformer.named_parameters():
+        owner = next((a for a in (DEFAULT, COND) if "lora_" in name and f".{a}." in name), "frozen")
+        counts[owner] += parameter.numel()
+    return counts
+
+
+def data_set_name(config: DataSet) -> str | None:
+    return config.type or PUBLISHED_TARGETS.get(config.target or "", config.target)
+
+
+def open_samples(config: DataSet, key: str):
+    """The data set of a config section; the published class paths are understood."""
+    name = data_set_name(config)
+    if name is None:
+        raise UserError(f"{key}.type: no data set chosen; for example --{key}.type=shapes")
+    return open_data_set(name, config.params)
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """Encoded samples to train and to validate on, and the layouts that are drawn as images."""
+
+    train: EncodedDataSet
+    lengths: list[int]  # tokens of each training sample
+    val: EncodedDataSet | None
+    shown: list[Layout]
+
+
+def encoded_data(
+    config: Config, pipeline: Seg2AnyPipeline, settings: ConditionSettings, accelerator: Accelerator
+) -> RunData:
+    """Encode what is configured, or read it from `trainer.cache_dir`."""
+    options = config.trainer
+
+    def encode(data, what: str) -> EncodedDataSet:
+        # Read in order by `dataloader_num_workers` processes; `list` keeps samples of any size side by side.
+        reader = DataLoader(data, options.cache_batch_size, num_workers=config.dataloader_num_workers, collate_fn=list)
+        bar = tqdm(reader, desc=f"encode {what}", unit="batch", disable=not accelerator.is_main_process)
+        with accelerator.main_process_first():
+            return cached_data_set(data, bar, config.resolution, pipeline, settings, options.cache_dir)
+
+    train = encode(open_samples(config.data.train, "data.train"), "train")
+    lengths = [sum(train[i].lengths) for i in range(len(train))]
+    if data_set_name(config.data.val) is None:
+        return RunData(train, lengths, None, [])
+    val = open_samples(config.data.val, "data.val")
+    shown = [val[i].layout for i in range(min(options.num_validation_images, len(val)))]
+    subset = Subset(val, range(min(options.num_validation_samples, len(val))))
+    return RunData(train, lengths, encode(subset, "val"), shown)
+
+
+def number_of_steps(config: Config, batches_per_epoch: int) -> int:
+    per_epoch = max(1, batches_per_epoch // config.trainer.gradient_accumulation_steps)
+    return config.trainer.max_train_steps or config.trainer.num_train_epochs * per_epoch
+
+
+def make_optimizer(config: Config, parameters: list[nn.Parameter], processes: int) -> torch.optim.Optimizer:
+    trainer, adam = config.trainer, config.optimizer
+    rate = trainer.learning_rate
+    if trainer.scale_lr:
+        rate *= processes * trainer.train_batch_size * trainer.gradient_accumulation_steps
+    return torch.optim.AdamW(
+        parameters,
+        lr=rate,
+        betas=(adam.adam_beta1, adam.adam_beta2),
+        weight_decay=adam.adam_weight_decay,
+        eps=adam.adam_epsilon,
+        fused=parameters[0].device.type in ("cpu", "cuda"),
+    )
+
+
+def make_schedule(config: Config, optimizer: torch.optim.Optimizer, last_step: int):
+    schedule = config.scheduler
+    try:
+        return get_scheduler(
+            schedule.lr_scheduler,
+            optimizer,
+            num_warmup_steps=schedule.lr_warmup_steps,
+            num_training_steps=last_step,
+            num_cycles=schedule.lr_num_cycles,
+            power=schedule.lr_power,
+        )
+    except ValueError as error:
+        raise UserError(f"scheduler.lr_scheduler: {error}") from None
+
+
+def apply_memory_options(transformer: nn.Module, config: Config) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = config.trainer.allow_tf32
+    if config.trainer.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    if config.trainer.compile:
+        transformer.compile_repeated_blocks(dynamic=True)
+
+
+def identity(config: Config, last_step: int, processes: int) -> dict[str, object]:
+    """The settings that a resumed run must share with the run that wrote the checkpoint."""
+    flat = OmegaConf.to_container(OmegaConf.structured(config))
+    trainer, schedule = flat["trainer"], flat["scheduler"]
+    kept = ("learning_rate", "train_batch_size", "gradient_accumulation_steps", "caption_dropout", "cond_dropout")
+    values = {f"trainer.{key}": trainer[key] for key in (*kept, "scale_lr", "guidance_scale", "ema_decay")}
+    for section in ("model", "optimizer", "scheduler"):
+        values |= {f"{section}.{key}": value for key, value in flat[section].items()}
+    values |= {key: flat[key] for key in ("resolution", "cond_scale_factor", "seed", "mixed_precision")}
+    values |= {"data.train": flat["data"]["train"], "number of processes": processes}
+    if schedule["lr_scheduler"] not in ("constant", "constant_with_warmup"):
+        values["trainer.max_train_steps"] = last_step  # the schedule's shape depends on it
+    del values["model.num_inference_steps"]
+    return values

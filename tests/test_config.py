@@ -1,0 +1,92 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from seg2any import config
+from seg2any.config import Config
+from seg2any.errors import UserError
+from tests.golden_root import golden_root
+
+REPOSITORY = Path(__file__).parents[1]
+GOLDEN = golden_root()
+
+
+def test_defaults_files_and_command_line_in_that_order(tmp_path):
+    (tmp_path / "a.yaml").write_text("resolution: 64\nmodel: {rank: 4, hard_attn_block_range: [2, 4]}\n")
+    (tmp_path / "b.yaml").write_text("model: {rank: 8}\n")
+    loaded = config.load([str(tmp_path / "a.yaml"), "--resolution=96", str(tmp_path / "b.yaml"), "--seed", "7"])
+    assert isinstance(loaded, Config)
+    assert (loaded.resolution, loaded.model.rank, loaded.model.hard_attn_block_range) == (96, 8, [2, 4])
+    assert (loaded.seed, loaded.trainer.learning_rate, loaded.dry_run) == (7, 1e-4, False)
+
+
+def test_command_line_values_get_their_types():
+    arguments = ["--trainer.learning_rate=1e-3", "--data.train.params.entities=[1,4]", "--data.train.type", "shapes"]
+    loaded = config.load([*arguments, "--resume_from_checkpoint", "latest", "--dry_run"])
+    assert loaded.trainer.learning_rate == 1e-3 and loaded.dry_run is True
+    assert loaded.data.train.params == {"entities": [1, 4]} and loaded.data.train.type == "shapes"
+    assert loaded.resume_from_checkpoint == "latest"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--model.rnak=4", "unknown key 'model.rnak'; did you mean 'model.rank'?"),
+        ("--learning_rate=1", "unknown key 'learning_rate'; did you mean 'trainer.learning_rate'?"),
+        ("--trainer.train_batchsize=1", "did you mean 'trainer.train_batch_size'?"),
+        ("--model.rank=many", "--model.rank: model.rank: Value 'many'"),
+        ("--model=3", "'model' is a section"),
+        ("--model.rank=0", "model.rank: 0 is not possible; it must be at least 1"),
+        ("--trainer.ema_decay=1.5", "trainer.ema_decay: 1.5 is not possible"),
+        ("--mixed_precision=fp8", "choose one of no, fp16, bf16"),
+        ("--model.use_lora_bias=true", "choose one of False"),
+        ("--model.hard_attn_block_range=[1]", "first and last block"),
+        ("--seed=null", "--seed: seed"),
+        ("missing.yaml", "missing.yaml: no such config file"),
+    ],
+)
+def test_mistakes_are_one_line_that_names_key_and_fix(argument, message):
+    with pytest.raises(UserError) as caught:
+        config.load([argument])
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_broken_yaml_names_the_file(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("model: [1, {")
+    with pytest.raises(UserError, match="broken.yaml: not readable as yaml") as caught:
+        config.load([str(path)])
+    assert "\n" not in str(caught.value)
+
+
+def test_saved_config_loads_as_the_same_config(tmp_path):
+    loaded = config.load(["--model.rank=3", "--data.train.params.split=val", "--optimizer.max_grad_norm=0.5"])
+    loaded.save(tmp_path / "config.yaml")
+    assert config.load([str(tmp_path / "config.yaml")]) == loaded
+
+
+@pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("seg2any_*.yaml")), ids=lambda path: path.stem)
+def test_shipped_configs_load_and_hold_only_what_differs(path):
+    config.load([str(path)])
+    default = yaml.safe_load(Config().to_yaml())
+
+    def repeated(content, reference, prefix=""):
+        for key, value in content.items():
+            if isinstance(value, dict) and key != "params":
+                yield from repeated(value, reference[key], f"{prefix}{key}.")
+            elif value == reference[key]:
+                yield f"{prefix}{key}"
+
+    assert not list(repeated(yaml.safe_load(path.read_text()), default))
+
+
+@pytest.mark.parametrize("index", sorted(GOLDEN.glob("train/*/index.json")), ids=lambda path: path.parent.name)
+def test_published_configs_keep_working(index, tmp_path):
+    published = json.loads(index.read_text())["cfg"]
+    (tmp_path / "published.yaml").write_text(yaml.safe_dump(published))
+    loaded = config.load([str(tmp_path / "published.yaml")])
+    assert loaded.model.rank == published["model"]["rank"]
+    assert loaded.trainer.learning_rate == published["trainer"]["learning_rate"]
+    assert loaded.data.train.target == published["data"]["train"]["target"]
