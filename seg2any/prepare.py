@@ -161,7 +161,7 @@ def _sample_tokens(sample: EncodedLayout) -> SampleTokens:
 
 def _contour_tokens(sample: EncodedLayout, settings: ConditionSettings, generator: torch.Generator | None) -> Tensor:
     if sample.contour is None:
-        return torch.zeros(0, 0)
+        return torch.zeros(0, 1)
     return sample.contour.posterior.mean if settings.vae_posterior == "mode" else sample.contour.sample(generator)
 
 

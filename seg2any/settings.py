@@ -8,6 +8,7 @@ from typing import Literal
 
 from seg2any.attention.rules import AttentionRules
 from seg2any.errors import UserError
+from seg2any.models.card import AdapterCard
 
 CHOICES = {"region_assignment": ("nearest", "coverage"), "vae_posterior": ("sample", "mode")}
 COUNTS = ("cond_scale_factor", "max_sequence_length", "regional_max_sequence_length")
@@ -57,3 +58,16 @@ class ConditionSettings:
         given = {name: value for name, value in given.items() if value is not None}
         rules = {field.name: given.pop(field.name) for field in fields(self.rules) if field.name in given}
         return replace(self, rules=replace(self.rules, **rules), **given)
+
+
+def settings_of(card: AdapterCard) -> ConditionSettings:
+    """What the adapters of a card were trained with."""
+    return ConditionSettings(
+        rules=card.rules(),
+        is_use_cond_token=card.is_use_cond_token,
+        is_filter_cond_token=card.is_filter_cond_token,
+        cond_scale_factor=card.cond_scale_factor,
+        region_assignment=card.region_assignment,
+        max_sequence_length=card.max_sequence_length,
+        regional_max_sequence_length=card.regional_max_sequence_length,
+    )

@@ -1,0 +1,35 @@
+"""Fixtures that several test files share: models built from their configs, never downloaded."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def stock_pipe():
+    """A stock FluxPipeline: 2 + 3 narrow blocks with random weights, text and VAE as in the embedded model but smaller.
+
+    One for all tests: leave its weights and its adapters as they are.
+    """
+    import torch
+    from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
+
+    from seg2any.tiny import build
+
+    torch.manual_seed(0)
+    clip_tokenizer, t5_tokenizer = build.build_clip_tokenizer(), build.build_t5_tokenizer()
+    clip, t5 = build.build_text_encoders(len(clip_tokenizer), len(t5_tokenizer))
+    vae = {**build.build_vae().config, "block_out_channels": (8, 8, 16, 16), "shift_factor": 0.1, "scaling_factor": 0.6}
+    small = {"num_layers": 2, "num_single_layers": 3, "num_attention_heads": 2, "attention_head_dim": 16}
+    transformer = {**build.build_transformer().config, **small, "axes_dims_rope": (4, 6, 6), "guidance_embeds": True}
+    pipe = FluxPipeline(
+        scheduler=build.build_scheduler(),
+        vae=AutoencoderKL.from_config(vae).eval(),
+        text_encoder=clip.eval(),
+        tokenizer=clip_tokenizer,
+        text_encoder_2=t5.eval(),
+        tokenizer_2=t5_tokenizer,
+        transformer=FluxTransformer2DModel.from_config(transformer).eval(),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
