@@ -1,0 +1,1 @@
+"""The transformer with a condition stream, and its adapters."""

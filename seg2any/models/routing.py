@@ -1,0 +1,108 @@
+"""Tokens choose their adapters (paper eq. 4): condition rows use `cond`, all other rows every other adapter.
+
+One matrix product with the frozen weight serves all rows; each adapter's low-rank delta is added on its own rows. The
+rows are said with every call, so there is no switch to forget, and a call without condition rows never meets `cond`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftType
+from peft.tuners.lora import LoraLayer
+from torch import nn
+
+from seg2any.errors import UserError
+
+DEFAULT = "default"
+COND = "cond"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The last `n_cond` rows of a token matrix [B, L, D] are condition tokens, and `cond_adapters` act on them.
+
+    Any other adapter, a style LoRA for instance, acts on the text and image rows.
+    """
+
+    n_cond: int = 0
+    cond_adapters: frozenset[str] = frozenset({COND})
+
+    @property
+    def of_modulation(self) -> Rows:
+        """Rows of a time embedding [B, 1 or 2, D]: one for text and image, one for the condition if there is any."""
+        return Rows(min(self.n_cond, 1), self.cond_adapters)
+
+    def split(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """[B, L, D] -> the rows before the condition, and the condition rows if there are any."""
+        return x.split([x.shape[1] - self.n_cond, self.n_cond], 1) if self.n_cond else (x,)
+
+
+def linear(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """layer(x) with every adapter on its own rows only. x [B, L, D_in] -> [B, L, D_out]."""
+    if not isinstance(layer, LoraLayer):
+        return layer(x)
+    y = layer.base_layer(x)
+    terms = [_delta(layer, part, is_cond, rows) for is_cond, part in enumerate(rows.split(x))]
+    if all(term is None for term in terms):
+        return y
+    if len(terms) == 1:
+        return y.add_(terms[0])
+    zero = y.new_zeros(1)
+    blank = [zero.expand(part.shape) for part in rows.split(y)]
+    # one sum over all rows: its gradient reaches both adapters as views, in-place sums on row slices would copy it
+    return y.add_(torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1))
+
+
+def _delta(layer: LoraLayer, x: torch.Tensor, is_cond: bool, rows: Rows) -> torch.Tensor | None:
+    """Sum of the deltas that the base weight lacks on these rows, [B, L, D_out], or None.
+
+    A merged adapter is in the base weight, so it acts on all rows: it is not added again on its own rows, and it is
+    taken back on the others.
+    """
+    total = None
+    for name in layer.lora_A:
+        wanted = not layer.disable_adapters and name in layer.active_adapters
+        missing = (wanted and (name in rows.cond_adapters) == is_cond) - (name in layer.merged_adapters)
+        if missing:
+            delta = _low_rank(layer, name, x) * (missing * layer.scaling[name])
+            total = delta if total is None else total + delta
+    return total
+
+
+def _low_rank(layer: LoraLayer, name: str, x: torch.Tensor) -> torch.Tensor:
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    if not torch.is_autocast_enabled(x.device.type):
+        x = x.to(down.weight.dtype)
+    return up(down(layer.lora_dropout[name](x)))
+
+
+_NOT_LOW_RANK = (
+    *("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "velora_config"),
+    *("monteclora_config", "kasa_config", "modules_to_save", "target_parameters", "trainable_token_indices"),
+    "layer_replication",
+)
+_LOW_RANK_STARTS = (True, False, "gaussian", "eva", "orthogonal")
+_FOREIGN_WEIGHTS = {"lora_magnitude_vector": "use_dora", "dora_scale": "use_dora", ".lokr_": "LoKr", ".hada_": "LoHa"}
+
+
+def refuse_unroutable(options: Mapping[str, Any], name: str, weights: Iterable[str] = ()) -> None:
+    """`UserError` for an adapter that is more than a low-rank delta: it would change what other rows compute.
+
+    DoRA rescales the output of the base weight; PiSSA, OLoRA, CorDA and LoftQ rewrite the base weight that all
+    adapters share; aLoRA chooses its own tokens. `options` are those of a peft config, `weights` the keys of a file.
+    """
+    found = {option for option in _NOT_LOW_RANK if options.get(option)}
+    found |= {option for part, option in _FOREIGN_WEIGHTS.items() if any(part in key for key in weights)}
+    if options.get("init_lora_weights", True) not in _LOW_RANK_STARTS:
+        found.add(f"init_lora_weights={options['init_lora_weights']}")
+    if options.get("bias", "none") != "none":
+        found.add(f"bias={options['bias']}")
+    if (kind := options.get("peft_type", PeftType.LORA)) != PeftType.LORA:
+        found.add(str(getattr(kind, "value", kind)))
+    if found:
+        reason = f"adapter {name!r} uses {', '.join(sorted(found))}, which cannot act on some of the tokens only"
+        raise UserError(f"{reason}; use a plain LoRA")
