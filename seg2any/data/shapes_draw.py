@@ -72,7 +72,7 @@ def draw_alpha(figure: Figure, size: int) -> np.ndarray:
 def draw_texture(figure: Figure, size: int) -> np.ndarray:
     """Colours float32 [size, size, 3] in 0..255 that fill the figure: its colour, with INK where the pattern is."""
     x, y = _own_axes(figure, size)
-    ink = _INK_SHARE[figure.pattern](x, y)
+    ink = INK_SHARE[figure.pattern](x, y)
     if figure.shape == "badge":
         ink = np.maximum(ink, _letter(figure, size))
     colour, tone = np.float32(COLOURS[figure.colour]), np.float32(INK)
@@ -132,7 +132,7 @@ def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return _soft_step(np.sign(a * b) * np.minimum(np.abs(a), np.abs(b)))
 
 
-_INK_SHARE = {
+INK_SHARE = {
     "plain": lambda x, y: np.zeros_like(x),
     "striped": lambda x, y: _soft_step(_triangle_wave(x, PERIOD) - 1.0),
     "dotted": _dots,
