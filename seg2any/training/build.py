@@ -21,9 +21,9 @@ from seg2any.data.catalog import open_data_set
 from seg2any.errors import UserError
 from seg2any.flow import TimestepWeighting
 from seg2any.layout import Layout
-from seg2any.models.adapters import COND, DEFAULT, AdapterCard, add_adapters, load_adapters
+from seg2any.models.adapters import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
 from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.prepare import ConditionSettings
+from seg2any.settings import ConditionSettings
 from seg2any.training.cache import EncodedDataSet, cached_data_set
 
 PUBLISHED_TARGETS = {
@@ -78,7 +78,8 @@ def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
         module.requires_grad_(False)
         module.to(accelerator.device, weight_dtype(accelerator))
-    pipeline.vae.float()  # small, and its rounding errors would become part of the targets
+    # The VAE is small, and its rounding errors would become part of the targets.
+    pipeline.vae.to(torch.float32, memory_format=torch.channels_last)
     if accelerator.device.type == "cpu":
         pipeline.text_encoder.float()
         pipeline.text_encoder_2.float()
@@ -93,10 +94,7 @@ def attach_adapters(transformer: nn.Module, config: Config) -> None:
         load_adapters(transformer, model.lora_ckpt_path)
     else:
         add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, model.is_use_cond_token)
-    for name, parameter in transformer.named_parameters():
-        if "lora_" in name:
-            parameter.requires_grad_(True)
-            parameter.data = parameter.data.float()
+    trainable_parameters(transformer)
     for adapter, key in ((DEFAULT, "default_lora_layers"), (COND, "cond_lora_layers")):
         _check_layers(transformer, adapter, key, getattr(model, key))
 

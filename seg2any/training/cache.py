@@ -23,7 +23,8 @@ from seg2any.data.catalog import DataSet
 from seg2any.data.sample import Sample
 from seg2any.files import atomic_write
 from seg2any.latents import Posterior, encode_images
-from seg2any.prepare import ConditionSettings, EncodedContour, EncodedLayout, Encoders, encode_layouts
+from seg2any.prepare import EncodedContour, EncodedLayout, Encoders, encode_layouts
+from seg2any.settings import ConditionSettings
 from seg2any.text import EncodedText
 
 FORMAT = 1  # raise it when the columns or what they mean change
@@ -161,7 +162,7 @@ def encode_data_set(
         encoded = encode_layouts(layouts, (resolution, resolution), encoders, settings, known)
         images = encode_images(torch.stack([to_pixels(sample.image, resolution) for sample in samples]), encoders.vae)
         for index, layout in enumerate(encoded):
-            columns.add(EncodedSample(images[index].to("cpu"), layout), with_std=settings.vae_posterior == "sample")
+            columns.add(EncodedSample(images[index].cpu(), layout), with_std=settings.vae_posterior == "sample")
     return columns.finish()
 
 

@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 
 from seg2any.files import atomic_write
 
+SHOWN = ("loss", "lr", "images_per_s", "val_loss")  # in the progress bar; the file has everything
+
 
 class RunLog:
     """Rows of numbers by optimizer step. Every process calls it, the main one writes."""
@@ -29,7 +31,11 @@ class RunLog:
     def _restart(self) -> None:
         self._losses: list[Tensor] = []
         self._samples = self._tokens = 0
-        self._since = time.monotonic()
+        self._seconds = 0.0
+
+    def begin(self) -> None:
+        """A step begins; what lies between steps (validation, checkpoints) does not count in the speed."""
+        self._began = time.monotonic()
 
     def measure(self, loss: Tensor, samples: int, tokens: int) -> None:
         """One micro-step of this process."""
@@ -40,9 +46,10 @@ class RunLog:
     def step(self, step: int, every: int, **values: float) -> None:
         """Count an optimizer step. Each `every` of them write `values`, and mean loss and speed since the last row."""
         self.bar.update()
+        self._seconds += time.monotonic() - self._began
         if step % every:
             return
-        seconds, world = time.monotonic() - self._since, self.accelerator.num_processes
+        seconds, world = self._seconds, self.accelerator.num_processes
         loss = self.accelerator.reduce(torch.stack(self._losses).mean(), reduction="mean").item()
         rates = {"images_per_s": world * self._samples / seconds, "tokens_per_s": world * self._tokens / seconds}
         self.row(step, loss=loss, **values, **rates)
@@ -52,7 +59,7 @@ class RunLog:
         if self.accelerator.is_main_process:
             with open(self.path, "a") as file:
                 file.write(json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in values.items()}}) + "\n")
-            self.shown |= {k: f"{v:.4g}" for k, v in values.items()}
+            self.shown |= {k: f"{v:.4g}" for k, v in values.items() if k in SHOWN}
             self.bar.set_postfix(self.shown, refresh=False)
         self.accelerator.log(values, step=step)
 

@@ -110,6 +110,7 @@ class Trainer:
     def step(self, log: RunLog) -> None:
         """One update: `gradient_accumulation_steps` micro-steps, clip, AdamW, schedule, average."""
         accelerator, options, progress = self.accelerator, self.options, self.progress
+        log.begin()
         for _ in range(options.gradient_accumulation_steps):
             torch.manual_seed(self._seed(self.sampler.position))
             indices = next(self.sampler)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -17,7 +16,8 @@ from seg2any.config import Config
 from seg2any.files import atomic_write
 from seg2any.layout import Layout
 from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.prepare import ConditionSettings, assemble
+from seg2any.prepare import assemble
+from seg2any.settings import ConditionSettings
 from seg2any.training.cache import EncodedDataSet
 
 BINS = 4  # of the noise level, each reported by itself: the loss means something else at every level
@@ -90,18 +90,7 @@ def write_images(
             num_inference_steps=config.model.num_inference_steps,
             guidance_scale=config.eval.guidance_scale,
             seeds=[number],
-            **conditioning(settings),
+            settings=settings,
         ).images[0]
         with atomic_write(folder / f"{number:03d}.png") as temporary:
             image.save(temporary)
-
-
-def conditioning(settings: ConditionSettings) -> dict[str, object]:
-    """`settings` in the words of `Seg2AnyPipeline.__call__`."""
-    rules = settings.rules
-    own = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "rules"}
-    return own | {
-        "attention_mask_method": rules.method,
-        "hard_attn_block_range": rules.hard_attn_block_range,
-        "cond2image_attention_weight": rules.cond2image_attention_weight,
-    }

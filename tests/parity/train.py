@@ -1,0 +1,258 @@
+"""Recorded training runs: one batch, its loss, its gradients and the first steps of AdamW.
+
+The runs were recorded with patched noise and u, so everything follows from the recorded batch.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+import yaml
+from diffusers import FluxPipeline
+from safetensors.torch import load_file
+from torch import Tensor
+
+from seg2any import config, flow
+from seg2any.condition import Condition
+from seg2any.latents import encode_images, pack
+from seg2any.layout import Layout
+from seg2any.models.adapters import load_adapters, trainable_parameters
+from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.prepare import assemble, encode_layouts
+from seg2any.settings import ConditionSettings
+from seg2any.training import build
+
+RELATIVE = 1e-5
+OWN_T5 = 1e-4  # T5 of another transformers version differs by up to 1.2e-5
+
+
+@dataclass(frozen=True)
+class Run:
+    """One recorded run, and what our code makes of its inputs."""
+
+    folder: Path
+    index: dict
+    batch: dict[str, Tensor]
+    config: config.Config
+    settings: ConditionSettings
+    pipeline: FluxPipeline
+
+    @property
+    def layouts(self) -> list[Layout]:
+        labels = sorted((key for key in self.batch if key.startswith("label")), key=lambda key: int(key[5:]))
+        captions = self.index["global_caption"] or [None] * len(labels)
+        return [
+            Layout(self.batch[label].bool().numpy(), tuple(regions), caption)
+            for label, regions, caption in zip(labels, self.index["regional_captions"], captions, strict=True)
+        ]
+
+    def condition(self, settings: ConditionSettings | None = None) -> Condition:
+        """The batch as our own preparation makes it."""
+        settings = settings or self.settings
+        size = tuple(self.batch["pixel_values"].shape[-2:])
+        return assemble(encode_layouts(self.layouts, size, self.pipeline, settings), settings)
+
+    def recorded_condition(self) -> Condition:
+        """The same token layout with the recorded embeddings and latents."""
+        return replace(
+            self.condition(),
+            prompt_embeds=self.batch["fwd/encoder_hidden_states"],
+            pooled_prompt_embeds=self.batch["fwd/pooled_projections"],
+            cond_hidden_states=self.batch.get("fwd/cond_hidden_states"),
+        )
+
+    def transformer(self, adapters: str) -> Seg2AnyTransformer2DModel:
+        folder = self.folder.parents[1] / "pipeline" / "model"
+        transformer = Seg2AnyTransformer2DModel.from_pretrained(folder, subfolder="transformer").requires_grad_(False)
+        load_adapters(transformer, self.folder / adapters)
+        trainable_parameters(transformer)
+        return transformer
+
+    def loss(self, transformer: Seg2AnyTransformer2DModel, condition: Condition) -> tuple[Tensor, Tensor]:
+        """(loss, prediction) of the recorded noisy batch."""
+        batch = self.batch
+        prediction = transformer(
+            hidden_states=batch["fwd/hidden_states"],
+            timestep=batch["fwd/timestep"],
+            guidance=batch["fwd/guidance"],
+            encoder_hidden_states=condition.prompt_embeds,
+            pooled_projections=condition.pooled_prompt_embeds,
+            joint_attention_kwargs={"condition": condition},
+            return_dict=False,
+        )[0]
+        return flow.loss(prediction, self.target(), torch.ones(len(prediction))), prediction
+
+    def x0(self) -> Tensor:
+        return encode_images(self.batch["pixel_values"], self.pipeline.vae).mean
+
+    def target(self) -> Tensor:
+        return flow.velocity(self.x0(), pack(self.batch["noise"]))
+
+
+@cache
+def read_run(folder: Path) -> Run:
+    index = json.loads((folder / "index.json").read_text())
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "published.yaml"
+        path.write_text(yaml.safe_dump(index["cfg"]))
+        settings = config.load([str(path), "--model.vae_posterior=mode"])
+    return Run(
+        folder=folder,
+        index=index,
+        batch=load_file(folder / "batch.safetensors"),
+        config=settings,
+        settings=build.condition_settings(settings),
+        pipeline=FluxPipeline.from_pretrained(folder.parents[1] / "pipeline" / "model", transformer=None),
+    )
+
+
+def cases(root: Path) -> dict[str, Callable[[], None]]:
+    checks = {}
+    for folder in _runs(root):
+        for check in (check_input, check_condition, check_prediction, check_gradients, check_steps):
+            checks[f"{folder.name}/{check.__name__.removeprefix('check_')}"] = partial(_on, folder, check)
+        checks[f"{folder.name}/without_token_filter"] = partial(_on, folder, check_unfiltered)
+    if checks and (root / "train" / "extra.json").exists():
+        checks["extra/resume_latest"] = partial(check_resumed_loss, root)
+        checks["extra/is_filter_cond_token=False"] = partial(check_filter_crash_is_gone, root)
+    return checks
+
+
+def _runs(root: Path) -> list[Path]:
+    return sorted(path.parent for path in root.glob("train/*/batch.safetensors"))
+
+
+def _on(folder: Path, check: Callable[[Run], None]) -> None:
+    check(read_run(folder))
+
+
+def check_input(run: Run) -> None:
+    """u -> noise level, pixels and noise -> x_s."""
+    s = flow.noise_level(run.batch["u"])
+    close(s * flow.TRAIN_STEPS, run.batch["timesteps"])
+    close(s, run.batch["fwd/timestep"])
+    close(flow.interpolate(run.x0(), pack(run.batch["noise"]), s), run.batch["fwd/hidden_states"])
+
+
+def check_condition(run: Run) -> None:
+    """Masks, captions and lengths -> embeddings, condition tokens and who attends to whom, by our own preparation."""
+    condition, batch = run.condition(), run.batch
+    close(condition.prompt_embeds, batch["fwd/encoder_hidden_states"], OWN_T5)
+    close(condition.pooled_prompt_embeds, batch["fwd/pooled_projections"])
+    for block in (0, run.settings.rules.hard_attn_block_range[0]):
+        hard = "fwd/hard_attention_mask_head0" in batch and block > 0
+        recorded = batch["fwd/hard_attention_mask_head0" if hard else "fwd/attention_mask_head0"]
+        assert torch.equal(condition.plan.mask(block, torch.float32).expand(-1, 1, -1, -1)[:, 0], recorded)
+    assert ("fwd/cond_ids" in batch) == (condition.cond_hidden_states is not None)
+    if condition.cond_hidden_states is not None:
+        close(condition.cond_hidden_states, batch["fwd/cond_hidden_states"])
+        assert torch.equal(condition.tokens.positions[:, -condition.tokens.n_cond :], batch["fwd/cond_ids"])
+
+
+def check_prediction(run: Run) -> None:
+    loss, prediction = run.loss(run.transformer("lora_init"), run.recorded_condition())
+    close(prediction, run.batch["fwd/model_pred"])
+    close(loss, run.batch["loss_step0"][0])
+
+
+def check_gradients(run: Run) -> None:
+    """Of the first step, before clipping, and their norm."""
+    transformer = run.transformer("lora_init")
+    run.loss(transformer, run.recorded_condition())[0].backward()
+    recorded = load_file(run.folder / "grads_step0.safetensors")
+    ours = {_saved_name(name): p.grad for name, p in transformer.named_parameters() if p.requires_grad}
+    assert ours.keys() == recorded.keys()
+    largest = max(gradient.abs().max() for gradient in recorded.values())
+    for name, gradient in recorded.items():
+        difference = ((0 if ours[name] is None else ours[name]) - gradient).abs().max()
+        assert difference <= RELATIVE * max(gradient.abs().max(), 1e-3 * largest), f"{name}: off by {difference}"
+    norm = torch.stack([g.norm() for g in ours.values() if g is not None]).norm()
+    close(norm, torch.tensor(run.index["grad_norms"][0]))
+
+
+def check_steps(run: Run) -> None:
+    """AdamW on the same batch: the recorded losses, and the adapters after the first step."""
+    transformer = run.transformer("lora_init")
+    losses = train(run, transformer, len(run.index["losses"]), after_first=lambda: _check_saved(run, transformer))
+    for ours, recorded in zip(losses, run.index["losses"], strict=True):
+        close(torch.tensor(ours), torch.tensor(recorded), 1e-4)
+
+
+def check_unfiltered(run: Run) -> None:
+    """is_filter_cond_token off: the published code crashes; ours trains on every contour token."""
+    settings = replace(run.settings, is_filter_cond_token=False)
+    condition = run.condition(settings)
+    if settings.is_use_cond_token:
+        assert condition.tokens.n_cond == condition.tokens.n_image // settings.cond_scale_factor**2
+    loss, _ = run.loss(transformer := run.transformer("lora_init"), condition)
+    loss.backward()
+    assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in transformer.parameters())
+
+
+def check_resumed_loss(root: Path) -> None:
+    """The recorded loss after `resume latest` is the next loss of the run it resumed."""
+    recorded = json.loads((root / "train" / "extra.json").read_text())["resume_latest"]["losses"]
+    for run in map(read_run, _runs(root)):
+        n_before = len(run.index["losses"])
+        losses = train(run, run.transformer("lora_init"), n_before + len(recorded))[n_before:]
+        if all(abs(a - b) < 1e-4 * b for a, b in zip(losses, recorded, strict=True)):
+            return
+    raise AssertionError(f"no run continues with {recorded}")
+
+
+def check_filter_crash_is_gone(root: Path) -> None:
+    assert "Error" in json.loads((root / "train" / "extra.json").read_text())["is_filter_cond_token=False"]
+    for run in map(read_run, _runs(root)):
+        check_unfiltered(run)
+
+
+def train(
+    run: Run, transformer: Seg2AnyTransformer2DModel, steps: int, after_first: Callable[[], None] = lambda: None
+) -> list[float]:
+    """The losses of `steps` steps on the recorded batch, each before its update."""
+    parameters = [p for p in transformer.parameters() if p.requires_grad]
+    optimizer = build.make_optimizer(run.config, parameters, processes=1)
+    condition, losses = run.recorded_condition(), []
+    for step in range(steps):
+        loss, _ = run.loss(transformer, condition)
+        loss.backward()
+        # The published code gives zeros, not None, to layers without influence: AdamW's decay acts on them.
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.nn.utils.clip_grad_norm_(parameters, run.config.optimizer.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        if step == 0:
+            after_first()
+    return losses
+
+
+def _check_saved(run: Run, transformer: Seg2AnyTransformer2DModel) -> None:
+    recorded = {}
+    for path in run.folder.glob("checkpoint-1/*/pytorch_lora_weights.safetensors"):
+        recorded |= {f"{path.parent.name}/{key}": value for key, value in load_file(path).items()}
+    ours = {_saved_name(name): p.detach() for name, p in transformer.named_parameters() if p.requires_grad}
+    assert ours.keys() == recorded.keys()
+    gradients = load_file(run.folder / "grads_step0.safetensors")
+    for name, value in recorded.items():
+        # Adam's first step is lr * sign(g): where g is rounding noise, so is the sign.
+        sure = gradients[name].abs() > 1e-6
+        torch.testing.assert_close(ours[name][sure], value[sure], rtol=1e-4, atol=1e-6)
+
+
+def _saved_name(name: str) -> str:
+    """blocks.0.to_q.lora_A.cond.weight -> cond/transformer.blocks.0.to_q.lora_A.weight"""
+    layer, matrix, adapter, _ = name.rsplit(".", 3)
+    return f"{adapter}/transformer.{layer}.{matrix}.weight"
+
+
+def close(ours: Tensor, recorded: Tensor, relative: float = RELATIVE) -> None:
+    difference = (ours - recorded).abs().max() / recorded.abs().max()
+    assert difference <= relative, f"off by {difference:.2e} of the largest value"
