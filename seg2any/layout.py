@@ -19,7 +19,10 @@ MAX_MASK_BYTES = 2**31  # of all masks of a layout
 
 
 class LayoutError(UserError):
-    """A layout that cannot be used."""
+    """A layout that cannot be used. The message is one line whatever is in file names."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
 
 
 class LayoutWarning(UserWarning):

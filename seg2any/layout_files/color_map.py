@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -17,7 +18,6 @@ from seg2any.layout_files.images import read_colors
 
 SUFFIXES = (".png", ".bmp", ".webp", ".tif", ".tiff", ".jpg", ".jpeg")
 NEAR = 48.0  # RGB distance: JPEG noise and the ends of a soft edge stay below it
-RARE = 0.005  # share of the image: the middle of a soft edge stays below it, a painted area does not
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ def read_color_map(path: Path, regions: Sequence[Region], snap_colors: bool) -> 
     """bool [N, H, W]: where the image has each region's colour.
 
     Black and transparent pixels that no region claims are background without a word, other unlisted colours with a
-    LayoutWarning. Those near a listed colour, or rare, are called strays: soft edges and JPEG noise. `snap_colors`
-    gives every stray to the nearest of the listed colours and those of the background.
+    LayoutWarning. Those that fill no area, or are near one that does, are strays: soft edges and JPEG noise.
+    `snap_colors` gives every stray to the nearest of the listed colours and those of the background.
 
     Raises LayoutError for a listed colour that no pixel has.
     """
@@ -99,17 +99,29 @@ def _owners(palette: _Palette, listed: np.ndarray) -> np.ndarray:
 
 
 def _split_unlisted(palette: _Palette, owner: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the strays, and of the colours that a background is painted in (black first, if it is one)."""
-    common = palette.pixels >= RARE * palette.index.size
-    black = (owner < 0) & (palette.rgb == 0).all(axis=1)
-    painted = np.concatenate([listed, palette.rgb[black & common]])
-    _, distance = _nearest(palette.rgb, painted)
-    unlisted = (owner < 0) & ~black
-    background = unlisted & common & (distance > NEAR)
-    return (
-        np.flatnonzero(unlisted & ~background),
-        np.concatenate([np.flatnonzero(black & common), np.flatnonzero(background)]),
-    )
+    """Indices of the strays, and of the colours that a background is painted in, black and then the commonest first.
+
+    Painted means that somewhere a pixel's eight neighbours have its colour, which hardly happens in a soft edge.
+    """
+    black = (palette.rgb == 0).all(axis=1)
+    painted = _has_inside(palette) & (owner < 0)
+    background = list(np.flatnonzero(painted & black))
+    anchors = np.concatenate([listed, palette.rgb[background]])
+    left = painted & ~black & (_nearest(palette.rgb, anchors)[1] > NEAR)
+    while left.any():
+        commonest = np.where(left, palette.pixels, 0).argmax()
+        background.append(commonest)
+        left &= _nearest(palette.rgb, palette.rgb[[commonest]])[1] > NEAR
+    is_stray = (owner < 0) & ~black
+    is_stray[background] = False
+    return np.flatnonzero(is_stray), np.array(background, dtype=np.int64)
+
+
+def _has_inside(palette: _Palette) -> np.ndarray:
+    """bool [K]: which colours fill a 3x3 square anywhere, or what the image's border leaves of one."""
+    index, square = palette.index.astype(np.float32), np.ones((3, 3), dtype=np.uint8)
+    uniform = (cv2.erode(index, square) == cv2.dilate(index, square)) & (palette.index >= 0)
+    return np.bincount(palette.index[uniform], minlength=len(palette.rgb)) > 0
 
 
 def _nearest(rgb: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

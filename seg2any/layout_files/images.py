@@ -15,9 +15,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 
 def load_image(path: Path) -> Image.Image:
     """The decoded first frame of an image file. Raises LayoutError if it is missing, damaged or too large."""
-    if not path.is_file():
-        raise LayoutError(f"{path}: image is missing; put it there, or correct the name in the JSON")
     try:
+        if not path.is_file():
+            raise LayoutError(f"{path}: image is missing; put it there, or correct the name in the JSON")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow's about odd files; what matters is checked here
             with Image.open(path, formats=FORMATS) as image:

@@ -1,0 +1,1 @@
+"""What `infer.py` is made of: options, pre-flight of files, the plan of images, recipes, and the run."""

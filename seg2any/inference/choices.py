@@ -1,0 +1,75 @@
+"""What the run will use: settings from the adapter and the command line, and what all its recipes share."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from dataclasses import asdict, dataclass
+
+import torch
+
+from seg2any.inference.model import adapter_digest
+from seg2any.inference.options import Options
+from seg2any.models.card import AdapterCard
+from seg2any.pipeline import settings_of
+from seg2any.settings import ConditionSettings
+
+LIBRARIES = ("seg2any", "torch", "diffusers", "transformers", "peft")
+# A knob for the user rather than a property of the adapter: turning it is no cause for a warning.
+FREE = "cond2image_attention_weight"
+
+
+@dataclass(frozen=True)
+class Machine:
+    device: torch.device
+    dtype: torch.dtype
+
+    def __str__(self) -> str:
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        return f"{name} in {self.precision}"
+
+    @property
+    def precision(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
+
+def choose_settings(options: Options, card: AdapterCard | None) -> tuple[ConditionSettings, list[str]]:
+    """As the adapter was trained unless the command line says otherwise, and a warning for each such difference."""
+    trained = ConditionSettings() if card is None else settings_of(card)
+    settings = trained.override(
+        {
+            "method": options.attention_mask_method,
+            "hard_attn_block_range": options.hard_attn_block_range,
+            "cond2image_attention_weight": options.cond2image_attention_weight,
+            "cond_scale_factor": options.cond_scale_factor,
+            "region_assignment": options.region_assignment,
+            "max_sequence_length": options.max_sequence_length,
+            "regional_max_sequence_length": options.regional_max_sequence_length,
+        }
+    )
+    before, after = as_json(trained), as_json(settings)
+    changed = [name for name in after if after[name] != before[name] and name != FREE]
+    if card is None or card.assumed:
+        return settings, []
+    return settings, [f"{name} is {after[name]}, but the adapter was trained with {before[name]}" for name in changed]
+
+
+def as_json(settings: ConditionSettings) -> dict:
+    """The settings as one flat object, under the names of the command line."""
+    flat = asdict(settings)
+    rules = flat.pop("rules")
+    return {"attention_mask_method": rules.pop("method"), **rules, **flat}
+
+
+def shared_recipe(options: Options, settings: ConditionSettings, machine: Machine) -> dict:
+    """The part of the recipe that all images of a run have in common."""
+    adapter = options.lora_ckpt_path
+    return {
+        "settings": as_json(settings),
+        "num_inference_steps": options.num_inference_steps,
+        "guidance_scale": options.guidance_scale,
+        "model": options.pretrained_model_name_or_path,
+        "adapter": adapter and {"path": str(adapter), "sha256": adapter_digest(adapter)},
+        "weight_dtype": machine.precision,
+        "device": machine.device.type,
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }

@@ -1,0 +1,112 @@
+"""The model, first by its small files, for pre-flight, then with its weights. Every way to fail is one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
+
+from seg2any.errors import UserError
+from seg2any.layout import shown
+from seg2any.models.adapters import read_card
+from seg2any.models.card import AdapterCard
+from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.preflight import ModelFacts
+
+WEIGHT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def read_facts(model: str) -> ModelFacts:
+    """What the configuration and the T5 tokenizer of a FLUX pipeline (folder or hub id) say. Raises UserError."""
+    with _explained(model):
+        vae = AutoencoderKL.load_config(model, subfolder="vae")
+        tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer_2")
+        pixels_per_token = 2 * 2 ** (len(vae["block_out_channels"]) - 1)
+    return ModelFacts(pixels_per_token, lambda text: len(tokenizer(text, verbose=False).input_ids))
+
+
+def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
+    """How an adapter folder was trained, None without one. Reads no weights. Raises UserError."""
+    return None if adapter is None else read_card(adapter)
+
+
+def load_pipeline(model: str, adapter: Path | None, dtype: torch.dtype, device: torch.device) -> Seg2AnyPipeline:
+    """Load the weights and the adapters, if any, onto `device`. Raises UserError."""
+    with _explained(model):
+        pipeline = Seg2AnyPipeline.from_pretrained(model, torch_dtype=dtype)
+    if adapter is not None:
+        pipeline.load_adapters(str(adapter))
+    return pipeline.to(device)
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device if it is usable, else the best one present. Raises UserError."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+    except Exception as error:  # torch raises nearly a kind of its own for every device that it cannot use
+        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)
+        raise UserError(
+            f"--device {name}: cannot be used ({reason}); choose cuda, mps or cpu, or leave it out"
+        ) from error
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The named precision; unnamed bf16, on a CPU fp32."""
+    return WEIGHT_DTYPES[name or ("fp32" if device.type == "cpu" else "bf16")]
+
+
+def adapter_digest(adapter: Path) -> str:
+    """sha256 over the weights of an adapter folder, in the order of their paths."""
+    digest = hashlib.sha256()
+    for path in sorted(adapter.rglob("*.safetensors")):
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _explained(model: str) -> Iterator[None]:
+    """Turn what the libraries raise about a missing or damaged model into a UserError."""
+    flag = f"--pretrained_model_name_or_path {model}"
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise UserError(f"{flag}: has no model_index.json, so it is no pipeline folder; give the folder that holds it")
+    if not folder.is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise UserError(f"{flag}: no such folder; give a FLUX pipeline folder or a hub id such as owner/name")
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if folder.is_dir():
+            raise UserError(f"{flag}: cannot be loaded ({_brief(error)}); is the folder complete?") from error
+        raise UserError(f"{flag}: {_hub_problem(model, error)}") from error
+
+
+def _hub_problem(model: str, error: BaseException) -> str:
+    while error is not None and not isinstance(error, HfHubHTTPError):  # the libraries wrap it, some several times
+        cause, error = error, error.__cause__ or error.__context__
+    if isinstance(error, GatedRepoError):
+        return f"is gated; accept its licence at https://huggingface.co/{model} and log in with `hf auth login`"
+    if error is not None and error.response is not None and error.response.status_code in (401, 403, 404):
+        return "no such model on the hub, or it is private; check the id, and log in with `hf auth login`"
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
+        return "no such folder, and HF_HUB_OFFLINE keeps the hub away; give a local folder or unset it"
+    return f"no such folder, and the hub did not give it ({_brief(error or cause)}); check the id and the network"
+
+
+def _brief(error: BaseException) -> str:
+    return shown(" ".join(str(error).split()) or type(error).__name__, 160)

@@ -1,0 +1,109 @@
+"""Which images are still to be made: one job per image, finished ones left out."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from seg2any.errors import UserError
+from seg2any.inference.options import Options
+from seg2any.inference.recipe import BrokenImage, differences, read_recipe
+from seg2any.inference.survey import Surveyed
+from seg2any.layout import MAX_SEED
+
+
+@dataclass(frozen=True)
+class Job:
+    """One image: of which layout, from which seed, by which recipe, into which file."""
+
+    layout: Surveyed
+    seed: int
+    path: Path
+    recipe: dict
+
+    @property
+    def panel_path(self) -> Path:
+        return self.path.with_name(f"{self.path.stem}_panel.png")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """jobs to do, jobs whose image is there already, and remarks about the latter."""
+
+    to_do: tuple[Job, ...]
+    finished: tuple[Job, ...]
+    remarks: tuple[str, ...]
+
+
+def make_plan(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict) -> Plan:
+    """Compare what is asked for with what is in the output folder. Raises UserError if the two folders are one."""
+    to_do, finished, remarks = [], [], []
+    for job in _jobs(layouts, options, shared_recipe):
+        if job.layout.path.parent.resolve() == options.output_path.resolve():
+            raise UserError(f"--output_path {options.output_path}: is where the layouts are; choose another folder")
+        remark = None if options.overwrite else _look_at(job)
+        if options.overwrite or not job.path.exists() or remark == BROKEN:
+            to_do.append(job)
+        else:
+            finished.append(job)
+        if remark:
+            remarks.append(f"{job.path}: {remark}")
+    return Plan(tuple(to_do), tuple(finished), tuple(remarks))
+
+
+def batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
+    """Jobs in groups of up to `batch_size` whose masks have one size, sizes in the order they first appear."""
+    by_size: dict[tuple[int, int], list[Job]] = {}
+    for job in jobs:
+        by_size.setdefault(job.layout.report.mask_size, []).append(job)
+    for same in by_size.values():
+        remaining = iter(same)
+        while batch := list(itertools.islice(remaining, batch_size)):
+            yield batch
+
+
+BROKEN = "is not a whole image, so it is made again"
+
+
+def _jobs(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict) -> Iterator[Job]:
+    count = options.num_images_per_prompt
+    for layout in layouts:
+        own = layout.report.seed if layout.report.seed is not None else 0
+        first = own if options.seed is None else options.seed
+        for n in range(count):
+            seed = (first + n) % (MAX_SEED + 1)
+            name = layout.report.name if count == 1 else f"{layout.report.name}_{n}"
+            path = options.output_path / f"{name}.{options.format}"
+            yield Job(layout, seed, path, _recipe(layout, seed, shared_recipe))
+
+
+def _recipe(layout: Surveyed, seed: int, shared_recipe: dict) -> dict:
+    report = layout.report
+    return {
+        "layout": {
+            "sha256": layout.digest,
+            "name": report.name,
+            "caption": report.caption.text if report.caption else None,
+            "captions": [region.caption.text for region in report.regions],
+        },
+        "seed": seed,
+        "size": list(report.image_size),
+        **shared_recipe,
+    }
+
+
+def _look_at(job: Job) -> str | None:
+    """A remark about the file that a job would write, if there is one worth a remark."""
+    if not job.path.exists():
+        return None
+    try:
+        recipe = read_recipe(job.path)
+    except BrokenImage:
+        return BROKEN
+    if recipe is None:
+        return "was not made by this program and is left alone; --overwrite replaces it"
+    if changed := differences(recipe, job.recipe):
+        return f"was made with another {', '.join(changed[:4])} and is left alone; --overwrite makes it again"
+    return None

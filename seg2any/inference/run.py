@@ -1,0 +1,119 @@
+"""The run: survey the layouts, plan the images, load the model, make the images."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from seg2any.files import atomic_write
+from seg2any.inference.choices import Machine, choose_settings, shared_recipe
+from seg2any.inference.model import choose_device, choose_dtype, load_pipeline, read_adapter_card, read_facts
+from seg2any.inference.options import Options
+from seg2any.inference.plan import Job, Plan, batches, make_plan
+from seg2any.inference.recipe import save_image
+from seg2any.inference.survey import read_quietly, survey_layouts, write_report
+from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.settings import ConditionSettings
+from seg2any.text import TruncationWarning
+from seg2any.visualize import panel
+
+MAX_KNOWN_TEXTS = 512  # embeddings kept between batches: 200 MB at FLUX.1-dev's size
+
+
+class OutOfMemory(Exception):
+    """The model or a batch did not fit. The message says what to turn on."""
+
+
+def run(options: Options) -> None:
+    """Do what `infer.py` was told. Raises UserError for bad input, and OutOfMemory."""
+    model = read_facts(options.pretrained_model_name_or_path)
+    settings, remarks = choose_settings(options, read_adapter_card(options.lora_ckpt_path))
+    warn(remarks)
+    survey = survey_layouts(options, settings, model)
+    if options.check:
+        report = write_report(survey, settings, options.output_path)
+        print(*(layout.report for layout in survey.layouts), f"report: {report}", sep="\n")
+        return survey.stop_at_problems(options.strict)
+    if not options.strict:
+        warn(survey.warnings)
+    survey.stop_at_problems(options.strict)
+
+    device = choose_device(options.device)
+    machine = Machine(device, choose_dtype(options.weight_dtype, device))
+    plan = make_plan(survey.layouts, options, shared_recipe(options, settings, machine))
+    warn(plan.remarks)
+    print(f"{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
+    with explained_memory(options):
+        carry_out(plan, options, settings, machine)
+    print(f"images are in {options.output_path}")
+
+
+def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine: Machine) -> None:
+    """Make what is to do, and the panels that finished images lack."""
+    if plan.to_do:
+        pipeline = load_pipeline(
+            options.pretrained_model_name_or_path, options.lora_ckpt_path, machine.dtype, machine.device
+        )
+        make_images(plan.to_do, pipeline, options, settings)
+    for job in plan.finished:
+        if options.save_panels and not job.panel_path.exists():
+            save_panel(job, Image.open(job.path), options)
+
+
+def make_images(jobs: Sequence[Job], pipeline: Seg2AnyPipeline, options: Options, settings: ConditionSettings) -> None:
+    """Batch by batch, each image written as soon as its batch is done."""
+    pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step")
+    known_texts = {}
+    with tqdm(total=len(jobs), desc="images", unit="image") as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore", TruncationWarning)  # pre-flight has said so
+        for batch in batches(jobs, options.batch_size):
+            images = pipeline(
+                [read_quietly(job.layout.path, options.snap_colors)[0] for job in batch],
+                height=options.height,
+                width=options.width,
+                num_inference_steps=options.num_inference_steps,
+                guidance_scale=options.guidance_scale,
+                seeds=[job.seed for job in batch],
+                settings=settings,
+                known_texts=known_texts,
+            ).images
+            for job, image in zip(batch, images, strict=True):
+                save_image(image, job.recipe, job.path)
+                if options.save_panels:
+                    save_panel(job, image, options)
+            if len(known_texts) > MAX_KNOWN_TEXTS:
+                known_texts.clear()
+            progress.update(len(batch))
+
+
+def save_panel(job: Job, image: Image.Image, options: Options) -> None:
+    layout, _ = read_quietly(job.layout.path, options.snap_colors)
+    with atomic_write(job.panel_path) as temporary:
+        panel(layout, image).save(temporary)
+
+
+def warn(lines: Iterable[str]) -> None:
+    for line in lines:
+        print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def explained_memory(options: Options) -> Iterator[None]:
+    """Turn running out of memory, which each device says in its own way, into OutOfMemory with advice."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        said = str(error).lower()
+        is_memory = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)
+        if not is_memory and "out of memory" not in said and "allocate memory" not in said:
+            raise
+        advice = [f"--batch_size 1 (now {options.batch_size})"] if options.batch_size > 1 else []
+        advice += ["--weight_dtype bf16"] if options.weight_dtype in (None, "fp32") else []
+        advice += ["a smaller --height and --width", "--cond_scale_factor 2", "--device cpu"]
+        raise OutOfMemory(f"out of memory; turn on {', '.join(advice)}") from error

@@ -1,0 +1,114 @@
+"""Pre-flight of files: every layout is read and judged before the first weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from seg2any.errors import UserError
+from seg2any.files import atomic_write
+from seg2any.inference.choices import as_json
+from seg2any.inference.options import Options
+from seg2any.layout import Layout, LayoutError, LayoutWarning
+from seg2any.pipeline import image_size
+from seg2any.preflight import LayoutReport, ModelFacts, check_layout
+from seg2any.settings import ConditionSettings
+from seg2any.visualize import overlay_with_legend
+
+REPORT_FILE = "preflight.json"
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A layout that can be used. Its masks are not kept: a folder may hold more than memory does."""
+
+    path: Path
+    digest: str
+    report: LayoutReport
+
+
+@dataclass(frozen=True)
+class Survey:
+    layouts: tuple[Surveyed, ...]
+    errors: tuple[str, ...]
+
+    @property
+    def warnings(self) -> list[str]:
+        return [f"{layout.report.name}: {text}" for layout in self.layouts for text in layout.report.warnings]
+
+    def stop_at_problems(self, strict: bool) -> None:
+        """Raise UserError, one line per problem, for layouts that cannot be used and, if strict, for warnings."""
+        problems = [*self.errors, *(self.warnings if strict else [])]
+        if problems:
+            raise UserError("\n".join(problems))
+
+
+def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFacts) -> Survey:
+    """Read and judge every layout of `options.seg_mask_path`. Raises UserError only if there is none to look at."""
+    unit = model.pixels_per_token * settings.cond_scale_factor
+    layouts, errors = [], []
+    for path in Layout.find(options.seg_mask_path):
+        try:
+            layout, found = read_quietly(path, options.snap_colors)
+            size = image_size([layout], options.height, options.width, unit)
+            _check_size(layout, size, unit)
+            report = check_layout(layout, size, settings, model, known_warnings=found)
+        except UserError as error:
+            errors.append(str(error))
+        else:
+            layouts.append(Surveyed(path, layout.digest(), report))
+            if options.check:
+                _save_overlay(layout, report, options.output_path)
+    return Survey(tuple(layouts), tuple([*errors, *_same_names(layouts)]))
+
+
+def read_quietly(path: Path, snap_colors: bool) -> tuple[Layout, list[str]]:
+    """A layout, and the warnings about its file instead of showing them. Raises LayoutError."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        layout = Layout.read(path, snap_colors)
+    return layout, [str(warning.message) for warning in caught if issubclass(warning.category, LayoutWarning)]
+
+
+def write_report(survey: Survey, settings: ConditionSettings, folder: Path) -> Path:
+    """Write the survey as JSON into `folder`."""
+    document = {
+        "settings": as_json(settings),
+        "errors": list(survey.errors),
+        "warnings": survey.warnings,
+        "layouts": [
+            {"file": str(layout.path), "sha256": layout.digest, **layout.report.to_json()} for layout in survey.layouts
+        ],
+    }
+    with atomic_write(folder / REPORT_FILE) as temporary:
+        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return folder / REPORT_FILE
+
+
+def _save_overlay(layout: Layout, report: LayoutReport, folder: Path) -> None:
+    with atomic_write(folder / f"{layout.name}_overlay.png") as temporary:
+        overlay_with_legend(layout, report.image_size).save(temporary)
+
+
+def _check_size(layout: Layout, size: tuple[int, int], unit: int) -> None:
+    if 0 in size:
+        height, width = layout.size
+        raise LayoutError(
+            f"{layout.name}: an image of {width}x{height} is smaller than one token of {unit} pixels; "
+            "use --height and --width"
+        )
+
+
+def _same_names(layouts: Iterable[Surveyed]) -> list[str]:
+    by_name = defaultdict(list)
+    for layout in layouts:
+        by_name[layout.report.name].append(str(layout.path))
+    return [
+        f"{' and '.join(paths)} would both write images called {name}; rename one"
+        for name, paths in by_name.items()
+        if len(paths) > 1
+    ]
