@@ -1,0 +1,306 @@
+"""Layouts in, images out: encode, assemble a `Condition`, denoise, decode.
+
+The loop is our own and not stock FluxPipeline's: with true CFG the two passes of a step have different text lengths,
+hence different conditions, and the stock loop hands both passes the same one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Callable, MutableMapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from torch import Tensor
+
+from seg2any.condition import Condition
+from seg2any.errors import UserError
+from seg2any.latents import decode_latents, packed_noise, pixels_per_token
+from seg2any.layout import Layout
+from seg2any.models import adapters
+from seg2any.models.card import AdapterCard
+from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.prepare import EncodedLayout, assemble, encode_layouts, prompt_for, size_in_tokens
+from seg2any.settings import ConditionSettings, settings_of
+from seg2any.text import TextKey, encode_texts
+
+Callback = Callable[[FluxPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a batch is denoised, once its conditions are known."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    true_cfg_scale: float = 1.0
+    callback_on_step_end: Callback | None = None
+
+
+class Seg2AnyPipeline(FluxPipeline):
+    """FLUX that obeys masks and captions.
+
+    >>> pipe = Seg2AnyPipeline.from_pretrained("examples/shapes/model")  # any FLUX folder, or a hub id
+    >>> pipe.load_adapters("examples/shapes/lora")
+    >>> images = pipe([Layout.read("five.json")], num_inference_steps=20).images
+
+    Everything of FluxPipeline that is not `__call__` works as it does there: offloading, quantised weights, further
+    LoRAs with their weights, `save_pretrained`.
+    """
+
+    card: AdapterCard | None = None  # what the loaded adapters were trained with
+    _callback_tensor_inputs = ["latents"]
+
+    @functools.wraps(FluxPipeline.__init__)  # from_pretrained reads which parts there are from the signature
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.transformer is not None:
+            Seg2AnyTransformer2DModel.adopt(self.transformer)
+
+    def load_adapters(self, path: str) -> None:
+        """Load <path>/default and <path>/cond, the published layout; their card sets the defaults of `__call__`."""
+        self.card = adapters.load_adapters(self.transformer, path)
+
+    def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:
+        """Write what `load_adapters` reads. `card` says what they were trained with; None: as they were loaded."""
+        card = card or self.card
+        if card is None:
+            raise UserError(f"{path}: adapters that were not loaded have no card; give save_adapters one")
+        adapters.save_adapters(self.transformer, path, card)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        layouts: Layout | Sequence[Layout],
+        *,
+        negative_prompt: str | None = None,
+        true_cfg_scale: float = 1.0,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 32,
+        guidance_scale: float = 3.5,
+        num_images_per_prompt: int = 1,
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        attention_mask_method: str | None = None,
+        hard_attn_block_range: tuple[int, int] | None = None,
+        cond2image_attention_weight: float | None = None,
+        is_use_cond_token: bool | None = None,
+        is_filter_cond_token: bool | None = None,
+        cond_scale_factor: int | None = None,
+        region_assignment: str | None = None,
+        max_sequence_length: int | None = None,
+        regional_max_sequence_length: int | None = None,
+        settings: ConditionSettings | None = None,
+        known_texts: MutableMapping[TextKey, Tensor] | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+    ) -> FluxPipelineOutput:
+        """Generate `num_images_per_prompt` images for each layout, in order: all of the first layout, then the second.
+
+        Every setting that is None is that of `settings`, which are by default those that the loaded adapters were
+        trained with, else the published ones; see `ConditionSettings` and `AttentionRules` for what they mean.
+
+        layouts          one, or several of one size
+        negative_prompt  with true_cfg_scale > 1: of the whole image and of every region, also "" is one
+        height, width    of the images; default: the layouts'. Rounded down to whole tokens
+        seeds            one per image. Default: a layout's seed for its first image, seed + 1 for the next and so on;
+                         without a seed, drawn from torch's global generator
+        generator        instead of seeds: one per image, or one that all images draw from in turn
+        latents          initial noise [images, tokens, 4C], packed
+        known_texts      text embeddings kept between calls, see `encode_texts`
+        callback_on_step_end  f(pipe, step, timestep, {"latents": packed}), may return {"latents": others}
+        output_type      "pil", "np" float [B, H, W, 3] in [0, 1], "pt" float [B, 3, H, W] in [0, 1], "latent" packed
+
+        An image depends on its layout, seed and settings, not on the batch it is made in (up to rounding): its noise
+        comes from its own CPU generator, first the initial latents, then the sample of the contour's VAE posterior.
+
+        Raises UserError for layouts of different sizes and for settings that do not fit together.
+        """
+        layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
+        settings = (settings or self.settings).override(
+            {
+                "method": attention_mask_method,
+                "hard_attn_block_range": hard_attn_block_range,
+                "cond2image_attention_weight": cond2image_attention_weight,
+                "is_use_cond_token": is_use_cond_token,
+                "is_filter_cond_token": is_filter_cond_token,
+                "cond_scale_factor": cond_scale_factor,
+                "region_assignment": region_assignment,
+                "max_sequence_length": max_sequence_length,
+                "regional_max_sequence_length": regional_max_sequence_length,
+            },
+        )
+        sampling = Sampling(
+            num_inference_steps,
+            guidance_scale,
+            true_cfg_scale if negative_prompt is not None else 1.0,
+            callback_on_step_end,
+        )
+        self._check_blocks(settings)
+        size = image_size(layouts, height, width, pixels_per_token(self.vae) * settings.cond_scale_factor)
+        grid = size_in_tokens(size, self.vae)
+        generators = image_generators(layouts, num_images_per_prompt, seeds, generator)
+        known_texts = {} if known_texts is None else known_texts
+
+        encoded = encode_layouts(layouts, size, self, settings, known_texts)
+        noise = self._initial_noise(latents, grid, generators)
+        condition = assemble(_repeat(encoded, num_images_per_prompt), settings, generators)
+        negative = None
+        if sampling.true_cfg_scale > 1:
+            opposed = self._say_to_all(negative_prompt, encoded, settings, known_texts)
+            # Both passes see the same sample of the contour.
+            negative = dataclasses.replace(
+                assemble(_repeat(opposed, num_images_per_prompt), settings),
+                cond_hidden_states=condition.cond_hidden_states,
+            )
+        tokens = self._denoise(noise, condition, negative, sampling)
+        images = tokens
+        if output_type != "latent":
+            images = self.image_processor.postprocess(decode_latents(tokens, grid, self.vae), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return FluxPipelineOutput(images=images)
+
+    @property
+    def settings(self) -> ConditionSettings:
+        """What the loaded adapters were trained with; the published settings without adapters or without a card."""
+        return ConditionSettings() if self.card is None else settings_of(self.card)
+
+    def _check_blocks(self, settings: ConditionSettings) -> None:
+        first, last = settings.rules.hard_attn_block_range
+        n_blocks = len(self.transformer.transformer_blocks) + len(self.transformer.single_transformer_blocks)
+        if settings.rules.method == "hard" and last >= n_blocks:
+            warnings.warn(
+                f"hard_attn_block_range {first} {last} reaches past the {n_blocks} blocks of this transformer "
+                f"(0 to {n_blocks - 1}); attribute isolation acts in {max(n_blocks - first, 0)} of them",
+                stacklevel=3,
+            )
+
+    def _say_to_all(
+        self,
+        text: str,
+        encoded: Sequence[EncodedLayout],
+        settings: ConditionSettings,
+        known: MutableMapping[TextKey, Tensor],
+    ) -> list[EncodedLayout]:
+        """The same samples with `text` as global caption, also of those that have none, and as every region's."""
+        prompts = [prompt_for(text, [text] * len(sample.masks), settings) for sample in encoded]
+        texts = encode_texts(prompts, self, known)
+        return [dataclasses.replace(sample, text=text) for sample, text in zip(encoded, texts, strict=True)]
+
+    def _initial_noise(
+        self, given: Tensor | None, grid: tuple[int, int], generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """[images, tokens, 4C] in fp32 on the CPU, one generator per image unless `given`."""
+        channels = self.transformer.config.in_channels // 4
+        if given is None:
+            return torch.cat([packed_noise(grid, channels, generator) for generator in generators])
+        shape = (len(generators), grid[0] * grid[1], 4 * channels)
+        if tuple(given.shape) != shape:
+            raise UserError(
+                f"latents are {list(given.shape)}; these images need {list(shape)} (images, tokens, channels)"
+            )
+        return given
+
+    def _denoise(self, noise: Tensor, condition: Condition, negative: Condition | None, sampling: Sampling) -> Tensor:
+        """Integrate the flow from noise [B, I, 4C] to image latents of that shape, in the dtype of the embeddings."""
+        device, dtype = self._execution_device, condition.prompt_embeds.dtype
+        latents, condition = noise.to(device, dtype), condition.to(device, dtype)
+        negative = negative.to(device, dtype) if negative else None
+        timesteps = self._timesteps(latents.shape[1], sampling.num_inference_steps, device)
+        self._guidance_scale, self._num_timesteps, self._interrupt = sampling.guidance_scale, len(timesteps), False
+        with self.progress_bar(total=len(timesteps)) as progress:
+            for step, t in enumerate(timesteps):
+                if self.interrupt:
+                    break
+                self._current_timestep = t
+                velocity = self._velocity("cond", latents, t, condition)
+                if negative:
+                    away = self._velocity("uncond", latents, t, negative)
+                    velocity = away + sampling.true_cfg_scale * (velocity - away)
+                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(dtype)
+                if sampling.callback_on_step_end is not None:
+                    outputs = sampling.callback_on_step_end(self, step, t, {"latents": latents}) or {}
+                    latents = outputs.get("latents", latents)
+                progress.update()
+        self._current_timestep = None
+        return latents
+
+    def _timesteps(self, n_tokens: int, num_inference_steps: int, device: torch.device) -> Tensor:
+        """FLUX's schedule: equal steps, shifted by the number of image tokens."""
+        config = self.scheduler.config
+        mu = calculate_shift(
+            n_tokens,
+            config.get("base_image_seq_len", 256),
+            config.get("max_image_seq_len", 4096),
+            config.get("base_shift", 0.5),
+            config.get("max_shift", 1.15),
+        )
+        even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
+        sigmas = None if config.get("use_flow_sigmas") else even
+        timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device, sigmas=sigmas, mu=mu)
+        self.scheduler.set_begin_index(0)
+        return timesteps
+
+    def _velocity(self, name: str, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """dx/ds at time `t` (0 to 1000), [B, I, 4C]. `name` tells step caches the two passes of true CFG apart."""
+        guidance = None
+        if self.transformer.config.guidance_embeds:
+            guidance = torch.full([len(latents)], self.guidance_scale, device=latents.device)
+        with self.transformer.cache_context(name):
+            return self.transformer(
+                hidden_states=latents,
+                timestep=t.expand(len(latents)).to(latents.dtype) / 1000,
+                guidance=guidance,
+                encoder_hidden_states=condition.prompt_embeds,
+                pooled_projections=condition.pooled_prompt_embeds,
+                joint_attention_kwargs={"condition": condition},
+                return_dict=False,
+            )[0]
+
+
+def image_size(layouts: Sequence[Layout], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
+    """(H, W) for a batch, rounded down to multiples; UserError if there is no layout or their sizes differ."""
+    sizes = {layout.size for layout in layouts}
+    if len(sizes) != 1:
+        found = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)) or "none"
+        raise UserError(f"layouts of one size (height x width) make a batch, found {found}; call once per size")
+    of_layouts = sizes.pop()
+    return tuple((given or own) // multiple * multiple for given, own in zip((height, width), of_layouts, strict=True))
+
+
+def image_generators(
+    layouts: Sequence[Layout],
+    per_layout: int,
+    seeds: Sequence[int] | None,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+) -> list[torch.Generator]:
+    """One source of noise per image, layout by layout; see `Seg2AnyPipeline.__call__`."""
+    count = len(layouts) * per_layout
+    if seeds is not None and generator is not None:
+        raise UserError("seeds and generator both say where the noise comes from; give one of them")
+    if isinstance(generator, torch.Generator):
+        return [generator] * count
+    if generator is None:
+        seeds = _own_seeds(layouts, per_layout) if seeds is None else seeds
+        generator = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    if len(generator) != count:
+        raise UserError(f"{len(generator)} seeds or generators for {count} images; give one per image")
+    return list(generator)
+
+
+def _own_seeds(layouts: Sequence[Layout], per_layout: int) -> list[int]:
+    fresh = torch.randint(2**62, (len(layouts),)).tolist()
+    first = [seed if layout.seed is None else layout.seed for layout, seed in zip(layouts, fresh, strict=True)]
+    return [seed + number for seed in first for number in range(per_layout)]
+
+
+def _repeat(samples: Sequence[EncodedLayout], times: int) -> list[EncodedLayout]:
+    return [sample for sample in samples for _ in range(times)]

@@ -1,0 +1,96 @@
+"""Defects of the published pipeline that were demonstrated on it, each shown not to be ours."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from seg2any.layout import Layout
+from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.prepare import encode_layouts
+from tests.parity.pipeline_runs import Run, assert_close
+
+LATENTS = 1e-4
+EMBEDDINGS = 5e-5
+
+
+def show_layouts(folder: Path) -> tuple[Seg2AnyPipeline, list[Layout], dict]:
+    """Two layouts of a recorded run, and arguments for one cheap step."""
+    index = json.loads((folder / "index.json").read_text())["cases"]
+    runs = (Run(folder, name, case) for name, case in index.items() if len(case["regional_prompts"]) > 1)
+    run = next(run for run in runs if run.layouts[0].caption)
+    arguments = {**run.arguments, "latents": None, "num_inference_steps": 1, "output_type": "latent"}
+    return run.pipe, run.layouts, {**arguments, "num_images_per_prompt": 1, "generator": None}
+
+
+def check_joined_captions(folder: Path) -> None:
+    """Without a global caption: one pooled vector, that of the region captions, not of their letters."""
+    pipe, layouts, arguments = show_layouts(folder)
+    layout = dataclasses.replace(layouts[0], caption=None)
+    (encoded,) = encode_layouts([layout], layout.size, pipe, arguments["settings"])
+    with torch.no_grad():
+        expected = pipe._get_clip_prompt_embeds([".".join(layout.captions)])[0]
+    assert_close("pooled", encoded.text.pooled, expected, EMBEDDINGS)
+
+
+def check_unfiltered_batch(folder: Path) -> None:
+    """Two layouts, two images each, every condition token kept: shapes fit, and each image is what it is alone."""
+    pipe, layouts, arguments = show_layouts(folder)
+    arguments["settings"] = dataclasses.replace(arguments["settings"], is_filter_cond_token=False)
+    arguments["num_images_per_prompt"] = 2
+    together = pipe(layouts, seeds=[0, 1, 2, 3], **arguments).images
+    alone = torch.cat([pipe(layout, seeds=[2 * n, 2 * n + 1], **arguments).images for n, layout in enumerate(layouts)])
+    assert_close("latents", together, alone, LATENTS)
+
+
+def check_blank_contour(folder: Path) -> None:
+    """No condition token at all is the same as not using any."""
+    pipe, layouts, arguments = show_layouts(folder)
+    blank = dataclasses.replace(layouts[0], masks=np.zeros_like(layouts[0].masks))
+    found = pipe(blank, seeds=[0], **arguments).images
+    assert_close("latents", found, pipe(blank, seeds=[0], is_use_cond_token=False, **arguments).images, LATENTS)
+
+
+def check_place_of_any_size(folder: Path) -> None:
+    """Masks that are no multiple of the token grid: doubling every pixel changes no covered fraction."""
+    pipe, layouts, arguments = show_layouts(folder)
+    arguments |= {"height": layouts[0].size[0], "width": layouts[0].size[1], "is_use_cond_token": False}
+    odd = dataclasses.replace(layouts[0], masks=layouts[0].masks[:, :-1, :-3])
+    twice = dataclasses.replace(odd, masks=odd.masks.repeat(2, axis=1).repeat(2, axis=2))
+    runs = [pipe(layout, seeds=[0], attention_mask_method="place", **arguments).images for layout in (odd, twice)]
+    assert_close("latents", *runs, LATENTS)
+
+
+def check_truncation_message(folder: Path) -> None:
+    """The message holds the caption, not an empty string."""
+    pipe, layouts, arguments = show_layouts(folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pipe(layouts[0], max_sequence_length=3, **arguments)
+    assert any(layouts[0].caption[:20] in str(warning.message) for warning in caught)
+
+
+def check_padding_is_seen(folder: Path) -> None:
+    """T5 sees its padding, as FLUX was trained: embeddings belong to a length and are cached under it."""
+    pipe, layouts, arguments = show_layouts(folder)
+    longer = arguments["settings"].override({"max_sequence_length": arguments["settings"].max_sequence_length + 32})
+    first, second = (
+        encode_layouts(layouts[:1], layouts[0].size, pipe, settings)[0].text.caption
+        for settings in (arguments["settings"], longer)
+    )
+    assert (first - second).abs().max() > 0.01
+
+
+DEFECTS = {
+    "encode_all_prompt": check_joined_captions,
+    "nofilter batch": check_unfiltered_batch,
+    "blank contour": check_blank_contour,
+    "place label": check_place_of_any_size,
+    "truncation message": check_truncation_message,
+    "embeds depend on max_sequence_length": check_padding_is_seen,
+}
