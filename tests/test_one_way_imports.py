@@ -26,6 +26,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("seg2any.prepare",),
     ("seg2any.pipeline",),
     ("seg2any.preflight", "seg2any.visualize"),
+    ("seg2any.inference",),
     ("seg2any.data",),
     ("seg2any.training", "seg2any.segment"),
     ("seg2any.tiny",),
