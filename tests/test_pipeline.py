@@ -1,0 +1,297 @@
+"""Seg2AnyPipeline against stock FLUX, against itself one image at a time, and against arithmetic done by hand."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FluxPipeline
+from safetensors.torch import save_file
+
+from seg2any import Layout, Seg2AnyPipeline
+from seg2any.errors import UserError
+from seg2any.models import adapters
+from seg2any.models.card import AdapterCard
+from seg2any.models.transformer import Seg2AnyTransformer2DModel
+
+SIZE = (64, 96)
+FAST = {
+    "num_inference_steps": 2,
+    "output_type": "latent",
+    "max_sequence_length": 24,
+    "regional_max_sequence_length": 12,
+}
+HARD = {"attention_mask_method": "hard", "hard_attn_block_range": (1, 3)}
+CLOSE = {"atol": 1e-4, "rtol": 0}
+CARD = AdapterCard(
+    base_model="tiny",
+    attention_mask_method="base",
+    hard_attn_block_range=(0, 2),
+    cond_scale_factor=2,
+    max_sequence_length=24,
+    regional_max_sequence_length=12,
+)
+
+
+def layout(rows: list[int], caption: str | None, **rest) -> Layout:
+    """Overlapping bands: region i fills the rows from 8 i down to `rows[i]`, but for a margin that grows with i."""
+    masks = np.zeros((len(rows), *SIZE), dtype=bool)
+    for number, bottom in enumerate(rows):
+        masks[number, 8 * number : bottom, 10 * number : 90 - 3 * number] = True
+    return Layout(masks, ("a blue square", "a green star", "a plain heart")[: len(rows)], caption, **rest)
+
+
+ONE = layout([40], "a red circle", seed=11)
+TWO = layout([30, 60], None, seed=12)
+THREE = layout([20, 40, 64], "a green heart on the letter background", seed=13)
+MANY = [ONE, TWO, THREE]
+
+
+def fresh_pipe(stock_pipe: FluxPipeline) -> Seg2AnyPipeline:
+    """Our pipeline on its own copy of the transformer."""
+    parts = {**stock_pipe.components, "transformer": copy.deepcopy(stock_pipe.transformer)}
+    pipe = Seg2AnyPipeline(**parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe(stock_pipe) -> Seg2AnyPipeline:
+    """With adapters that do something; leave it as it is."""
+    pipe = fresh_pipe(stock_pipe)
+    adapters.add_adapters(pipe.transformer, rank=4, alpha=2)
+    torch.manual_seed(1)
+    for parameter in adapters.trainable_parameters(pipe.transformer):
+        torch.nn.init.normal_(parameter, std=0.1)
+    return pipe
+
+
+def latents_of(pipe: Seg2AnyPipeline, layouts, **arguments) -> torch.Tensor:
+    return pipe(layouts, **{**FAST, **HARD, **arguments}).images
+
+
+def test_importing_a_layout_is_light():
+    code = "import sys; from seg2any import Layout; assert not {'torch', 'diffusers'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_stock_folder_loads_with_our_transformer_and_saves_as_a_stock_folder(stock_pipe, tmp_path):
+    stock_pipe.save_pretrained(tmp_path / "stock")
+    pipe = Seg2AnyPipeline.from_pretrained(tmp_path / "stock")
+    assert type(pipe.transformer) is Seg2AnyTransformer2DModel
+    pipe.save_pretrained(tmp_path / "ours")
+    again = FluxPipeline.from_pretrained(tmp_path / "ours")
+    expected = stock_pipe.transformer.state_dict()
+    found = again.transformer.state_dict()
+    assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+    assert type(Seg2AnyPipeline.from_pretrained(tmp_path / "ours").transformer) is Seg2AnyTransformer2DModel
+
+
+@pytest.mark.parametrize("caption", ["a red circle", "a caption of more words than are read of it, on and on and on"])
+def test_none_is_stock_flux_with_the_global_caption(stock_pipe, caption):
+    expected = stock_pipe(
+        prompt=caption, height=64, width=96, num_inference_steps=3, max_sequence_length=24, output_type="latent",
+        guidance_scale=2.0, generator=torch.Generator().manual_seed(5),
+    ).images  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = fresh_pipe(stock_pipe)(
+            dataclasses.replace(THREE, caption=caption), attention_mask_method="none", num_inference_steps=3, seeds=[5],
+            max_sequence_length=24, output_type="latent", guidance_scale=2.0,
+        ).images  # fmt: skip
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+def test_none_with_true_cfg_is_stock_true_cfg(stock_pipe):
+    common = {"negative_prompt": "a green star", "true_cfg_scale": 3.0, "output_type": "latent"}
+    expected = stock_pipe(
+        prompt="a red circle", height=64, width=96, num_inference_steps=3, max_sequence_length=24,
+        generator=torch.Generator().manual_seed(11), **common,
+    ).images  # fmt: skip
+    found = fresh_pipe(stock_pipe)(
+        ONE, attention_mask_method="none", num_inference_steps=3, max_sequence_length=24, **common
+    ).images
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["hard", "base", "place"])
+def test_an_image_does_not_depend_on_its_batch(pipe, method):
+    together = latents_of(pipe, MANY, attention_mask_method=method)
+    for number, one in enumerate(MANY):
+        torch.testing.assert_close(together[number], latents_of(pipe, one, attention_mask_method=method)[0], **CLOSE)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_several_images_of_several_layouts_pair_correctly(pipe):
+    together = latents_of(pipe, [ONE, THREE], num_images_per_prompt=2, seeds=[1, 2, 3, 4])
+    pairs = zip([ONE, ONE, THREE, THREE], [1, 2, 3, 4], strict=True)
+    alone = torch.cat([latents_of(pipe, one, seeds=[seed]) for one, seed in pairs])
+    torch.testing.assert_close(together, alone, **CLOSE)
+
+
+def test_seeds_come_from_the_layout_and_count_up(pipe):
+    own = latents_of(pipe, [ONE, THREE], num_images_per_prompt=2)
+    assert torch.equal(own, latents_of(pipe, [ONE, THREE], num_images_per_prompt=2, seeds=[11, 12, 13, 14]))
+    generators = [torch.Generator().manual_seed(seed) for seed in (11, 12, 13, 14)]
+    assert torch.equal(own, latents_of(pipe, [ONE, THREE], num_images_per_prompt=2, generator=generators))
+
+
+def test_layouts_without_a_seed_draw_one_from_the_global_generator(pipe):
+    unseeded = dataclasses.replace(ONE, seed=None)
+    torch.manual_seed(0)
+    first = latents_of(pipe, [unseeded, unseeded])
+    torch.manual_seed(0)
+    assert torch.equal(first, latents_of(pipe, [unseeded, unseeded]))
+    assert (first[0] - first[1]).abs().max() > 0.1
+
+
+def test_given_latents_are_the_start(pipe):
+    noise = torch.randn(1, 24, 64, generator=torch.Generator().manual_seed(0))
+    starts = []
+    pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: starts.append(kwargs["hidden_states"]), with_kwargs=True
+    )
+    try:
+        latents_of(pipe, ONE, latents=noise)
+    finally:
+        pipe.transformer._forward_pre_hooks.clear()
+        pipe.transformer._forward_pre_hooks_with_kwargs.clear()
+    assert torch.equal(starts[0], noise)
+
+
+def test_true_cfg_moves_away_from_the_negative_prompt_in_every_region(pipe):
+    """One Euler step is linear in the velocity, so its results combine like the velocities."""
+    once = {"num_inference_steps": 1, "seeds": [3], "is_use_cond_token": True}
+    against = "a plain heart"
+    negated = Layout(THREE.masks, (against,) * 3, against)
+    positive, negative = latents_of(pipe, THREE, **once), latents_of(pipe, negated, **once)
+    found = latents_of(pipe, THREE, **once, negative_prompt=against, true_cfg_scale=2.5)
+    torch.testing.assert_close(found, negative + 2.5 * (positive - negative), **CLOSE)
+    assert torch.equal(latents_of(pipe, THREE, **once, negative_prompt=against), positive)
+
+
+def test_an_empty_negative_prompt_counts(pipe):
+    plain, steered = (latents_of(pipe, TWO, negative_prompt="", true_cfg_scale=scale) for scale in (1.0, 2.0))
+    assert (plain - steered).abs().max() > 1e-3
+
+
+def test_a_blank_contour_is_no_contour(pipe):
+    blank = dataclasses.replace(THREE, masks=np.zeros_like(THREE.masks))
+    torch.testing.assert_close(latents_of(pipe, blank), latents_of(pipe, blank, is_use_cond_token=False), **CLOSE)
+    beside = latents_of(pipe, [blank, ONE])
+    torch.testing.assert_close(beside[0], latents_of(pipe, blank)[0], **CLOSE)
+
+
+def test_callback_sees_and_replaces_every_step(pipe):
+    seen = []
+
+    def halve(pipe, step, timestep, tensors):
+        seen.append((step, round(timestep.item()), tensors["latents"]))
+        return {"latents": tensors["latents"] * 0}
+
+    final = latents_of(pipe, ONE, callback_on_step_end=halve, num_inference_steps=3)
+    assert [(step, time) for step, time, _ in seen][0] == (0, 1000) and len(seen) == 3
+    assert not final.any()
+    assert all(latents.any() for _, _, latents in seen)
+
+
+def test_interrupting_stops_after_the_step(pipe):
+    steps = []
+
+    def stop(pipe, step, timestep, tensors):
+        steps.append(tensors["latents"])
+        pipe._interrupt = step == 1
+
+    final = latents_of(pipe, ONE, callback_on_step_end=stop, num_inference_steps=5)
+    assert len(steps) == 2 and torch.equal(final, steps[-1])
+
+
+def test_output_types_hold_the_same_image(pipe):
+    arguments = {**HARD, **FAST, "seeds": [1]}
+    pil, array, tensor = (pipe(ONE, **{**arguments, "output_type": kind}).images for kind in ("pil", "np", "pt"))
+    assert array.shape == (1, *SIZE, 3) and tensor.shape == (1, 3, *SIZE)
+    np.testing.assert_array_equal(array[0], tensor[0].permute(1, 2, 0).numpy())
+    np.testing.assert_array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype(np.uint8))
+
+
+def test_size_is_the_layouts_in_whole_condition_tokens_unless_given(pipe):
+    odd = Layout(np.ones((1, 79, 101), dtype=bool), ("a blue square",), "a red circle")
+    arguments = {**FAST, **HARD, "output_type": "np", "num_inference_steps": 1}
+    assert pipe(odd, **arguments).images.shape[1:3] == (64, 96)
+    assert pipe(odd, cond_scale_factor=2, width=70, **arguments).images.shape[1:3] == (64, 64)
+
+
+@pytest.mark.parametrize(
+    ("layouts", "arguments", "message"),
+    [
+        ([], {}, "found none"),
+        ([ONE, Layout(np.ones((1, 32, 32), dtype=bool), ("a",))], {}, "found 32x32, 64x96"),
+        (ONE, {"seeds": [1, 2]}, "2 seeds or generators for 1 images"),
+        (ONE, {"seeds": [1], "generator": torch.Generator()}, "give one of them"),
+        (ONE, {"latents": torch.zeros(1, 24, 16)}, r"latents are \[1, 24, 16\]"),
+        (ONE, {"height": 8}, "multiples of 16"),
+        (ONE, {"attention_mask_method": "soft"}, "soft"),
+        (TWO, {"attention_mask_method": "none"}, "global caption"),
+    ],
+)
+def test_what_does_not_fit_is_one_clear_line(pipe, layouts, arguments, message):
+    with pytest.raises(UserError, match=message) as caught:
+        latents_of(pipe, layouts, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_block_range_past_the_last_block_is_reported_not_scaled(pipe):
+    with pytest.warns(UserWarning, match="hard_attn_block_range 19 37 .* the 5 blocks .* acts in 0"):
+        found = latents_of(pipe, ONE, hard_attn_block_range=(19, 37))
+    assert torch.equal(found, latents_of(pipe, ONE, attention_mask_method="base"))
+
+
+def test_known_texts_spare_the_encoders(pipe, monkeypatch):
+    known = {}
+    first = latents_of(pipe, MANY, known_texts=known)
+    monkeypatch.setattr(pipe.text_encoder_2, "forward", None)
+    monkeypatch.setattr(pipe.text_encoder, "forward", None)
+    assert torch.equal(first, latents_of(pipe, MANY, known_texts=known))
+
+
+def test_loaded_adapters_bring_their_settings(pipe, stock_pipe, tmp_path):
+    with pytest.raises(UserError, match="no card"):
+        pipe.save_adapters(tmp_path)
+    pipe.save_adapters(tmp_path, CARD)
+    loaded = fresh_pipe(stock_pipe)
+    loaded.load_adapters(str(tmp_path))
+    assert (loaded.card.rank, loaded.card.alpha) == (4, 2)
+    explicit = latents_of(pipe, THREE, attention_mask_method="base", cond_scale_factor=2)
+    fast = {"num_inference_steps": 2, "output_type": "latent"}
+    assert torch.equal(loaded(THREE, **fast).images, explicit)
+    changed = loaded(THREE, **fast, cond_scale_factor=1).images
+    assert torch.equal(changed, latents_of(pipe, THREE, attention_mask_method="base"))
+    assert not torch.equal(changed, explicit)
+
+
+def test_a_style_lora_joins_with_its_weight_and_leaves_ours_on(pipe, stock_pipe, tmp_path):
+    """Equal to adding weight x (alpha / rank) x B A to the base weight, where no condition token is concerned."""
+    layer = "transformer_blocks.0.attn.to_q"
+    a, b = torch.randn(2, 32), torch.randn(32, 2)
+    save_file(
+        {f"transformer.{layer}.lora_A.weight": a, f"transformer.{layer}.lora_B.weight": b},
+        tmp_path / "pytorch_lora_weights.safetensors",
+    )
+    pipe.save_adapters(tmp_path / "ours", CARD)
+    styled, by_hand = fresh_pipe(stock_pipe), fresh_pipe(stock_pipe)
+    for each in (styled, by_hand):
+        each.load_adapters(str(tmp_path / "ours"))
+    styled.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors", adapter_name="style")
+    assert set(styled.get_active_adapters()) == {"default", "cond", "style"}
+    styled.set_adapters(["default", "cond", "style"], [1.0, 1.0, 0.3])
+    without = latents_of(by_hand, ONE, is_use_cond_token=False)
+    by_hand.transformer.get_submodule(layer).base_layer.weight.data += 0.3 * b @ a
+    found = latents_of(styled, ONE, is_use_cond_token=False)
+    torch.testing.assert_close(found, latents_of(by_hand, ONE, is_use_cond_token=False), **CLOSE)
+    assert (found - without).abs().max() > 1e-2
