@@ -168,12 +168,12 @@ def check_gradients(run: Run) -> None:
     recorded = load_file(run.folder / "grads_step0.safetensors")
     ours = {_saved_name(name): p.grad for name, p in transformer.named_parameters() if p.requires_grad}
     assert ours.keys() == recorded.keys()
-    largest = max(gradient.abs().max() for gradient in recorded.values())
-    for name, gradient in recorded.items():
-        difference = ((0 if ours[name] is None else ours[name]) - gradient).abs().max()
-        assert difference <= RELATIVE * max(gradient.abs().max(), 1e-3 * largest), f"{name}: off by {difference}"
-    norm = torch.stack([g.norm() for g in ours.values() if g is not None]).norm()
-    close(norm, torch.tensor(run.index["grad_norms"][0]))
+    errors = {name: ((0 if ours[name] is None else ours[name]) - g).norm() for name, g in recorded.items()}
+    total = torch.stack([g.norm() for g in recorded.values()]).norm()
+    assert torch.stack(list(errors.values())).norm() <= RELATIVE * total
+    for name, gradient in recorded.items():  # by themselves, small ones carry the rounding of the large ones
+        assert errors[name] <= 5 * RELATIVE * gradient.norm(), f"{name}: off by {errors[name]}"
+    close(total, torch.tensor(run.index["grad_norms"][0]))
 
 
 def check_steps(run: Run) -> None:
