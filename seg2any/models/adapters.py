@@ -89,9 +89,12 @@ def trainable_parameters(transformer: FluxTransformer2DModel) -> list[nn.Paramet
     return chosen
 
 
-def load_adapters(transformer: FluxTransformer2DModel, folder: str | os.PathLike) -> AdapterCard:
+def load_adapters(
+    transformer: FluxTransformer2DModel, folder: str | os.PathLike, dtype: torch.dtype | None = None
+) -> AdapterCard:
     """Load <folder>/default and, if there is one, <folder>/cond in place of ours; other adapters stay as they are.
 
+    `dtype` of the loaded weights: None = that of the base weights, for generation; float32 to train them further.
     Returns the card of the folder; `assumed` says that it has none and the published defaults were taken.
     Raises `UserError` for a missing or broken file and for adapters of another model.
     """
@@ -109,6 +112,11 @@ def load_adapters(transformer: FluxTransformer2DModel, folder: str | os.PathLike
     for name, (weights, metadata) in found.items():
         config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY]) if LORA_ADAPTER_METADATA_KEY in metadata else None
         transformer.load_lora_adapter(weights, adapter_name=name, metadata=config)
+        if dtype is not None:  # from the file, not from what rounding to the base dtype has left of it
+            for key, value in weights.items():
+                path = key.removeprefix(PREFIX).removesuffix(".weight")
+                parameter = transformer.get_parameter(f"{path}.{name}.weight")
+                parameter.data = value.to(parameter.device, dtype)
     return card
 
 

@@ -6,9 +6,11 @@ output is bit for bit the stock model's, and the `cond` adapter is never met.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -73,7 +75,8 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         """As in diffusers, but adapters that were active stay active."""
         refuse_unroutable(adapter_config.to_dict(), adapter_name)
         active = self._active()
-        super().add_adapter(adapter_config, adapter_name)
+        with several_adapters():
+            super().add_adapter(adapter_config, adapter_name)
         self.set_adapter([*active, adapter_name])
 
     def load_lora_adapter(self, pretrained_model_name_or_path_or_dict, prefix="transformer", hotswap=False, **kwargs):
@@ -82,7 +85,8 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         options = {key.removeprefix(f"{prefix}."): value for key, value in (kwargs.get("metadata") or {}).items()}
         refuse_unroutable(options, name, source if isinstance(source, dict) else ())
         active, known = self._active(), set(getattr(self, "peft_config", ()))
-        super().load_lora_adapter(source, prefix=prefix, hotswap=hotswap, **kwargs)
+        with several_adapters():
+            super().load_lora_adapter(source, prefix=prefix, hotswap=hotswap, **kwargs)
         loaded = [name for name in getattr(self, "peft_config", ()) if name not in known]
         for name in loaded:
             refuse_unroutable(self.peft_config[name].to_dict(), name)
@@ -162,6 +166,14 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         """RoPE of token positions [B or 1, L, 3] as complex numbers of length 1, [B or 1, L, 1, d / 2]."""
         cos, sin = self.pos_embed(positions.flatten(0, 1))
         return torch.complex(cos[:, ::2], sin[:, ::2]).unflatten(0, positions.shape[:2])[:, :, None]
+
+
+@contextlib.contextmanager
+def several_adapters() -> Iterator[None]:
+    """Without peft's warning that a second adapter may not be intended: here it always is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
+        yield
 
 
 def condition_of(joint_attention_kwargs: dict[str, Any] | None) -> Condition | None:
