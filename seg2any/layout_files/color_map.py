@@ -17,6 +17,7 @@ from seg2any.layout_files.annotation import Color, Region
 from seg2any.layout_files.images import read_colors
 
 SUFFIXES = (".png", ".bmp", ".webp", ".tif", ".tiff", ".jpg", ".jpeg")
+INVISIBLE = 1 << 24  # sorts after all colours
 NEAR = 48.0  # RGB distance: JPEG noise and the ends of a soft edge stay below it
 
 
@@ -82,12 +83,19 @@ def write_color_map(masks: np.ndarray, colors: Sequence[Color], path: Path) -> N
 
 def _palette_of(path: Path) -> _Palette:
     colors, visible = read_colors(path)
-    packed = colors.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.int32)
-    values, index, pixels = np.unique(packed[visible], return_inverse=True, return_counts=True)
-    full_index = np.full(visible.shape, -1, dtype=np.int64)
-    full_index[visible] = index.reshape(-1)
+    red, green, blue = colors.astype(np.int32).reshape(-1, 3).T
+    packed = np.where(visible.reshape(-1), red << 16 | green << 8 | blue, INVISIBLE)
+    # Runs of equal pixels instead of pixels: a colour map has few, and sorting is what takes the time.
+    starts = np.append(0, np.flatnonzero(packed[1:] != packed[:-1]) + 1)
+    lengths = np.diff(starts, append=len(packed))
+    values, index_of_run = np.unique(packed[starts], return_inverse=True)
+    pixels = np.bincount(index_of_run, weights=lengths).astype(np.int64)
+    index = np.repeat(index_of_run, lengths).reshape(visible.shape)
+    if values[-1] == INVISIBLE:
+        values, pixels = values[:-1], pixels[:-1]
+        index[index == len(values)] = -1
     rgb = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.int64)
-    return _Palette(rgb, pixels, full_index)
+    return _Palette(rgb, pixels, index)
 
 
 def _owners(palette: _Palette, listed: np.ndarray) -> np.ndarray:
