@@ -17,8 +17,7 @@ import torch
 
 from seg2any.contour import resize_masks
 from seg2any.errors import UserError
-
-MAX_ENTITIES = 63  # bits 0..62 of a signed int64
+from seg2any.layout import MAX_ENTITIES
 
 
 class Kind(IntEnum):
