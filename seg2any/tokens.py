@@ -169,7 +169,7 @@ def token_masks(masks: np.ndarray, grid: tuple[int, int], assignment: str = "nea
 def _by_coverage(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """A token belongs to whoever covers more than half of it, and to the entity that covers most of it unless the
     background covers more; ties go to the entity on top. Entities still without a token then choose, from the top
-    down, the token they cover most that no other such entity has chosen, and share it with its owners."""
+    down, the token they cover most, one that no other has chosen if they can, and share it with its owners."""
     coverage = token_coverage(masks, grid)
     if not len(masks):
         return coverage > 0
@@ -179,7 +179,7 @@ def _by_coverage(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     owned = (coverage > 0.5) | most
     chosen = np.zeros(grid, bool)
     for entity in reversed(np.flatnonzero(masks.any((1, 2)) & ~owned.any((1, 2)))):
-        wish = np.where(chosen, coverage[entity] - 1, coverage[entity])
+        wish = np.where(coverage[entity] > 0, coverage[entity] - chosen, -np.inf)
         token = np.unravel_index(wish.argmax(), grid)
         owned[entity][token] = chosen[token] = True
     return owned

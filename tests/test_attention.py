@@ -1,0 +1,227 @@
+"""Attention rules against a definition written pair by pair, masks against invariants, backends against the formula."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from seg2any.attention import (
+    Attention,
+    AttentionPlan,
+    AttentionRules,
+    additive_mask,
+    attend,
+    attention_weights,
+    picture,
+)
+from seg2any.attention import plan as plan_module
+from seg2any.errors import UserError
+from seg2any.tokens import SampleTokens, TokenLayout, layout_tokens
+
+
+def random_sample(rng: np.random.Generator, n: int, grid: tuple[int, int]) -> SampleTokens:
+    """Overlapping, empty and full regions; sometimes no global caption, no text of a region, no condition token."""
+    masks = rng.random((n, *grid)) < rng.choice([0, 0.2, 0.6, 1], (n, 1, 1))
+    lengths = (rng.choice([0, 3]), *rng.integers(0, 4, n))
+    coverage = rng.choice([0, 0.25, 0.7, 1], (n, *grid)).astype(np.float32)
+    return SampleTokens(
+        tuple(int(length) for length in lengths), masks, rng.integers(0, 3, (rng.integers(4), 2)), coverage
+    )
+
+
+def weight_by_definition(
+    sample: SampleTokens, q: tuple, k: tuple, attention: Attention, rules: AttentionRules
+) -> float:
+    """Attention weight of two tokens named ("global",), ("region", i), ("image", x), ("cond",), ("text pad",) or
+    ("cond pad",), straight from the table of the method's description."""
+
+    def entities(token):
+        return {i for i, mask in enumerate(sample.masks) if mask.ravel()[token[1]]}
+
+    isolated, cond_isolated = attention is Attention.ISOLATED, rules.cond_attention == "isolated"
+    match q[0], k[0]:
+        case ("text pad", "text pad") | ("cond pad", "cond pad") | ("cond", "cond"):
+            return 1
+        case ("cond", other) if other == "image":
+            return 0 if cond_isolated else rules.cond2image_attention_weight
+        case ("image", "cond"):
+            return rules.cond2image_attention_weight
+        case (a, b) if "pad" in a + b:
+            return 0
+        case (a, b) if attention is Attention.OPEN:
+            return 0 if a == "cond" and cond_isolated else 1
+        case (a, b) if "cond" in (a, b):
+            return 0
+        case ("global", "global"):
+            return 1
+        case ("region", "region"):
+            return q[1] == k[1]
+        case ("global", "image"):
+            return 0 if isolated and rules.global_text_sees == "background" and entities(k) else 1
+        case ("image", "global"):
+            return 0 if isolated and entities(q) else 1
+        case ("region", "image") | ("image", "region"):
+            (_, entity), (_, token) = (q, k) if q[0] == "region" else (k, q)
+            if rules.method == "place":
+                return sample.coverage[entity].ravel()[token]
+            return sample.masks[entity].ravel()[token]
+        case ("image", "image"):
+            return not isolated or not entities(q) or bool(entities(q) & entities(k))
+        case ("global", "region") | ("region", "global"):
+            return 0
+    raise AssertionError((q, k))
+
+
+def names(sample: SampleTokens, tokens: TokenLayout) -> list[tuple]:
+    text = [("global",)] * sample.text_lengths[0]
+    for i, length in enumerate(sample.text_lengths[1:]):
+        text += [("region", i)] * length
+    cond = [("cond",)] * len(sample.cond_positions)
+    text += [("text pad",)] * (tokens.n_text - len(text))
+    return text + [("image", x) for x in range(tokens.n_image)] + cond + [("cond pad",)] * (tokens.n_cond - len(cond))
+
+
+OPTIONS = [
+    AttentionRules(method, (0, 0), weight, cond_attention, global_text_sees)
+    for method, weight, cond_attention, global_text_sees in itertools.product(
+        ("hard", "base", "place", "none"), (1.0, 0.3), ("bidirectional", "isolated"), ("all", "background")
+    )
+]
+
+
+@pytest.mark.parametrize("n_entities", [(1, 1), (2, 5), (0, 3), (63, 8)])
+def test_masks_equal_the_definition(n_entities):
+    rng = np.random.default_rng(sum(n_entities))
+    samples = [random_sample(rng, n, (3, 2)) for n in n_entities]
+    tokens = layout_tokens(samples)
+    for rules in OPTIONS if max(n_entities) < 10 else OPTIONS[:1]:
+        attention = rules.at(0)
+        mask = additive_mask(tokens, attention, rules)
+        for b, sample in enumerate(samples):
+            token_names = names(sample, tokens)
+            expected = [
+                [weight_by_definition(sample, q, k, attention, rules) for k in token_names] for q in token_names
+            ]
+            expected = torch.tensor(expected, dtype=torch.float64).log().float()
+            torch.testing.assert_close(mask[b, 0], expected, rtol=0, atol=1e-7)
+
+
+def test_no_row_is_fully_masked():
+    rng = np.random.default_rng(7)
+    for rules in OPTIONS:
+        tokens = layout_tokens([random_sample(rng, n, (4, 3)) for n in (0, 1, 6)])
+        for attention in {rules.at(0), rules.at(1)}:
+            assert additive_mask(tokens, attention, rules).isfinite().any(-1).all()
+    without_guidance = AttentionRules(cond2image_attention_weight=0)
+    assert additive_mask(tokens, Attention.ISOLATED, without_guidance).isfinite().any(-1).all()
+
+
+def test_a_sample_has_the_same_mask_alone_and_in_a_batch():
+    rng = np.random.default_rng(9)
+    samples = [random_sample(rng, n, (3, 3)) for n in (2, 4, 1)]
+    batch = layout_tokens(samples)
+    for rules, (b, sample) in itertools.product(OPTIONS, enumerate(samples)):
+        real = torch.tensor(["pad" not in name[0] for name in names(sample, batch)])
+        in_batch = additive_mask(batch, rules.at(0), rules)[b, 0][real][:, real]
+        single = layout_tokens([sample])
+        real = torch.tensor(["pad" not in name[0] for name in names(sample, single)])
+        assert torch.equal(in_batch, additive_mask(single, rules.at(0), rules)[0, 0][real][:, real])
+
+
+def test_the_hard_range_is_inclusive():
+    rules = AttentionRules("hard", (2, 4))
+    assert [rules.at(block) is Attention.ISOLATED for block in range(6)] == [False, False, True, True, True, False]
+    assert {AttentionRules("base", (0, 9)).at(3), AttentionRules("place", (0, 9)).at(3)} == {Attention.SEMANTIC}
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("method", "soft"),
+        ("hard_attn_block_range", (3, 2)),
+        ("hard_attn_block_range", (1,)),
+        ("cond2image_attention_weight", -1.0),
+        ("cond2image_attention_weight", math.nan),
+        ("cond_attention", "one-way"),
+        ("global_text_sees", "nothing"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(field, value):
+    with pytest.raises(UserError, match=field):
+        AttentionRules(**{field: value})
+
+
+@pytest.mark.parametrize("name", ["flash", "_flash_3_hub", "flash_varlen", "sage_varlen", "xformers", "flex", "typo"])
+def test_backends_that_lose_the_mask_are_refused_by_name(name):
+    with pytest.raises(UserError, match=f"{name}.*sdpa, dense"):
+        AttentionRules(attention_backend=name)
+    with pytest.raises(UserError, match="the regions vanish|compares it" if name != "typo" else "use one of"):
+        attend(*torch.ones(3, 1, 2, 1, 4), attention_backend=name)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_backends_equal_the_formula(masked):
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 2, 17, 3, 8, generator=generator)
+    mask = torch.rand(2, 1, 17, 17, generator=generator).log()
+    mask[torch.rand(mask.shape, generator=generator) < 0.5] = -torch.inf
+    mask.diagonal(dim1=2, dim2=3).zero_()
+    mask = mask if masked else None
+    expected = torch.zeros_like(value)
+    for b, head in itertools.product(range(2), range(3)):
+        scores = query[b, :, head].double() @ key[b, :, head].double().T / math.sqrt(8)
+        weights = (scores if mask is None else scores + mask[b, 0]).exp()
+        expected[b, :, head] = (weights / weights.sum(-1, keepdim=True)).float() @ value[b, :, head]
+    for backend in ("dense", "sdpa"):
+        torch.testing.assert_close(attend(query, key, value, mask, backend), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_plan_builds_each_mask_once(monkeypatch):
+    built = []
+
+    def count(tokens, attention, rules, dtype):
+        built.append(attention)
+        return additive_mask(tokens, attention, rules, dtype)
+
+    monkeypatch.setattr(plan_module, "additive_mask", count)
+    tokens = layout_tokens([random_sample(np.random.default_rng(0), 3, (3, 3))])
+    plan = AttentionPlan(tokens, AttentionRules("hard", (1, 2)))
+    masks = [plan.mask(block) for block in range(4)] + [plan.mask(block) for block in range(4)]
+    assert built == [Attention.SEMANTIC, Attention.ISOLATED]
+    assert masks[0] is masks[3] is masks[4] and masks[1] is masks[2] and masks[0] is not masks[1]
+    assert masks[0].shape[1] == 1, "one mask for all heads"
+
+
+def test_plain_attention_without_padding_needs_no_mask():
+    plain = layout_tokens([SampleTokens((4,), np.zeros((0, 2, 2), bool))])
+    padded = layout_tokens([SampleTokens((length,), np.zeros((0, 2, 2), bool)) for length in (4, 2)])
+    assert AttentionPlan(plain, AttentionRules("none")).mask(0) is None
+    assert AttentionPlan(padded, AttentionRules("none")).mask(0) is not None
+
+
+def test_place_without_coverage_is_said():
+    tokens = layout_tokens([SampleTokens((1, 1), np.ones((1, 2, 2), bool))])
+    with pytest.raises(UserError, match="place"):
+        AttentionPlan(tokens, AttentionRules("place")).mask(0)
+
+
+def test_the_tap_sees_every_block_before_its_attention():
+    tokens, seen = layout_tokens([random_sample(np.random.default_rng(4), 2, (2, 2))]), []
+    plan = AttentionPlan(tokens, AttentionRules("hard", (1, 1)), lambda *call: seen.append(call))
+    query, key, value = torch.randn(3, 1, tokens.kind.shape[1], 2, 4)
+    for block in range(2):
+        plan.attend(block, query, key, value)
+    assert [call[0] for call in seen] == [0, 1]
+    weights = attention_weights(*seen[1][1:])
+    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]))
+    assert torch.equal(weights[:, :1] > 0, seen[1][3].isfinite())
+
+
+def test_picture_colours_what_is_seen():
+    tokens = layout_tokens([SampleTokens((1, 1), np.array([[[True, False]]]))])
+    image = picture(tokens, Attention.ISOLATED, AttentionRules())
+    seen = additive_mask(tokens, Attention.ISOLATED, AttentionRules())[0, 0].isfinite().numpy()
+    assert image.shape == (4, 4, 3) and image.dtype == np.uint8
+    assert np.array_equal((image != 255).any(-1), seen)
