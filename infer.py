@@ -5,25 +5,29 @@ from __future__ import annotations
 import sys
 
 from seg2any.errors import UserError
-from seg2any.inference.options import parse_options
+from seg2any.inference.console import plain_messages
+from seg2any.inference.options import Options, parse_options
 
 
 def main() -> int:
     """Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted."""
     options = parse_options()
     try:
-        from seg2any.inference.run import OutOfMemory, run  # after the options: it takes seconds to import
-    except KeyboardInterrupt:
-        return 130
-    try:
-        run(options)
+        with plain_messages():
+            run(options)
     except UserError as error:
         return fail(error, 2)
-    except OutOfMemory as error:
+    except MemoryError as error:
         return fail(error, 1)
     except KeyboardInterrupt:
         return fail("interrupted; the images written so far are complete, start again to go on", 130)
     return 0
+
+
+def run(options: Options) -> None:
+    from seg2any.inference.run import run  # takes seconds to import: not before --help is answered
+
+    run(options)
 
 
 def fail(message: object, status: int) -> int:

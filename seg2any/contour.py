@@ -11,7 +11,7 @@ from PIL import Image
 def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """bool [N, H, W] -> bool [N, h, w], each pixel from the nearest source pixel centre ("nearest-exact").
 
-    Equal to PIL NEAREST, torch nearest-exact and cv2 INTER_NEAREST_EXACT; torch nearest and cv2 INTER_NEAREST differ.
+    Equal to torch nearest-exact. PIL NEAREST rounds some ties otherwise; torch nearest and cv2 INTER_NEAREST differ.
     """
     rows = _nearest_exact(masks.shape[1], size[0])
     columns = _nearest_exact(masks.shape[2], size[1])

@@ -10,8 +10,7 @@ import torch
 from seg2any.inference.model import adapter_digest
 from seg2any.inference.options import Options
 from seg2any.models.card import AdapterCard
-from seg2any.pipeline import settings_of
-from seg2any.settings import ConditionSettings
+from seg2any.settings import ConditionSettings, settings_of
 
 LIBRARIES = ("seg2any", "torch", "diffusers", "transformers", "peft")
 # A knob for the user rather than a property of the adapter: turning it is no cause for a warning.

@@ -6,18 +6,20 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+import transformers
 from diffusers import AutoencoderKL
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import AutoTokenizer
 
 from seg2any.errors import UserError
 from seg2any.layout import shown
-from seg2any.models.adapters import read_card
-from seg2any.models.card import AdapterCard
+from seg2any.models.adapters import COND, DEFAULT, WEIGHTS_FILE
+from seg2any.models.card import AdapterCard, read_card
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.preflight import ModelFacts
 
@@ -35,13 +37,25 @@ def read_facts(model: str) -> ModelFacts:
 
 def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
     """How an adapter folder was trained, None without one. Reads no weights. Raises UserError."""
-    return None if adapter is None else read_card(adapter)
+    if adapter is None:
+        return None
+    file = adapter / DEFAULT / WEIGHTS_FILE
+    if not file.is_file():
+        raise UserError(f"--lora_ckpt_path {adapter}: no {DEFAULT}/{WEIGHTS_FILE} in it; give a folder that has one")
+    try:
+        with safe_open(file, "pt") as opened:
+            card = read_card(adapter, opened.metadata() or {})
+    except SafetensorError as error:
+        raise UserError(f"{file}: is damaged ({_brief(error)}); copy it again") from error
+    has_cond = (adapter / COND / WEIGHTS_FILE).is_file()
+    return replace(card, is_use_cond_token=card.is_use_cond_token and has_cond)
 
 
 def load_pipeline(model: str, adapter: Path | None, dtype: torch.dtype, device: torch.device) -> Seg2AnyPipeline:
     """Load the weights and the adapters, if any, onto `device`. Raises UserError."""
+    transformers.logging.disable_progress_bar()  # that of the pipeline's parts says enough
     with _explained(model):
-        pipeline = Seg2AnyPipeline.from_pretrained(model, torch_dtype=dtype)
+        pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype)
     if adapter is not None:
         pipeline.load_adapters(str(adapter))
     return pipeline.to(device)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
+import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from seg2any.files import atomic_write
 from seg2any.inference.choices import Machine, choose_settings, shared_recipe
+from seg2any.inference.console import warn
 from seg2any.inference.model import choose_device, choose_dtype, load_pipeline, read_adapter_card, read_facts
 from seg2any.inference.options import Options
 from seg2any.inference.plan import Job, Plan, batches, make_plan
@@ -24,14 +25,11 @@ from seg2any.text import TruncationWarning
 from seg2any.visualize import panel
 
 MAX_KNOWN_TEXTS = 512  # embeddings kept between batches: 200 MB at FLUX.1-dev's size
-
-
-class OutOfMemory(Exception):
-    """The model or a batch did not fit. The message says what to turn on."""
+MEMORY_WORDS = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)  # of MPS, CPU, Windows
 
 
 def run(options: Options) -> None:
-    """Do what `infer.py` was told. Raises UserError for bad input, and OutOfMemory."""
+    """Do what `infer.py` was told. Raises UserError for bad input, and MemoryError that says what to turn on."""
     model = read_facts(options.pretrained_model_name_or_path)
     settings, remarks = choose_settings(options, read_adapter_card(options.lora_ckpt_path))
     warn(remarks)
@@ -98,22 +96,15 @@ def save_panel(job: Job, image: Image.Image, options: Options) -> None:
         panel(layout, image).save(temporary)
 
 
-def warn(lines: Iterable[str]) -> None:
-    for line in lines:
-        print(f"warning: {line}", file=sys.stderr, flush=True)
-
-
 @contextmanager
 def explained_memory(options: Options) -> Iterator[None]:
-    """Turn running out of memory, which each device says in its own way, into OutOfMemory with advice."""
+    """Turn running out of memory, which each device says in its own way, into a MemoryError with advice."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        said = str(error).lower()
-        is_memory = not isinstance(error, RuntimeError) or isinstance(error, torch.OutOfMemoryError)
-        if not is_memory and "out of memory" not in said and "allocate memory" not in said:
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not MEMORY_WORDS.search(str(error)):
             raise
         advice = [f"--batch_size 1 (now {options.batch_size})"] if options.batch_size > 1 else []
         advice += ["--weight_dtype bf16"] if options.weight_dtype in (None, "fp32") else []
         advice += ["a smaller --height and --width", "--cond_scale_factor 2", "--device cpu"]
-        raise OutOfMemory(f"out of memory; turn on {', '.join(advice)}") from error
+        raise MemoryError(f"out of memory; turn on {', '.join(advice)}") from error

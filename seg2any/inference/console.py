@@ -1,0 +1,40 @@
+"""How the run talks: one line per message, progress bars undisturbed, libraries quiet about themselves."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+@contextmanager
+def plain_messages() -> Iterator[None]:
+    """Show each of our warnings once, as a line without its place in the code, and none of the libraries' own affairs.
+
+    To be entered before transformers is imported, which warns on import.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    shown = set()
+
+    def show(message: Warning | str, *place: object) -> None:
+        text = " ".join(str(message).split())
+        if text not in shown:
+            shown.add(text)
+            warn([text])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+def warn(lines: Iterable[str]) -> None:
+    """One warning per line, to stderr."""
+    for line in lines:
+        tqdm.write(f"warning: {line}", file=sys.stderr)
