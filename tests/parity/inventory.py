@@ -36,7 +36,9 @@ def _section_units(section: Path) -> set[str]:
             names |= set(content["cases"]) | ({"bugs_demo"} & set(content))
         elif path.stem == section.name:  # one file holds the whole section: its keys are the units
             names |= set(content) - {"versions"}
-            names |= {"runs"} if any("runs" in table for table in content.get("tables", [])) else set()
+            names |= {
+                f"tables/{number}/runs" for number, table in enumerate(content.get("tables", [])) if "runs" in table
+            }
         else:
             names.add(path.stem)
     return names

@@ -20,12 +20,14 @@ EMBEDDINGS = 5e-5
 
 
 def show_layouts(folder: Path) -> tuple[Seg2AnyPipeline, list[Layout], dict]:
-    """Two layouts of a recorded run, and arguments for one cheap step."""
+    """The layout of a recorded run and its mirror image, and arguments for one cheap step."""
     index = json.loads((folder / "index.json").read_text())["cases"]
-    runs = (Run(folder, name, case) for name, case in index.items() if len(case["regional_prompts"]) > 1)
+    runs = (Run(folder, name, case) for name, case in index.items())
     run = next(run for run in runs if run.layouts[0].caption)
+    layout = run.layouts[0]
+    mirrored = dataclasses.replace(layout, masks=layout.masks[:, :, ::-1].copy(), captions=layout.captions[::-1])
     arguments = {**run.arguments, "latents": None, "num_inference_steps": 1, "output_type": "latent"}
-    return run.pipe, run.layouts, {**arguments, "num_images_per_prompt": 1, "generator": None}
+    return run.pipe, [layout, mirrored], {**arguments, "num_images_per_prompt": 1, "generator": None}
 
 
 def check_joined_captions(folder: Path) -> None:
