@@ -63,12 +63,3 @@ def decode_latents(tokens: Tensor, grid: tuple[int, int], vae: AutoencoderKL) ->
     """[B, h*w, 4C] -> images [B, 3, H, W], about [-1, 1], where the VAE is."""
     latents = unpack(tokens, grid) / vae.config.scaling_factor + vae.config.shift_factor
     return vae.decode(latents.to(get_module_execution_device(vae), vae.dtype)).sample
-
-
-def packed_noise(grid: tuple[int, int], channels: int, generator: torch.Generator | None = None) -> Tensor:
-    """Standard normal [1, h*w, 4*channels] in fp32 on the CPU, drawn in the order of the unpacked latents.
-
-    So a CPU generator gives what stock FluxPipeline draws for one image, on every device and in every precision.
-    """
-    device = generator.device if generator else None
-    return pack(torch.randn(1, channels, 2 * grid[0], 2 * grid[1], generator=generator, device=device)).cpu()

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from seg2any.condition import Condition
 from seg2any.errors import UserError
-from seg2any.latents import decode_latents, packed_noise, pixels_per_token
+from seg2any.latents import decode_latents, pixels_per_token
 from seg2any.layout import Layout
 from seg2any.models import adapters
 from seg2any.models.card import AdapterCard
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.prepare import EncodedLayout, assemble, encode_layouts, prompt_for, size_in_tokens
+from seg2any.noise import image_generators, packed_noise
+from seg2any.prepare import EncodedLayout, assemble, encode_layouts, image_size, prompt_for, size_in_tokens
 from seg2any.settings import ConditionSettings, settings_of
 from seg2any.text import TextKey, encode_texts
 
@@ -64,7 +65,10 @@ class Seg2AnyPipeline(FluxPipeline):
             Seg2AnyTransformer2DModel.adopt(self.transformer)
 
     def load_adapters(self, path: str) -> None:
-        """Load <path>/default and <path>/cond, the published layout; their card sets the defaults of `__call__`."""
+        """Load <path>/default and <path>/cond, the published layout; their card sets the defaults of `__call__`.
+
+        Raises UserError for missing or broken files, and for adapters of another model.
+        """
         self.card = adapters.load_adapters(self.transformer, path)
 
     def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:
@@ -111,13 +115,11 @@ class Seg2AnyPipeline(FluxPipeline):
         layouts          one, or several of one size
         negative_prompt  with true_cfg_scale > 1: of the whole image and of every region, also "" is one
         height, width    of the images; default: the layouts'. Rounded down to whole tokens
-        seeds            one per image. Default: a layout's seed for its first image, seed + 1 for the next and so on;
-                         without a seed, drawn from torch's global generator
-        generator        instead of seeds: one per image, or one that all images draw from in turn
+        seeds, generator where the noise comes from, see `image_generators`; default: the layouts' seeds
         latents          initial noise [images, tokens, 4C], packed
         known_texts      text embeddings kept between calls, see `encode_texts`
-        callback_on_step_end  f(pipe, step, timestep, {"latents": packed}), may return {"latents": others}
         output_type      "pil", "np" float [B, H, W, 3] in [0, 1], "pt" float [B, 3, H, W] in [0, 1], "latent" packed
+        callback_on_step_end  f(pipe, step, timestep, {"latents": packed}), may return {"latents": others}
 
         An image depends on its layout, seed and settings, not on the batch it is made in (up to rounding): its noise
         comes from its own CPU generator, first the initial latents, then the sample of the contour's VAE posterior.
@@ -264,42 +266,6 @@ class Seg2AnyPipeline(FluxPipeline):
                 joint_attention_kwargs={"condition": condition},
                 return_dict=False,
             )[0]
-
-
-def image_size(layouts: Sequence[Layout], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
-    """(H, W) for a batch, rounded down to multiples; UserError if there is no layout or their sizes differ."""
-    sizes = {layout.size for layout in layouts}
-    if len(sizes) != 1:
-        found = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)) or "none"
-        raise UserError(f"layouts of one size (height x width) make a batch, found {found}; call once per size")
-    of_layouts = sizes.pop()
-    return tuple((given or own) // multiple * multiple for given, own in zip((height, width), of_layouts, strict=True))
-
-
-def image_generators(
-    layouts: Sequence[Layout],
-    per_layout: int,
-    seeds: Sequence[int] | None,
-    generator: torch.Generator | Sequence[torch.Generator] | None,
-) -> list[torch.Generator]:
-    """One source of noise per image, layout by layout; see `Seg2AnyPipeline.__call__`."""
-    count = len(layouts) * per_layout
-    if seeds is not None and generator is not None:
-        raise UserError("seeds and generator both say where the noise comes from; give one of them")
-    if isinstance(generator, torch.Generator):
-        return [generator] * count
-    if generator is None:
-        seeds = _own_seeds(layouts, per_layout) if seeds is None else seeds
-        generator = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    if len(generator) != count:
-        raise UserError(f"{len(generator)} seeds or generators for {count} images; give one per image")
-    return list(generator)
-
-
-def _own_seeds(layouts: Sequence[Layout], per_layout: int) -> list[int]:
-    fresh = torch.randint(2**62, (len(layouts),)).tolist()
-    first = [seed if layout.seed is None else layout.seed for layout, seed in zip(layouts, fresh, strict=True)]
-    return [seed + number for seed in first for number in range(per_layout)]
 
 
 def _repeat(samples: Sequence[EncodedLayout], times: int) -> list[EncodedLayout]:

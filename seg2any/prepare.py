@@ -18,8 +18,9 @@ from torch import Tensor
 from seg2any.condition import Condition
 from seg2any.contour import condition_image, kept_tokens, to_signed
 from seg2any.errors import UserError
-from seg2any.latents import Posterior, encode_images, packed_noise, pixels_per_token
+from seg2any.latents import Posterior, encode_images, pixels_per_token
 from seg2any.layout import Layout
+from seg2any.noise import packed_noise
 from seg2any.settings import ConditionSettings
 from seg2any.text import EncodedText, Prompt, TextEncoders, TextKey, encode_texts
 from seg2any.tokens import SampleTokens, layout_tokens, token_coverage, token_masks
@@ -184,3 +185,17 @@ def size_in_tokens(size: tuple[int, int], vae: AutoencoderKL, cond_scale_factor:
             f"({patch} pixels per token x cond_scale_factor {cond_scale_factor})"
         )
     return size[0] // patch, size[1] // patch
+
+
+def image_size(layouts: Sequence[Layout], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
+    """(H, W) of a batch's images: as given, else the layouts' own, rounded down to multiples.
+
+    Raises UserError if there is no layout or their sizes differ.
+    """
+    sizes = {layout.size for layout in layouts}
+    if len(sizes) != 1:
+        found = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)) or "none"
+        raise UserError(f"layouts of one size (height x width) make a batch, found {found}; call once per size")
+    own_height, own_width = sizes.pop()
+    height, width = own_height if height is None else height, own_width if width is None else width
+    return height // multiple * multiple, width // multiple * multiple

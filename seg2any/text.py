@@ -132,10 +132,11 @@ def _equal_lengths(keys: Iterable[TextKey]) -> Iterator[list[TextKey]]:
 
 def _report_truncation(captions: Sequence[str], length: int, tokenizer: object) -> None:
     for caption, ids in zip(captions, tokenizer(captions, verbose=False).input_ids, strict=True):
-        if len(ids) > length:
+        cut = len(ids) - length
+        if cut > 0:
             warnings.warn(
-                f"caption {textwrap.shorten(caption, 80)!r} has {len(ids)} tokens, {len(ids) - length} are cut; shorten "
-                "it or raise max_sequence_length (global caption) or regional_max_sequence_length (regions)",
+                f"caption {textwrap.shorten(caption, 80)!r} has {len(ids)} tokens, {cut} are cut; shorten it or raise "
+                "max_sequence_length (global caption) or regional_max_sequence_length (regions)",
                 TruncationWarning,
                 stacklevel=2,
             )

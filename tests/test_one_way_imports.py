@@ -22,7 +22,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("seg2any.attention",),
     ("seg2any.condition",),
     ("seg2any.models",),
-    ("seg2any.latents", "seg2any.settings", "seg2any.text"),
+    ("seg2any.latents", "seg2any.noise", "seg2any.settings", "seg2any.text"),
     ("seg2any.prepare",),
     ("seg2any.pipeline",),
     ("seg2any.preflight", "seg2any.visualize"),

@@ -142,6 +142,21 @@ def test_seeds_come_from_the_layout_and_count_up(pipe):
     assert torch.equal(own, latents_of(pipe, [ONE, THREE], num_images_per_prompt=2, generator=generators))
 
 
+def test_one_generator_serves_the_images_in_turn_as_in_stock_flux(stock_pipe):
+    common = {"num_inference_steps": 1, "num_images_per_prompt": 2, "max_sequence_length": 24, "output_type": "latent"}
+    expected = stock_pipe("a red circle", height=64, width=96, generator=torch.Generator().manual_seed(5), **common)
+    found = fresh_pipe(stock_pipe)(
+        ONE, attention_mask_method="none", generator=torch.Generator().manual_seed(5), **common
+    )
+    torch.testing.assert_close(found.images, expected.images, atol=1e-5, rtol=0)
+
+
+def test_seeded_images_leave_the_global_generator_alone(pipe):
+    before = torch.get_rng_state()
+    latents_of(pipe, MANY)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_layouts_without_a_seed_draw_one_from_the_global_generator(pipe):
     unseeded = dataclasses.replace(ONE, seed=None)
     torch.manual_seed(0)

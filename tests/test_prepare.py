@@ -14,7 +14,8 @@ from seg2any import Layout
 from seg2any.attention.rules import AttentionRules
 from seg2any.contour import condition_image, to_signed
 from seg2any.errors import UserError
-from seg2any.latents import decode_latents, encode_images, pack, packed_noise, pixels_per_token, unpack
+from seg2any.latents import decode_latents, encode_images, pack, pixels_per_token, unpack
+from seg2any.noise import packed_noise
 from seg2any.prepare import assemble, encode_layouts, size_in_tokens
 from seg2any.settings import ConditionSettings
 from seg2any.text import TextKey, TruncationWarning

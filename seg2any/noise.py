@@ -1,0 +1,53 @@
+"""Where the noise of an image comes from: a CPU generator of its own, never a stream shared by a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from seg2any.errors import UserError
+from seg2any.latents import pack
+from seg2any.layout import Layout
+
+
+def packed_noise(grid: tuple[int, int], channels: int, generator: torch.Generator | None = None) -> Tensor:
+    """Standard normal [1, h*w, 4*channels] in fp32 on the CPU, drawn in the order of the unpacked latents.
+
+    So a CPU generator gives what stock FluxPipeline draws for one image, on every device and in every precision.
+    """
+    device = generator.device if generator else None
+    return pack(torch.randn(1, channels, 2 * grid[0], 2 * grid[1], generator=generator, device=device)).cpu()
+
+
+def image_generators(
+    layouts: Sequence[Layout],
+    per_layout: int,
+    seeds: Sequence[int] | None = None,
+    generator: torch.Generator | Sequence[torch.Generator] | None = None,
+) -> list[torch.Generator]:
+    """One generator for each of `per_layout` images of every layout, layout by layout.
+
+    seeds      one per image; None: a layout's seed for its first image, seed + 1 for the next and so on; a layout
+               without a seed gets one from torch's global generator
+    generator  instead of seeds: one per image, or one that all images draw from in turn
+
+    Raises UserError if both are given, or not as many as there are images.
+    """
+    count = len(layouts) * per_layout
+    if seeds is not None and generator is not None:
+        raise UserError("seeds and generator both say where the noise comes from; give one of them")
+    if isinstance(generator, torch.Generator):
+        return [generator] * count
+    if generator is None:
+        seeds = _own_seeds(layouts, per_layout) if seeds is None else seeds
+        generator = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    if len(generator) != count:
+        raise UserError(f"{len(generator)} seeds or generators for {count} images; give one per image")
+    return list(generator)
+
+
+def _own_seeds(layouts: Sequence[Layout], per_layout: int) -> list[int]:
+    firsts = [torch.randint(2**62, ()).item() if layout.seed is None else layout.seed for layout in layouts]
+    return [first + number for first in firsts for number in range(per_layout)]
