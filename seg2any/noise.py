@@ -36,6 +36,8 @@ def image_generators(
     Raises UserError if both are given, or not as many as there are images.
     """
     count = len(layouts) * per_layout
+    if per_layout < 1:
+        raise UserError(f"num_images_per_prompt is {per_layout}; give at least 1")
     if seeds is not None and generator is not None:
         raise UserError("seeds and generator both say where the noise comes from; give one of them")
     if isinstance(generator, torch.Generator):

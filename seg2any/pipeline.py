@@ -43,6 +43,10 @@ class Sampling:
     true_cfg_scale: float = 1.0
     callback_on_step_end: Callback | None = None
 
+    def __post_init__(self) -> None:
+        if self.num_inference_steps < 1:
+            raise UserError(f"num_inference_steps is {self.num_inference_steps}; give at least 1")
+
 
 class Seg2AnyPipeline(FluxPipeline):
     """FLUX that obeys masks and captions.

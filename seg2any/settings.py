@@ -18,7 +18,8 @@ COUNTS = ("cond_scale_factor", "max_sequence_length", "regional_max_sequence_len
 class ConditionSettings:
     """The names and defaults are the published ones.
 
-    rules                         who attends to whom; method "none" is plain FLUX with the global caption
+    rules                         who attends to whom; method "none" is plain FLUX with the global caption, padded as
+                                  FLUX pads it, no regions and no contour (loaded adapters go on acting)
     is_use_cond_token             contour tokens at all
     is_filter_cond_token          drop the contour tokens whose patch holds no contour
     cond_scale_factor             the contour image is this many times smaller than the image: 1 at 512, 2 at 1024 px

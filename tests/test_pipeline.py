@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
+from diffusers import FirstBlockCacheConfig, FluxPipeline
 from safetensors.torch import save_file
 
 from seg2any import Layout, Seg2AnyPipeline
@@ -251,6 +251,8 @@ def test_size_is_the_layouts_in_whole_condition_tokens_unless_given(pipe):
         (ONE, {"seeds": [1], "generator": torch.Generator()}, "give one of them"),
         (ONE, {"latents": torch.zeros(1, 24, 16)}, r"latents are \[1, 24, 16\]"),
         (ONE, {"height": 8}, "multiples of 16"),
+        (ONE, {"num_inference_steps": 0}, "num_inference_steps is 0"),
+        (ONE, {"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         (ONE, {"attention_mask_method": "soft"}, "soft"),
         (TWO, {"attention_mask_method": "none"}, "global caption"),
     ],
@@ -273,6 +275,33 @@ def test_known_texts_spare_the_encoders(pipe, monkeypatch):
     monkeypatch.setattr(pipe.text_encoder_2, "forward", None)
     monkeypatch.setattr(pipe.text_encoder, "forward", None)
     assert torch.equal(first, latents_of(pipe, MANY, known_texts=known))
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.3), (torch.float16, 0.03)])
+def test_lower_precision_makes_the_same_image(pipe, dtype, tolerance):
+    half = Seg2AnyPipeline(**copy.deepcopy(pipe.components)).to(dtype)
+    half.set_progress_bar_config(disable=True)
+    found = latents_of(half, MANY)
+    assert found.dtype is dtype
+    torch.testing.assert_close(found.float(), latents_of(pipe, MANY), atol=tolerance, rtol=0)
+    assert np.isfinite(half(ONE, **{**FAST, **HARD, "output_type": "np"}).images).all()
+
+
+def test_offloaded_parts_make_the_same_image(pipe):
+    offloaded = Seg2AnyPipeline(**copy.deepcopy(pipe.components))
+    offloaded.set_progress_bar_config(disable=True)
+    cpu = torch.device("cpu")
+    offloaded.enable_group_offload(onload_device=cpu, offload_device=cpu, offload_type="leaf_level")
+    assert torch.equal(latents_of(offloaded, MANY), latents_of(pipe, MANY))
+
+
+def test_a_step_cache_keeps_the_passes_of_true_cfg_apart(pipe):
+    """With threshold 0 the cache never skips, so it may not change anything."""
+    cached = Seg2AnyPipeline(**copy.deepcopy(pipe.components))
+    cached.set_progress_bar_config(disable=True)
+    cached.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+    steered = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}
+    assert torch.equal(latents_of(cached, MANY, **steered), latents_of(pipe, MANY, **steered))
 
 
 def test_loaded_adapters_bring_their_settings(pipe, stock_pipe, tmp_path):
