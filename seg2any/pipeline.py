@@ -55,8 +55,8 @@ class Seg2AnyPipeline(FluxPipeline):
     >>> pipe.load_adapters("examples/shapes/lora")
     >>> images = pipe([Layout.read("five.json")], num_inference_steps=20).images
 
-    Everything of FluxPipeline that is not `__call__` works as it does there: offloading, quantised weights, further
-    LoRAs with their weights, `save_pretrained`.
+    Loading, saving, offloading, step caches and further LoRAs with their weights are FluxPipeline's own. IP-Adapters
+    cannot be used: they replace the attention, and with it the regions.
     """
 
     card: AdapterCard | None = None  # what the loaded adapters were trained with
