@@ -1,0 +1,117 @@
+"""What the README says exists, exists; what it should list, it lists."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import re
+import shlex
+
+import pytest
+
+from eval.shapes import parse_options as parse_bench_options
+from seg2any import config
+from seg2any.inference.options import Options
+from tests.golden_root import REPOSITORY
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+# Named as examples of what a user has or gets.
+NOT_OURS = {
+    "result/",
+    "default/",
+    "cond/",
+    "default/pytorch_lora_weights.safetensors",
+    "cond/pytorch_lora_weights.safetensors",
+}
+
+
+def blocks(language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+    return [content for name, content in fenced if name == language]
+
+
+def commands() -> list[list[str]]:
+    """Every command line of the README, in blocks and in running text, as words."""
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`((?:python|make) [^`]*)`", README.replace("\n", " "))
+    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (REPOSITORY / "Makefile").read_text()))
+    named = {words[1] for words in commands() if words[0] == "make"}
+    assert named >= {"demo", "test", "bench"} and named <= targets
+
+
+def test_flags_of_infer_are_the_flags_that_exist():
+    table = README[README.index("\n## infer.py") : README.index("\n## Python")]
+    fields = {field.name for field in dataclasses.fields(Options)}
+    assert set(re.findall(r"`--(\w+)`", table)) == fields
+    used = {word[2:] for words in commands() if "infer.py" in words for word in words if word.startswith("--")}
+    assert used and used <= fields
+    quoted = set(re.findall(r"`--(\w+) ", README))
+    assert quoted <= fields
+
+
+def test_commands_of_training_are_accepted():
+    trainings = [words[words.index("train.py") + 1 :] for words in commands() if "train.py" in words]
+    assert trainings
+    for arguments in trainings:
+        assert arguments[0].startswith("config/")
+        config.load([str(REPOSITORY / arguments[0]), *arguments[1:]])
+
+
+def test_arguments_of_the_bench_are_accepted():
+    given = [word.removeprefix("ARGS=") for words in commands() for word in words if word.startswith("ARGS=")]
+    assert given
+    for arguments in given:
+        parse_bench_options(shlex.split(arguments))
+
+
+def test_python_examples_name_what_exists():
+    (example,) = blocks("python")
+    for node in ast.walk(ast.parse(example)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(node.module)
+            assert all(hasattr(module, alias.name) for alias in node.names)
+    from seg2any import Seg2AnyPipeline
+
+    assert all(
+        hasattr(Seg2AnyPipeline, name) for name in re.findall(r"pipe\.(\w+)|Pipeline\.(\w+)", example)[0] if name
+    )
+
+
+def named_paths() -> set[str]:
+    """Paths of this repository in running text and in examples: with a folder or a suffix of ours, no placeholder."""
+    words = re.findall(r"`([\w./-]+)`", README) + re.findall(r'"(examples/[\w./-]+)"', README)
+    words += [word for line in commands() for word in line if word.startswith(("examples/", "config/"))]
+    ours = r"(examples|seg2any|eval|tests|config)(/.*)?|.*/.*|\w+\.py|LICENSE|NOTICE|Makefile"
+    return {word for word in words if re.fullmatch(ours, word) and word not in NOT_OURS}
+
+
+@pytest.mark.parametrize("path", sorted(named_paths()))
+def test_named_paths_exist(path: str):
+    assert (REPOSITORY / path).exists()
+
+
+def tree() -> dict[str, str]:
+    """Path -> description of every line of the house."""
+    (house,) = blocks("")
+    found, parents = {}, []
+    for line in house.rstrip().splitlines():
+        depth = (len(line) - len(line.lstrip())) // 2
+        name, _, description = line.strip().partition(" ")
+        parents = [*parents[:depth], name]
+        found["".join(parents)] = description.strip()
+    return found
+
+
+def test_the_house_lists_every_module_and_nothing_else():
+    house = tree()
+    assert all((REPOSITORY / path).exists() for path in house), [p for p in house if not (REPOSITORY / p).exists()]
+    assert all(description for path, description in house.items() if not path.endswith("/"))
+    folders = [REPOSITORY / package for package in ("seg2any", "eval", "studio", "benchmarks")]
+    modules = {*REPOSITORY.glob("*.py"), *(path for folder in folders for path in folder.rglob("*.py"))}
+    expected = {path.relative_to(REPOSITORY).as_posix() for path in modules if path.name != "__init__.py"}
+    assert {path for path in house if path.endswith(".py")} == expected
