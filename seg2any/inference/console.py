@@ -30,6 +30,7 @@ def plain_messages() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("always", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*deprecated")
         warnings.showwarning = show
         yield
 

@@ -1,0 +1,367 @@
+"""`infer.py` as its users meet it: a process with arguments, files, an exit status and messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from infer import main
+from seg2any.errors import UserError
+from seg2any.inference.choices import choose_settings
+from seg2any.inference.options import Options
+from seg2any.inference.plan import batches, make_plan
+from seg2any.inference.recipe import BrokenImage, differences, read_recipe, save_image
+from seg2any.inference.run import explained_memory
+from seg2any.inference.survey import survey_layouts
+from seg2any.layout import Layout
+from seg2any.models.card import AdapterCard
+from seg2any.preflight import ModelFacts
+from seg2any.settings import ConditionSettings
+from tests.golden_root import REPOSITORY
+
+MODEL = REPOSITORY / "examples" / "shapes" / "model"
+SIDE = 64
+
+
+def infer(*arguments: object, **flags: object) -> subprocess.CompletedProcess:
+    return subprocess.run(command(*arguments, **flags), capture_output=True, text=True, timeout=240, env=environment())
+
+
+def command(*arguments: object, **flags: object) -> list[str]:
+    flags = {"pretrained_model_name_or_path": MODEL, "num_inference_steps": 1, "device": "cpu", **flags}
+    named = [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    return [sys.executable, str(REPOSITORY / "infer.py"), *named, *map(str, arguments)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def layout(
+    name: str, side: int = SIDE, seed: int | None = 3, captions: tuple[str, ...] = ("a red circle", "a star")
+) -> Layout:
+    masks = np.zeros((2, side, side), dtype=bool)
+    masks[0, 4 : side // 2, 4 : side // 2], masks[1, side // 2 :, side // 4 :] = True, True
+    return Layout(masks, captions, "a red circle and a star", seed=seed, name=name)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two layouts of one size and one of another."""
+    for item in (layout("a"), layout("b", seed=None), layout("c", side=80)):
+        item.write(tmp_path / "masks" / f"{item.name}.json")
+    return tmp_path / "masks"
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """`infer.py` without the seconds that a new process takes: status and stderr."""
+
+    def run(*arguments: object, **flags: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", command(*arguments, **flags)[1:])
+        return main(), capsys.readouterr().err
+
+    return run
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class TestGoodRuns:
+    def test_images_recipes_panels_and_going_on(self, folder: Path, tmp_path: Path):
+        out = tmp_path / "out"
+        first = infer("--save_panels", seg_mask_path=folder, output_path=out, batch_size=2)
+        assert first.returncode == 0, first.stderr
+        assert files(out) == [f"{name}{kind}.png" for name in "abc" for kind in ("", "_panel")]
+        assert "3 images to make on cpu in float32" in first.stdout
+        recipe = read_recipe(out / "a.png")
+        assert recipe["layout"] == {
+            "sha256": layout("a").digest(),
+            "name": "a",
+            "caption": "a red circle and a star",
+            "captions": ["a red circle", "a star"],
+        }
+        assert (recipe["seed"], recipe["size"], recipe["num_inference_steps"]) == (3, [64, 64], 1)
+        assert (
+            recipe["settings"]["attention_mask_method"] == "hard" and recipe["versions"]["torch"] == torch.__version__
+        )
+        assert Image.open(out / "c.png").size == (80, 80)
+
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        (out / "b.png").write_bytes(before["b.png"][:-7])  # a copy that was cut off
+        (out / "a_panel.png").unlink()
+        second = infer("--save_panels", seg_mask_path=folder, output_path=out)
+        assert second.returncode == 0, second.stderr
+        assert "1 images to make on cpu in float32, 2 are there already" in second.stdout
+        assert "b.png: is not a whole image, so it is made again" in second.stderr
+        assert files(out) == sorted(before)
+        again = np.asarray(Image.open(out / "b.png")).astype(int)
+        (out / "b_before.png").write_bytes(before["b.png"])
+        # made alone instead of in a batch of two: equal up to rounding
+        assert np.abs(again - np.asarray(Image.open(out / "b_before.png")).astype(int)).max() <= 1
+
+        third = infer(seg_mask_path=folder / "a.json", output_path=out, seed=4)
+        assert third.returncode == 0 and "a.png: was made with another seed and is left alone" in third.stderr
+        assert (out / "a.png").read_bytes() == before["a.png"]
+
+    def test_an_interrupted_run_leaves_whole_files_and_goes_on(self, folder: Path, tmp_path: Path):
+        out = tmp_path / "out"
+        flags = {"seg_mask_path": folder / "a.json", "output_path": out, "num_images_per_prompt": 40}
+        process = subprocess.Popen(
+            command(**{**flags, "num_inference_steps": 4}),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+        )
+        deadline = time.monotonic() + 200
+        while not (out.is_dir() and len(files(out)) >= 2):
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130, errors
+        assert "interrupted" in errors and "Traceback" not in errors
+        made = files(out)
+        assert 2 <= len(made) < 40 and all(re.fullmatch(r"a_\d+\.png", name) for name in made)
+        seeds = {read_recipe(out / name)["seed"] for name in made}
+        assert seeds == {3 + n for n in range(len(made))}
+
+    def test_check_writes_a_report_and_overlays_and_no_image(self, folder: Path, tmp_path: Path, call):
+        status, _ = call("--check", seg_mask_path=folder, output_path=tmp_path / "out", regional_max_sequence_length=2)
+        assert status == 0
+        assert files(tmp_path / "out") == ["a_overlay.png", "b_overlay.png", "c_overlay.png", "preflight.json"]
+        report = json.loads((tmp_path / "out" / "preflight.json").read_text())
+        assert [entry["name"] for entry in report["layouts"]] == ["a", "b", "c"]
+        region = report["layouts"][0]["regions"][0]
+        assert region["pixels"] == 28 * 28 and region["caption"]["limit"] == 2
+        assert "region 1 ('a red circle') loses" in report["warnings"][0]
+        assert len(report["warnings"]) == 6 and report["settings"]["regional_max_sequence_length"] == 2
+
+
+class TestBadInput:
+    """What counts is what the user sees: status 2, one line, no traceback."""
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"seg_mask_path": "nothing.json"}, "nothing.json: no such file"),
+            ({"pretrained_model_name_or_path": "black-forest-labs/FLUX.1-dev"}, "HF_HUB_OFFLINE keeps the hub away"),
+        ],
+    )
+    def test_as_a_process(self, folder: Path, tmp_path: Path, arguments: dict, message: str):
+        failed = infer(**{"seg_mask_path": folder, "output_path": tmp_path / "out", **arguments})
+        assert failed.returncode == 2
+        assert len(failed.stderr.splitlines()) == 1 and message in failed.stderr, failed.stderr
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"pretrained_model_name_or_path": "no/such/folder"}, "no such folder; give a FLUX pipeline folder or a"),
+            ({"pretrained_model_name_or_path": REPOSITORY}, "has no model_index.json"),
+            ({"lora_ckpt_path": "no_adapter"}, "no_adapter: no default/"),
+            ({"device": "quantum"}, "--device quantum: cannot be used"),
+        ],
+    )
+    def test_one_line(self, folder: Path, tmp_path: Path, call, arguments: dict, message: str):
+        status, errors = call(**{"seg_mask_path": folder, "output_path": tmp_path / "out", **arguments})
+        assert status == 2 and len(errors.splitlines()) == 1 and message in errors, errors
+        assert not (tmp_path / "out").exists()
+
+    def test_a_damaged_model_and_a_damaged_adapter(self, folder: Path, tmp_path: Path, call):
+        (tmp_path / "model").mkdir()
+        (tmp_path / "model" / "model_index.json").write_text("{}")
+        status, errors = call(seg_mask_path=folder, pretrained_model_name_or_path=tmp_path / "model")
+        assert status == 2 and "cannot be loaded" in errors and "is the folder complete?" in errors
+        (tmp_path / "lora" / "default").mkdir(parents=True)
+        (tmp_path / "lora" / "default" / "pytorch_lora_weights.safetensors").write_bytes(b"123")
+        status, errors = call(seg_mask_path=folder, lora_ckpt_path=tmp_path / "lora")
+        assert status == 2 and "pytorch_lora_weights.safetensors: is damaged" in errors
+
+    def test_all_bad_layouts_are_named_before_weights_are_loaded(self, folder: Path, tmp_path: Path, call):
+        (folder / "a.png").write_bytes(b"")
+        (folder / "b.json").write_text('{"segments_info": []}')
+        status, errors = call(seg_mask_path=folder, output_path=tmp_path / "out")
+        assert status == 2
+        first, second = errors.splitlines()
+        assert "a.png: cannot be read as an image" in first and "b.json: segments_info is empty" in second
+
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            [],
+            ["--seg_mask_path", "x", "--seed", "-1"],
+            ["--seg_mask_path", "x", "--seed", "nan"],
+            ["--seg_mask_path", "x", "--guidance_scale", "inf"],
+            ["--seg_mask_path", "x", "--num_inference_steps", "0"],
+            ["--seg_mask_path", "x", "--attention_mask_method", "soft"],
+            ["--seg_mask_path", "x", "--hard_attn_block_range", "3"],
+            ["--seg_mask_path", "x", "--cond2image_attention_weight", "2"],
+            ["--seg_mask_path", "x", "--steps", "3"],
+        ],
+    )
+    def test_wrong_arguments(self, arguments: list[str], capsys: pytest.CaptureFixture):
+        from seg2any.inference.options import parse_options
+
+        with pytest.raises(SystemExit) as caught:
+            parse_options(arguments)
+        assert caught.value.code == 2 and "error:" in capsys.readouterr().err
+
+    def test_help_answers_quickly_and_shows_examples(self):
+        code = (
+            "import atexit, sys, infer; sys.argv = ['infer.py', '--help'];"
+            "atexit.register(lambda: print('torch' in sys.modules)); infer.main()"
+        )
+        helped = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+        assert helped.returncode == 0 and helped.stdout.strip().endswith("False")
+        for flag in ("--seg_mask_path", "--cond2image_attention_weight", "--snap_colors", "examples:", "130"):
+            assert flag in helped.stdout
+
+
+FACTS = ModelFacts(pixels_per_token=16, count_tokens=lambda text: len(text.split()) + 1)
+
+
+class TestSurvey:
+    def options(self, folder: Path, **changes: object) -> Options:
+        return Options(seg_mask_path=folder, output_path=folder.parent / "out", **changes)
+
+    def test_strict_turns_warnings_into_failure(self, folder: Path):
+        pixels = np.array(Image.open(folder / "a.png"))
+        pixels[:5, -5:] = [9, 200, 9]
+        Image.fromarray(pixels).save(folder / "a.png")
+        survey = survey_layouts(self.options(folder), ConditionSettings(), FACTS)
+        assert len(survey.warnings) == 1 and "colour [9, 200, 9] (25 pixels) is not in the JSON" in survey.warnings[0]
+        survey.stop_at_problems(strict=False)
+        with pytest.raises(UserError, match="not in the JSON"):
+            survey.stop_at_problems(strict=True)
+
+    def test_names_that_collide_and_images_below_a_token(self, folder: Path):
+        layout("a").write(folder / "a.npz")
+        layout("d", side=20).write(folder / "d.json")
+        survey = survey_layouts(self.options(folder), ConditionSettings(cond_scale_factor=2), FACTS)
+        tiny, collision = survey.errors
+        assert "d: an image of 20x20 is smaller than one token of 32 pixels" in tiny
+        assert "a.json" in collision and "a.npz" in collision and "rename one" in collision
+
+    def test_sizes(self, folder: Path):
+        survey = survey_layouts(self.options(folder, height=100, width=70), ConditionSettings(), FACTS)
+        assert {item.report.image_size for item in survey.layouts} == {(96, 64)}
+        survey = survey_layouts(self.options(folder), ConditionSettings(cond_scale_factor=2), FACTS)
+        assert [item.report.image_size for item in survey.layouts] == [(64, 64), (64, 64), (64, 64)]
+
+
+class TestPlan:
+    def plan(self, folder: Path, **changes: object):
+        options = Options(seg_mask_path=folder, output_path=folder.parent / "out", **changes)
+        return make_plan(survey_layouts(options, ConditionSettings(), FACTS).layouts, options, {"model": "m"})
+
+    def test_seeds(self, folder: Path):
+        assert [job.seed for job in self.plan(folder).to_do] == [3, 0, 3]
+        jobs = self.plan(folder, num_images_per_prompt=2, seed=2**63 - 1).to_do
+        assert [job.seed for job in jobs] == [2**63 - 1, 0] * 3
+        assert [job.path.name for job in jobs[:3]] == ["a_0.png", "a_1.png", "b_0.png"]
+
+    def test_batches_have_one_size(self, folder: Path):
+        layout("d").write(folder / "d.json")
+        jobs = self.plan(folder, num_images_per_prompt=2).to_do
+        names = [[job.path.stem for job in batch] for batch in batches(jobs, 4)]
+        assert names == [["a_0", "a_1", "b_0", "b_1"], ["d_0", "d_1"], ["c_0", "c_1"]]
+
+    def test_images_of_others_are_left_alone(self, folder: Path):
+        out = folder.parent / "out"
+        out.mkdir()
+        Image.new("RGB", (64, 64)).save(out / "a.png")
+        plan = self.plan(folder)
+        assert [job.path.name for job in plan.finished] == ["a.png"] and "not made by this program" in plan.remarks[0]
+        assert len(self.plan(folder, overwrite=True).to_do) == 3
+
+    def test_layouts_are_never_overwritten(self, folder: Path):
+        options = Options(seg_mask_path=folder, output_path=folder, overwrite=True)
+        layouts = survey_layouts(options, ConditionSettings(), FACTS).layouts
+        with pytest.raises(UserError, match="is where the layouts are"):
+            make_plan(layouts, options, {})
+
+
+class TestRecipe:
+    RECIPE = {"seed": 3, "settings": {"range": (1, 2)}, "caption": '\u732b "quoted"\n', "versions": {"torch": "1"}}
+
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+    def test_travels_with_the_image(self, tmp_path: Path, suffix: str):
+        path = tmp_path / f"x.{suffix}"
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+        save_image(image, self.RECIPE, path)
+        assert (
+            differences(read_recipe(path), self.RECIPE) == [] and read_recipe(path)["caption"] == self.RECIPE["caption"]
+        )
+        whole = path.read_bytes()
+        for length in {len(whole) - 1, len(whole) - 13, len(whole) // 2, 10, 0} - (
+            {len(whole) - 1} if suffix != "png" else set()
+        ):
+            path.write_bytes(whole[:length])
+            with pytest.raises(BrokenImage):
+                read_recipe(path)
+
+    def test_what_differs_is_named(self):
+        other = {**self.RECIPE, "seed": 4, "settings": {"range": [1, 3]}, "versions": {"torch": "2"}, "new": 1}
+        assert differences(json.loads(json.dumps(self.RECIPE)), other) == ["new", "seed", "settings.range"]
+
+    def test_a_recipe_too_long_for_jpeg(self, tmp_path: Path):
+        with pytest.raises(UserError, match="use --format png"):
+            save_image(Image.new("RGB", (8, 8)), {"caption": "x" * 70000}, tmp_path / "x.jpg")
+        assert not list(tmp_path.iterdir())
+
+
+class TestChoices:
+    def test_the_adapter_decides_and_the_command_line_overrides_with_a_warning(self):
+        card = AdapterCard(attention_mask_method="base", cond_scale_factor=1, regional_max_sequence_length=10)
+        settings, remarks = choose_settings(Options(seg_mask_path=Path("x")), card)
+        assert (settings.rules.method, settings.cond_scale_factor, settings.regional_max_sequence_length) == (
+            "base",
+            1,
+            10,
+        )
+        assert remarks == []
+        options = Options(seg_mask_path=Path("x"), attention_mask_method="hard", cond2image_attention_weight=0.5)
+        settings, remarks = choose_settings(options, card)
+        assert settings.rules.method == "hard" and settings.rules.cond2image_attention_weight == 0.5
+        assert remarks == ["attention_mask_method is hard, but the adapter was trained with base"]
+
+    def test_published_checkpoints_get_the_published_settings(self):
+        settings, remarks = choose_settings(
+            Options(seg_mask_path=Path("x"), max_sequence_length=99), AdapterCard(assumed=True)
+        )
+        assert settings.rules.hard_attn_block_range == (19, 37) and settings.cond_scale_factor == 2 and remarks == []
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory."),
+            MemoryError(),
+            RuntimeError("MPS backend out of memory (MPS ...)"),
+        ]
+        + [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes")],
+    )
+    def test_out_of_memory_says_what_to_turn_on(self, error: Exception):
+        options = Options(seg_mask_path=Path("x"), batch_size=4)
+        with (
+            pytest.raises(MemoryError, match=r"out of memory; turn on --batch_size 1 \(now 4\)"),
+            explained_memory(options),
+        ):
+            raise error
+
+    def test_other_errors_stay_what_they_are(self):
+        with pytest.raises(RuntimeError, match="shapes"), explained_memory(Options(seg_mask_path=Path("x"))):
+            raise RuntimeError("shapes do not match")
