@@ -25,7 +25,9 @@ from seg2any.inference.recipe import BrokenImage, differences, read_recipe, save
 from seg2any.inference.run import explained_memory
 from seg2any.inference.survey import survey_layouts
 from seg2any.layout import Layout
+from seg2any.models.adapters import add_adapters
 from seg2any.models.card import AdapterCard
+from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.preflight import ModelFacts
 from seg2any.settings import ConditionSettings
 from tests.golden_root import REPOSITORY
@@ -138,6 +140,30 @@ class TestGoodRuns:
         assert 2 <= len(made) < 40 and all(re.fullmatch(r"a_\d+\.png", name) for name in made)
         seeds = {read_recipe(out / name)["seed"] for name in made}
         assert seeds == {3 + n for n in range(len(made))}
+
+    def test_the_image_is_the_pipelines_with_the_settings_of_the_adapter(self, folder: Path, tmp_path: Path, call):
+        pipeline = Seg2AnyPipeline.from_pretrained(MODEL, dtype=torch.float32)
+        torch.manual_seed(1)
+        add_adapters(pipeline.transformer, rank=2)
+        for name, weight in pipeline.transformer.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(weight, std=0.1)
+        card = AdapterCard(attention_mask_method="base", cond_scale_factor=1, regional_max_sequence_length=7)
+        pipeline.save_adapters(tmp_path / "lora", card)
+        status, errors = call(
+            seg_mask_path=folder / "a.json", output_path=tmp_path / "out", lora_ckpt_path=tmp_path / "lora"
+        )
+        assert status == 0, errors
+        recipe = read_recipe(tmp_path / "out" / "a.png")
+        assert recipe["settings"]["attention_mask_method"] == "base" and len(recipe["adapter"]["sha256"]) == 64
+        assert recipe["settings"]["regional_max_sequence_length"] == 7
+        (image,) = pipeline(
+            layout("a"), num_inference_steps=1, attention_mask_method="base", regional_max_sequence_length=7
+        ).images
+        made = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)
+        assert np.abs(made - np.asarray(image).astype(int)).max() <= 1
+        (plain,) = pipeline(layout("a"), num_inference_steps=1, attention_mask_method="none").images
+        assert np.abs(made - np.asarray(plain).astype(int)).max() > 5  # the comparison sees a difference
 
     def test_check_writes_a_report_and_overlays_and_no_image(self, folder: Path, tmp_path: Path, call):
         status, _ = call("--check", seg_mask_path=folder, output_path=tmp_path / "out", regional_max_sequence_length=2)
