@@ -86,17 +86,14 @@ def read_json(path: Path) -> object:
 
 
 def write_annotation(layout: Layout, colors: Sequence[Color], path: Path) -> None:
-    """Write the published JSON for a colour map that uses `colors`."""
-    document: dict[str, object] = {}
-    if layout.caption is not None:
-        document["caption"] = layout.caption
-    if layout.seed is not None:
-        document["seed"] = layout.seed
-    document["segments_info"] = [
-        {"color": list(color), "text": text} for color, text in zip(colors, layout.captions, strict=True)
-    ]
+    """Write the published JSON for a colour map that uses `colors`, one line per region."""
+    head = {name: getattr(layout, name) for name in ("caption", "seed") if getattr(layout, name) is not None}
+    regions = [{"color": color, "text": text} for color, text in zip(colors, layout.captions, strict=True)]
+    fields = [f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items()]
+    entries = ",\n".join(f"    {json.dumps(region, ensure_ascii=False)}" for region in regions)
+    fields.append(f'  "segments_info": [\n{entries}\n  ]')
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
 
 
 def _read_region(where: str, entry: object) -> Region:
