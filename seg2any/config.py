@@ -49,6 +49,7 @@ class Model:
     hard_attn_block_range: list[int] = field(default_factory=lambda: [19, 37])
     global_text_sees: str = "all"  # background: paper eq. 7
     cond_attention: str = "bidirectional"  # isolated: condition tokens see only each other
+    attention_backend: str = "sdpa"  # dense, and what else seg2any.attention.attend offers
     region_assignment: str = "nearest"  # coverage: every region gets at least one token
     vae_posterior: str = "sample"  # of images and contours; mode is deterministic and halves the cache
     is_use_cond_token: bool = True

@@ -56,6 +56,7 @@ def condition_settings(config: Config) -> ConditionSettings:
             hard_attn_block_range=tuple(model.hard_attn_block_range),
             cond_attention=model.cond_attention,
             global_text_sees=model.global_text_sees,
+            attention_backend=model.attention_backend,
         ),
         is_use_cond_token=model.is_use_cond_token,
         is_filter_cond_token=model.is_filter_cond_token,
@@ -92,6 +93,10 @@ def attach_adapters(transformer: nn.Module, config: Config) -> None:
     model = config.model
     if model.lora_ckpt_path:
         load_adapters(transformer, model.lora_ckpt_path)
+        if model.is_use_cond_token != (COND in transformer.peft_config):
+            raise UserError(
+                f"model.is_use_cond_token is {model.is_use_cond_token}, {model.lora_ckpt_path} says otherwise"
+            )
     else:
         add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, model.is_use_cond_token)
     trainable_parameters(transformer)
@@ -246,5 +251,6 @@ def identity(config: Config, last_step: int, processes: int) -> dict[str, object
     values |= {"data.train": flat["data"]["train"], "number of processes": processes}
     if schedule["lr_scheduler"] not in ("constant", "constant_with_warmup"):
         values["trainer.max_train_steps"] = last_step  # the schedule's shape depends on it
-    del values["model.num_inference_steps"]
+    for key in ("num_inference_steps", "attention_backend"):  # of validation images; of speed
+        del values[f"model.{key}"]
     return values

@@ -176,7 +176,7 @@ def _read_state(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UserError(f"{path}: no {STATE} in it, so no training can resume from it") from None
     except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path / STATE}: not readable ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path / STATE}: damaged ({type(error).__name__}); resume from another checkpoint") from None
 
 
 def _sync(folder: Path) -> None:
