@@ -13,6 +13,7 @@ from PIL import Image
 from seg2any.layout import Layout, LayoutError, LayoutWarning
 from seg2any.layout_files.color_map import region_colors
 from seg2any.layout_files.rle import decode_rle
+from tests.golden_root import REPOSITORY
 
 RED, BLUE, GREEN, WHITE = [255, 0, 0], [0, 0, 255], [0, 255, 0], [255, 255, 255]
 
@@ -476,6 +477,12 @@ class TestJson:
 
 
 class TestFiles:
+    def test_the_examples_are_clean(self):
+        found = Layout.find(REPOSITORY / "examples" / "shapes" / "masks")
+        layouts = {path.stem: read_without_warning(path) for path in found}
+        assert len(layouts["five"].masks) == 5
+        assert all(layout.caption and layout.seed is not None for layout in layouts.values())
+
     def test_problems(self, tmp_path: Path):
         path = save_example(tmp_path, two_regions(), [RED, BLUE])
         for name, message in {

@@ -11,6 +11,9 @@ import numpy as np
 from safetensors.numpy import load_file
 
 from seg2any.contour import kept_tokens
+from seg2any.tokens import SampleTokens, layout_tokens
+
+PATCH = 16  # pixels per token of the recorded images
 
 
 def cases(root: Path) -> dict[str, Callable[[], None]]:
@@ -33,20 +36,24 @@ def cases(root: Path) -> dict[str, Callable[[], None]]:
 def check_batch(file: Path, case: dict) -> None:
     tensors = load_file(file)
     images = to_uint8(tensors["cond_1ch"][:, 0])
-    total, patch = len(tensors["ids_in"]), 16
-    assert images[0].size == total * patch**2
-    for b, image in enumerate(images):
-        kept = np.flatnonzero(kept_tokens(image, patch))
-        assert kept.tolist() == case["kept"][b]
-        assert len(kept) == case["cond_seq_lens"][b] == case["valid_token_num"][b]
-        assert tensors["hidden_out"].shape[1] - len(kept) == case["pad_seq_lens"][b]
-        np.testing.assert_array_equal(tensors["hidden_in"][b][kept], tensors["hidden_out"][b][: len(kept)])
-        grid = (image.shape[0] // patch, image.shape[1] // patch)
-        rows, columns = np.unravel_index(kept, grid)
-        positions = np.stack([np.zeros_like(rows), rows, columns], axis=1) * case["s"]
-        np.testing.assert_array_equal(positions, tensors["ids_out"][b][: len(kept)])
-        assert not tensors["hidden_out"][b][len(kept) :].any()
-        assert not tensors["ids_out"][b][len(kept) :].any()
+    kept = [kept_tokens(image, PATCH) for image in images]
+    assert [np.flatnonzero(item).tolist() for item in kept] == case["kept"]
+    assert [int(item.sum()) for item in kept] == case["cond_seq_lens"] == case["valid_token_num"]
+    for item, before, after in zip(kept, tensors["hidden_in"], tensors["hidden_out"], strict=True):
+        np.testing.assert_array_equal(before[item.flatten()], after[: item.sum()])
+        assert not after[item.sum() :].any()
+
+    tokens = layout_tokens([sample_tokens(item) for item in kept], case["s"])
+    length = max(case["cond_seq_lens"])  # ours keeps one row of padding where the published batch has none at all
+    ours = tokens.positions[:, tokens.n_text + tokens.n_image :]
+    np.testing.assert_array_equal(ours[:, :length].numpy(), tensors["ids_out"])
+    assert tokens.n_cond == max(1, length)
+    assert [length - int(item.sum()) for item in kept] == case["pad_seq_lens"]
+
+
+def sample_tokens(kept: np.ndarray) -> SampleTokens:
+    no_regions = np.zeros((0, 1, 1), dtype=bool)
+    return SampleTokens(text_lengths=(0,), masks=no_regions, cond_positions=np.argwhere(kept))
 
 
 def check_edge(condition: np.ndarray, case: dict) -> None:
@@ -54,10 +61,10 @@ def check_edge(condition: np.ndarray, case: dict) -> None:
     signed = condition[:, 0] if condition.min() < 0 else condition[:, 0] * 2 - 1
     lengths = []
     for image in signed:
-        patches = image.reshape(image.shape[0] // 16, 16, -1, 16)
+        patches = image.reshape(image.shape[0] // PATCH, PATCH, -1, PATCH)
         holds_any = (patches > -1).any(axis=(1, 3))
         published = np.where(patches > -1, patches, 0).sum(axis=(1, 3)) != 0
-        np.testing.assert_array_equal(kept_tokens(to_uint8(image), 16), holds_any)
+        np.testing.assert_array_equal(kept_tokens(to_uint8(image), PATCH), holds_any)
         assert (holds_any | ~published).all()
         lengths.append(int(published.sum()))
         if len(signed) == 1 and "kept" in case:
@@ -69,9 +76,9 @@ def check_cancelling_pairs(case: dict) -> None:
     """Pairs of grey values that make the published code drop a token: ours keeps it."""
     assert case["count"] >= len(case["examples"]) > 0
     for pair in case["examples"]:
-        image = np.zeros((16, 32), dtype=np.uint8)
+        image = np.zeros((PATCH, 2 * PATCH), dtype=np.uint8)
         image[3, 4:6] = pair
-        assert kept_tokens(image, 16).tolist() == [[True, False]]
+        assert kept_tokens(image, PATCH).tolist() == [[True, False]]
 
 
 def to_uint8(signed: np.ndarray) -> np.ndarray:
