@@ -93,7 +93,8 @@ class RegionalAttnProcessor(FluxAttnProcessor):
         if encoder_hidden_states is None:
             return x
         n_text = encoder_hidden_states.shape[1]
-        text, image = x.split([n_text, x.shape[1] - n_text], 1)
+        # contiguous: on a view, a Linear in 16 bit rounds once more
+        text, image = (part.contiguous() for part in x.split([n_text, x.shape[1] - n_text], 1))
         to_out, dropout = attn.to_out
         return dropout(linear(to_out, image, context.rows)), linear(attn.to_add_out, text, TEXT)
 

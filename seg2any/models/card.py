@@ -50,7 +50,7 @@ class AdapterCard:
     regional_max_sequence_length: int = 50
     contour_thickness: int = 1
     rank: int = 64
-    alpha: float = 64
+    alpha: float = 64.0
     dataset: str = ""
     step: int = 0
     seg2any_version: str = ""
@@ -76,18 +76,20 @@ class AdapterCard:
     def from_json(cls, text: str, source: str | Path) -> AdapterCard:
         """Fields of newer versions are ignored, missing ones get the published defaults."""
         try:
-            values = dict(json.loads(text))
-            values.pop("assumed", None)
+            values = json.loads(text)
+            if not isinstance(values, dict):
+                raise TypeError("no settings in it")
             card = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
             for field in fields(cls):
-                if type(getattr(card, field.name)) is not type(field.default) and field.name != "alpha":
-                    raise UserError(f"{field.name} is {getattr(card, field.name)!r}")
+                value = getattr(card, field.name)
+                if type(value) is not type(field.default) and (type(value), type(field.default)) != (int, float):
+                    raise TypeError(f"{field.name} is {value!r}")
             card.rules()
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{source}: not an adapter card ({error}); delete it to use the published settings"
             ) from error
-        return card
+        return replace(card, assumed=False)
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
