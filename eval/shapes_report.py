@@ -25,7 +25,7 @@ COLUMNS = {  # measure -> heading
     "clutter": "clutter",
 }
 FRACTIONS = ("iou", "boundary_iou")  # the others are shown in per cent
-PACKAGES = ("seg2any", "torch", "diffusers", "transformers", "peft", "numpy", "pillow", "opencv-python-headless")
+PACKAGES = ("seg2any", "diffusers", "transformers", "peft", "numpy", "pillow", "opencv-python-headless")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,11 @@ def circumstances(device: torch.device) -> dict:
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
         },
-        "versions": {"python": platform.python_version(), **{package: version(package) for package in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,  # names the build, unlike the package's metadata
+            **{package: version(package) for package in PACKAGES},
+        },
         "commit": commit(),
     }
 
