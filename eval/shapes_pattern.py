@@ -73,7 +73,7 @@ def _letters(
     size = int(max(x.max(), y.max())) + 1 + max(LETTER_SHIFTS)
     for letter in LETTERS:
         badge = Figure("badge", "yellow", "plain", centre, radius, letter=letter)
-        texture = draw_texture(badge, size)
+        texture = draw_texture(badge, size, np.s_[:size, :size])
         share = ink_share(texture, texture.reshape(-1, 3).max(0))
         yield (
             f"letter {letter}",

@@ -69,7 +69,8 @@ class Scene:
         alphas = [draw_alpha(figure, self.size) for figure in self.figures]
         image = draw_background(self.background, self.size)
         for figure, alpha in zip(self.figures, alphas, strict=True):
-            image += alpha[..., None] * (draw_texture(figure, self.size) - image)
+            window = _bounds(alpha)
+            image[window] += alpha[window][..., None] * (draw_texture(figure, self.size, window) - image[window])
         return np.round(image).astype(np.uint8), visible_masks([alpha > 0.5 for alpha in alphas])
 
     def sample(self, name: str = "", seed: int | None = None) -> Sample:
@@ -137,6 +138,7 @@ def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: in
     wanted = int(rng.integers(kind.entities[0], kind.entities[1] + 1))
     figures: list[Figure] = []
     alphas: list[np.ndarray] = []
+    taken = np.zeros((size, size), bool)
     for attempt in range(60 * wanted):
         if len(figures) == wanted:
             break
@@ -145,9 +147,10 @@ def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: in
         if training and held_out(figure):
             continue
         alpha = draw_alpha(figure, size) > 0.5
-        if _fits(figures, alphas, figure, alpha, overlapping):
+        if _fits_on_top(figures, alphas, figure, alpha) if overlapping else not (alpha & taken).any():
             figures.append(figure)
             alphas.append(alpha)
+            taken |= _grow(alpha)
     return Scene(tuple(figures), str(rng.choice(list(BACKGROUNDS))), size)
 
 
@@ -168,20 +171,21 @@ def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: int,
     return Figure(shape, str(rng.choice(list(COLOURS))), centre=centre, radius=float(radius), **details)
 
 
-def _fits(
-    figures: list[Figure], alphas: list[np.ndarray], figure: Figure, alpha: np.ndarray, overlapping: bool
-) -> bool:
-    """Whether the figure can be drawn on top: nobody vanishes; without overlaps, nobody is even touched."""
-    if not overlapping:
-        # A gap of some pixels keeps outlines of neighbours apart.
-        return not any((_grow(alpha) & other).any() for other in alphas)
+def _fits_on_top(figures: list[Figure], alphas: list[np.ndarray], figure: Figure, alpha: np.ndarray) -> bool:
+    """Whether the figure can cover others in part without hiding any of them."""
     if any(_concentric(figure, other) for other in figures):
         return False
     shown = visible_masks([*alphas, alpha])
     return all(s.sum() >= MIN_VISIBLE * a.sum() for s, a in zip(shown, [*alphas, alpha], strict=True))
 
 
+def _bounds(alpha: np.ndarray) -> tuple[slice, slice]:
+    rows, columns = np.flatnonzero(alpha.any(1)), np.flatnonzero(alpha.any(0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+
+
 def _grow(mask: np.ndarray, pixels: int = 3) -> np.ndarray:
+    """A gap of some pixels keeps the outlines of neighbours apart."""
     import cv2
 
     return cv2.dilate(mask.astype(np.uint8), np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8)) > 0

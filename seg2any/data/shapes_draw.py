@@ -69,12 +69,12 @@ def draw_alpha(figure: Figure, size: int) -> np.ndarray:
     return alpha
 
 
-def draw_texture(figure: Figure, size: int) -> np.ndarray:
-    """Colours float32 [size, size, 3] in 0..255 that fill the figure: its colour, with INK where the pattern is."""
-    x, y = _own_axes(figure, size)
+def draw_texture(figure: Figure, size: int, window: tuple[slice, slice]) -> np.ndarray:
+    """Colours float32 [h, w, 3] in 0..255 of a window (rows, columns): the figure's colour, INK where the pattern is."""
+    x, y = _own_axes(figure, window)
     ink = INK_SHARE[figure.pattern](x, y)
     if figure.shape == "badge":
-        ink = np.maximum(ink, _letter(figure, size))
+        ink = np.maximum(ink, _letter(figure, size)[window])
     colour, tone = np.float32(COLOURS[figure.colour]), np.float32(INK)
     return colour + ink[..., None] * (tone - colour)
 
@@ -106,8 +106,8 @@ def _outline(figure: Figure, scale: float = 1.0) -> np.ndarray:
     return points @ np.array([[cos, sin], [-sin, cos]]) + figure.centre
 
 
-def _own_axes(figure: Figure, size: int) -> tuple[np.ndarray, np.ndarray]:
-    y, x = np.mgrid[:size, :size].astype(np.float32)
+def _own_axes(figure: Figure, window: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
+    y, x = np.mgrid[window].astype(np.float32)
     x, y = x - figure.centre[0], y - figure.centre[1]
     cos, sin = np.float32(np.cos(figure.angle)), np.float32(np.sin(figure.angle))
     return cos * x + sin * y, cos * y - sin * x

@@ -68,10 +68,10 @@ def run(model: nn.Module, loss_at: Callable[[int], tuple[Tensor, dict[str, float
                 _update_ema(ema, parameters, min(settings.ema_decay, (1 + step) / (10 + step)))
             optimizer.zero_grad(set_to_none=True)
             if step % settings.log_every == 0:
-                row = {"step": step, "loss": float(loss), "grad_norm": float(norm), "lr": rate, **figures}
+                row = {"step": step, "loss": loss.item(), "grad_norm": norm.item(), "lr": rate, **figures}
                 log.write(json.dumps(row | {"seconds": round(time.time() - began, 1)}) + "\n")
                 log.flush()
-                bar.set_postfix(loss=f"{float(loss):.4f}")
+                bar.set_postfix(loss=f"{loss.item():.4f}")
             if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
                 _save(output / "state.safetensors", parameters, ema, optimizer, step + 1)
     with torch.no_grad():
