@@ -27,6 +27,7 @@ from seg2any.layout import Layout
 
 SPLITS = ("train", "val", "test")
 MIN_VISIBLE = 0.55  # of a figure's own area, after everything above it is drawn
+MAX_LISTED = 8  # more figures are not named one by one in the global caption
 MARGIN = 4  # pixels between a figure and the image border
 
 
@@ -60,6 +61,8 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        if len(self.figures) > MAX_LISTED:
+            return f"many figures on a {self.background} background"
         names = [figure.caption for figure in self.figures]
         listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
         return f"{listed} on a {self.background} background"

@@ -17,7 +17,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, LETTERS, PATTERNS, SHAPES
 
-GLOBAL_TOKENS = 160  # max_sequence_length the text encoder is trained at
+GLOBAL_TOKENS = 96  # max_sequence_length the text encoder is trained at
 REGION_TOKENS = 16  # regional_max_sequence_length, likewise
 
 
@@ -104,7 +104,7 @@ def build_text_encoders(clip_vocabulary: int, t5_vocabulary: int) -> tuple[CLIPT
 def vocabulary() -> list[str]:
     """Every word that a caption of the shapes world can hold, in a fixed order."""
     names = " ".join([*COLOURS, *PATTERNS, *SHAPES, *BACKGROUNDS, *LETTERS])
-    return list(dict.fromkeys(re.findall(r"\w+", f"a and on with the letter background {names}")))
+    return list(dict.fromkeys(re.findall(r"\w+", f"a and on with the letter background many figures {names}")))
 
 
 def build_t5_tokenizer() -> T5TokenizerFast:

@@ -90,8 +90,10 @@ def lr_factor(step: int, settings: LoopSettings) -> float:
 def load_ema(model: nn.Module, path: str | Path) -> int:
     """Copy the EMA weights of a state file into `model`; returns the step it was written at."""
     with safe_open(path, "pt") as state, torch.no_grad():
+        saved = set(state.keys())
         for name, parameter in model.named_parameters():
-            parameter.copy_(state.get_tensor(f"ema/{name}"))
+            if f"ema/{name}" in saved:
+                parameter.copy_(state.get_tensor(f"ema/{name}"))
         return int(state.metadata()["step"])
 
 

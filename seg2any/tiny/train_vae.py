@@ -1,7 +1,8 @@
 """Train the embedded VAE on rendered scenes:  python -m seg2any.tiny.train_vae --output_dir runs/tiny_vae
 
 The geometry is FLUX's (factor 8, 16 channels); the KL term is small, just enough to keep latents smooth for a small
-transformer. Crops first, whole images for the last fifth.
+transformer. Crops first, whole images for the last fifth. A base trained on these latents stays valid while
+`--decoder_of runs/tiny_vae/vae` improves the decoder alone.
 """
 
 from __future__ import annotations
@@ -33,10 +34,13 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--decoder_of", help="a finished vae/ folder: train its decoder on, latents stay as they are")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    vae = build_vae().to(memory_format=torch.channels_last)
+    vae = AutoencoderKL.from_pretrained(args.decoder_of) if args.decoder_of else build_vae()
+    vae.to(torch.float32, memory_format=torch.channels_last)
+    vae.encoder.requires_grad_(not args.decoder_of)
     images = render(args.scenes)
     settings = loop.LoopSettings(args.output_dir, args.steps, args.learning_rate, clip=10.0, seed=args.seed)
 
@@ -46,10 +50,11 @@ def main() -> None:
         return reconstruction_loss(vae, batch)
 
     loop.run(vae, loss_at, settings)
-    shift, scale = latent_statistics(vae, images[:256])
-    vae.register_to_config(shift_factor=shift, scaling_factor=scale)
+    if not args.decoder_of:
+        shift, scale = latent_statistics(vae, images[:256])
+        vae.register_to_config(shift_factor=shift, scaling_factor=scale)
     vae.save_pretrained(Path(args.output_dir) / "vae")
-    print(f"saved {args.output_dir}/vae (shift {shift:.4f}, scale {scale:.4f})")
+    print(f"saved {args.output_dir}/vae")
 
 
 def render(n_scenes: int) -> np.ndarray:

@@ -1,0 +1,119 @@
+"""Put finished runs into examples/shapes:  python -m seg2any.tiny.publish
+
+Writes the pipeline folder in 16 bit, and beside it a model card with the runs' settings, times and loss curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, FluxPipeline
+
+from seg2any.errors import UserError
+from seg2any.files import atomic_write
+from seg2any.tiny.build import GLOBAL_TOKENS, REGION_TOKENS
+
+CARD = """# The embedded model of the `shapes` world
+
+A FLUX pipeline in small, made by this repository and trained from nothing on rendered scenes (`seg2any/data/shapes.py`,
+training split), so that everything here runs offline on a laptop. It draws coloured figures and nothing else.
+Licence: Apache-2.0, like the code. Precision: 16 bit. Commit of the training code: {commit}.
+
+| part | parameters | steps | learning rate | hours on 2 CPU cores | seed | last loss |
+|---|---|---|---|---|---|---|
+{rows}
+
+![loss curves](loss.png)
+
+Geometry as in FLUX.1: VAE factor 8 with 16 channels, 2 x 2 packing, one token per 16 x 16 px; {geometry}.
+T5 was trained at {lengths} tokens; use these as `max_sequence_length` and `regional_max_sequence_length`.
+There is no guidance embedding, so `guidance_scale` has no effect. Reproduce:
+
+    python -m seg2any.tiny.train_vae && python -m seg2any.tiny.train_base && python -m seg2any.tiny.publish
+    python train.py config/seg2any_shapes.yaml
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--base", type=Path, default=Path("runs/tiny_base"))
+    parser.add_argument("--vae", type=Path, default=Path("runs/tiny_vae"), help="the run whose encoder the base knows")
+    parser.add_argument("--decoder", type=Path, help="a run of train_vae --decoder_of, if there is one")
+    parser.add_argument("--output", type=Path, default=Path("examples/shapes/model"))
+    args = parser.parse_args()
+    runs = [args.vae, *([args.decoder] if args.decoder else []), args.base]
+
+    pipeline = FluxPipeline.from_pretrained(args.base / "model")
+    if args.decoder:
+        pipeline.vae = AutoencoderKL.from_pretrained(args.decoder / "vae")
+    pipeline.to(torch.float16).save_pretrained(args.output)
+    logs = {run.name: read_log(run / "log.jsonl") for run in runs}
+    with atomic_write(args.output / "loss.png") as temporary:
+        cv2.imwrite(
+            str(temporary), draw_curves({name: [row["loss"] for row in rows] for name, (_, rows) in logs.items()})
+        )
+    with atomic_write(args.output / "README.md") as temporary:
+        temporary.write_text(model_card(pipeline, logs), encoding="utf-8")
+    print(f"wrote {args.output}")
+
+
+def read_log(path: Path) -> tuple[dict, list[dict]]:
+    """Settings and rows of a run; of a step that was logged twice (before and after a resume) the later row counts."""
+    if not path.exists():
+        raise UserError(f"{path}: no log; train this part first (see --help)")
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    settings = next(line["settings"] for line in lines if "settings" in line)
+    seconds, offset, rows = 0.0, 0.0, {}
+    for line in lines:
+        if "settings" in line:
+            offset = seconds
+            continue
+        seconds = offset + line["seconds"]
+        rows[line["step"]] = line | {"seconds": seconds}
+    return settings, [rows[step] for step in sorted(rows)]
+
+
+def model_card(pipeline: FluxPipeline, logs: dict[str, tuple[dict, list[dict]]]) -> str:
+    count = {"tiny_base": pipeline.transformer, "tiny_vae": pipeline.vae}
+    lines = []
+    for name, (settings, rows) in logs.items():
+        size = sum(p.numel() for p in count.get(name, pipeline.vae.decoder).parameters()) / 1e6
+        last = float(np.mean([row["loss"] for row in rows[-20:]]))
+        hours = rows[-1]["seconds"] / 3600
+        lines.append(
+            f"| {name} | {size:.1f} M | {rows[-1]['step'] + 1} | {settings['learning_rate']} | {hours:.2f} "
+            f"| {settings['seed']} | {last:.4f} |"
+        )
+    config = pipeline.transformer.config
+    geometry = (
+        f"{config.num_layers} double and {config.num_single_layers} single blocks of width "
+        f"{config.num_attention_heads * config.attention_head_dim}"
+    )
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    lengths = f"{GLOBAL_TOKENS} and {REGION_TOKENS}"
+    return CARD.format(commit=commit, rows="\n".join(lines), geometry=geometry, lengths=lengths)
+
+
+def draw_curves(losses: dict[str, list[float]], size: tuple[int, int] = (360, 720)) -> np.ndarray:
+    """uint8 [H, W, 3]: one curve a run, smoothed, logarithmic, each on its own scale with its first and last value."""
+    canvas = np.full((*size, 3), 255, np.uint8)
+    palette = [(200, 90, 20), (40, 140, 40), (40, 40, 200), (140, 40, 140)]
+    for number, (name, values) in enumerate(losses.items()):
+        window = max(1, len(values) // 60)
+        smooth = np.log([np.mean(values[i : i + window]) for i in range(0, len(values), window)])
+        y = 20 + (smooth.max() - smooth) / max(float(np.ptp(smooth)), 1e-9) * (size[0] - 40)
+        points = np.stack([np.linspace(20, size[1] - 20, len(y)), y], 1).round().astype(np.int32)
+        cv2.polylines(canvas, [points], False, palette[number % 4], 2, cv2.LINE_AA)
+        label = f"{name}: {np.exp(smooth[0]):.3f} to {np.exp(smooth[-1]):.3f}"
+        cv2.putText(canvas, label, (size[1] // 2, 30 + 24 * number), 0, 0.5, palette[number % 4], 1, cv2.LINE_AA)
+    return canvas
+
+
+if __name__ == "__main__":
+    main()
