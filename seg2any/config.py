@@ -172,7 +172,9 @@ def load(arguments: Sequence[str]) -> Config:
             if not isinstance(content, dict):
                 raise UserError(f"{source}: a config is a mapping of keys to values")
             _check_keys(content, Config, source)
-            merged = OmegaConf.merge(merged, values or {})
+            if content.get("mixed_precision") is False:  # yaml reads an unquoted `no` as false
+                content["mixed_precision"] = "no"
+            merged = OmegaConf.merge(merged, content)
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
     _check_values(merged)

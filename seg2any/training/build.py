@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
+from huggingface_hub.errors import HFValidationError
 from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader, Subset
@@ -17,6 +18,7 @@ from tqdm.auto import tqdm
 
 from seg2any.attention.rules import AttentionRules
 from seg2any.config import Config, DataSet
+from seg2any.data.catalog import DataSet as Samples
 from seg2any.data.catalog import open_data_set
 from seg2any.errors import UserError
 from seg2any.flow import TimestepWeighting
@@ -75,15 +77,18 @@ def timestep_weighting(config: Config) -> TimestepWeighting:
 
 def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
     """The frozen FLUX on the device, its transformer in the weight dtype, everything with requires_grad off."""
-    pipeline = Seg2AnyPipeline.from_pretrained(config.model.pretrained_model_name_or_path)
+    name, dtype = config.model.pretrained_model_name_or_path, weight_dtype(accelerator)
+    # The VAE is small, and its rounding errors would become part of the targets. CPUs encode text faster in fp32.
+    encoders = torch.float32 if accelerator.device.type == "cpu" else dtype
+    try:
+        dtypes = {"vae": torch.float32, "transformer": dtype, "default": encoders}
+        pipeline = Seg2AnyPipeline.from_pretrained(name, dtype=dtypes)
+    except (OSError, HFValidationError) as error:
+        raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
         module.requires_grad_(False)
-        module.to(accelerator.device, weight_dtype(accelerator))
-    # The VAE is small, and its rounding errors would become part of the targets.
-    pipeline.vae.to(torch.float32, memory_format=torch.channels_last)
-    if accelerator.device.type == "cpu":
-        pipeline.text_encoder.float()
-        pipeline.text_encoder_2.float()
+    pipeline.to(accelerator.device)
+    pipeline.vae.to(memory_format=torch.channels_last)  # a convolution's fastest layout
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -155,12 +160,12 @@ def data_set_name(config: DataSet) -> str | None:
     return config.type or PUBLISHED_TARGETS.get(config.target or "", config.target)
 
 
-def open_samples(config: DataSet, key: str):
-    """The data set of a config section; the published class paths are understood."""
-    name = data_set_name(config)
-    if name is None:
-        raise UserError(f"{key}.type: no data set chosen; for example --{key}.type=shapes")
-    return open_data_set(name, config.params)
+@dataclass(frozen=True, eq=False)
+class RawData:
+    """The data sets of a run as they are on the disk."""
+
+    train: Samples
+    val: Samples | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,26 +178,38 @@ class RunData:
     shown: list[Layout]
 
 
-def encoded_data(
-    config: Config, pipeline: Seg2AnyPipeline, settings: ConditionSettings, accelerator: Accelerator
+def open_data(config: Config) -> RawData:
+    """The configured data sets; the published class paths are understood."""
+    train, val = (data_set_name(section) for section in (config.data.train, config.data.val))
+    if train is None:
+        raise UserError("data.train.type: no data set chosen; for example --data.train.type=shapes")
+    return RawData(
+        train=open_data_set(train, config.data.train.params),
+        val=open_data_set(val, config.data.val.params) if val else None,
+    )
+
+
+def encode_data(
+    raw: RawData, config: Config, pipeline: Seg2AnyPipeline, settings: ConditionSettings, accelerator: Accelerator
 ) -> RunData:
-    """Encode what is configured, or read it from `trainer.cache_dir`."""
+    """Encode everything, or read it from `trainer.cache_dir`."""
     options = config.trainer
 
-    def encode(data, what: str) -> EncodedDataSet:
+    def encode(samples: Samples, what: str) -> EncodedDataSet:
         # Read in order by `dataloader_num_workers` processes; `list` keeps samples of any size side by side.
-        reader = DataLoader(data, options.cache_batch_size, num_workers=config.dataloader_num_workers, collate_fn=list)
+        reader = DataLoader(
+            samples, options.cache_batch_size, num_workers=config.dataloader_num_workers, collate_fn=list
+        )
         bar = tqdm(reader, desc=f"encode {what}", unit="batch", disable=not accelerator.is_main_process)
         with accelerator.main_process_first():
-            return cached_data_set(data, bar, config.resolution, pipeline, settings, options.cache_dir)
+            return cached_data_set(samples, bar, config.resolution, pipeline, settings, options.cache_dir)
 
-    train = encode(open_samples(config.data.train, "data.train"), "train")
+    train = encode(raw.train, "train")
     lengths = [sum(train[i].lengths) for i in range(len(train))]
-    if data_set_name(config.data.val) is None:
+    if raw.val is None:
         return RunData(train, lengths, None, [])
-    val = open_samples(config.data.val, "data.val")
-    shown = [val[i].layout for i in range(min(options.num_validation_images, len(val)))]
-    subset = Subset(val, range(min(options.num_validation_samples, len(val))))
+    shown = [raw.val[i].layout for i in range(min(options.num_validation_images, len(raw.val)))]
+    subset = Subset(raw.val, range(min(options.num_validation_samples, len(raw.val))))
     return RunData(train, lengths, encode(subset, "val"), shown)
 
 

@@ -53,11 +53,12 @@ class Trainer:
         self.settings = build.condition_settings(config)
         self.weighting = build.timestep_weighting(config)
         self.accelerator = build.make_accelerator(config)
+        raw = build.open_data(config)
         torch.manual_seed(config.seed)  # of the adapters' initial weights: the same on every rank
 
         self.pipeline = build.load_pipeline(config, self.accelerator)
         build.attach_adapters(self.pipeline.transformer, config)
-        self.data = build.encoded_data(config, self.pipeline, self.settings, self.accelerator)
+        self.data = build.encode_data(raw, config, self.pipeline, self.settings, self.accelerator)
 
         self.trainable = Trainable(self.pipeline.transformer)
         parameters = list(self.trainable.parameters.values())
@@ -126,18 +127,15 @@ class Trainer:
             self.average.update()
             progress.skipped_in_a_row = 0
         else:
-            self._skip(indices)
+            progress.skipped += 1
+            progress.skipped_in_a_row += 1
         self.optimizer.zero_grad()
         progress.step += 1
         log.step(progress.step, every=options.log_steps, lr=self.schedule.get_last_lr()[0], skipped=progress.skipped)
-
-    def _skip(self, indices: Sequence[int]) -> None:
-        self.progress.skipped += 1
-        self.progress.skipped_in_a_row += 1
-        if self.progress.skipped_in_a_row >= self.options.max_skipped_steps:
+        if progress.skipped_in_a_row >= options.max_skipped_steps:
             raise UserError(
-                f"step {self.progress.step}: the gradient was not finite {self.progress.skipped_in_a_row} times in a "
-                f"row, last with samples {list(indices)}; lower trainer.learning_rate or look at these samples"
+                f"step {progress.step}: the gradient was not finite {progress.skipped_in_a_row} times in a row, last "
+                f"with samples {indices}; lower trainer.learning_rate or look at these samples"
             )
 
     def _seed(self, micro_step: int) -> int:

@@ -1,0 +1,324 @@
+"""The trainer on a tiny random FLUX folder and rendered scenes at 64 px."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+import train as command_line
+from seg2any import config
+from seg2any.data.catalog import open_data_set
+from seg2any.errors import UserError
+from seg2any.latents import Posterior
+from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.training import build
+from seg2any.training.log import RunLog
+from seg2any.training.trainer import Trainer
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def model(stock_pipe, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    stock_pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    """accelerate keeps the precision of a process's first run."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture
+def arguments(model, tmp_path):
+    """A run with everything on: accumulation, average, both dropouts, posterior samples, LoRA dropout."""
+    return [
+        *("--mixed_precision=no", "--resolution=64", f"--project.output_dir={tmp_path / 'run'}"),
+        *("--data.train.type=shapes", "--data.train.params={n_scenes: 11, entities: [1, 3]}"),
+        f"--model.pretrained_model_name_or_path={model}",
+        *("--model.hard_attn_block_range=[1,3]", "--model.rank=3", "--model.lora_alpha=6", "--model.lora_dropout=0.1"),
+        *("--model.max_sequence_length=64", "--model.regional_max_sequence_length=12"),
+        *("--trainer.train_batch_size=2", "--trainer.gradient_accumulation_steps=2", "--trainer.learning_rate=1e-2"),
+        *("--trainer.gradient_checkpointing=false", "--trainer.ema_decay=0.5", "--trainer.caption_dropout=0.3"),
+        *("--trainer.cond_dropout=0.3", "--trainer.max_train_steps=4", "--trainer.checkpointing_steps=2"),
+        *("--trainer.log_steps=1", f"--trainer.cache_dir={tmp_path / 'cache'}"),
+    ]
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    return {row["step"]: row["loss"] for row in rows(folder) if "loss" in row}
+
+
+def same(a, b):
+    """Bit for bit, for nested states."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def fit(arguments):
+    trainer = Trainer(config.load(arguments))
+    trainer.fit()
+    return trainer
+
+
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(arguments, tmp_path):
+    fit(arguments)
+    parts = [*arguments, f"--project.output_dir={tmp_path / 'parts'}"]
+    fit([*parts, "--trainer.max_train_steps=2"])
+    fit([*parts, "--resume_from_checkpoint", "latest"])
+
+    assert losses(tmp_path / "run") == losses(tmp_path / "parts") and len(losses(tmp_path / "run")) == 4
+    whole, resumed = (tmp_path / name / "checkpoint-4" for name in ("run", "parts"))
+    assert same(*(torch.load(folder / "training_state.pt", weights_only=True) for folder in (whole, resumed)))
+    for adapter in ("default", "cond"):
+        file = f"{adapter}/pytorch_lora_weights.safetensors"
+        assert same(load_file(whole / file), load_file(resumed / file))
+
+
+def test_resume_accepts_any_path_and_refuses_another_run(arguments, tmp_path):
+    fit([*arguments, "--trainer.max_train_steps=2"])
+    elsewhere = [*arguments, f"--project.output_dir={tmp_path / 'elsewhere'}"]
+    resume = f"--resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-2'}"
+    trainer = fit([*elsewhere, resume, "--trainer.max_train_steps=3"])
+    assert trainer.progress.step == 3 and (tmp_path / "elsewhere" / "checkpoint-3").is_dir()
+    with pytest.raises(UserError, match="trainer.learning_rate: 0.01 in the checkpoint, 0.001 now"):
+        fit([*elsewhere, resume, "--trainer.learning_rate=1e-3"])
+
+
+def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, model, tmp_path):
+    trainer = fit([*arguments, "--trainer.max_train_steps=2"])
+    folder = tmp_path / "run" / "checkpoint-2"
+    saved = {
+        f"{adapter}/{key}": value
+        for adapter in ("default", "cond")
+        for key, value in load_file(folder / adapter / "pytorch_lora_weights.safetensors").items()
+    }
+    assert len(saved) == len(trainer.average.values)
+    names = [name.rsplit(".", 3) for name in trainer.trainable.parameters]
+    for (layer, matrix, adapter, _), average in zip(names, trainer.average.values, strict=True):
+        assert torch.equal(saved[f"{adapter}/transformer.{layer}.{matrix}.weight"], average)
+
+    pipeline = Seg2AnyPipeline.from_pretrained(model)
+    pipeline.load_adapters(folder)
+    card = pipeline.card
+    assert (card.rank, card.alpha, card.step, card.dataset, card.resolution) == (3, 6, 2, "shapes", 64)
+    assert card.hard_attn_block_range == (1, 3) and not card.assumed
+    assert pipeline.settings == replace(trainer.settings, vae_posterior=pipeline.settings.vae_posterior)
+
+
+def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, model):
+    before = Seg2AnyPipeline.from_pretrained(model).transformer.to(torch.bfloat16).state_dict()
+    trainer = fit([*arguments, "--mixed_precision=bf16", "--trainer.max_train_steps=2"])
+    after = trainer.pipeline.transformer.state_dict()
+    frozen = {key.replace(".base_layer", ""): value for key, value in after.items() if "lora_" not in key}
+    assert same(frozen, before)
+    lora = {key: value for key, value in after.items() if "lora_" in key}
+    assert all(value.dtype == torch.float32 for value in lora.values())
+    # `lora_B` starts at zero; what cannot matter (the last block's condition rows) stays there.
+    moved = [key for key, value in lora.items() if "lora_B" in key and value.abs().max() > 0]
+    assert len(moved) >= len(lora) / 2 - 6
+
+
+def test_training_lowers_the_loss_at_fixed_noise(arguments):
+    few = ["--data.train.params={n_scenes: 4, entities: [1, 2]}", "--trainer.train_batch_size=4", "--model.rank=16"]
+    steps = ["--trainer.max_train_steps=40", "--trainer.gradient_accumulation_steps=1", "--model.lora_dropout=0"]
+    trainer = Trainer(config.load([*arguments, *few, *steps]))
+    trainer.data = replace(trainer.data, val=trainer.data.train)
+    before = trainer.validation_loss()["val_loss"]
+    trainer.fit()
+    assert trainer.validation_loss()["val_loss"] < 0.85 * before
+
+
+class Silence(RunLog):
+    def __init__(self):
+        pass
+
+    def begin(self): ...
+    def measure(self, *arguments, **named): ...
+    def step(self, *arguments, **named): ...
+
+
+def test_a_step_with_a_non_finite_loss_changes_nothing_and_is_counted(arguments, monkeypatch):
+    trainer = Trainer(config.load([*arguments, "--trainer.max_skipped_steps=3"]))
+    trainer.step(Silence())
+    weights = {name: p.detach().clone() for name, p in trainer.trainable.parameters.items()}
+    rate = trainer.schedule.get_last_lr()
+    poison = Posterior(torch.full((16, 64), torch.nan), torch.zeros(16, 64))
+    monkeypatch.setattr(trainer, "_dropped_out", lambda sample: replace(sample, image=poison))
+    trainer.step(Silence())
+    trainer.step(Silence())
+    assert same(weights, dict(trainer.trainable.parameters)) and trainer.schedule.get_last_lr() == rate
+    assert (trainer.progress.step, trainer.progress.skipped) == (3, 2)
+    with pytest.raises(UserError, match=r"not finite 3 times in a row, last with samples \[\d+, \d+\]"):
+        trainer.step(Silence())
+    monkeypatch.undo()
+    trainer.step(Silence())
+    assert trainer.progress.skipped_in_a_row == 0 and not same(weights, dict(trainer.trainable.parameters))
+
+
+def test_the_loss_is_the_equation_written_out(arguments):
+    """(1 - s) x0 + s e in, e - x0 wanted, mean of squares; each random number from the step's seed, in order."""
+    trainer = Trainer(config.load([*arguments, "--model.vae_posterior=mode", "--model.lora_dropout=0"]))
+    samples = [trainer.data.train[i] for i in (3, 5)]
+    seen = {}
+
+    def network(x, s, condition):
+        seen.update(x=x, s=s, condition=condition)
+        return 3 * x
+
+    trainer.predict = network
+    torch.manual_seed(5)
+    loss = trainer.loss(samples)
+    x0 = torch.stack([sample.image.mean for sample in samples])
+    s = seen["s"].view(2, 1, 1)
+    noise = (seen["x"] - (1 - s) * x0) / s
+    assert 0.8 < noise.std() < 1.2 and abs(noise.mean()) < 0.1
+    torch.testing.assert_close(loss, ((3 * seen["x"] - (noise - x0)) ** 2).mean(), rtol=1e-3, atol=1e-3)
+    assert (seen["s"] * 1000).remainder(1).abs().max() < 1e-3
+    assert seen["condition"].tokens.batch_size == 2
+
+
+def test_dropout_removes_the_caption_or_the_contour(arguments):
+    everything = ["--trainer.caption_dropout=1", "--trainer.cond_dropout=1"]
+    trainer = Trainer(config.load([*arguments, *everything]))
+    text, _, cond = trainer.data.train[0].lengths
+    dropped = trainer._dropped_out(trainer.data.train[0])
+    regions = sum(len(region) for region in trainer.data.train[0].layout.text.regions)
+    assert text > regions and cond > 0 and dropped.lengths == (regions, 16, 0)
+    assert trainer.loss([dropped, dropped]).isfinite()
+
+
+def test_validation_loss_does_not_depend_on_batches_or_processes(arguments, monkeypatch):
+    val = [
+        "--data.val.type=shapes",
+        "--data.val.params={split: val, n_scenes: 5}",
+        "--trainer.num_validation_samples=5",
+    ]
+    trainer = Trainer(config.load([*arguments, *val]))
+    state = torch.get_rng_state()
+    from seg2any.training.validation import fixed_losses, named_losses
+
+    def measured(indices, batch_size):
+        return fixed_losses(trainer.data.val, indices, trainer.settings, trainer.predict, batch_size)
+
+    trainer.pipeline.transformer.eval()
+    whole = measured(range(5), 2)
+    torch.testing.assert_close(whole, measured(range(0, 5, 2), 3) + measured(range(1, 5, 2), 1))
+    assert whole[:, 1].sum() == 5
+    named = named_losses(whole)
+    assert named["val_loss"] == pytest.approx((whole[:, 0].sum() / 5).item())
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_images_are_written_by_the_live_transformer(arguments, tmp_path):
+    val = [
+        "--data.val.type=shapes",
+        "--data.val.params={split: val, n_scenes: 5}",
+        "--trainer.num_validation_samples=3",
+    ]
+    images = ["--trainer.num_validation_images=2", "--trainer.validation_steps=1", "--model.num_inference_steps=2"]
+    fit([*arguments, *val, *images, "--trainer.max_train_steps=1", "--trainer.validation_loss_steps=1"])
+    written = sorted(path.relative_to(tmp_path / "run" / "gen_imgs") for path in tmp_path.rglob("gen_imgs/*/*"))
+    assert [str(path) for path in written] == ["step-1/000.png", "step-1/001.png"]
+    assert {"val_loss"} <= set().union(*map(set, rows(tmp_path / "run")))
+
+
+def test_published_layer_keys_must_choose_the_published_layers(arguments):
+    published = (
+        r"regular_expression:(.*x_embedder|.*(?<!single_)transformer_blocks\.[0-9]+\.norm1\.linear|"
+        r".*(?<!single_)transformer_blocks\.[0-9]+\.attn\.to_(k|q|v|out\.0)|.*(?<!single_)transformer_blocks\.[0-9]+"
+        r"\.ff\.net\.(2|0\.proj)|.*single_transformer_blocks\.[0-9]+\.(norm\.linear|proj_mlp|proj_out|attn\.to_[kqv]))"
+    )
+    settings = config.load(arguments)
+    settings.model.cond_lora_layers = published
+    pipeline = build.load_pipeline(settings, build.make_accelerator(settings))
+    build.attach_adapters(pipeline.transformer, settings)
+    settings.model.cond_lora_layers = "regular_expression:.*to_k"
+    pipeline = build.load_pipeline(settings, build.make_accelerator(settings))
+    with pytest.raises(UserError, match="model.cond_lora_layers"):
+        build.attach_adapters(pipeline.transformer, settings)
+
+
+def process(arguments, **options):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
+    )
+
+
+def test_sigterm_leaves_a_checkpoint_that_the_next_run_continues(arguments, tmp_path):
+    long = [*arguments, "--trainer.max_train_steps=100000", "--trainer.checkpointing_steps=100000"]
+    running = process(long)
+    log = tmp_path / "run" / "log.jsonl"
+    while running.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 0, error
+    (folder,) = (tmp_path / "run").glob("checkpoint-*")
+    step = int(folder.name.split("-")[1])
+    assert step == max(losses(tmp_path / "run"))
+
+    trainer = fit([*arguments, "--resume_from_checkpoint=latest", f"--trainer.max_train_steps={step + 1}"])
+    assert trainer.progress.step == step + 1
+    assert sorted(losses(tmp_path / "run")) == list(range(1, step + 2))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("--model.rnak=4", "did you mean 'model.rank'"),
+        ("--model.attention_mask_method=soft", "'soft'; use one of hard, base"),
+        ("--model.weighting_scheme=lognormal", "'lognormal'; choose one of none, logit_normal"),
+        ("--data.train.type=shape", "data set 'shape' does not exist; choose one of shapes"),
+        ("--data.train.params.colour=red", "unknown parameter 'colour'"),
+        ("--model.pretrained_model_name_or_path=/nowhere", "model.pretrained_model_name_or_path: /nowhere"),
+        ("--resume_from_checkpoint=/nowhere", "/nowhere is not a folder"),
+    ],
+)
+def test_mistakes_are_one_line_and_no_traceback(arguments, capsys, extra, message):
+    assert command_line.main([*arguments, extra]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert message in line
+
+
+def test_a_mistake_ends_the_process_with_2(arguments):
+    running = process([*arguments, "--seed=soon"])
+    output, error = running.communicate(timeout=60)
+    assert running.returncode == 2 and not output and error.startswith("train.py: --seed: ") and error.count("\n") == 1
+
+
+def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
+    described = Trainer(config.load([*arguments, "--dry_run"])).describe()
+    assert "learning_rate: 0.01" in described and "image tokens per sample: 16 on average" in described
+    assert "11 samples" in described and not (tmp_path / "run").exists()
+
+
+def test_catalog_names_data_sets_and_parameters():
+    data = open_data_set("shapes", {"n_scenes": 3, "seed": 1})
+    assert len(data) == 3 and data[0].image.dtype == np.uint8
+    with pytest.raises(UserError, match="choose one of shapes"):
+        open_data_set("ade", {})
+    with pytest.raises(UserError, match="unknown parameter 'scenes'; it takes split, n_scenes"):
+        open_data_set("shapes", {"scenes": 1})
