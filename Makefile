@@ -45,7 +45,7 @@ clean: ## caches and build leftovers; keeps .venv and result/
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.txt pyproject.toml
-	@$(PY) -c "import pip" 2>/dev/null || { \
+	@$(PY) -c 'import pip; $(SUITABLE)' 2>/dev/null || { \
 		for candidate in $(or $(PYTHON),$(PYTHON_CANDIDATES)); do \
 			if "$$candidate" -c '$(SUITABLE)' >/dev/null 2>&1; then chosen=$$candidate; break; fi; \
 		done; \
