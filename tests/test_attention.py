@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from seg2any.attention import (
+    BACKENDS,
     Attention,
     AttentionPlan,
     AttentionRules,
@@ -155,10 +156,27 @@ def test_settings_that_mean_nothing_are_refused(field, value):
 
 @pytest.mark.parametrize("name", ["flash", "_flash_3_hub", "flash_varlen", "sage_varlen", "xformers", "flex", "typo"])
 def test_backends_that_lose_the_mask_are_refused_by_name(name):
-    with pytest.raises(UserError, match=f"{name}.*sdpa, dense"):
+    with pytest.raises(UserError, match=f"{name}.*use one of sdpa, dense"):
         AttentionRules(attention_backend=name)
     with pytest.raises(UserError, match="the regions vanish|compares it" if name != "typo" else "use one of"):
         attend(*torch.ones(3, 1, 2, 1, 4), attention_backend=name)
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backends_agree_on_outputs_and_gradients_in_bfloat16_autocast(name):
+    generator = torch.Generator().manual_seed(1)
+    leaves = torch.randn(3, 2, 40, 2, 16, generator=generator)
+    tokens = layout_tokens([random_sample(np.random.default_rng(i), 3, (5, 6)) for i in range(2)])
+    leaves = leaves[:, :, : tokens.kind.shape[1]].requires_grad_()
+    results = {}
+    for backend in ("dense", name):
+        plan = AttentionPlan(tokens, AttentionRules("hard", (0, 0), 0.5, attention_backend=backend))
+        with torch.autocast("cpu", torch.bfloat16, enabled=backend == name):
+            output = plan.attend(0, *leaves)
+        results[backend] = torch.cat(
+            [output.float()[None], *torch.autograd.grad(output.float().square().sum(), [leaves])]
+        )
+    assert (results[name] - results["dense"]).norm() < 0.01 * results["dense"].norm()
 
 
 @pytest.mark.parametrize("masked", [True, False])
@@ -174,7 +192,7 @@ def test_backends_equal_the_formula(masked):
         scores = query[b, :, head].double() @ key[b, :, head].double().T / math.sqrt(8)
         weights = (scores if mask is None else scores + mask[b, 0]).exp()
         expected[b, :, head] = (weights / weights.sum(-1, keepdim=True)).float() @ value[b, :, head]
-    for backend in ("dense", "sdpa"):
+    for backend in BACKENDS:
         torch.testing.assert_close(attend(query, key, value, mask, backend), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -44,7 +44,15 @@ def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torc
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
 
 
-BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "dense": dense}
+def matmul(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """The formula in the model's own precision, [B, heads, L, L] in memory. On CPUs with bfloat16 matrix units and at a
+    few hundred tokens its backward pass takes a third of `sdpa`'s."""
+    query, key, value = (x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
+    scores = query @ key.mT
+    return ((scores if mask is None else scores + mask).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+
+
+BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "dense": dense, "matmul": matmul}
 
 
 def backend(name: str) -> Backend:
