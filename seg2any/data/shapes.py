@@ -27,6 +27,7 @@ from seg2any.layout import Layout
 
 SPLITS = ("train", "val", "test")
 MIN_VISIBLE = 0.55  # of a figure's own area, after everything above it is drawn
+MIXED = ("normal",) * 8 + ("thin", "crowded")  # scene i of kind "mixed" is of kind MIXED[i % 10]
 MAX_LISTED = 8  # more figures are not named one by one in the global caption
 MARGIN = 4  # pixels between a figure and the image border
 
@@ -99,7 +100,8 @@ def held_out(figure: Figure) -> bool:
 
 
 class ShapesDataset:
-    """`n_scenes` scenes of one split and kind, optionally with other bounds on the number of entities.
+    """`n_scenes` scenes of one split and kind ("mixed": of several), optionally with other bounds on the number of
+    entities.
 
     Items are `Sample`s: image uint8 [size, size, 3], visible masks, one caption per entity, a global caption.
     """
@@ -114,14 +116,12 @@ class ShapesDataset:
     ):
         if split not in SPLITS:
             raise UserError(f"shapes: unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-        if kind not in KINDS:
-            raise UserError(f"shapes: unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
+        if kind not in (*KINDS, "mixed"):
+            raise UserError(f"shapes: unknown kind {kind!r}; choose one of {', '.join(KINDS)}, mixed")
         if n_scenes < 1:
             raise UserError(f"shapes: n_scenes is {n_scenes}; give at least 1")
         self.split, self.n_scenes, self.seed = split, n_scenes, seed
-        self.kind_name, self.kind = kind, KINDS[kind]
-        if entities is not None:
-            self.kind = replace(self.kind, entities=tuple(entities))
+        self.kind, self.entities = kind, entities
 
     def __len__(self) -> int:
         return self.n_scenes
@@ -129,11 +129,13 @@ class ShapesDataset:
     def scene(self, index: int) -> Scene:
         if not 0 <= index < self.n_scenes:
             raise IndexError(index)
-        key = (self.seed, SPLITS.index(self.split), list(KINDS).index(self.kind_name), index)
-        return _sample_scene(np.random.default_rng(key), self.kind, training=self.split == "train")
+        name = MIXED[index % len(MIXED)] if self.kind == "mixed" else self.kind
+        kind = KINDS[name] if self.entities is None else replace(KINDS[name], entities=tuple(self.entities))
+        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), list(KINDS).index(name), index))
+        return _sample_scene(rng, kind, training=self.split == "train")
 
     def __getitem__(self, index: int) -> Sample:
-        return self.scene(index).sample(name=f"{self.split}_{self.kind_name}_{index:05d}", seed=index)
+        return self.scene(index).sample(name=f"{self.split}_{self.kind}_{index:05d}", seed=index)
 
 
 def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: int = 256) -> Scene:

@@ -1,0 +1,93 @@
+"""The shapes world: deterministic, consistent, and true to its captions."""
+
+import numpy as np
+import pytest
+
+from seg2any.data.shapes import KINDS, MIN_VISIBLE, ShapesDataset, held_out, visible_masks
+from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK, PATTERNS, SHAPES, Figure, draw_alpha
+from seg2any.errors import UserError
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "mixed"])
+def test_scene_depends_on_its_index_only(kind):
+    small, large = ShapesDataset("val", 2, kind), ShapesDataset("val", 50, kind)
+    first, again = small[1], large[1]
+    assert np.array_equal(first.image, again.image) and first.layout.digest() == again.layout.digest()
+    assert not np.array_equal(first.image, large[3].image)
+
+
+def test_splits_and_seeds_show_different_scenes():
+    scenes = [ShapesDataset(split, 1, seed=seed).scene(0) for split in ("train", "val", "test") for seed in (0, 1)]
+    assert len(set(scenes)) == len(scenes)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_number_of_entities_is_within_bounds(kind):
+    data, (low, high) = ShapesDataset("test", 30, kind), KINDS[kind].entities
+    counts = [len(data.scene(i).figures) for i in range(30)]
+    assert max(counts) <= high and min(counts) >= 1
+    assert np.mean([low <= n for n in counts]) > 0.9  # a full canvas may refuse the last figure
+    assert KINDS["single"].entities == (1, 1)
+
+
+def test_every_pixel_of_a_mask_shows_its_caption_and_the_rest_is_background():
+    data = ShapesDataset("test", 12)
+    for index in range(12):
+        scene, sample = data.scene(index), data[index]
+        for figure, mask in zip(scene.figures, sample.layout.masks, strict=True):
+            tones = np.array([COLOURS[figure.colour], INK], float)
+            inner = mask & ~_touches_outside(mask)
+            # Every inner pixel lies on the line between the colour and the ink.
+            line, offset = tones[1] - tones[0], sample.image[inner] - tones[0]
+            along = np.clip(offset @ line / (line @ line), 0, 1)
+            assert np.quantile(np.abs(offset - along[:, None] * line), 0.99) < 3  # corners blend a little
+            assert figure.colour in figure.caption and figure.shape in figure.caption
+        empty = ~_touches_outside(~sample.layout.masks.any(0)) & ~sample.layout.masks.any(0)
+        assert np.abs(sample.image[empty] - np.array(BACKGROUNDS[scene.background], float)).max() < 10
+
+
+def test_masks_are_disjoint_and_nobody_is_hidden():
+    data = ShapesDataset("train", 40)
+    overlaps = 0
+    for index in range(40):
+        scene = data.scene(index)
+        whole = [draw_alpha(figure, scene.size) > 0.5 for figure in scene.figures]
+        shown = data[index].layout.masks
+        assert shown.sum(0).max() <= 1
+        overlaps += np.sum(whole, axis=0).max() > 1
+        assert all(s.sum() >= MIN_VISIBLE * w.sum() for s, w in zip(shown, whole, strict=True))
+    assert 2 <= overlaps <= 25
+
+
+def test_later_masks_lie_on_top():
+    low, high = np.array([[1, 1, 0]], bool), np.array([[0, 1, 1]], bool)
+    assert visible_masks([low, high]).astype(int).tolist() == [[[1, 0, 0]], [[0, 1, 1]]]
+
+
+def test_held_out_combinations_never_occur_in_training_but_do_in_test():
+    combinations = [Figure(s, c, p, (0, 0), 1) for s in SHAPES for c in COLOURS for p in PATTERNS]
+    assert 0.05 < np.mean([held_out(figure) for figure in combinations]) < 0.15
+    seen = {split: [ShapesDataset(split, 60).scene(i).figures for i in range(60)] for split in ("train", "test")}
+    assert not any(held_out(figure) for figures in seen["train"] for figure in figures)
+    assert any(held_out(figure) for figures in seen["test"] for figure in figures)
+
+
+def test_thin_scenes_hold_figures_finer_than_a_token():
+    figures = [f for i in range(20) for f in ShapesDataset("test", 20, "thin").scene(i).figures]
+    widths = [f.radius * (f.stroke if f.shape == "ring" else 1) for f in figures]
+    assert min(widths) < 16 and any(f.stretch >= 3 for f in figures)
+
+
+def test_wrong_arguments_are_named():
+    for arguments, word in ((("dev",), "dev"), (("train", 0), "n_scenes"), (("train", 1, "odd"), "odd")):
+        with pytest.raises(UserError, match=word):
+            ShapesDataset(*arguments)
+
+
+def _touches_outside(mask: np.ndarray) -> np.ndarray:
+    """Pixels within one of the mask's border (8-neighbours, image border excluded)."""
+    padded = np.pad(mask, 1, constant_values=True)
+    shifts = [
+        padded[1 + y : padded.shape[0] - 1 + y, 1 + x : padded.shape[1] - 1 + x] for y in (-1, 0, 1) for x in (-1, 0, 1)
+    ]
+    return mask & ~np.logical_and.reduce(shifts)
