@@ -15,7 +15,7 @@ def main() -> int:
     try:
         with plain_messages():
             run(options)
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: an output folder that cannot be written
         return fail(error, 2)
     except MemoryError as error:
         return fail(error, 1)

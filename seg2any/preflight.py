@@ -14,7 +14,7 @@ import numpy as np
 
 from seg2any.contour import condition_image, kept_tokens
 from seg2any.layout import Layout, shown
-from seg2any.prepare import ConditionSettings
+from seg2any.settings import ConditionSettings
 from seg2any.tokens import token_masks
 
 STRETCH_LIMIT = 1.1  # rounding to whole tokens changes an image's shape by less

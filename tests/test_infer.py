@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from infer import main
+from seg2any.attention import AttentionRules
 from seg2any.errors import UserError
 from seg2any.inference.choices import choose_settings
 from seg2any.inference.options import Options
@@ -200,11 +201,12 @@ class TestBadInput:
             ({"pretrained_model_name_or_path": REPOSITORY}, "has no model_index.json"),
             ({"lora_ckpt_path": "no_adapter"}, "no_adapter: no default/"),
             ({"device": "quantum"}, "--device quantum: cannot be used"),
+            ({"output_path": "/dev/null/out"}, "/dev/null"),
         ],
     )
     def test_one_line(self, folder: Path, tmp_path: Path, call, arguments: dict, message: str):
         status, errors = call(**{"seg_mask_path": folder, "output_path": tmp_path / "out", **arguments})
-        assert status == 2 and len(errors.splitlines()) == 1 and message in errors, errors
+        assert status == 2 and len(errors.splitlines()) == 1 and "infer.py: " in errors and message in errors, errors
         assert not (tmp_path / "out").exists()
 
     def test_a_damaged_model_and_a_damaged_adapter(self, folder: Path, tmp_path: Path, call):
@@ -279,8 +281,14 @@ class TestSurvey:
         layout("d", side=20).write(folder / "d.json")
         survey = survey_layouts(self.options(folder), ConditionSettings(cond_scale_factor=2), FACTS)
         tiny, collision = survey.errors
-        assert "d: an image of 20x20 is smaller than one token of 32 pixels" in tiny
+        assert "d.json: 20x20 is smaller than one token" in tiny
         assert "a.json" in collision and "a.npz" in collision and "rename one" in collision
+
+    def test_plain_flux_needs_a_global_caption(self, folder: Path):
+        Layout(np.ones((1, 64, 64), dtype=bool), ("a",)).write(folder / "d.json")
+        plain = ConditionSettings(rules=AttentionRules(method="none"))
+        (error,) = survey_layouts(self.options(folder), plain, FACTS).errors
+        assert "d.json: caption is missing" in error
 
     def test_sizes(self, folder: Path):
         survey = survey_layouts(self.options(folder, height=100, width=70), ConditionSettings(), FACTS)
@@ -316,9 +324,8 @@ class TestPlan:
 
     def test_layouts_are_never_overwritten(self, folder: Path):
         options = Options(seg_mask_path=folder, output_path=folder, overwrite=True)
-        layouts = survey_layouts(options, ConditionSettings(), FACTS).layouts
         with pytest.raises(UserError, match="is where the layouts are"):
-            make_plan(layouts, options, {})
+            survey_layouts(options, ConditionSettings(), FACTS)
 
 
 class TestRecipe:

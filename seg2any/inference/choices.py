@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 
 import torch
 
 from seg2any.inference.model import adapter_digest
 from seg2any.inference.options import Options
-from seg2any.models.card import AdapterCard
+from seg2any.models.card import AdapterCard, package_version
 from seg2any.settings import ConditionSettings, settings_of
 
-LIBRARIES = ("seg2any", "torch", "diffusers", "transformers", "peft")
+LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 # A knob for the user rather than a property of the adapter: turning it is no cause for a warning.
 FREE = "cond2image_attention_weight"
 
@@ -70,5 +70,5 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         "adapter": adapter and {"path": str(adapter), "sha256": adapter_digest(adapter)},
         "weight_dtype": machine.precision,
         "device": machine.device.type,
-        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "versions": {"seg2any": package_version(), **{name: version(name) for name in LIBRARIES}},
     }

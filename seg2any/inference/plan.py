@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from seg2any.errors import UserError
 from seg2any.inference.options import Options
 from seg2any.inference.recipe import BrokenImage, differences, read_recipe
 from seg2any.inference.survey import Surveyed
@@ -38,11 +37,9 @@ class Plan:
 
 
 def make_plan(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict) -> Plan:
-    """Compare what is asked for with what is in the output folder. Raises UserError if the two folders are one."""
+    """Compare what is asked for with what is in the output folder."""
     to_do, finished, remarks = [], [], []
     for job in _jobs(layouts, options, shared_recipe):
-        if job.layout.path.parent.resolve() == options.output_path.resolve():
-            raise UserError(f"--output_path {options.output_path}: is where the layouts are; choose another folder")
         remark = None if options.overwrite else _look_at(job)
         if options.overwrite or not job.path.exists() or remark == BROKEN:
             to_do.append(job)

@@ -15,7 +15,7 @@ KEY = "seg2any"  # of the PNG text chunk
 IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and WebP
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # What may differ between two recipes of the same image.
-CIRCUMSTANCES = ("versions", "device")
+CIRCUMSTANCES = ("versions", "device", "adapter.path")
 
 
 class BrokenImage(Exception):
@@ -65,9 +65,9 @@ def differences(old: dict, new: dict) -> list[str]:
 
 
 def _differences(old: object, new: object, name: str) -> list[str]:
+    if name in CIRCUMSTANCES:
+        return []
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new else [name]
-    keys = [key for key in {*old, *new} if name or key not in CIRCUMSTANCES]
-    return [
-        found for key in keys for found in _differences(old.get(key), new.get(key), f"{name}.{key}" if name else key)
-    ]
+    names = {key: f"{name}.{key}" if name else key for key in {*old, *new}}
+    return [found for key, inner in names.items() for found in _differences(old.get(key), new.get(key), inner)]

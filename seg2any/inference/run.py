@@ -47,6 +47,7 @@ def run(options: Options) -> None:
     plan = make_plan(survey.layouts, options, shared_recipe(options, settings, machine))
     warn(plan.remarks)
     print(f"{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
+    options.output_path.mkdir(parents=True, exist_ok=True)  # fails here rather than after the first image is made
     with explained_memory(options):
         carry_out(plan, options, settings, machine)
     print(f"images are in {options.output_path}")
@@ -61,7 +62,8 @@ def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine
         make_images(plan.to_do, pipeline, options, settings)
     for job in plan.finished:
         if options.save_panels and not job.panel_path.exists():
-            save_panel(job, Image.open(job.path), options)
+            with Image.open(job.path) as image:
+                save_panel(job, image, options)
 
 
 def make_images(jobs: Sequence[Job], pipeline: Seg2AnyPipeline, options: Options, settings: ConditionSettings) -> None:

@@ -48,14 +48,19 @@ class Survey:
 
 
 def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFacts) -> Survey:
-    """Read and judge every layout of `options.seg_mask_path`. Raises UserError only if there is none to look at."""
+    """Read and judge every layout of `options.seg_mask_path`.
+
+    Raises UserError if there is none to look at, or if the output folder is theirs.
+    """
     unit = model.pixels_per_token * settings.cond_scale_factor
     layouts, errors = [], []
     for path in Layout.find(options.seg_mask_path):
+        if options.output_path.resolve() in (path.resolve(), path.resolve().parent):
+            raise UserError(f"--output_path {options.output_path}: is where the layouts are; choose another folder")
         try:
             layout, found = read_quietly(path, options.snap_colors)
             size = image_size([layout], options.height, options.width, unit)
-            _check_size(layout, size, unit)
+            _check_usable(path, layout, size, settings)
             report = check_layout(layout, size, settings, model, known_warnings=found)
         except UserError as error:
             errors.append(str(error))
@@ -94,13 +99,12 @@ def _save_overlay(layout: Layout, report: LayoutReport, folder: Path) -> None:
         overlay_with_legend(layout, report.image_size).save(temporary)
 
 
-def _check_size(layout: Layout, size: tuple[int, int], unit: int) -> None:
+def _check_usable(path: Path, layout: Layout, size: tuple[int, int], settings: ConditionSettings) -> None:
     if 0 in size:
         height, width = layout.size
-        raise LayoutError(
-            f"{layout.name}: an image of {width}x{height} is smaller than one token of {unit} pixels; "
-            "use --height and --width"
-        )
+        raise LayoutError(f"{path}: {width}x{height} is smaller than one token; use --height and --width")
+    if settings.is_plain and layout.caption is None:
+        raise LayoutError(f"{path}: caption is missing, and --attention_mask_method none uses nothing else; add it")
 
 
 def _same_names(layouts: Iterable[Surveyed]) -> list[str]:
