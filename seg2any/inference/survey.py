@@ -14,8 +14,8 @@ from seg2any.files import atomic_write
 from seg2any.inference.choices import as_json
 from seg2any.inference.options import Options
 from seg2any.layout import Layout, LayoutError, LayoutWarning
-from seg2any.pipeline import image_size
 from seg2any.preflight import LayoutReport, ModelFacts, check_layout
+from seg2any.prepare import image_size
 from seg2any.settings import ConditionSettings
 from seg2any.visualize import overlay_with_legend
 
