@@ -101,6 +101,8 @@ def test_resume_accepts_any_path_and_refuses_another_run(arguments, tmp_path):
     resume = f"--resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-2'}"
     trainer = fit([*elsewhere, resume, "--trainer.max_train_steps=3"])
     assert trainer.progress.step == 3 and (tmp_path / "elsewhere" / "checkpoint-3").is_dir()
+    with pytest.raises(UserError, match="elsewhere holds checkpoints of another run"):
+        fit(elsewhere)
     with pytest.raises(UserError, match="trainer.learning_rate: 0.01 in the checkpoint, 0.001 now"):
         fit([*elsewhere, resume, "--trainer.learning_rate=1e-3"])
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +43,21 @@ class EncodedSample:
         """Text, image and condition tokens, without padding."""
         contour = self.layout.contour
         return sum(self.layout.text.lengths), len(self.image.mean), 0 if contour is None else len(contour.positions)
+
+    def without_caption(self) -> EncodedSample:
+        """No global caption for T5; CLIP's pooled vector of it stays. Unchanged if there is no region either."""
+        text = self.layout.text
+        if not text.regions:
+            return self
+        return replace(self, layout=replace(self.layout, text=replace(text, caption=text.caption[:0])))
+
+    def without_contour(self) -> EncodedSample:
+        """No condition tokens."""
+        contour = self.layout.contour
+        if contour is None:
+            return self
+        none = replace(contour, posterior=contour.posterior[:0], positions=contour.positions[:0])
+        return replace(self, layout=replace(self.layout, contour=none))
 
 
 class EncodedDataSet:

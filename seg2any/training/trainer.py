@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from seg2any.training.cache import EncodedSample
 from seg2any.training.checkpoint import Average, Checkpoints, Identity, Trainable
 from seg2any.training.interrupt import Interrupt
 from seg2any.training.log import RunLog
+from seg2any.training.run_data import encode_data, open_data
 
 
 @dataclass
@@ -53,12 +54,12 @@ class Trainer:
         self.settings = build.condition_settings(config)
         self.weighting = build.timestep_weighting(config)
         self.accelerator = build.make_accelerator(config)
-        raw = build.open_data(config)
+        raw = open_data(config)
         torch.manual_seed(config.seed)  # of the adapters' initial weights: the same on every rank
 
         self.pipeline = build.load_pipeline(config, self.accelerator)
         build.attach_adapters(self.pipeline.transformer, config)
-        self.data = build.encode_data(raw, config, self.pipeline, self.settings, self.accelerator)
+        self.data = encode_data(raw, config, self.pipeline, self.settings, self.accelerator)
 
         self.trainable = Trainable(self.pipeline.transformer)
         parameters = list(self.trainable.parameters.values())
@@ -93,7 +94,8 @@ class Trainer:
 
     def fit(self) -> None:
         resumed = self.resume()
-        self.config.save(self.folder / "config.yaml")
+        if self.accelerator.is_main_process:
+            self.config.save(self.folder / "config.yaml")
         log = RunLog(self.folder / "log.jsonl", self.accelerator, self.progress.step, self.last_step)
         log.say(resumed)
         saved = self.progress.step
@@ -145,15 +147,11 @@ class Trainer:
     def _dropped_out(self, sample: EncodedSample) -> EncodedSample:
         """The sample, with the configured probabilities without its global caption or its contour tokens."""
         drop_caption, drop_contour = torch.rand(2).tolist()
-        layout = sample.layout
-        if drop_caption < self.options.caption_dropout and layout.text.regions:
-            layout = replace(layout, text=replace(layout.text, caption=layout.text.caption[:0]))
-        if drop_contour < self.options.cond_dropout and layout.contour is not None:
-            contour = layout.contour
-            layout = replace(
-                layout, contour=replace(contour, posterior=contour.posterior[:0], positions=contour.positions[:0])
-            )
-        return replace(sample, layout=layout)
+        if drop_caption < self.options.caption_dropout:
+            sample = sample.without_caption()
+        if drop_contour < self.options.cond_dropout:
+            sample = sample.without_contour()
+        return sample
 
     def loss(self, samples: Sequence[EncodedSample]) -> Tensor:
         """L = E w(s) || v(x_s, s, y) - (e - x0) ||^2 with x_s = (1 - s) x0 + s e, for a batch of (x0, y)."""
@@ -185,12 +183,14 @@ class Trainer:
     def validate(self, log: RunLog) -> None:
         """The loss at fixed noise and sample images, each at its own interval and at the end."""
         step, last = self.progress.step, self.progress.step == self.last_step
-        if self.data.val is None:
+        loss_is_due = last or step % self.options.validation_loss_steps == 0
+        images_are_due = last or step % self.options.validation_steps == 0
+        if self.data.val is None or not (loss_is_due or images_are_due):
             return
         with validation.inference(self.pipeline.transformer), self.average.in_place():
-            if last or step % self.options.validation_loss_steps == 0:
+            if loss_is_due:
                 log.row(step, **self.validation_loss())
-            if self.accelerator.is_main_process and (last or step % self.options.validation_steps == 0):
+            if images_are_due and self.accelerator.is_main_process:
                 folder = self.folder / self.config.project.gen_image_dir / f"step-{step}"
                 validation.write_images(self.pipeline, self.data.shown, self.config, self.settings, folder)
 
@@ -221,6 +221,11 @@ class Trainer:
         wanted = self.config.resume_from_checkpoint
         found = self.checkpoints.load(wanted) if wanted else None
         if found is None:
+            if self.checkpoints.steps():
+                raise UserError(
+                    f"project.output_dir: {self.folder} holds checkpoints of another run; "
+                    "continue it with --resume_from_checkpoint latest, or choose another folder"
+                )
             return f"new run in {self.folder}" + (", there is no checkpoint to resume from" if wanted else "")
         path, saved = found
         for name, item in self.state.items():

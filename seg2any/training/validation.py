@@ -67,15 +67,14 @@ def named_losses(totals: Tensor) -> dict[str, float]:
 
 @contextmanager
 def inference(module: nn.Module) -> Iterator[None]:
-    """No dropout and no gradients inside; the mode and torch's random state are as before afterwards."""
-    was_training, state = module.training, torch.get_rng_state()
+    """No dropout and no gradients inside."""
+    was_training = module.training
     module.eval()
     try:
         with torch.no_grad():
             yield
     finally:
         module.train(was_training)
-        torch.set_rng_state(state)
 
 
 def write_images(
