@@ -1,13 +1,10 @@
-"""Adapters: routing against a row by row formula, files against stock diffusers, and what must be refused."""
-
-import json
-from dataclasses import replace
+"""Adapters: where they sit, that they survive files and each other, and that stock diffusers reads them."""
 
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
-from peft import LoraConfig
-from safetensors.torch import load_file, save_file
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
 from torch import nn
 
 from seg2any.errors import UserError
@@ -21,23 +18,7 @@ from seg2any.models.adapters import (
     save_adapters,
     trainable_parameters,
 )
-from seg2any.models.routing import Rows, linear
-from tests.tiny_flux import condition, randomize_adapters, run, sample, tiny
-
-STYLE = ["to_q", "to_v", "proj_mlp", "ff.net.2", "x_embedder", "norm_out.linear"]
-
-
-def adapted(rank: int = 3, alpha: float = 6, **config) -> nn.Module:
-    model = tiny(**config)
-    add_adapters(model, rank, alpha)
-    randomize_adapters(model)
-    return model
-
-
-def add_style(model: nn.Module, weight: float = 1.0) -> None:
-    torch.manual_seed(8)
-    model.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=STYLE, init_lora_weights=False), "style")
-    model.set_adapters(["default", "cond", "style"], [1.0, 1.0, weight])
+from tests.tiny_flux import adapted, add_style, condition, run, sample, tiny
 
 
 @pytest.fixture
@@ -67,47 +48,6 @@ def test_default_is_on_every_linear_of_the_blocks_and_cond_where_condition_token
     assert found[COND] == {"x_embedder"} | {name for name in everywhere if not any(part in name for part in text)}
 
 
-@pytest.mark.parametrize("n_cond", [0, 2, 5])
-@pytest.mark.parametrize(
-    "state", ["active", "disabled", "only style", "merged default", "merged all", "merged, disabled"]
-)
-def test_rows_choose_their_adapters(state, n_cond):
-    """Against W x + sum of the deltas of the adapters of each row, one row at a time."""
-    model = adapted()
-    add_style(model, 0.3)
-    layer, x = model.transformer_blocks[0].attn.to_q, torch.randn(2, 5, 32)
-    weight, bias = layer.base_layer.weight.clone(), layer.base_layer.bias.clone()
-    delta = {name: layer.get_delta_weight(name).detach() for name in ("default", "cond", "style")}
-    active = {"default", "cond", "style"}
-    if "merged" in state:
-        layer.merge(adapter_names=None if state == "merged all" else ["default"])
-    if state == "only style":
-        model.set_adapter("style")
-        active = {"style"}
-    if "disabled" in state:
-        model.disable_adapters()
-        active = set()
-
-    expected = x @ weight.T + bias
-    for row in range(5):
-        for name in active & ({"cond"} if row >= 5 - n_cond else {"default", "style"}):
-            expected[:, row] += x[:, row] @ delta[name].T
-    torch.testing.assert_close(linear(layer, x, Rows(n_cond)), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_a_branch_may_have_other_adapters():
-    model = adapted()
-    add_style(model)
-    layer, x = model.transformer_blocks[0].attn.to_q, torch.randn(1, 4, 32)
-    rows = Rows(2, frozenset({"cond", "style"}))
-    both = layer.get_delta_weight("cond") + layer.get_delta_weight("style")
-    expected = layer.base_layer(x)
-    expected = torch.cat(
-        [expected[:, :2] + x[:, :2] @ layer.get_delta_weight("default").T, expected[:, 2:] + x[:, 2:] @ both.T], 1
-    )
-    torch.testing.assert_close(linear(layer, x, rows), expected, rtol=1e-5, atol=1e-5)
-
-
 def test_a_third_adapter_keeps_working_and_keeps_its_weight(given):
     model = adapted()
     before = outputs(model, given)
@@ -119,18 +59,6 @@ def test_a_third_adapter_keeps_working_and_keeps_its_weight(given):
     assert layer.scaling == {"default": 2.0, "cond": 2.0, "style": 0.7 * 4 / 2}
     assert not any(torch.allclose(a, b, atol=1e-3) for a, b in zip(with_style, before, strict=True))
     assert_same(outputs(model, given), with_style)
-
-
-def test_without_a_condition_a_style_acts_as_in_stock():
-    """Also on layers outside the blocks, which are not ours; `cond` is active and has no row to act on."""
-    ours, stock = adapted(), tiny(FluxTransformer2DModel)
-    for model in (ours, stock):
-        torch.manual_seed(8)
-        model.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=STYLE, init_lora_weights=False), "style")
-    stock.set_adapters("style", 0.4)
-    ours.set_adapters(["style", "cond"], [0.4, 1.0])
-    with torch.no_grad():
-        torch.testing.assert_close(run(ours), run(stock), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ["style first", "style last"])
@@ -150,8 +78,6 @@ def test_loading_in_any_order_switches_nothing_off(tmp_path, given, order):
 
 
 def style_layers(model: nn.Module) -> dict:
-    from peft.utils import get_peft_model_state_dict
-
     return {
         "transformer_lora_layers": get_peft_model_state_dict(model, adapter_name="style"),
         "transformer_lora_adapter_metadata": model.peft_config["style"].to_dict(),
@@ -203,7 +129,7 @@ def test_16_bit_files_and_float32_copies_on_a_16_bit_model(tmp_path):
         model = tiny().bfloat16()
         load_adapters(model, tmp_path, dtype)
         loaded = model.x_embedder.lora_B["cond"].weight
-        assert loaded.dtype == dtype or torch.bfloat16
+        assert loaded.dtype == (dtype or torch.bfloat16)
         assert torch.equal(loaded, full if dtype else full.bfloat16())
     save_adapters(adapted(), tmp_path, AdapterCard(), torch.float16)
     assert {weight.dtype for weight in load_file(tmp_path / COND / WEIGHTS_FILE).values()} == {torch.float16}
@@ -241,43 +167,6 @@ def test_disabled_and_merged(given):
     assert_same(outputs(model, given), expected)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"use_dora": True},
-        {"init_lora_weights": "pissa"},
-        {"init_lora_weights": "pissa_niter_4"},
-        {"init_lora_weights": "olora"},
-        {"init_lora_weights": "corda"},
-        {"init_lora_weights": "loftq"},
-        {"alora_invocation_tokens": [1]},
-        {"bias": "all"},
-        {"modules_to_save": ["proj_out"]},
-    ],
-    ids=str,
-)
-def test_adapters_that_are_more_than_a_delta_are_refused(options):
-    model = tiny()
-    before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    config = LoraConfig(r=2, target_modules=["to_q"])
-    for option, value in options.items():  # after construction: some values ask for more settings there
-        setattr(config, option, value)
-    with pytest.raises(UserError, match=f"'odd' uses {next(iter(options))}.*plain LoRA"):
-        model.add_adapter(config, "odd")
-    metadata = {f"transformer.{key}": value for key, value in options.items()}
-    weights = {"transformer.x_embedder.lora_A.weight": torch.ones(2, 16)}
-    with pytest.raises(UserError, match="plain LoRA"):
-        model.load_lora_adapter(weights, adapter_name="odd", metadata=metadata)
-    after = model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize("key", ["lora_magnitude_vector", "dora_scale", "lokr_w1"])
-def test_files_of_other_methods_are_refused(key):
-    with pytest.raises(UserError, match="plain LoRA"):
-        tiny().load_lora_adapter({f"transformer.x_embedder.{key}": torch.ones(2)}, adapter_name="odd")
-
-
 def test_broken_missing_and_foreign_folders(tmp_path):
     save_adapters(adapted(), tmp_path / "good", AdapterCard())
     with pytest.raises(UserError, match="no default/"):
@@ -291,40 +180,3 @@ def test_broken_missing_and_foreign_folders(tmp_path):
     with pytest.raises(UserError, match="not a complete safetensors file"):
         load_adapters(model, tmp_path / "good")
     assert not getattr(model, "peft_config", None), "nothing is loaded if one file is broken"
-
-
-def test_the_card_travels_in_both_places(tmp_path):
-    model = adapted()
-    card = AdapterCard("local/model", "base", (1, 2), resolution=256, rank=3, alpha=6, dataset="shapes", step=7)
-    save_adapters(model, tmp_path, card)
-    read = load_adapters(tiny(), tmp_path)
-    assert read == replace(card, seg2any_version=read.seg2any_version) and not read.assumed
-    assert read.rules().method == "base" and read.rules().hard_attn_block_range == (1, 2)
-    (tmp_path / "adapter.json").unlink()
-    assert load_adapters(tiny(), tmp_path) == read
-
-
-def test_a_published_folder_gets_the_published_defaults_and_says_so(tmp_path):
-    save_adapters(adapted(), tmp_path, AdapterCard(step=7))
-    (tmp_path / "adapter.json").unlink()
-    for name in (DEFAULT, COND):
-        file = tmp_path / name / WEIGHTS_FILE
-        save_file(load_file(file), file, {"format": "pt"})
-    card = load_adapters(tiny(), tmp_path)
-    assert card == AdapterCard(assumed=True) and card.rules().method == "hard"
-
-
-@pytest.mark.parametrize(
-    "text", ["", "[]", "3", '{"step": "many"}', '{"attention_mask_method": "soft"}', '{"resolution": null}']
-)
-def test_a_broken_card_is_one_clear_line(tmp_path, text):
-    save_adapters(adapted(), tmp_path, AdapterCard())
-    (tmp_path / "adapter.json").write_text(text)
-    with pytest.raises(UserError, match="adapter.json: not an adapter card") as caught:
-        load_adapters(tiny(), tmp_path)
-    assert "\n" not in str(caught.value)
-
-
-def test_cards_of_newer_versions_are_read():
-    text = json.dumps(json.loads(AdapterCard(step=3).to_json()) | {"invented_later": 1})
-    assert AdapterCard.from_json(text, "card").step == 3

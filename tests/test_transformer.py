@@ -10,16 +10,8 @@ from diffusers.hooks._helpers import TransformerBlockRegistry
 
 from seg2any.attention import AttentionRules
 from seg2any.errors import UserError
-from seg2any.models.adapters import add_adapters
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from tests.tiny_flux import CONFIG, RULES, condition, inputs, plain_inputs, randomize_adapters, run, sample, tiny
-
-
-def adapted(**config) -> Seg2AnyTransformer2DModel:
-    model = tiny(**config)
-    add_adapters(model, rank=3, alpha=6)
-    randomize_adapters(model)
-    return model
+from tests.tiny_flux import CONFIG, RULES, adapted, condition, inputs, plain_inputs, run, sample, tiny
 
 
 @pytest.fixture

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from peft import LoraConfig
 
 from seg2any.attention import AttentionRules
 from seg2any.condition import Condition
+from seg2any.models.adapters import add_adapters
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.tokens import SampleTokens, layout_tokens
 
@@ -23,6 +25,7 @@ CONFIG = {
 }
 GRID = (4, 3)
 RULES = AttentionRules("hard", (1, 2))
+STYLE = ["to_q", "to_v", "proj_mlp", "ff.net.2", "x_embedder", "norm_out.linear"]
 
 
 def tiny(cls: type = Seg2AnyTransformer2DModel, seed: int = 0, **config) -> torch.nn.Module:
@@ -40,6 +43,21 @@ def randomize_adapters(model: torch.nn.Module, seed: int = 1) -> None:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data = torch.randn(parameter.shape, generator=generator).to(parameter) * 0.1
+
+
+def adapted(rank: int = 3, alpha: float = 6, **config) -> torch.nn.Module:
+    """A tiny model with both adapters, not at zero."""
+    model = tiny(**config)
+    add_adapters(model, rank, alpha)
+    randomize_adapters(model)
+    return model
+
+
+def add_style(model: torch.nn.Module, weight: float = 1.0) -> None:
+    """A third adapter, as a user would add, beside ours."""
+    torch.manual_seed(8)
+    model.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=STYLE, init_lora_weights=False), "style")
+    model.set_adapters(["default", "cond", "style"], [1.0, 1.0, weight])
 
 
 def sample(seed: int, n_entities: int = 2, n_cond: int | None = 3) -> SampleTokens:

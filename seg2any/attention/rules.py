@@ -1,4 +1,4 @@
-"""Who may attend to whom (paper section 3.3, arXiv 2506.00596). One rule, rendered to a mask or to a picture.
+"""Who may attend to whom (paper section 3, arXiv 2506.00596). One rule, rendered to a mask or to a picture.
 
   query \\ key  GLOBAL  REGION_j   IMAGE      COND       covers_i(x): entity i covers image token x
   GLOBAL         1        0        1 (a)       0
@@ -6,7 +6,7 @@
   IMAGE         1 (b)  covers_j(q) 1 (c)       g
   COND           0        0        g (d)       1
 
-Semantic alignment (SAA, eq. 5) is the table. Attribute isolation (AIA, eq. 7) changes what foreground image tokens
+Semantic alignment (SAA) is the table. Attribute isolation (AIA, eq. 7) changes what foreground image tokens
 see: (b) no global text, (c) only image tokens of a shared entity; with `global_text_sees="background"`, as in the
 paper, also (a): global text sees only background. g is the shape guidance strength (eq. 6), (d) is 0 when the
 condition is isolated.
@@ -143,11 +143,10 @@ def _class_weights(
     kind: torch.Tensor, entities: torch.Tensor, attention: Attention, rules: AttentionRules
 ) -> torch.Tensor:
     """float32 [C, C] attention weights between classes of tokens."""
-    kind_q, kind_k = kind[:, None], kind[None]
-    weights = may_attend(kind_q, entities[:, None], kind_k, entities[None], attention, rules).float()
-    guidance = (kind_q - kind_k).abs() == Kind.COND - Kind.IMAGE
-    guidance &= torch.minimum(kind_q, kind_k) == Kind.IMAGE
-    return torch.where(guidance, weights * rules.cond2image_attention_weight, weights)
+    image, cond = kind == Kind.IMAGE, kind == Kind.COND
+    guided = (image[:, None] & cond) | (cond[:, None] & image)
+    weights = may_attend(kind[:, None], entities[:, None], kind, entities, attention, rules).float()
+    return torch.where(guided, weights * rules.cond2image_attention_weight, weights)
 
 
 def _weigh_regions_by_coverage(mask: torch.Tensor, tokens: TokenLayout) -> None:

@@ -1,4 +1,4 @@
-"""The blocks of FLUX with a third stream: [text | image | condition], paper figure 2 (a).
+"""The blocks of FLUX with a third stream: [text | image | condition], the paper's overview figure.
 
 The condition goes through the image branch's weights, with its own adapter and with the time embedding of t = 0. Rows
 are ordered [image | condition] in the blocks' `hidden_states`; text stays in `encoder_hidden_states`, as in FLUX.

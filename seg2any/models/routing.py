@@ -46,7 +46,7 @@ def linear(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
     if not isinstance(layer, LoraLayer):
         return layer(x)
     y = layer.base_layer(x)
-    terms = [_delta(layer, part, is_cond, rows) for is_cond, part in enumerate(rows.split(x))]
+    terms = [_delta(layer, part, rows, is_cond) for part, is_cond in zip(rows.split(x), (False, True), strict=False)]
     if all(term is None for term in terms):
         return y
     if len(terms) == 1:
@@ -57,7 +57,7 @@ def linear(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
     return y.add_(torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1))
 
 
-def _delta(layer: LoraLayer, x: torch.Tensor, is_cond: bool, rows: Rows) -> torch.Tensor | None:
+def _delta(layer: LoraLayer, x: torch.Tensor, rows: Rows, is_cond: bool) -> torch.Tensor | None:
     """Sum of the deltas that the base weight lacks on these rows, [B, L, D_out], or None.
 
     A merged adapter is in the base weight, so it acts on all rows: it is not added again on its own rows, and it is

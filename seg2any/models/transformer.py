@@ -127,6 +127,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
             )
         rows = Rows(x.shape[1] - hidden_states.shape[1], self.cond_adapters)
 
+        # in the dtype of the input: that of x_embedder's output, 16 bit under autocast, would round the time to 1/250
         temb = self._time_embedding(timestep.to(hidden_states.dtype), guidance, pooled_projections, rows)
         image, text = linear(self.x_embedder, x, rows), self.context_embedder(encoder_hidden_states)
         rotation = self._rotation(positions)

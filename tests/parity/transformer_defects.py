@@ -1,0 +1,78 @@
+"""Defects that were recorded on the published transformer, and that ours does not have."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+from seg2any.condition import Condition
+from seg2any.models.adapters import add_adapters
+from seg2any.tokens import SampleTokens, layout_tokens, token_masks
+from tests.parity.transformer_run import expect_close, read_run
+
+
+def scalings(model: torch.nn.Module) -> dict[str, dict[str, float]]:
+    return {name: dict(module.scaling) for name, module in model.named_modules() if hasattr(module, "scaling")}
+
+
+def check_scale_bug(folder: Path) -> None:
+    """The published code leaves every scale at 1 after a scaled call; here a call changes nothing."""
+    bugs = read_run(folder).index["bugs_demo"]
+    published = next(value for key, value in bugs.items() if "scale=" in key)
+    assert published["call1_vs_call2"] > 0 and published["plain_call_after_vs_before"] > 0
+    run, model = read_run(folder), read_run(folder).model(True)
+    plain = run.arguments(run.condition("hard", True))
+    scaled = plain | {"joint_attention_kwargs": plain["joint_attention_kwargs"] | {"scale": 0.5}}
+    before = scalings(model)
+    with torch.no_grad():
+        first, half, again, last = (model(**kwargs)[0] for kwargs in (plain, scaled, scaled, plain))
+    assert torch.equal(first, last) and torch.equal(half, again) and not torch.equal(first, half)
+    assert scalings(model) == before
+
+
+def check_alpha_bug(folder: Path) -> None:
+    """alpha != rank: the published code drops it in the first call; here it acts on every adapter and stays."""
+    bugs = read_run(folder).index["bugs_demo"]
+    key, published = next((key, value) for key, value in bugs.items() if "alpha" in key)
+    assert published["call1_vs_call2"] > 0
+    alpha, rank = (int(number) for number in re.findall(r"=(\d+)", key))
+    run = read_run(folder)
+    model, twin = run.model(False), run.model(True)
+    add_adapters(model, rank, alpha)
+    model.load_state_dict(twin.state_dict())
+    with torch.no_grad():
+        first, second = (run.forward(model, "cond_hard") for _ in range(2))
+        for module in twin.modules():
+            if hasattr(module, "lora_B"):
+                for up in module.lora_B.values():
+                    up.weight.mul_(alpha / rank)
+        expected = run.forward(twin, "cond_hard")
+    assert torch.equal(first, second)
+    expect_close(first, expected, "deltas scaled by alpha / rank")
+    assert {scale for layer in scalings(model).values() for scale in layer.values()} == {alpha / rank}
+
+
+def check_no_cond_tokens(folder: Path) -> None:
+    """The published code crashes without any condition token; here only padding is left, and it changes nothing."""
+    assert "Error" in read_run(folder).index["bugs_demo"]["zero cond tokens"]
+    run = read_run(folder)
+    model, without = run.model(True), run.condition("hard", False)
+    lengths = [tuple(lengths) for lengths in run.index["txt_seq_lens"]]
+    grid = tuple(run.index["tokens_hw"])
+    samples = []
+    for b, text_lengths in enumerate(lengths):
+        masks = token_masks(run.inputs[f"label{b}"].bool().numpy(), grid)
+        samples.append(SampleTokens(text_lengths[: len(masks) + 1], masks, run.inputs["cond_ids"][b, :0, 1:].numpy()))
+    tokens = layout_tokens(samples)
+    blank = Condition(
+        without.prompt_embeds,
+        without.pooled_prompt_embeds,
+        tokens,
+        without.rules,
+        run.inputs["cond_hidden_states"][:, : tokens.n_cond] * 0,
+    )
+    with torch.no_grad():
+        plain = run.forward(model, "nocond_hard")
+        expect_close(model(**run.arguments(blank))[0], plain, "blank contour")

@@ -1,0 +1,100 @@
+"""Which rows use which adapter, against a row by row formula, and the adapters that cannot choose rows."""
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from peft import LoraConfig
+
+from seg2any.errors import UserError
+from seg2any.models.routing import Rows, linear
+from tests.tiny_flux import STYLE, adapted, add_style, run, tiny
+
+
+@pytest.mark.parametrize("n_cond", [0, 2, 5])
+@pytest.mark.parametrize(
+    "state", ["active", "disabled", "only style", "merged default", "merged all", "merged, disabled"]
+)
+def test_rows_choose_their_adapters(state, n_cond):
+    """Against W x + sum of the deltas of the adapters of each row, one row at a time."""
+    model = adapted()
+    add_style(model, 0.3)
+    layer, x = model.transformer_blocks[0].attn.to_q, torch.randn(2, 5, 32)
+    weight, bias = layer.base_layer.weight.clone(), layer.base_layer.bias.clone()
+    delta = {name: layer.get_delta_weight(name).detach() for name in ("default", "cond", "style")}
+    active = {"default", "cond", "style"}
+    if "merged" in state:
+        layer.merge(adapter_names=None if state == "merged all" else ["default"])
+    if state == "only style":
+        model.set_adapter("style")
+        active = {"style"}
+    if "disabled" in state:
+        model.disable_adapters()
+        active = set()
+
+    expected = x @ weight.T + bias
+    for row in range(5):
+        for name in active & ({"cond"} if row >= 5 - n_cond else {"default", "style"}):
+            expected[:, row] += x[:, row] @ delta[name].T
+    torch.testing.assert_close(linear(layer, x, Rows(n_cond)), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_branch_may_have_other_adapters():
+    model = adapted()
+    add_style(model)
+    layer, x = model.transformer_blocks[0].attn.to_q, torch.randn(1, 4, 32)
+    rows = Rows(2, frozenset({"cond", "style"}))
+    both = layer.get_delta_weight("cond") + layer.get_delta_weight("style")
+    expected = layer.base_layer(x)
+    expected = torch.cat(
+        [expected[:, :2] + x[:, :2] @ layer.get_delta_weight("default").T, expected[:, 2:] + x[:, 2:] @ both.T], 1
+    )
+    torch.testing.assert_close(linear(layer, x, rows), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_without_a_condition_a_style_acts_as_in_stock():
+    """Also on layers outside the blocks, which are not ours; `cond` is active and has no row to act on."""
+    ours, stock = adapted(), tiny(FluxTransformer2DModel)
+    for model in (ours, stock):
+        torch.manual_seed(8)
+        model.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=STYLE, init_lora_weights=False), "style")
+    stock.set_adapters("style", 0.4)
+    ours.set_adapters(["style", "cond"], [0.4, 1.0])
+    with torch.no_grad():
+        torch.testing.assert_close(run(ours), run(stock), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_dora": True},
+        {"init_lora_weights": "pissa"},
+        {"init_lora_weights": "pissa_niter_4"},
+        {"init_lora_weights": "olora"},
+        {"init_lora_weights": "corda"},
+        {"init_lora_weights": "loftq"},
+        {"alora_invocation_tokens": [1]},
+        {"bias": "all"},
+        {"modules_to_save": ["proj_out"]},
+    ],
+    ids=str,
+)
+def test_adapters_that_are_more_than_a_delta_are_refused(options):
+    model = tiny()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    config = LoraConfig(r=2, target_modules=["to_q"])
+    for option, value in options.items():  # after construction: some values ask for more settings there
+        setattr(config, option, value)
+    with pytest.raises(UserError, match=f"'odd' uses {next(iter(options))}.*plain LoRA"):
+        model.add_adapter(config, "odd")
+    metadata = {f"transformer.{key}": value for key, value in options.items()}
+    weights = {"transformer.x_embedder.lora_A.weight": torch.ones(2, 16)}
+    with pytest.raises(UserError, match="plain LoRA"):
+        model.load_lora_adapter(weights, adapter_name="odd", metadata=metadata)
+    after = model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("key", ["lora_magnitude_vector", "dora_scale", "lokr_w1"])
+def test_files_of_other_methods_are_refused(key):
+    with pytest.raises(UserError, match="plain LoRA"):
+        tiny().load_lora_adapter({f"transformer.x_embedder.{key}": torch.ones(2)}, adapter_name="odd")
