@@ -68,6 +68,13 @@ class Seg2AnyPipeline(FluxPipeline):
         if self.transformer is not None:
             Seg2AnyTransformer2DModel.adopt(self.transformer)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """As in diffusers. Without `dtype` every part is float32: transformers alone would keep the file's precision."""
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
     def load_adapters(self, path: str) -> None:
         """Load <path>/default and <path>/cond, the published layout; their card sets the defaults of `__call__`.
 

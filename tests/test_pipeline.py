@@ -93,6 +93,14 @@ def test_stock_folder_loads_with_our_transformer_and_saves_as_a_stock_folder(sto
     assert type(Seg2AnyPipeline.from_pretrained(tmp_path / "ours").transformer) is Seg2AnyTransformer2DModel
 
 
+def test_a_folder_in_16_bit_loads_in_one_precision(stock_pipe, tmp_path):
+    copy.deepcopy(stock_pipe).to(torch.float16).save_pretrained(tmp_path)
+    pipe = Seg2AnyPipeline.from_pretrained(tmp_path)
+    parts = (pipe.vae, pipe.transformer, pipe.text_encoder, pipe.text_encoder_2)
+    assert {part.dtype for part in parts} == {torch.float32}
+    assert Seg2AnyPipeline.from_pretrained(tmp_path, dtype=torch.float16).text_encoder_2.dtype == torch.float16
+
+
 @pytest.mark.parametrize("caption", ["a red circle", "a caption of more words than are read of it, on and on and on"])
 def test_none_is_stock_flux_with_the_global_caption(stock_pipe, caption):
     expected = stock_pipe(

@@ -64,7 +64,7 @@ def main() -> None:
     args = parser.parse_args()
 
     pipeline = build_pipeline(args.seed)
-    pipeline.vae = AutoencoderKL.from_pretrained(args.vae).eval()
+    pipeline.vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
     pool = encode_pool(pipeline, args.scenes, Path(args.output_dir))
     model = nn.ModuleDict({name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")})
     settings = loop.LoopSettings(args.output_dir, args.steps, args.learning_rate, seed=args.seed)
