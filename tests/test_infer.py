@@ -128,6 +128,8 @@ class TestGoodRuns:
             stderr=subprocess.PIPE,
             text=True,
             env=environment(),
+            # A shell's background jobs ignore Ctrl-C, and so would their children.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 240
         while not (out / "a_1.png").exists():
