@@ -103,7 +103,9 @@ def tree() -> dict[str, str]:
         depth = (len(line) - len(line.lstrip())) // 2
         name, _, description = line.strip().partition(" ")
         parents = [*parents[:depth], name]
-        found["".join(parents)] = description.strip()
+        path = "".join(parents)
+        assert path not in found, f"{path} is listed twice"
+        found[path] = description.strip()
     return found
 
 
