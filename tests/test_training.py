@@ -128,6 +128,17 @@ def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, mo
     assert pipeline.settings == replace(trainer.settings, vae_posterior=pipeline.settings.vae_posterior)
 
 
+def test_a_new_run_starts_from_given_adapters_without_rounding(arguments, tmp_path):
+    first = fit([*arguments, "--trainer.max_train_steps=1"])
+    start = f"--model.lora_ckpt_path={tmp_path / 'run' / 'checkpoint-1'}"
+    second = Trainer(config.load([*arguments, start, "--mixed_precision=no"]))
+    assert second.progress.step == 0 and second.trainable.parameters.keys() == first.trainable.parameters.keys()
+    for ours, average in zip(second.trainable.parameters.values(), first.average.values, strict=True):
+        assert ours.requires_grad and torch.equal(ours, average)
+    with pytest.raises(UserError, match="checkpoint-1 has a cond/; change model.is_use_cond_token"):
+        Trainer(config.load([*arguments, start, "--model.is_use_cond_token=false"]))
+
+
 def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, model):
     before = Seg2AnyPipeline.from_pretrained(model).transformer.to(torch.bfloat16).state_dict()
     trainer = fit([*arguments, "--mixed_precision=bf16", "--trainer.max_train_steps=2"])

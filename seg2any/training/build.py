@@ -85,7 +85,7 @@ def attach_adapters(transformer: nn.Module, config: Config) -> None:
     """Add `default` and, with condition tokens, `cond`; or load them to start from. Trainable and in fp32."""
     model = config.model
     if model.lora_ckpt_path:
-        load_adapters(transformer, model.lora_ckpt_path)
+        load_adapters(transformer, model.lora_ckpt_path, dtype=torch.float32)
         if model.is_use_cond_token != (COND in transformer.peft_config):
             found = "has no" if model.is_use_cond_token else "has a"
             raise UserError(
