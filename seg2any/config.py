@@ -152,7 +152,6 @@ class Config:
 # The objects that are made of a value check it themselves; here is what nothing else would notice.
 CHOICES = {
     "model.use_lora_bias": (False,),
-    "model.gaussian_init_lora": (False,),
     "mixed_precision": ("no", "fp16", "bf16"),
 }
 AT_LEAST_ONE = (

@@ -70,7 +70,7 @@ class Seg2AnyPipeline(FluxPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers. Without `dtype` every part is float32: transformers alone would keep the file's precision."""
+        """As in diffusers. Without `dtype` all parts are float32: transformers alone keeps the precision of files."""
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from peft.utils import get_peft_model_state_dict
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from seg2any.errors import UserError
@@ -146,6 +146,36 @@ def test_exactly_our_adapters_are_trainable_in_float32():
     names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert len(parameters) == len(names) and all(".default." in name or ".cond." in name for name in names)
     assert {parameter.dtype for parameter in parameters} == {torch.float32}
+
+
+def test_a_folder_without_condition_adapter_is_used_without_condition_tokens(tmp_path):
+    model = tiny()
+    add_adapters(model, 2, is_use_cond_token=False)
+    save_adapters(model, tmp_path, AdapterCard(is_use_cond_token=False))
+    assert not load_adapters(tiny(), tmp_path).is_use_cond_token
+    save_adapters(model, tmp_path, AdapterCard(is_use_cond_token=True))
+    with pytest.raises(UserError, match="no cond/"):
+        load_adapters(tiny(), tmp_path)
+    _strip_cards(tmp_path)
+    published = load_adapters(tiny(), tmp_path)
+    assert published.assumed and not published.is_use_cond_token
+
+
+def _strip_cards(folder) -> None:
+    """As published: weights only."""
+    (folder / "adapter.json").unlink()
+    file = folder / DEFAULT / WEIGHTS_FILE
+    save_file(load_file(file), file)
+
+
+def test_published_start_is_uniform_and_gaussian_is_offered():
+    spans = []
+    for start in (True, "gaussian"):
+        model = tiny()
+        add_adapters(model, 8, init_lora_weights=start)
+        downs = [p.detach() / p.std() for n, p in model.named_parameters() if ".lora_A." in n]
+        spans.append(max(float(p.abs().max()) for p in downs))
+    assert spans[0] < 1.9 < 2.5 < spans[1]  # a uniform distribution ends at sqrt(3) standard deviations
 
 
 def test_new_adapters_change_nothing(given):

@@ -70,7 +70,7 @@ def draw_alpha(figure: Figure, size: int) -> np.ndarray:
 
 
 def draw_texture(figure: Figure, size: int, window: tuple[slice, slice]) -> np.ndarray:
-    """Colours float32 [h, w, 3] in 0..255 of a window (rows, columns): the figure's colour, INK where the pattern is."""
+    """Colours float32 [h, w, 3] in 0..255 of a window (rows, columns): the figure's colour and its pattern in INK."""
     x, y = _own_axes(figure, window)
     ink = INK_SHARE[figure.pattern](x, y)
     if figure.shape == "badge":

@@ -61,17 +61,19 @@ def add_adapters(
     alpha: float | None = None,
     dropout: float = 0.0,
     is_use_cond_token: bool = True,
+    init_lora_weights: bool | str = True,
 ) -> None:
     """Add untrained adapters, `default` and (with condition tokens) `cond`, in float32, trainable and active.
 
     The base weights are frozen. `alpha` None = `rank`; a delta is scaled by alpha / rank and starts at zero.
+    `init_lora_weights` is peft's: True (uniform, as published) or "gaussian".
     """
     for name in (DEFAULT, COND) if is_use_cond_token else (DEFAULT,):
         config = LoraConfig(
             r=rank,
             lora_alpha=rank if alpha is None else alpha,
             lora_dropout=dropout,
-            init_lora_weights="gaussian",
+            init_lora_weights=init_lora_weights,
             target_modules=target_layers(transformer, name),
         )
         transformer.add_adapter(config, name)
@@ -106,6 +108,10 @@ def load_adapters(
     for name, (weights, _) in found.items():
         check_fits(transformer, weights, files[name])
     card = read_card(folder, found[DEFAULT][1])
+    if COND not in found and card.is_use_cond_token:
+        if not card.assumed:
+            raise UserError(f"{folder}: its card speaks of condition tokens, but there is no {COND}/{WEIGHTS_FILE}")
+        card = replace(card, is_use_cond_token=False)
 
     known = getattr(transformer, "peft_config", {})
     transformer.delete_adapters([name for name in (DEFAULT, COND) if name in known])

@@ -92,7 +92,8 @@ def attach_adapters(transformer: nn.Module, config: Config) -> None:
                 f"model.lora_ckpt_path: {model.lora_ckpt_path} {found} cond/; change model.is_use_cond_token"
             )
     else:
-        add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, model.is_use_cond_token)
+        start = "gaussian" if model.gaussian_init_lora else True
+        add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, model.is_use_cond_token, start)
     trainable_parameters(transformer)
     for adapter, key in ((DEFAULT, "default_lora_layers"), (COND, "cond_lora_layers")):
         _check_layers(transformer, adapter, key, getattr(model, key))
