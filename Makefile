@@ -11,7 +11,7 @@ PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
 PYTEST_WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest --timeout 300 -n $(PYTEST_WORKERS)
 
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test lint format bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,11 +27,8 @@ lint: $(VENV)/.installed-dev ## ruff: rules and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-test: lint ## lint and every fast test
-	$(PYTEST) -m "not slow" $(ARGS)
-
-test-slow: $(VENV)/.installed-dev ## the tests that take minutes each
-	$(PYTEST) --timeout 3600 -m slow $(ARGS)
+test: lint ## lint and every test
+	$(PYTEST) $(ARGS)
 
 format: $(VENV)/.installed-dev ## let ruff rewrite the files
 	$(PY) -m ruff check --fix .

@@ -31,6 +31,7 @@ from seg2any.prepare import EncodedLayout, assemble, encode_layouts, image_size,
 from seg2any.settings import ConditionSettings, settings_of
 from seg2any.text import TextKey, encode_texts
 
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 Callback = Callable[[FluxPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 
 
@@ -151,12 +152,12 @@ class Seg2AnyPipeline(FluxPipeline):
                 "regional_max_sequence_length": regional_max_sequence_length,
             },
         )
-        sampling = Sampling(
-            num_inference_steps,
-            guidance_scale,
-            true_cfg_scale if negative_prompt is not None else 1.0,
-            callback_on_step_end,
-        )
+        if true_cfg_scale > 1 and negative_prompt is None:
+            warnings.warn("true_cfg_scale does nothing without negative_prompt; give one, it may be ''", stacklevel=2)
+            true_cfg_scale = 1.0
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
+        sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, callback_on_step_end)
         self._check_blocks(settings)
         size = image_size(layouts, height, width, pixels_per_token(self.vae) * settings.cond_scale_factor)
         grid = size_in_tokens(size, self.vae)

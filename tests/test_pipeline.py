@@ -347,3 +347,12 @@ def test_a_style_lora_joins_with_its_weight_and_leaves_ours_on(pipe, stock_pipe,
     found = latents_of(styled, ONE, is_use_cond_token=False)
     torch.testing.assert_close(found, latents_of(by_hand, ONE, is_use_cond_token=False), **CLOSE)
     assert (found - without).abs().max() > 1e-2
+
+
+def test_what_would_do_nothing_is_said_and_what_cannot_be_is_refused_before_the_work(stock_pipe, monkeypatch):
+    pipe = fresh_pipe(stock_pipe)
+    monkeypatch.setattr(pipe, "_denoise", lambda noise, *rest: noise)
+    with pytest.warns(UserWarning, match="negative_prompt"):
+        pipe(TWO, true_cfg_scale=2.0, output_type="latent")
+    with pytest.raises(UserError, match="output_type"):
+        pipe(TWO, output_type="gif")

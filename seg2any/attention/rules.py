@@ -72,7 +72,7 @@ class AttentionRules:
         object.__setattr__(self, "hard_attn_block_range", first_last)
         if not (math.isfinite(self.cond2image_attention_weight) and self.cond2image_attention_weight >= 0):
             raise UserError(
-                f"cond2image_attention_weight is {self.cond2image_attention_weight}; give a number in (0, 1]"
+                f"cond2image_attention_weight is {self.cond2image_attention_weight}; give a number in [0, 1]"
             )
         backend(self.attention_backend)
 

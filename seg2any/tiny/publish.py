@@ -27,7 +27,7 @@ CARD = """# The embedded model of the `shapes` world
 
 A FLUX pipeline in small, made by this repository and trained from nothing on rendered scenes (`seg2any/data/shapes.py`,
 training split), so that everything here runs offline on a laptop. It draws coloured figures and nothing else.
-Licence: Apache-2.0, like the code. Precision: 16 bit. Commit of the training code: {commit}.
+Licence: Apache-2.0, like the code. Precision: 16 bit. Published at commit {commit}.
 
 | part | parameters | steps | learning rate | hours on 2 CPU cores | seed | last loss |
 |---|---|---|---|---|---|---|
@@ -47,8 +47,8 @@ LORA_CARD = """# Seg2Any's adapters for the embedded model
 
 LoRA of rank {rank} on `examples/shapes/model`: `default` on text and image tokens, `cond` on contour tokens. Made by
 `train.py config/seg2any_shapes.yaml`: {scenes} rendered training scenes, {steps} steps of {batch}, learning rate
-{rate}, about {hours:.2f} hours on 2 CPU cores, seed {seed}. Weights are the moving average, in 16 bit. Commit of the
-training code: {commit}. Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
+{rate}, about {hours:.2f} hours on 2 CPU cores, seed {seed}. Weights are the moving average, in 16 bit. Published at commit
+{commit}. Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
 
 | step | training loss | validation loss (fixed noise) |
 |---|---|---|
@@ -158,7 +158,7 @@ def model_card(pipeline: FluxPipeline, logs: dict[str, tuple[dict, list[dict]]])
         last = float(np.mean([row["loss"] for row in rows[-20:]]))
         hours = rows[-1]["seconds"] / 3600
         lines.append(
-            f"| {name} | {size:.1f} M | {rows[-1]['step'] + 1} | {settings['learning_rate']} | {hours:.2f} "
+            f"| {name} | {size:.1f} M | {settings['steps']} | {settings['learning_rate']} | {hours:.2f} "
             f"| {settings['seed']} | {last:.4f} |"
         )
     config = pipeline.transformer.config
