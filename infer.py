@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 from seg2any.errors import UserError
 from seg2any.inference.console import plain_messages
 from seg2any.inference.options import Options, parse_options
+from seg2any.layout import Layout
 
 
 def main() -> int:
@@ -25,6 +27,9 @@ def main() -> int:
 
 
 def run(options: Options) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the run looks again, and says what it left out
+        Layout.find(options.seg_mask_path)  # a path with nothing to read is known before anything heavy is loaded
     from seg2any.inference.run import run  # takes seconds to import: not before --help is answered
 
     run(options)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -146,7 +147,7 @@ class Config:
 
     def save(self, path: str | Path) -> None:
         with atomic_write(path) as temporary:
-            temporary.write_text(self.to_yaml())
+            temporary.write_text(self.to_yaml(), encoding="utf-8")
 
 
 # The objects that are made of a value check it themselves; here is what nothing else would notice.
@@ -155,11 +156,27 @@ CHOICES = {
     "mixed_precision": ("no", "fp16", "bf16"),
 }
 AT_LEAST_ONE = (
-    *("resolution", "cond_scale_factor", "model.rank", "model.num_inference_steps", "trainer.train_batch_size"),
-    *("trainer.gradient_accumulation_steps", "trainer.checkpointing_steps", "trainer.log_steps"),
-    *("trainer.cache_batch_size", "trainer.num_train_epochs", "trainer.max_skipped_steps"),
+    *("resolution", "cond_scale_factor", "model.rank", "model.lora_alpha", "model.num_inference_steps"),
+    *("model.max_sequence_length", "model.regional_max_sequence_length", "eval.num_images_per_prompt"),
+    *("trainer.train_batch_size", "trainer.gradient_accumulation_steps", "trainer.num_train_epochs"),
+    *("trainer.max_train_steps", "trainer.checkpointing_steps", "trainer.checkpoints_total_limit"),
+    *("trainer.validation_steps", "trainer.validation_loss_steps", "trainer.num_validation_samples"),
+    *("trainer.log_steps", "trainer.cache_batch_size", "trainer.max_skipped_steps"),
 )
-PROBABILITIES = ("model.lora_dropout", "trainer.caption_dropout", "trainer.cond_dropout", "trainer.ema_decay")
+AT_LEAST_ZERO = (
+    *("seed", "dataloader_num_workers", "scheduler.lr_warmup_steps", "trainer.num_validation_images"),
+    *("optimizer.adam_weight_decay", "trainer.guidance_scale", "eval.guidance_scale"),
+)
+POSITIVE = ("trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
+PROBABILITIES = ("model.lora_dropout", "trainer.caption_dropout", "trainer.cond_dropout")
+DECAYS = ("optimizer.adam_beta1", "optimizer.adam_beta2", "trainer.ema_decay")
+BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (AT_LEAST_ONE, lambda value: value >= 1, "it must be at least 1"),
+    (AT_LEAST_ZERO, lambda value: 0 <= value < math.inf, "it must be at least 0"),
+    (POSITIVE, lambda value: 0 < value < math.inf, "it must be positive"),
+    (PROBABILITIES, lambda value: 0 <= value <= 1, "it must lie in [0, 1]"),
+    (DECAYS, lambda value: 0 <= value < 1, "it must be at least 0 and less than 1"),
+)
 
 
 def load(arguments: Sequence[str]) -> Config:
@@ -190,16 +207,20 @@ def _sources(arguments: list[str]):
         key, has_value, value = argument[2:].partition("=")
         if not has_value:
             value = arguments.pop(0) if arguments and not arguments[0].startswith("--") else "true"
-        yield f"--{key}", OmegaConf.from_dotlist([f"{key}={value}"])
+        yield f"--{key}", _parse(f"--{key}", lambda pair=f"{key}={value}": OmegaConf.from_dotlist([pair]))
 
 
 def _read(path: Path):
     if not path.is_file():
         raise UserError(f"{path}: no such config file; give a yaml file such as config/seg2any_shapes.yaml")
+    return _parse(str(path), lambda: OmegaConf.load(path))
+
+
+def _parse(source: str, read: Callable[[], Any]):
     try:
-        return OmegaConf.load(path)
+        return read()
     except Exception as error:  # yaml's errors have no common user-facing form
-        raise UserError(f"{path}: not readable as yaml: {' '.join(str(error).split())}") from None
+        raise UserError(f"{source}: not readable as yaml: {' '.join(str(error).split())}") from None
 
 
 def _check_keys(content: dict, schema: type, source: str, prefix: str = "") -> None:
@@ -244,13 +265,10 @@ def _check_values(config) -> None:
     for key, choices in CHOICES.items():
         if OmegaConf.select(config, key) not in choices:
             raise wrong(key, f"choose one of {', '.join(map(str, choices))}")
-    for key in AT_LEAST_ONE:
-        if OmegaConf.select(config, key) < 1:
-            raise wrong(key, "it must be at least 1")
-    for key in PROBABILITIES:
-        if not 0 <= OmegaConf.select(config, key) <= 1:
-            raise wrong(key, "it must lie in [0, 1]")
+    for keys, is_possible, rule in BOUNDS:
+        for key in keys:
+            value = OmegaConf.select(config, key)
+            if value is not None and not is_possible(value):  # the keys that may be null have their own meaning for it
+                raise wrong(key, rule)
     if len(config.model.hard_attn_block_range) != 2:
         raise wrong("model.hard_attn_block_range", "give first and last block, both included, such as [19,37]")
-    if config.trainer.learning_rate <= 0:
-        raise wrong("trainer.learning_rate", "it must be positive")

@@ -179,6 +179,15 @@ class TestGoodRuns:
         assert "region 1 ('a red circle') loses" in report["warnings"][0]
         assert len(report["warnings"]) == 6 and report["settings"]["regional_max_sequence_length"] == 2
 
+    def test_check_into_a_folder_of_the_layouts_can_be_repeated(self, folder: Path, call):
+        Image.new("RGB", (8, 8)).save(folder / "stray.png")
+        for _ in range(2):
+            status, errors = call("--check", seg_mask_path=folder, output_path=folder / "check")
+            assert status == 0, errors
+            report = json.loads((folder / "check" / "preflight.json").read_text())
+            assert [entry["name"] for entry in report["layouts"]] == ["a", "b", "c"] and report["errors"] == []
+            assert "warning" in errors and "stray.png" in errors and "stray.png" in report["warnings"][0]
+
 
 class TestBadInput:
     """What counts is what the user sees: status 2, one line, no traceback."""
@@ -186,7 +195,8 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"seg_mask_path": "nothing.json"}, "nothing.json: no such file"),
+            # two things are wrong: that of the layouts is known first
+            ({"seg_mask_path": "nothing.json", "pretrained_model_name_or_path": "no/model"}, "nothing.json: no such"),
             ({"pretrained_model_name_or_path": "black-forest-labs/FLUX.1-dev"}, "HF_HUB_OFFLINE keeps the hub away"),
         ],
     )

@@ -526,7 +526,8 @@ class TestFiles:
         layout.write(tmp_path / "collection" / "y.json")
         (tmp_path / "notes.txt").write_text("")
         (tmp_path / ".hidden.json").write_text("")
-        found = Layout.find(tmp_path)
+        with pytest.warns(LayoutWarning, match=r"folders with several JSON files are left out: 1 \(collection\)"):
+            found = Layout.find(tmp_path)
         assert [path.name for path in found] == ["a.npz", "b.json", "folder"]
         assert [Layout.read(path).name for path in found] == ["a", "b", "folder"]
         assert Layout.find(tmp_path / "b.json") == [tmp_path / "b.json"]
@@ -535,3 +536,24 @@ class TestFiles:
             Layout.find(tmp_path / "empty")
         with pytest.raises(LayoutError, match="no such file"):
             Layout.find(tmp_path / "nothing")
+
+    def test_a_folder_of_masks_has_one_name_however_it_is_found(self, tmp_path: Path):
+        cat = tmp_path / "cat"
+        cat.mkdir()
+        Image.new("L", (3, 2), 255).save(cat / "body.png")
+        (cat / "parts.json").write_text(json.dumps({"segments_info": [{"mask": "body.png", "text": "a cat"}]}))
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert Layout.find(tmp_path) == Layout.find(cat) == [cat]
+        assert Layout.read(cat).name == "cat"
+        Image.new("L", (3, 2), 255).save(cat / "stray.png")
+        with pytest.warns(LayoutWarning, match=r"pictures without a JSON are left out: 1 \(stray.png\)"):
+            assert Layout.find(cat) == [cat]
+
+    def test_a_report_is_no_layout(self, tmp_path: Path):
+        Layout(np.ones((1, 2, 3), dtype=bool), ("a",)).write(tmp_path / "b.json")
+        (tmp_path / "check").mkdir()
+        (tmp_path / "check" / "preflight.json").write_text("{}")
+        assert Layout.find(tmp_path) == [tmp_path / "b.json"]
+        with pytest.raises(LayoutError, match="holds no layout"):
+            Layout.find(tmp_path / "check")

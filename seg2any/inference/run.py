@@ -35,6 +35,7 @@ def run(options: Options) -> None:
     warn(remarks)
     survey = survey_layouts(options, settings, model)
     if options.check:
+        warn(survey.left_out)
         report = write_report(survey, settings, options.output_path)
         print(*(layout.report for layout in survey.layouts), f"report: {report}", sep="\n")
         return survey.stop_at_problems(options.strict)

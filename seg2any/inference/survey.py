@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.inference.choices import as_json
 from seg2any.inference.options import Options
 from seg2any.layout import Layout, LayoutError, LayoutWarning
+from seg2any.layout_files.find import REPORT_FILE
 from seg2any.preflight import LayoutReport, ModelFacts, check_layout
 from seg2any.prepare import image_size
 from seg2any.settings import ConditionSettings
 from seg2any.visualize import overlay_with_legend
 
-REPORT_FILE = "preflight.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,12 +35,16 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class Survey:
+    """The layouts that can be used, a line for each that cannot, and lines about what was left out of the folder."""
+
     layouts: tuple[Surveyed, ...]
     errors: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> list[str]:
-        return [f"{layout.report.name}: {text}" for layout in self.layouts for text in layout.report.warnings]
+        own = [f"{layout.report.name}: {text}" for layout in self.layouts for text in layout.report.warnings]
+        return [*self.left_out, *own]
 
     def stop_at_problems(self, strict: bool) -> None:
         """Raise UserError, one line per problem, for layouts that cannot be used and, if strict, for warnings."""
@@ -54,8 +60,10 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
     """
     unit = model.pixels_per_token * settings.cond_scale_factor
     layouts, errors = [], []
-    for path in Layout.find(options.seg_mask_path):
-        if options.output_path.resolve() in (path.resolve(), path.resolve().parent):
+    found_paths, left_out = _quietly(lambda: Layout.find(options.seg_mask_path))
+    for path in found_paths:
+        places = (options.seg_mask_path, path if path.is_dir() else path.parent)
+        if options.output_path.resolve() in [place.resolve() for place in places]:
             raise UserError(f"--output_path {options.output_path}: is where the layouts are; choose another folder")
         try:
             layout, found = read_quietly(path, options.snap_colors)
@@ -68,15 +76,19 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
             layouts.append(Surveyed(path, layout.digest(), report))
             if options.check:
                 _save_overlay(layout, report, options.output_path)
-    return Survey(tuple(layouts), tuple([*errors, *_same_names(layouts)]))
+    return Survey(tuple(layouts), tuple([*errors, *_same_names(layouts)]), tuple(left_out))
 
 
 def read_quietly(path: Path, snap_colors: bool) -> tuple[Layout, list[str]]:
     """A layout, and the warnings about its file instead of showing them. Raises LayoutError."""
+    return _quietly(lambda: Layout.read(path, snap_colors))
+
+
+def _quietly(look: Callable[[], T]) -> tuple[T, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        layout = Layout.read(path, snap_colors)
-    return layout, [str(warning.message) for warning in caught if issubclass(warning.category, LayoutWarning)]
+        seen = look()
+    return seen, [str(warning.message) for warning in caught if issubclass(warning.category, LayoutWarning)]
 
 
 def write_report(survey: Survey, settings: ConditionSettings, folder: Path) -> Path:

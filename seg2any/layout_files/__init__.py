@@ -15,6 +15,7 @@ segmentation  COCO / SA-1B run lengths, compressed or not; `annotations` is read
 `NAME.npz` holds `masks` bool [N, H, W], `captions` [N] and, if wanted, `caption` and `seed`.
 
 A folder with one JSON in it is that layout (so a folder of mask pictures is one); with several it is a collection.
+The report of `infer.py --check` does not count.
 """
 
 from __future__ import annotations
@@ -26,9 +27,12 @@ import numpy as np
 from seg2any.layout import Layout, LayoutError, check_mask_shape
 from seg2any.layout_files.annotation import Annotation, Region, read_annotation, write_annotation
 from seg2any.layout_files.color_map import SUFFIXES, read_color_map, region_colors, write_color_map
+from seg2any.layout_files.find import find_layouts, only_json
 from seg2any.layout_files.images import read_mask
 from seg2any.layout_files.npz import read_npz, write_npz
 from seg2any.layout_files.rle import decode_rle
+
+__all__ = ["decode_rle", "find_layouts", "read_layout", "write_layout"]
 
 
 def read_layout(path: Path, snap_colors: bool = False) -> Layout:
@@ -38,7 +42,7 @@ def read_layout(path: Path, snap_colors: bool = False) -> Layout:
     """
     try:
         if path.is_dir():
-            return _read_json(_only_json(path), path.resolve().name, snap_colors)
+            return _read_json(only_json(path), path.resolve().name, snap_colors)
         if not path.is_file():
             raise LayoutError(f"{path}: no such file; give a layout's .json, .png or .npz, or a folder")
     except OSError as error:
@@ -53,23 +57,6 @@ def read_layout(path: Path, snap_colors: bool = False) -> Layout:
             raise LayoutError(f"{path}: {annotation.name} is missing beside it; it names the colours' captions")
         return _read_json(annotation, path.stem, snap_colors)
     raise LayoutError(f"{path}: not a kind of file that holds a layout; give its .json, .png or .npz")
-
-
-def find_layouts(path: Path) -> list[Path]:
-    """Every layout in the folder `path`: JSON and npz files, then folders with one JSON; or `path` itself, a file.
-
-    Raises LayoutError if `path` does not exist or nothing in it looks like a layout.
-    """
-    if not path.is_dir():
-        if not path.exists():
-            raise LayoutError(f"{path}: no such file or folder")
-        return [path]
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    files = [entry for entry in entries if entry.suffix.lower() in (".json", ".npz") and entry.is_file()]
-    folders = [entry for entry in entries if entry.is_dir() and len(_jsons(entry)) == 1]
-    if not files and not folders:
-        raise LayoutError(f"{path}: holds no layout; put NAME.json with NAME.png, or NAME.npz, in it")
-    return files + folders
 
 
 def write_layout(layout: Layout, path: Path) -> None:
@@ -118,14 +105,3 @@ def _stack(masks: list[np.ndarray], annotation: Annotation) -> np.ndarray:
 def _color_map_beside(path: Path) -> Path:
     candidates = [path.with_suffix(suffix) for suffix in SUFFIXES]
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
-
-
-def _jsons(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.glob("*.json") if entry.is_file() and not entry.name.startswith("."))
-
-
-def _only_json(folder: Path) -> Path:
-    found = _jsons(folder)
-    if len(found) != 1:
-        raise LayoutError(f"{folder}: holds {len(found)} JSON files, that of one layout holds one; name the file")
-    return found[0]

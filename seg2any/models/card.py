@@ -73,7 +73,7 @@ class AdapterCard:
         return json.dumps(known, indent=2)
 
     @classmethod
-    def from_json(cls, text: str, source: str | Path) -> AdapterCard:
+    def from_json(cls, text: str | bytes, source: str | Path) -> AdapterCard:
         """Fields of newer versions are ignored, missing ones get the published defaults."""
         try:
             values = json.loads(text)
@@ -94,14 +94,14 @@ class AdapterCard:
 
 def write_card(folder: Path, card: AdapterCard) -> None:
     with atomic_write(folder / CARD_FILE) as path:
-        path.write_text(card.to_json() + "\n")
+        path.write_text(card.to_json() + "\n", encoding="utf-8")
 
 
 def read_card(folder: Path, metadata: dict[str, str]) -> AdapterCard:
     """The card beside the adapters, else the one in their safetensors metadata, else the published defaults."""
     file = folder / CARD_FILE
     if file.is_file():
-        return AdapterCard.from_json(file.read_text(), file)
+        return AdapterCard.from_json(file.read_bytes(), file)  # json finds out the encoding
     if CARD_KEY in metadata:
-        return AdapterCard.from_json(metadata[CARD_KEY], folder)
+        return AdapterCard.from_json(metadata[CARD_KEY], f"{folder}: the card in its weights")
     return AdapterCard(assumed=True)

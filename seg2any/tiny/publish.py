@@ -47,8 +47,8 @@ LORA_CARD = """# Seg2Any's adapters for the embedded model
 
 LoRA of rank {rank} on `examples/shapes/model`: `default` on text and image tokens, `cond` on contour tokens. Made by
 `train.py config/seg2any_shapes.yaml`: {scenes} rendered training scenes, {steps} steps of {batch}, learning rate
-{rate}, about {hours:.2f} hours on 2 CPU cores, seed {seed}. Weights are the moving average, in 16 bit. Published at commit
-{commit}. Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
+{rate}, about {hours:.2f} hours on 2 CPU cores, seed {seed}. Weights are the moving average, in 16 bit. Published at
+commit {commit}. Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
 
 | step | training loss | validation loss (fixed noise) |
 |---|---|---|

@@ -147,8 +147,9 @@ def parameter_counts(transformer: nn.Module) -> dict[str, int]:
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
-    per_epoch = max(1, batches_per_epoch // config.trainer.gradient_accumulation_steps)
-    return config.trainer.max_train_steps or config.trainer.num_train_epochs * per_epoch
+    if config.trainer.max_train_steps is not None:
+        return config.trainer.max_train_steps
+    return config.trainer.num_train_epochs * max(1, batches_per_epoch // config.trainer.gradient_accumulation_steps)
 
 
 def make_optimizer(config: Config, parameters: list[nn.Parameter], processes: int) -> torch.optim.Optimizer:
