@@ -1,0 +1,79 @@
+"""Which files and folders are layouts, and a word about those that look like one and are none."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+from seg2any.layout import LayoutError, LayoutWarning
+from seg2any.layout_files.annotation import read_annotation
+from seg2any.layout_files.color_map import SUFFIXES
+
+REPORT_FILE = "preflight.json"  # written by `infer.py --check`, perhaps into a folder among the layouts; never a layout
+
+
+def find_layouts(path: Path) -> list[Path]:
+    """Every layout in the folder `path`: JSON and npz files, then folders with one JSON; or `path` itself.
+
+    `path` itself is one if it is a file, or a folder with nothing but one JSON and its mask pictures. Warns with
+    LayoutWarning of pictures without a JSON and of folders with several. Raises LayoutError if `path` does not exist
+    or nothing in it looks like a layout.
+    """
+    if not path.is_dir():
+        if not path.exists():
+            raise LayoutError(f"{path}: no such file or folder")
+        return [path]
+    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    jsons = jsons_in(path)
+    files = sorted([*jsons, *(entry for entry in entries if entry.suffix.lower() == ".npz" and entry.is_file())])
+    held = {entry: len(jsons_in(entry)) for entry in entries if entry.is_dir()}
+    folders = [entry for entry, count in held.items() if count == 1]
+    masks = _warn_of_orphans(path, entries, files)
+    _warn(path, [entry for entry, count in held.items() if count > 1], "folders with several JSON files")
+    if not files and not folders:
+        raise LayoutError(f"{path}: holds no layout; put NAME.json with NAME.png, or NAME.npz, in it")
+    if len(files) == len(jsons) == 1 and not folders and (masks or masks_of(jsons[0])):
+        return [path]
+    return files + folders
+
+
+def jsons_in(folder: Path) -> list[Path]:
+    """The JSON files of a folder that may be layouts."""
+    found = (entry for entry in folder.glob("*") if entry.suffix.lower() == ".json" and entry.name != REPORT_FILE)
+    return sorted(entry for entry in found if entry.is_file() and not entry.name.startswith("."))
+
+
+def only_json(folder: Path) -> Path:
+    """The JSON of a folder that is one layout. Raises LayoutError if there is none, or several."""
+    found = jsons_in(folder)
+    if len(found) != 1:
+        raise LayoutError(f"{folder}: holds {len(found)} JSON files, that of one layout holds one; name the file")
+    return found[0]
+
+
+def masks_of(annotation: Path) -> set[Path]:
+    """The mask pictures that a JSON names; none if it cannot be read, which its reader explains."""
+    try:
+        regions = read_annotation(annotation).regions
+    except LayoutError:
+        return set()
+    return {annotation.parent / region.mask for region in regions if region.mask is not None}
+
+
+def _warn_of_orphans(path: Path, entries: Iterable[Path], files: Iterable[Path]) -> set[Path]:
+    """Warn of pictures that belong to no file, and return the masks that were read to know this."""
+    stems = {file.stem for file in files}
+    pictures = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.stem not in stems]
+    if not pictures:  # the usual case, in which the JSON files need not be read here
+        return set()
+    masks = {mask for file in files if file.suffix.lower() == ".json" for mask in masks_of(file)}
+    _warn(path, [picture for picture in pictures if picture not in masks], "pictures without a JSON")
+    return masks
+
+
+def _warn(path: Path, left_out: list[Path], kind: str) -> None:
+    if left_out:
+        names = ", ".join(entry.name for entry in left_out[:4]) + (", ..." if len(left_out) > 4 else "")
+        text = " ".join(f"{path}: {kind} are left out: {len(left_out)} ({names})".split())
+        warnings.warn(text, LayoutWarning, stacklevel=4)
