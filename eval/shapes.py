@@ -24,7 +24,7 @@ from seg2any.data.sample import Sample
 from seg2any.data.shapes import ShapesDataset
 from seg2any.errors import UserError
 from seg2any.inference.choices import as_json
-from seg2any.inference.model import WEIGHT_DTYPES, adapter_digest, choose_device, choose_dtype, load_pipeline
+from seg2any.inference.model import WEIGHT_DTYPES, choose_device, choose_dtype, known_folder, known_model, load_pipeline
 from seg2any.inference.recipe import BrokenImage, differences, read_recipe, save_image
 from seg2any.latents import decode_latents, encode_images, pixels_per_token
 from seg2any.pipeline import Seg2AnyPipeline
@@ -81,8 +81,8 @@ class Bench:
         self.recipe = {
             "settings": as_json(pipeline.settings),
             "num_inference_steps": options.num_inference_steps,
-            "model": {"path": options.model, "sha256": adapter_digest(Path(options.model))},
-            "adapter": options.lora and {"path": str(options.lora), "sha256": adapter_digest(options.lora)},
+            "model": known_model(options.model),
+            "adapter": options.lora and known_folder(options.lora),
             "weight_dtype": str(pipeline.vae.dtype).removeprefix("torch."),
         }
 
@@ -179,7 +179,7 @@ def main() -> int:
     """Exit status: 0 measured (whether the bars are met or not), 2 wrong input, 130 interrupted."""
     try:
         run(parse_options())
-    except UserError as error:
+    except (UserError, OSError) as error:  # OSError: an output folder that cannot be written
         print(f"eval.shapes: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import torch
 
-from seg2any.inference.model import adapter_digest
+from seg2any.inference.model import known_folder, known_model
 from seg2any.inference.options import Options
 from seg2any.models.card import AdapterCard, package_version
 from seg2any.settings import ConditionSettings, settings_of
@@ -66,8 +66,8 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         "settings": as_json(settings),
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
-        "model": options.pretrained_model_name_or_path,
-        "adapter": adapter and {"path": str(adapter), "sha256": adapter_digest(adapter)},
+        "model": known_model(options.pretrained_model_name_or_path),
+        "adapter": adapter and known_folder(adapter),
         "weight_dtype": machine.precision,
         "device": machine.device.type,
         "versions": {"seg2any": package_version(), **{name: version(name) for name in LIBRARIES}},

@@ -81,10 +81,21 @@ def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     return WEIGHT_DTYPES[name or ("fp32" if device.type == "cpu" else "bf16")]
 
 
-def adapter_digest(adapter: Path) -> str:
-    """sha256 over the weights of an adapter folder, in the order of their paths."""
+def known_model(model: str) -> dict:
+    """What a recipe says of a model: path and digest of a folder, or the id on the hub."""
+    folder = Path(model)
+    return known_folder(folder) if folder.is_dir() else {"id": model}
+
+
+def known_folder(folder: Path) -> dict:
+    """What a recipe says of a folder of weights, of a model or of adapters: its path and a digest."""
+    return {"path": str(folder), "sha256": weights_digest(folder)}
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the safetensors files of a folder, in the order of their paths."""
     digest = hashlib.sha256()
-    for path in sorted(adapter.rglob("*.safetensors")):
+    for path in sorted(folder.rglob("*.safetensors")):
         with open(path, "rb") as file:
             while block := file.read(1 << 24):
                 digest.update(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -15,7 +16,7 @@ KEY = "seg2any"  # of the PNG text chunk
 IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and WebP
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # What may differ between two recipes of the same image.
-CIRCUMSTANCES = ("versions", "device", "adapter.path")
+CIRCUMSTANCES = ("versions", "device", "adapter.path", "model.path")
 
 
 class BrokenImage(Exception):
@@ -31,14 +32,13 @@ def save_image(image: Image.Image, recipe: dict, path: Path) -> None:
             info.add_text(KEY, text)
             image.save(temporary, pnginfo=info)
             return
-        exif = Image.Exif()
-        exif[IMAGE_DESCRIPTION] = text
-        try:
-            image.save(temporary, quality=95, exif=exif)
-        except ValueError as error:
-            raise UserError(
-                f"{path}: the captions are too long for a recipe in this format; use --format png"
-            ) from error
+        image.save(temporary, quality=95, exif=_exif(text, path))
+
+
+def check_recipe_fits(recipe: dict, path: Path) -> None:
+    """Raise UserError if the format of `path` has no room for `recipe`: to be known before the image is made."""
+    if path.suffix != ".png":
+        _exif(json.dumps(recipe), path)
 
 
 def read_recipe(path: Path) -> dict | None:
@@ -56,6 +56,17 @@ def read_recipe(path: Path) -> dict | None:
     except (TypeError, ValueError):
         return None
     return recipe if isinstance(recipe, dict) else None
+
+
+def _exif(text: str, path: Path) -> Image.Exif:
+    exif = Image.Exif()
+    exif[IMAGE_DESCRIPTION] = text
+    kind = Image.registered_extensions()[path.suffix]
+    try:
+        Image.new("RGB", (1, 1)).save(BytesIO(), kind, exif=exif)  # the writer of the format knows its bounds
+    except ValueError as error:
+        raise UserError(f"{path}: the captions are too long for a recipe in this format; use --format png") from error
+    return exif
 
 
 def differences(old: dict, new: dict) -> list[str]:
