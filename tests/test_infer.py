@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -19,11 +20,11 @@ from PIL import Image
 from infer import main
 from seg2any.attention import AttentionRules
 from seg2any.errors import UserError
-from seg2any.inference.choices import choose_settings
+from seg2any.inference.choices import Machine, choose_settings, shared_recipe
 from seg2any.inference.options import Options
 from seg2any.inference.plan import batches, make_plan
 from seg2any.inference.recipe import BrokenImage, differences, read_recipe, save_image
-from seg2any.inference.run import explained_memory
+from seg2any.inference.run import discard_panel, explained_memory
 from seg2any.inference.survey import survey_layouts
 from seg2any.layout import Layout
 from seg2any.models.adapters import add_adapters
@@ -334,6 +335,26 @@ class TestPlan:
         assert [job.path.name for job in plan.finished] == ["a.png"] and "not made by this program" in plan.remarks[0]
         assert len(self.plan(folder, overwrite=True).to_do) == 3
 
+    def test_captions_that_do_not_fit_a_jpeg_are_known_before(self, folder: Path):
+        layout("a", captions=("x" * 70000, "b")).write(folder / "a.json")
+        with pytest.raises(UserError, match="a.jpg: the captions are too long .* use --format png"):
+            self.plan(folder, format="jpg")
+        assert len(self.plan(folder).to_do) == 3
+
+    def test_a_layout_called_like_the_panel_of_another(self, folder: Path):
+        layout("a_panel").write(folder / "a_panel.json")
+        options = Options(seg_mask_path=folder, output_path=folder.parent / "out")
+        (collision,) = survey_layouts(options, ConditionSettings(), FACTS).errors
+        assert "a.json" in collision and "would both write a_panel.png" in collision
+
+    def test_a_panel_goes_with_its_image_and_pictures_of_others_stay(self, folder: Path):
+        job, other, _ = self.plan(folder).to_do
+        save_image(Image.new("RGB", (8, 8)), {"panel": {}}, job.panel_path)
+        save_image(Image.new("RGB", (8, 8)), {}, other.panel_path)
+        discard_panel(job)
+        discard_panel(other)
+        assert files(folder.parent / "out") == ["b_panel.png"]
+
     def test_layouts_are_never_overwritten(self, folder: Path):
         options = Options(seg_mask_path=folder, output_path=folder, overwrite=True)
         with pytest.raises(UserError, match="is where the layouts are"):
@@ -369,7 +390,23 @@ class TestRecipe:
         assert not list(tmp_path.iterdir())
 
 
+CPU = Machine(torch.device("cpu"), torch.float32)
+OPTIONS = Options(seg_mask_path=Path("x"))
+
+
 class TestChoices:
+    def test_a_retrained_model_is_another_model_and_a_moved_one_is_not(self, tmp_path: Path):
+        def recipe(folder: str, weights: bytes) -> dict:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "model.safetensors").write_bytes(weights)
+            options = Options(seg_mask_path=Path("x"), pretrained_model_name_or_path=str(tmp_path / folder))
+            return json.loads(json.dumps(shared_recipe(options, ConditionSettings(), CPU)))
+
+        old = recipe("here", b"1")
+        assert old["model"]["sha256"] == hashlib.sha256(b"1").hexdigest()
+        assert differences(old, recipe("there", b"1")) == []
+        assert differences(old, recipe("here", b"2")) == ["model.sha256"]
+
     def test_the_adapter_decides_and_the_command_line_overrides_with_a_warning(self):
         card = AdapterCard(attention_mask_method="base", cond_scale_factor=1, regional_max_sequence_length=10)
         settings, remarks = choose_settings(Options(seg_mask_path=Path("x")), card)
@@ -403,10 +440,20 @@ class TestChoices:
         options = Options(seg_mask_path=Path("x"), batch_size=4)
         with (
             pytest.raises(MemoryError, match=r"out of memory; turn on --batch_size 1 \(now 4\)"),
-            explained_memory(options),
+            explained_memory(options, ConditionSettings(), CPU),
         ):
             raise error
 
+    def test_out_of_memory_advises_nothing_that_is_set_already(self):
+        settings = ConditionSettings(cond_scale_factor=2)
+        machine = Machine(torch.device("cpu"), torch.bfloat16)
+        with (
+            pytest.raises(MemoryError) as caught,
+            explained_memory(Options(seg_mask_path=Path("x")), settings, machine),
+        ):
+            raise MemoryError
+        assert str(caught.value) == "out of memory; turn on a smaller --height and --width"
+
     def test_other_errors_stay_what_they_are(self):
-        with pytest.raises(RuntimeError, match="shapes"), explained_memory(Options(seg_mask_path=Path("x"))):
+        with pytest.raises(RuntimeError, match="shapes"), explained_memory(OPTIONS, ConditionSettings(), CPU):
             raise RuntimeError("shapes do not match")

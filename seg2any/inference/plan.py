@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seg2any.inference.options import Options
-from seg2any.inference.recipe import BrokenImage, differences, read_recipe
-from seg2any.inference.survey import Surveyed
+from seg2any.inference.recipe import BrokenImage, check_recipe_fits, differences, read_recipe
+from seg2any.inference.survey import Surveyed, image_paths, panel_path
 from seg2any.layout import MAX_SEED
 
 
@@ -24,7 +24,7 @@ class Job:
 
     @property
     def panel_path(self) -> Path:
-        return self.path.with_name(f"{self.path.stem}_panel.png")
+        return panel_path(self.path)
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,12 @@ class Plan:
 
 
 def make_plan(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict) -> Plan:
-    """Compare what is asked for with what is in the output folder."""
+    """Compare what is asked for with what is in the output folder. Raises UserError for recipes that do not fit."""
     to_do, finished, remarks = [], [], []
     for job in _jobs(layouts, options, shared_recipe):
         remark = None if options.overwrite else _look_at(job)
         if options.overwrite or not job.path.exists() or remark == BROKEN:
+            check_recipe_fits(job.recipe, job.path)
             to_do.append(job)
         else:
             finished.append(job)
@@ -65,14 +66,11 @@ BROKEN = "is not a whole image, so it is made again"
 
 
 def _jobs(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict) -> Iterator[Job]:
-    count = options.num_images_per_prompt
     for layout in layouts:
         own = layout.report.seed if layout.report.seed is not None else 0
         first = own if options.seed is None else options.seed
-        for n in range(count):
+        for n, path in enumerate(image_paths(layout.report.name, options)):
             seed = (first + n) % (MAX_SEED + 1)
-            name = layout.report.name if count == 1 else f"{layout.report.name}_{n}"
-            path = options.output_path / f"{name}.{options.format}"
             yield Job(layout, seed, path, _recipe(layout, seed, shared_recipe))
 
 

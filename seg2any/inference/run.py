@@ -11,13 +11,12 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from seg2any.files import atomic_write
 from seg2any.inference.choices import Machine, choose_settings, shared_recipe
 from seg2any.inference.console import warn
 from seg2any.inference.model import choose_device, choose_dtype, load_pipeline, read_adapter_card, read_facts
 from seg2any.inference.options import Options
 from seg2any.inference.plan import Job, Plan, batches, make_plan
-from seg2any.inference.recipe import save_image
+from seg2any.inference.recipe import BrokenImage, read_recipe, save_image
 from seg2any.inference.survey import read_quietly, survey_layouts, write_report
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.settings import ConditionSettings
@@ -49,7 +48,7 @@ def run(options: Options) -> None:
     warn(plan.remarks)
     print(f"{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
     options.output_path.mkdir(parents=True, exist_ok=True)  # fails here rather than after the first image is made
-    with explained_memory(options):
+    with explained_memory(options, settings, machine):
         carry_out(plan, options, settings, machine)
     print(f"images are in {options.output_path}")
 
@@ -85,6 +84,7 @@ def make_images(jobs: Sequence[Job], pipeline: Seg2AnyPipeline, options: Options
                 known_texts=known_texts,
             ).images
             for job, image in zip(batch, images, strict=True):
+                discard_panel(job)
                 save_image(image, job.recipe, job.path)
                 if options.save_panels:
                     save_panel(job, image, options)
@@ -95,12 +95,21 @@ def make_images(jobs: Sequence[Job], pipeline: Seg2AnyPipeline, options: Options
 
 def save_panel(job: Job, image: Image.Image, options: Options) -> None:
     layout, _ = read_quietly(job.layout.path, options.snap_colors)
-    with atomic_write(job.panel_path) as temporary:
-        panel(layout, image).save(temporary)
+    save_image(panel(layout, image), {"panel": job.recipe}, job.panel_path)
+
+
+def discard_panel(job: Job) -> None:
+    """Remove the panel of the image that was there before, so that none is beside an image that it does not show."""
+    try:
+        recipe = read_recipe(job.panel_path) if job.panel_path.exists() else None
+    except BrokenImage:
+        return
+    if recipe is not None and "panel" in recipe:  # not a picture of someone else
+        job.panel_path.unlink()
 
 
 @contextmanager
-def explained_memory(options: Options) -> Iterator[None]:
+def explained_memory(options: Options, settings: ConditionSettings, machine: Machine) -> Iterator[None]:
     """Turn running out of memory, which each device says in its own way, into a MemoryError with advice."""
     try:
         yield
@@ -108,6 +117,8 @@ def explained_memory(options: Options) -> Iterator[None]:
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not MEMORY_WORDS.search(str(error)):
             raise
         advice = [f"--batch_size 1 (now {options.batch_size})"] if options.batch_size > 1 else []
-        advice += ["--weight_dtype bf16"] if options.weight_dtype in (None, "fp32") else []
-        advice += ["a smaller --height and --width", "--cond_scale_factor 2", "--device cpu"]
+        advice += ["--weight_dtype bf16"] if machine.dtype == torch.float32 else []
+        advice += ["a smaller --height and --width"]
+        advice += ["--cond_scale_factor 2"] if settings.is_use_cond_token and settings.cond_scale_factor == 1 else []
+        advice += ["--device cpu"] if machine.device.type != "cpu" else []
         raise MemoryError(f"out of memory; turn on {', '.join(advice)}") from error

@@ -76,7 +76,7 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
             layouts.append(Surveyed(path, layout.digest(), report))
             if options.check:
                 _save_overlay(layout, report, options.output_path)
-    return Survey(tuple(layouts), tuple([*errors, *_same_names(layouts)]), tuple(left_out))
+    return Survey(tuple(layouts), tuple([*errors, *_same_names(layouts, options)]), tuple(left_out))
 
 
 def read_quietly(path: Path, snap_colors: bool) -> tuple[Layout, list[str]]:
@@ -119,12 +119,26 @@ def _check_usable(path: Path, layout: Layout, size: tuple[int, int], settings: C
         raise LayoutError(f"{path}: caption is missing, and --attention_mask_method none uses nothing else; add it")
 
 
-def _same_names(layouts: Iterable[Surveyed]) -> list[str]:
-    by_name = defaultdict(list)
+def image_paths(name: str, options: Options) -> list[Path]:
+    """The images of the layout called `name`."""
+    count = options.num_images_per_prompt
+    names = [name] if count == 1 else [f"{name}_{n}" for n in range(count)]
+    return [options.output_path / f"{name}.{options.format}" for name in names]
+
+
+def panel_path(image: Path) -> Path:
+    """The panel beside an image."""
+    return image.with_name(f"{image.stem}_panel.png")
+
+
+def _same_names(layouts: Iterable[Surveyed], options: Options) -> list[str]:
+    writers = defaultdict(list)
     for layout in layouts:
-        by_name[layout.report.name].append(str(layout.path))
-    return [
-        f"{' and '.join(paths)} would both write images called {name}; rename one"
-        for name, paths in by_name.items()
-        if len(paths) > 1
-    ]
+        for image in image_paths(layout.report.name, options):
+            writers[image].append(str(layout.path))
+            writers[panel_path(image)].append(str(layout.path))
+    shared: dict[tuple[str, ...], str] = {}
+    for file, paths in writers.items():
+        if len(paths) > 1:
+            shared.setdefault(tuple(paths), file.name)
+    return [f"{' and '.join(paths)} would both write {file}; rename one" for paths, file in shared.items()]
