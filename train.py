@@ -16,22 +16,28 @@ from seg2any.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
+    """Exit status: 0 trained to the end, 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__.strip())
         return 0
     try:
         settings = config.load(arguments)
-        from seg2any.training.trainer import Trainer  # late: a typing mistake is reported before torch is loaded
+        from seg2any.training.trainer import Trainer, describe  # late: a typing mistake comes before torch is loaded
 
-        trainer = Trainer(settings)
         if settings.dry_run:
-            print(trainer.describe())
-        else:
-            trainer.fit()
-    except UserError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+            print(describe(settings))
+            return 0
+        signal = Trainer(settings).fit()
+        return 128 + signal if signal else 0
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
+        return fail(error, 2)
+    except KeyboardInterrupt:
+        return fail("interrupted; if there is a checkpoint, go on with --resume_from_checkpoint=latest", 130)
+
+
+def fail(message: object, status: int) -> int:
+    print(f"train.py: {message}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

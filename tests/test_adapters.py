@@ -1,9 +1,13 @@
 """Adapters: where they sit, that they survive files and each other, and that stock diffusers reads them."""
 
+import json
+
 import pytest
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft.utils import get_peft_model_state_dict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -210,3 +214,67 @@ def test_broken_missing_and_foreign_folders(tmp_path):
     with pytest.raises(UserError, match="not a complete safetensors file"):
         load_adapters(model, tmp_path / "good")
     assert not getattr(model, "peft_config", None), "nothing is loaded if one file is broken"
+
+
+A_KEY, B_KEY = (f"transformer.x_embedder.lora_{matrix}.weight" for matrix in "AB")
+
+
+def _without_b(weights, metadata):
+    del weights[B_KEY]
+
+
+def _without_a(weights, metadata):
+    del weights[A_KEY]
+
+
+def _of_another_rank(weights, metadata):
+    weights[A_KEY] = weights[A_KEY][:-1].contiguous()
+
+
+def _no_matrix(weights, metadata):
+    weights[B_KEY] = weights[B_KEY][0].contiguous()
+
+
+def _broken_json(weights, metadata):
+    metadata[LORA_ADAPTER_METADATA_KEY] = "{"
+
+
+def _no_settings(weights, metadata):
+    metadata[LORA_ADAPTER_METADATA_KEY] = "[]"
+
+
+def _other_rank_in_metadata(weights, metadata):
+    config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
+    metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(config | {"transformer.r": 17})
+
+
+def _rank_in_words(weights, metadata):
+    config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
+    metadata[LORA_ADAPTER_METADATA_KEY] = json.dumps(config | {"transformer.r": "many"})
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (_without_b, f"it has {A_KEY}, but no {B_KEY}"),
+        (_without_a, f"it has {B_KEY}, but no {A_KEY}"),
+        (_of_another_rank, f"the rank of {A_KEY} is 2, of {B_KEY} 3"),
+        (_no_matrix, f"{B_KEY} is no matrix"),
+        (_broken_json, "in its metadata is broken"),
+        (_no_settings, "in its metadata is broken"),
+        (_rank_in_words, "its metadata describes no LoRA"),
+        (_other_rank_in_metadata, "its metadata describes no LoRA"),
+    ],
+)
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path, damage, message):
+    save_adapters(adapted(), tmp_path, AdapterCard())
+    file = tmp_path / COND / WEIGHTS_FILE
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    weights = load_file(file)
+    damage(weights, metadata)
+    save_file(weights, file, metadata)
+    with pytest.raises(UserError) as caught:
+        load_adapters(tiny(), tmp_path)
+    assert str(caught.value).startswith(f"{file}: ") and message in str(caught.value)
+    assert "\n" not in str(caught.value)

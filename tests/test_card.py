@@ -33,7 +33,16 @@ def test_a_published_folder_gets_the_published_defaults_and_says_so(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "3", '{"step": "many"}', '{"attention_mask_method": "soft"}', '{"resolution": null}', '{"dataset": "\xe9"}']
+    "text",
+    [
+        "",
+        "[]",
+        "3",
+        '{"step": "many"}',
+        '{"attention_mask_method": "soft"}',
+        '{"resolution": null}',
+        '{"dataset": "\xe9"}',
+    ],
 )
 def test_a_broken_card_is_one_clear_line(tmp_path, text):
     save_adapters(adapted(), tmp_path, AdapterCard())

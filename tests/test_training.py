@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 import train as command_line
 from seg2any import config
 from seg2any.data.catalog import open_data_set
+from seg2any.data.shapes import ShapesDataset
 from seg2any.errors import UserError
 from seg2any.latents import Posterior
 from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.training import build
+from seg2any.training import build, trainer
 from seg2any.training.log import RunLog
 from seg2any.training.trainer import Trainer
 
@@ -288,7 +289,7 @@ def test_sigterm_leaves_a_checkpoint_that_the_next_run_continues(arguments, tmp_
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
     _, error = running.communicate(timeout=60)
-    assert running.returncode == 0, error
+    assert running.returncode == 128 + signal.SIGTERM, error
     (folder,) = (tmp_path / "run").glob("checkpoint-*")
     step = int(folder.name.split("-")[1])
     assert step == max(losses(tmp_path / "run"))
@@ -323,9 +324,31 @@ def test_a_mistake_ends_the_process_with_2(arguments):
 
 
 def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
-    described = Trainer(config.load([*arguments, "--dry_run"])).describe()
+    described = trainer.describe(config.load([*arguments, "--dry_run"]))
     assert "learning_rate: 0.01" in described and "image tokens per sample: 16 on average" in described
-    assert "11 samples" in described and not (tmp_path / "run").exists()
+    assert "11 samples" in described and "4 steps" in described
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+def test_dry_run_reads_no_more_than_some_samples(arguments, monkeypatch):
+    read, original = set(), ShapesDataset.__getitem__
+    monkeypatch.setattr(ShapesDataset, "__getitem__", lambda self, i: read.add(i) or original(self, i))
+    described = trainer.describe(config.load([*arguments, "--data.train.params.n_scenes=200000", "--dry_run"]))
+    assert "200,000 samples, 100,000 batches" in described and "64 of them" in described
+    assert len(read) == 64 and max(read) > 190000
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [(OSError(28, "No space left on device"), 2, "No space left"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_what_ends_a_run_is_one_line(arguments, capsys, monkeypatch, error, status, message):
+    def stop(self):
+        raise error
+
+    monkeypatch.setattr(Trainer, "fit", stop)
+    assert command_line.main(arguments) == status
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ") and message in line]
 
 
 def test_catalog_names_data_sets_and_parameters():
@@ -335,3 +358,24 @@ def test_catalog_names_data_sets_and_parameters():
         open_data_set("ade", {})
     with pytest.raises(UserError, match="unknown parameter 'scenes'; it takes split, n_scenes"):
         open_data_set("shapes", {"scenes": 1})
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"n_scenes": "abc"}, "data set shapes: parameter 'n_scenes' is 'abc'; give int"),
+        ({"n_scenes": 2.5}, "parameter 'n_scenes' is 2.5"),
+        ({"n_scenes": None}, "parameter 'n_scenes' is None"),
+        ({"seed": True}, "parameter 'seed' is True"),
+        ({"seed": -1}, "seed is -1"),
+        ({"split": 3}, "parameter 'split' is 3; give str"),
+        ({"entities": 3}, "parameter 'entities' is 3; give tuple[int, int] | None"),
+        ({"entities": [1, "a"]}, "parameter 'entities'"),
+        ({"entities": [1, 2, 3]}, "parameter 'entities'"),
+        ({"entities": [4, 2]}, "entities is [4, 2]"),
+    ],
+)
+def test_catalog_names_a_parameter_of_another_type(params, message):
+    with pytest.raises(UserError) as caught:
+        open_data_set("shapes", params)
+    assert message in str(caught.value)

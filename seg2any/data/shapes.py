@@ -120,6 +120,10 @@ class ShapesDataset:
             raise UserError(f"shapes: unknown kind {kind!r}; choose one of {', '.join(KINDS)}, mixed")
         if n_scenes < 1:
             raise UserError(f"shapes: n_scenes is {n_scenes}; give at least 1")
+        if seed < 0:
+            raise UserError(f"shapes: seed is {seed}; give at least 0")
+        if entities is not None and not 1 <= entities[0] <= entities[1]:
+            raise UserError(f"shapes: entities is {list(entities)}; give the least and the greatest number, from 1 on")
         self.split, self.n_scenes, self.seed = split, n_scenes, seed
         self.kind, self.entities = kind, entities
 

@@ -106,7 +106,9 @@ def load_adapters(
         raise UserError(f"{folder}: no {DEFAULT}/{WEIGHTS_FILE} in it; give a folder that has {DEFAULT}/ and {COND}/")
     found = {name: read_lora(file) for name, file in files.items() if file.is_file()}
     for name, (weights, _) in found.items():
+        check_pairs(weights, files[name])
         check_fits(transformer, weights, files[name])
+    configs = {name: _peft_config(metadata, files[name]) for name, (_, metadata) in found.items()}
     card = read_card(folder, found[DEFAULT][1])
     if COND not in found and card.is_use_cond_token:
         if not card.assumed:
@@ -115,9 +117,11 @@ def load_adapters(
 
     known = getattr(transformer, "peft_config", {})
     transformer.delete_adapters([name for name in (DEFAULT, COND) if name in known])
-    for name, (weights, metadata) in found.items():
-        config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY]) if LORA_ADAPTER_METADATA_KEY in metadata else None
-        transformer.load_lora_adapter(weights, adapter_name=name, metadata=config)
+    for name, (weights, _) in found.items():
+        try:
+            transformer.load_lora_adapter(weights, adapter_name=name, metadata=configs[name])
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"{files[name]}: its metadata describes no LoRA: {str(error).splitlines()[0]}") from error
         if dtype is not None:  # from the file, not from what rounding to the base dtype has left of it
             for key, value in weights.items():
                 path = key.removeprefix(PREFIX).removesuffix(".weight")
@@ -133,6 +137,36 @@ def read_lora(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
         raise UserError(f"{file}: not a complete safetensors file ({error}); copy it again") from error
+
+
+def _peft_config(metadata: dict[str, str], file: Path) -> dict | None:
+    """The peft config that diffusers keeps in a file; published files have none."""
+    if LORA_ADAPTER_METADATA_KEY not in metadata:
+        return None
+    try:
+        config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
+        if not isinstance(config, dict):
+            raise ValueError("no settings in it")
+    except ValueError as error:
+        raise UserError(f"{file}: {LORA_ADAPTER_METADATA_KEY} in its metadata is broken ({error})") from error
+    return config
+
+
+def check_pairs(weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Raise UserError for an A [rank, in] or a B [out, rank] without its partner of the same rank."""
+    ends = {".lora_A.weight": ".lora_B.weight", ".lora_B.weight": ".lora_A.weight"}
+    for key, weight in weights.items():
+        end = key[-len(".lora_A.weight") :]
+        if end not in ends:
+            continue
+        other = key.removesuffix(end) + ends[end]
+        if other not in weights:
+            raise UserError(f"{file}: it has {key}, but no {other}; the file is damaged, copy it again")
+        if weight.ndim != 2:
+            raise UserError(f"{file}: {key} is no matrix but of shape {tuple(weight.shape)}; copy the file again")
+        if end == ".lora_A.weight" and weight.shape[0] != weights[other].shape[-1]:
+            ranks = f"{weight.shape[0]}, of {other} {weights[other].shape[-1]}"
+            raise UserError(f"{file}: the rank of {key} is {ranks}; the file is damaged, copy it again")
 
 
 def check_fits(transformer: FluxTransformer2DModel, weights: dict[str, torch.Tensor], file: Path) -> None:

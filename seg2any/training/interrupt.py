@@ -14,7 +14,8 @@ class Interrupt:
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
         self._previous: dict[int, object] = {}
-        self._signalled = self._requested = False
+        self._signal: signal.Signals | None = None
+        self._requested = False
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
@@ -26,7 +27,7 @@ class Interrupt:
         self._restore()
 
     def _remember(self, number, frame) -> None:
-        self._signalled = True
+        self._signal = signal.Signals(number)
         self._restore()
 
     def _restore(self) -> None:
@@ -36,7 +37,12 @@ class Interrupt:
 
     def requested(self) -> bool:
         """Whether any process got a signal; every process must ask at the same moments, and all get one answer."""
-        if self._signalled:
+        if self._signal is not None:
             self.accelerator.set_trigger()
         self._requested = self.accelerator.check_trigger() or self._requested
         return self._requested
+
+    @property
+    def signal(self) -> signal.Signals | None:
+        """The signal that stopped the run, SIGTERM if only another process got it; None while nothing is requested."""
+        return (self._signal or signal.SIGTERM) if self._requested else None

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from signal import Signals
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from seg2any import flow
 from seg2any.condition import Condition
@@ -23,7 +25,9 @@ from seg2any.training.cache import EncodedSample
 from seg2any.training.checkpoint import Average, Checkpoints, Identity, Trainable
 from seg2any.training.interrupt import Interrupt
 from seg2any.training.log import RunLog
-from seg2any.training.run_data import encode_data, open_data
+from seg2any.training.run_data import RawData, encode_data, open_data
+
+DESCRIBED_SAMPLES = 64  # at most so many are encoded to tell a data set's numbers of tokens
 
 
 @dataclass
@@ -92,7 +96,8 @@ class Trainer:
             "progress": self.progress,
         }
 
-    def fit(self) -> None:
+    def fit(self) -> Signals | None:
+        """Train. Returns the signal that stopped the run before its last step, None if it has reached that."""
         resumed = self.resume()
         if self.accelerator.is_main_process:
             self.config.save(self.folder / "config.yaml")
@@ -107,8 +112,10 @@ class Trainer:
                     saved = self.save()
         if saved != self.progress.step:
             self.save()
-        log.say(f"{'stopped' if interrupt.requested() else 'finished'} at step {self.progress.step}: {self.folder}")
+        stopped = interrupt.signal if self.progress.step < self.last_step else None
+        log.say(f"{'stopped' if stopped else 'finished'} at step {self.progress.step}: {self.folder}")
         log.close()
+        return stopped
 
     def step(self, log: RunLog) -> None:
         """One update: `gradient_accumulation_steps` micro-steps, clip, AdamW, schedule, average."""
@@ -232,13 +239,27 @@ class Trainer:
             item.load_state_dict(saved[name])
         return f"resumed from {path} at step {self.progress.step}"
 
-    def describe(self) -> str:
-        """What `--dry_run` prints: the resolved config, parameters, tokens per sample."""
-        counts = build.parameter_counts(self.pipeline.transformer)
-        tokens = torch.tensor([self.data.train[i].lengths for i in range(len(self.data.train))], dtype=torch.float32)
-        lines = [self.config.to_yaml(), *(f"{name} parameters: {count:,}" for name, count in counts.items())]
-        for name, column in zip(("text", "image", "condition"), tokens.unbind(1), strict=True):
-            lines.append(f"{name} tokens per sample: {column.mean():.0f} on average, {column.max():.0f} at most")
-        lines.append(f"{len(tokens):,} samples, {self.sampler.batches_per_epoch:,} batches per epoch and process")
-        lines.append(f"{self.last_step:,} steps")
-        return "\n".join(lines)
+
+def describe(config: Config) -> str:
+    """What `--dry_run` prints: the resolved config, parameters, tokens per sample. Encodes a few samples, writes
+    nothing. Raises UserError for what `Trainer` would refuse before its first step."""
+    accelerator, settings = build.make_accelerator(config), build.condition_settings(config)
+    build.timestep_weighting(config)
+    raw = open_data(config)
+    pipeline = build.load_pipeline(config, accelerator)
+    build.attach_adapters(pipeline.transformer, config)
+    n_samples = len(raw.train)
+    some = Subset(raw.train, range(0, n_samples, -(-n_samples // DESCRIBED_SAMPLES)))
+    in_memory = replace(config, trainer=replace(config.trainer, cache_dir=None))
+    encoded = encode_data(RawData(some, None), in_memory, pipeline, settings, accelerator).train
+    tokens = torch.tensor([encoded[i].lengths for i in range(len(encoded))], dtype=torch.float32)
+
+    lines = [config.to_yaml()]
+    lines += [f"{name} parameters: {count:,}" for name, count in build.parameter_counts(pipeline.transformer).items()]
+    for name, column in zip(("text", "image", "condition"), tokens.unbind(1), strict=True):
+        lines.append(f"{name} tokens per sample: {column.mean():.0f} on average, {column.max():.0f} at most")
+    sampler = LengthBatches([0] * n_samples, config.trainer.train_batch_size, world=accelerator.num_processes)
+    batches = sampler.batches_per_epoch
+    lines.append(f"{n_samples:,} samples, {batches:,} batches per epoch and process; counted in {len(tokens)} of them")
+    lines.append(f"{build.number_of_steps(config, batches):,} steps")
+    return "\n".join(lines)
