@@ -29,8 +29,8 @@ MIX = {"normal": 0.6, "crowded": 0.2, "thin": 0.2}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/tiny_vae", help="state, log and the finished vae/ folder")
-    parser.add_argument("--steps", type=int, default=3000)
-    parser.add_argument("--scenes", type=int, default=3000, help="rendered once, kept in memory (0.2 MB each)")
+    parser.add_argument("--steps", type=int, default=4800)
+    parser.add_argument("--scenes", type=int, default=2400, help="rendered once, kept in memory (0.2 MB each)")
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
