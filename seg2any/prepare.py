@@ -1,7 +1,8 @@
 """Layouts to a `Condition`: the one place where a batch is prepared, for generation and for training.
 
-`encode_layouts` runs the frozen networks, once per sample; its result lives on the CPU and is worth caching.
-`assemble` puts any of these together to a batch: padding, token order and position ids, no network.
+`encode_layouts` runs the frozen networks, once per sample; its result lives on the CPU and is worth caching. What
+needs no network is `draw_layout`, which training leaves to the processes that read files. `assemble` puts any of these
+together to a batch: padding, token order and position ids, no network.
 """
 
 from __future__ import annotations
@@ -44,6 +45,21 @@ class EncodedContour:
         noise = packed_noise(self.grid, self.posterior.mean.shape[-1] // 4, generator)[0]
         rows, columns = self.positions.unbind(-1)
         return self.posterior.sample(noise[rows * self.grid[1] + columns])
+
+
+@dataclass(frozen=True, eq=False)
+class DrawnLayout:
+    """One layout before the frozen networks, for one image size.
+
+    condition  uint8 [h', w']: the contour image; None without condition tokens
+    kept       bool [h, w]: which of its tokens are kept; None without condition tokens
+    masks, coverage  as in `EncodedLayout`
+    """
+
+    condition: np.ndarray | None
+    kept: np.ndarray | None
+    masks: np.ndarray
+    coverage: Tensor | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,30 +107,37 @@ def encode_layouts(
 def _encode_layout(
     layout: Layout, text: EncodedText, size: tuple[int, int], vae: AutoencoderKL, settings: ConditionSettings
 ) -> EncodedLayout:
-    grid = size_in_tokens(size, vae)
+    drawn = draw_layout(layout.masks, size, pixels_per_token(vae), settings)
+    return EncodedLayout(text, encode_contour(drawn, vae), drawn.masks, drawn.coverage)
+
+
+def draw_layout(masks: np.ndarray, size: tuple[int, int], patch: int, settings: ConditionSettings) -> DrawnLayout:
+    """Masks bool [N, H', W'] for an image of `size` (H, W) pixels, `patch` of them per token side."""
+    grid = (size[0] // patch, size[1] // patch)
     if settings.is_plain:
-        return EncodedLayout(text, contour=None, masks=np.zeros((0, *grid), dtype=bool))
+        return DrawnLayout(None, None, masks=np.zeros((0, *grid), dtype=bool))
     is_soft = settings.rules.method == "place"
-    return EncodedLayout(
-        text,
-        contour=encode_contour(layout.masks, size, vae, settings) if settings.is_use_cond_token else None,
-        masks=token_masks(layout.masks, grid, settings.region_assignment),
-        coverage=torch.from_numpy(token_coverage(layout.masks, grid)) if is_soft else None,
+    image = kept = None
+    if settings.is_use_cond_token:
+        image = condition_image(masks, (size[0] // settings.cond_scale_factor, size[1] // settings.cond_scale_factor))
+        kept = kept_tokens(image, patch)
+        if not settings.is_filter_cond_token:
+            kept = np.ones_like(kept)
+    return DrawnLayout(
+        image,
+        kept,
+        masks=token_masks(masks, grid, settings.region_assignment),
+        coverage=torch.from_numpy(token_coverage(masks, grid)) if is_soft else None,
     )
 
 
-def encode_contour(
-    masks: np.ndarray, size: tuple[int, int], vae: AutoencoderKL, settings: ConditionSettings
-) -> EncodedContour:
-    """bool [N, H', W'] -> the condition tokens of an image of `size`, one sample at a time to bound memory."""
-    cond_size = (size[0] // settings.cond_scale_factor, size[1] // settings.cond_scale_factor)
-    image = condition_image(masks, cond_size)
-    kept = kept_tokens(image, pixels_per_token(vae))
-    if not settings.is_filter_cond_token:
-        kept = np.ones_like(kept)
-    posterior = encode_images(to_signed(image).expand(1, 3, -1, -1), vae)[0].cpu()
-    positions = torch.from_numpy(np.argwhere(kept))
-    return EncodedContour(posterior[torch.from_numpy(kept.flatten())], positions, kept.shape)
+def encode_contour(drawn: DrawnLayout, vae: AutoencoderKL) -> EncodedContour | None:
+    """The condition tokens of a drawn layout, one sample at a time to bound memory."""
+    if drawn.condition is None:
+        return None
+    posterior = encode_images(to_signed(drawn.condition).expand(1, 3, -1, -1), vae)[0].cpu()
+    positions = torch.from_numpy(np.argwhere(drawn.kept))
+    return EncodedContour(posterior[torch.from_numpy(drawn.kept.flatten())], positions, drawn.kept.shape)
 
 
 def prompt_for(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:

@@ -1,4 +1,4 @@
-"""Data sets by name. A data set is `__len__` and `__getitem__(i) -> Sample`."""
+"""Data sets by name, and what every data set offers."""
 
 from __future__ import annotations
 
@@ -6,29 +6,74 @@ import importlib
 import inspect
 from pathlib import Path
 from types import UnionType
-from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
+from seg2any.config import DataSet as DataSetConfig
+from seg2any.data.annotation import Annotation
 from seg2any.data.sample import Sample
 from seg2any.errors import UserError
 
-CATALOG = {"shapes": "seg2any.data.shapes:ShapesDataset"}
+CATALOG = {
+    "ade20k": "seg2any.data.ade20k:ADE20KDataset",
+    "coco_stuff": "seg2any.data.coco_stuff:COCOStuffDataset",
+    "folder": "seg2any.data.folder:FolderDataset",
+    "sacap_1m": "seg2any.data.sacap_1m:SACap1MDataset",
+    "shapes": "seg2any.data.shapes:ShapesDataset",
+}
+PUBLISHED_TARGETS = {
+    "dataset.ade20k_dataset.ADE20KDataset": "ade20k",
+    "dataset.coco_stuff_dataset.COCOStuffDataset": "coco_stuff",
+    "dataset.sacap_1m_dataset.SACap_1M_Dataset": "sacap_1m",
+}
+# Settings of the run that published configs repeat among a data set's parameters; data sets do not depend on them.
+REPEATED = ("resolution", "cond_scale_factor", "is_group_bucket")
 
 
 class DataSet(Protocol):
+    """`len(data)` samples in a fixed order. Safe to use in several processes at once (picklable, nothing kept open)."""
+
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> Sample:
+        """Image and layout, both at the image's own size."""
+
+    def key(self, index: int) -> str:
+        """The sample's name, unique in the data set and the same in every run."""
+
+    def annotation(self, index: int) -> Annotation:
+        """Everything but the image, without reading the image."""
+
+    def fingerprint(self) -> str:
+        """sha256 hex digest of what decides keys, captions and regions; changes when any of them changes."""
 
 
-def open_data_set(name: str | None, params: dict) -> DataSet:
-    """The data set `name` made with `params`. Raises UserError for an unknown name, for a parameter that is unknown,
-    missing or of another type, and for what the data set itself refuses."""
+def data_set_name(config: DataSetConfig) -> str | None:
+    """The name that a config's section gives its data set; the published class paths are understood."""
+    return config.type or PUBLISHED_TARGETS.get(config.target or "", config.target)
+
+
+@runtime_checkable
+class ClosedSet(Protocol):
+    """A data set without global captions, whose regions' captions are all among `class_captions`."""
+
+    class_captions: tuple[str, ...]
+
+
+def open_data_set(name: str | None, params: dict, on_error: str = "skip") -> DataSet:
+    """The data set `name` made with `params`, less those of REPEATED; `on_error` goes to those that read files.
+
+    Raises UserError for an unknown name, for a parameter that is unknown, missing or of another type, and for what the
+    data set itself refuses.
+    """
     if name not in CATALOG:
         raise UserError(f"data set {name!r} does not exist; choose one of {', '.join(CATALOG)}")
     module, attribute = CATALOG[name].split(":")
     cls = getattr(importlib.import_module(module), attribute)
     accepted = inspect.signature(cls).parameters
     hints = get_type_hints(cls.__init__)
+    params = {key: value for key, value in params.items() if key in accepted or key not in REPEATED}
+    if "on_error" in accepted:
+        params.setdefault("on_error", on_error)
     for key, value in params.items():
         if key not in accepted:
             raise UserError(f"data set {name}: unknown parameter '{key}'; it takes {', '.join(accepted)}")

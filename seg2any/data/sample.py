@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from seg2any.errors import UserError
 from seg2any.layout import Layout
+
+
+class SampleError(UserError):
+    """A sample that cannot be used; the others can. The message names its file."""
 
 
 @dataclass(frozen=True, eq=False)

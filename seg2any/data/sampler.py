@@ -2,51 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
 
-import torch
+import numpy as np
 
-WINDOW = 32  # batches of every rank that are sorted by length together
+from seg2any.errors import UserError
+
+LEFT_OUT = -1
+WINDOW = 256  # batches of all ranks that are sorted by length together
+WINDOWS_PER_EPOCH = 8  # at least so many, or batches of a small data set would be the same in every epoch
 
 
-class LengthBatches:
-    """An endless iterator over batches of indices, so that one batch holds samples of similar length.
+class BatchSampler:
+    """An endless iterator over this rank's batches of indices, epoch after epoch.
 
-    Every epoch is a new permutation; windows of it are sorted by length and cut into batches, the batches shuffled.
-    Batches of consecutive positions go to consecutive ranks. The tail of an epoch that fills no batch of every rank
-    is left to the next epochs; a data set smaller than that repeats samples instead.
-
-    lengths     tokens of each sample
+    lengths     int [n, 2]: text and condition tokens of every sample of the data set
     batch_size  per rank
+    seed        of every epoch's order, which depends on (seed, epoch) only: all ranks know the whole of it
+    buckets     int [n]: samples of different buckets have different image sizes, and no batch mixes them; samples in
+                bucket LEFT_OUT are in no batch. None: all have the same size
 
-    The state is one number: how many batches this rank has handed out.
+    The state is one number: how many batches this rank has handed out. With other samples, another batch size or
+    number of ranks the same number means another place, so `load_state_dict` refuses it.
+
+    Raises UserError if there is no sample.
     """
 
-    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1):
-        self.lengths = torch.as_tensor(lengths)
+    def __init__(
+        self,
+        lengths: np.ndarray,
+        batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        buckets: np.ndarray | None = None,
+    ):
+        self.lengths = np.asarray(lengths)
+        self.buckets = np.zeros(len(lengths), np.int64) if buckets is None else np.asarray(buckets)
+        present = np.flatnonzero(self.buckets != LEFT_OUT)
+        if not len(present):
+            raise UserError("the data set has no sample to train on; see what was left out and why")
         self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        classes = self._classes()[present]
+        self.members = [present[classes == number] for number in np.unique(classes)]
         self.position = 0
-        self._epoch: tuple[int, list[list[int]]] | None = None
+        self._epoch: tuple[int, np.ndarray] | None = None
 
     @property
     def batches_per_epoch(self) -> int:
         """Of one rank."""
-        return max(1, len(self.lengths) // (self.batch_size * self.world))
+        raise NotImplementedError
 
-    def epoch(self, number: int) -> list[list[int]]:
-        """All batches of all ranks of one epoch."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
-        n_batches = self.batches_per_epoch * self.world
-        needed = n_batches * self.batch_size
-        order = torch.randperm(len(self.lengths), generator=generator)
-        order = order.repeat(-(-needed // len(order)))[:needed]
-        groups: list[torch.Tensor] = []
-        for window in order.split(WINDOW * self.world * self.batch_size):
-            window = window[self.lengths[window].argsort(stable=True)]
-            # One group is the same moment on every rank: similar lengths, so that no rank waits for another.
-            groups += window.split(self.world * self.batch_size)
-        shuffled = [groups[i] for i in torch.randperm(len(groups), generator=generator).tolist()]
-        return [batch.tolist() for group in shuffled for batch in group.split(self.batch_size)]
+    def epoch(self, number: int) -> np.ndarray:
+        """All batches of one epoch: int64 [batches_per_epoch, world, batch_size]."""
+        raise NotImplementedError
+
+    @property
+    def _group(self) -> int:
+        """Samples of one step on all ranks."""
+        return self.batch_size * self.world
+
+    def _classes(self) -> np.ndarray:
+        """int [n]: samples of different classes never share a batch."""
+        raise NotImplementedError
+
+    def set_epoch(self, number: int) -> None:
+        """Go to the start of an epoch."""
+        self.position = number * self.batches_per_epoch
+
+    def ahead(self) -> BatchSampler:
+        """A sampler at the same place that can run ahead of this one."""
+        other = copy.copy(self)
+        other._epoch = None
+        return other
 
     def __iter__(self) -> Iterator[list[int]]:
         return self
@@ -54,17 +85,124 @@ class LengthBatches:
     def __next__(self) -> list[int]:
         number, index = divmod(self.position, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != number:
-            self._epoch = (number, self.epoch(number))
+            self._epoch = (number, self.epoch(number)[:, self.rank].copy())
         self.position += 1
-        return self._epoch[1][index * self.world + self.rank]
+        return self._epoch[1][index].tolist()
 
-    def state_dict(self) -> dict[str, int]:
-        return {"position": self.position}
+    @cached_property
+    def order(self) -> str:
+        """A digest of what decides the order besides batch size and number of ranks."""
+        digest = hashlib.sha256(f"{type(self).__name__} {self.seed}".encode())
+        for numbers in (self.lengths, self.buckets):
+            digest.update(numbers.astype("<i8").tobytes())
+        return digest.hexdigest()[:16]
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def state_dict(self) -> dict[str, int | str]:
+        names = ("position", "batch_size", "world", "order")
+        return {name: getattr(self, name) for name in names}
+
+    def load_state_dict(self, state: dict[str, int | str]) -> None:
+        """Raises UserError for the state of a sampler that made other batches."""
+        now = self.state_dict()
+        for key, what in (("batch_size", "batches of"), ("world", "processes:"), ("order", "lengths and order")):
+            if state[key] != now[key]:
+                raise UserError(
+                    f"checkpoint: its batches were others, {what} {state[key]}, now {now[key]}; resume with the same "
+                    "data, bucket map, trainer.sampler, batch size and number of processes"
+                )
         self.position = state["position"]
 
 
-def published_length_class(cond_tokens: int, text_tokens: int) -> int:
+class LengthBatches(BatchSampler):
+    """Batches of similar length in text and in condition.
+
+    Every epoch is a new permutation. Windows of it are ordered by length and cut into groups: one batch for every
+    rank, so that at each step all ranks have work of one length. The groups are shuffled.
+
+    No sample occurs twice in an epoch. What fills no group, fewer than `world * batch_size` samples of each bucket,
+    is left to the next epochs; a bucket that is smaller than one group repeats samples to fill it.
+    """
+
+    def _classes(self) -> np.ndarray:
+        return self.buckets
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return sum(max(1, len(members) // self._group) for members in self.members)
+
+    def epoch(self, number: int) -> np.ndarray:
+        shuffle = _Shuffle(self.seed, number)
+        groups = np.concatenate([self._groups(shuffle(members)) for members in self.members])
+        return shuffle(groups).reshape(-1, self.world, self.batch_size)
+
+    def _groups(self, order: np.ndarray) -> np.ndarray:
+        """A permutation of one bucket -> [groups, world * batch_size]."""
+        n_groups = max(1, len(order) // self._group)
+        order = np.resize(order, n_groups * self._group)
+        window = min(WINDOW, -(-n_groups // WINDOWS_PER_EPOCH)) * self._group
+        ordered = [self._by_length(order[start : start + window]) for start in range(0, len(order), window)]
+        return np.concatenate(ordered).reshape(n_groups, self._group)
+
+    def _by_length(self, window: np.ndarray) -> np.ndarray:
+        """Neighbours get similar lengths in both: strips of similar condition, each strip ordered by text, up and down
+        in turn. Sorting by the sum alone pads several times as much, because text and condition are padded apart."""
+        text, cond = self.lengths[window].T
+        n_strips = max(1, round((len(window) / self._group) ** 0.5))
+        rank = np.empty(len(window), np.int64)
+        rank[np.argsort(cond, kind="stable")] = np.arange(len(window))
+        strip = rank * n_strips // len(window)
+        return window[np.lexsort((np.where(strip % 2, -text, text), strip))]
+
+
+class PublishedBatches(BatchSampler):
+    """The batches of the published code, index by index.
+
+    Samples of one length class form groups of `world * batch_size`; a class that does not fill its last group repeats
+    random members of it, so rare lengths are seen more often. The published map counts text before it is cut.
+
+    Raises UserError if there are several sizes: the published code knows one.
+    """
+
+    def _classes(self) -> np.ndarray:
+        if len(np.unique(self.buckets[self.buckets != LEFT_OUT])) > 1:
+            raise UserError("trainer.sampler: published knows one image size; use length, or data.aspect stretch")
+        text, cond = self.lengths.T
+        return published_length_class(cond, text)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return sum(-(-len(members) // self._group) for members in self.members)
+
+    def epoch(self, number: int) -> np.ndarray:
+        # The generator of the published code, a private one: its sequence is the same in every version of NumPy.
+        random = np.random.RandomState(self.seed + number)
+        filled = []
+        for members in self.members:
+            order = members.copy()
+            random.shuffle(order)
+            filled += [order, random.choice(order, -len(order) % self._group)]
+        groups = np.concatenate(filled).reshape(-1, self.world, self.batch_size)
+        return groups[random.permutation(len(groups))]
+
+
+def published_length_class(cond_tokens, text_tokens):
     """The published code batches samples of one class: 50 tokens wide for condition tokens, and for text tokens."""
     return cond_tokens // 50 + text_tokens // 50 * 1_000_000
+
+
+def share(n_items: int, rank: int, world: int) -> range:
+    """The items of one rank: consecutive, all of them on some rank, none on two; the first ranks get one more."""
+    size, larger = divmod(n_items, world)
+    start = rank * size + min(rank, larger)
+    return range(start, start + size + (rank < larger))
+
+
+class _Shuffle:
+    """Permutations from (seed, epoch): raw numbers of PCG64, sorted. Unlike a generator's own `permutation`, these
+    never change with the version of NumPy, and a run may be resumed after an upgrade."""
+
+    def __init__(self, seed: int, epoch: int):
+        self.bits = np.random.PCG64(np.random.SeedSequence((seed, epoch)))
+
+    def __call__(self, items: np.ndarray) -> np.ndarray:
+        return items[np.argsort(self.bits.random_raw(len(items)), kind="stable")]

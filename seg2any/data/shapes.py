@@ -6,10 +6,14 @@ occur in the training split (`held_out`), so a test scene can ask for something 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
+from seg2any.data import shapes_draw
+from seg2any.data.annotation import Annotation, MaskStack
 from seg2any.data.sample import Sample
 from seg2any.data.shapes_draw import (
     BACKGROUNDS,
@@ -101,7 +105,7 @@ def held_out(figure: Figure) -> bool:
 
 class ShapesDataset:
     """`n_scenes` scenes of one split and kind ("mixed": of several), optionally with other bounds on the number of
-    entities.
+    entities or of another edge length in pixels; figures and patterns keep their size.
 
     Items are `Sample`s: image uint8 [size, size, 3], visible masks, one caption per entity, a global caption.
     """
@@ -113,6 +117,7 @@ class ShapesDataset:
         kind: str = "normal",
         entities: tuple[int, int] | None = None,
         seed: int = 0,
+        size: int = 256,
     ):
         if split not in SPLITS:
             raise UserError(f"shapes: unknown split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -125,7 +130,9 @@ class ShapesDataset:
         if entities is not None and not 1 <= entities[0] <= entities[1]:
             raise UserError(f"shapes: entities is {list(entities)}; give the least and the greatest number, from 1 on")
         self.split, self.n_scenes, self.seed = split, n_scenes, seed
-        self.kind, self.entities = kind, entities
+        if size < 64:
+            raise UserError(f"shapes: size is {size}; give at least 64 pixels")
+        self.kind, self.entities, self.size = kind, entities, size
 
     def __len__(self) -> int:
         return self.n_scenes
@@ -136,13 +143,26 @@ class ShapesDataset:
         name = MIXED[index % len(MIXED)] if self.kind == "mixed" else self.kind
         kind = KINDS[name] if self.entities is None else replace(KINDS[name], entities=tuple(self.entities))
         rng = np.random.default_rng((self.seed, SPLITS.index(self.split), list(KINDS).index(name), index))
-        return _sample_scene(rng, kind, training=self.split == "train")
+        return _sample_scene(rng, kind, self.split == "train", self.size)
 
     def __getitem__(self, index: int) -> Sample:
-        return self.scene(index).sample(name=f"{self.split}_{self.kind}_{index:05d}", seed=index)
+        return self.scene(index).sample(name=self.key(index), seed=index)
+
+    def key(self, index: int) -> str:
+        return f"{self.split}_{self.kind}_{index:05d}"
+
+    def annotation(self, index: int) -> Annotation:
+        layout = self[index].layout
+        return Annotation(self.key(index), MaskStack(layout.masks), layout.captions, layout.caption)
+
+    def fingerprint(self) -> str:
+        """Of the parameters and of the files that draw: a scene depends on nothing else."""
+        parts = [self.split, self.n_scenes, self.kind, self.entities, self.seed, self.size]
+        sources = (Path(__file__), Path(shapes_draw.__file__))
+        return hashlib.sha256(repr(parts).encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()
 
 
-def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: int = 256) -> Scene:
+def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: int) -> Scene:
     overlapping = rng.random() < kind.overlapping
     wanted = int(rng.integers(kind.entities[0], kind.entities[1] + 1))
     figures: list[Figure] = []

@@ -14,6 +14,20 @@ from seg2any.layout import LayoutError, check_mask_shape, shown
 
 def decode_rle(where: str, segmentation: dict) -> np.ndarray:
     """bool [H, W] of {"size": [H, W], "counts": str | list[int]}. Raises LayoutError that starts with `where`."""
+    mask = draw_runs(*decode_runs(where, segmentation))
+    if not mask.any():
+        raise LayoutError(f"{where}: segmentation has no pixel; remove the region")
+    return mask
+
+
+def draw_runs(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Runs int [R] of pixels outside and inside in turn, outside first, column by column -> bool [H, W]."""
+    height, width = size
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
+
+
+def decode_runs(where: str, segmentation: dict) -> tuple[np.ndarray, tuple[int, int]]:
+    """Runs int64 [R] and (H, W), checked but not drawn; the region may have no pixel. Raises LayoutError."""
     size = segmentation.get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(_is_count(side) and side > 0 for side in size):
         raise LayoutError(f"{where}: segmentation size is {shown(size)}; write [height, width]")
@@ -31,11 +45,7 @@ def decode_rle(where: str, segmentation: dict) -> np.ndarray:
             f"{where}: segmentation counts cover {int(runs.sum())} pixels, its size {width}x{height} has "
             f"{height * width}; store the mask again"
         )
-    values = np.arange(len(runs)) % 2 == 1
-    mask = np.repeat(values, runs).reshape(width, height).T
-    if not mask.any():
-        raise LayoutError(f"{where}: segmentation has no pixel; remove the region")
-    return mask
+    return runs, (height, width)
 
 
 def _decompress(where: str, counts: str) -> np.ndarray:

@@ -1,0 +1,239 @@
+"""How fast the tokens of samples are counted, on generated data and one core: ours against the plain way.
+
+    python -m benchmarks.bucket_map
+    python -m benchmarks.bucket_map --images 200 --output runs/bucket_map.jsonl
+
+SA-1B-like: jsons of 1500 x 2250 pixels with 100 masks, 6 of them captioned; 1024 px images, 512 px condition images.
+Label maps: 480 x 640 pixels brought to 512 px, with 10 classes, as ADE20K has on average, and with 20: the plain way
+pays for every mask. Everything from the file to the row of the map is timed, the two ways in turn on the same samples,
+as time of the processor; equal counts are asserted. Prints one JSON line for each kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from benchmarks import plain_counts
+from seg2any.config import Config
+from seg2any.data.ade20k import ADE20KDataset
+from seg2any.data.bucket_map import origin_of
+from seg2any.data.catalog import DataSet
+from seg2any.data.count_rows import RowCounter
+from seg2any.data.sacap_1m import SACap1MDataset
+from seg2any.inference.model import read_small_files
+from seg2any.provenance import circumstances
+
+SIZE = (1500, 2250)
+MASKS, CAPTIONED = 100, 6
+LABELS_SIZE, CLASSES = (480, 640), (10, 20)
+ROUND = 20  # samples that each way counts in turn
+WORDS = (
+    "a",
+    "the",
+    "old",
+    "red",
+    "small",
+    "wooden",
+    "bright",
+    "tree",
+    "house",
+    "window",
+    "person",
+    "under",
+    "near",
+    "of",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=int, default=60, help="samples of each kind")
+    parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline whose T5 tokenizer is used")
+    parser.add_argument("--output", type=Path, help="append the JSON lines to this file")
+    options = parser.parse_args()
+    kinds = [(sacap, MASKS), *((label_maps, classes) for classes in CLASSES)]
+    lines = []
+    for measure, number in kinds:
+        # Each in a process of its own, so that none works in memory that another has made ready.
+        with multiprocessing.get_context("spawn").Pool(1, one_thread) as pool:
+            lines.append(json.dumps(pool.apply(measure, (number, options.images, options.model)) | where()))
+        print(lines[-1], flush=True)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(options.output, "a", encoding="utf-8") as file:
+            file.write("\n".join(lines) + "\n")
+
+
+def one_thread() -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    pa.set_cpu_count(1)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+
+def where() -> dict:
+    found = circumstances(torch.device("cpu"))
+    packages = {"opencv": cv2.__version__, "pyarrow": pa.__version__, "tokenizers": metadata.version("tokenizers")}
+    found["versions"] |= packages | {"decoder of the plain way": plain_counts.DECODER}
+    return found
+
+
+def sacap(masks: int, images: int, model: str) -> dict:
+    with tempfile.TemporaryDirectory() as name:
+        folder, rng = Path(name), np.random.default_rng(0)
+        rows = write_sa1b(folder / "raw", rng, images, masks)
+        pq.write_table(pa.Table.from_pylist(rows), folder / "captions.parquet")
+        data = SACap1MDataset(folder / "captions.parquet", folder / "raw", folder)
+        captions = [{segment["anno_id"]: segment["caption"] for segment in row["segments_info"]} for row in rows]
+        paths = [folder / "raw" / row["imagename"].replace("jpg", "json") for row in rows]
+
+        def plain(index: int, tokenizer) -> list[int]:
+            caption = rows[index]["caption"]
+            return plain_counts.count_json(paths[index], captions[index], caption, 1024, 512, tokenizer)
+
+        found = compare(data, Config(resolution=1024, cond_scale_factor=2), model, plain)
+    return {"what": f"SA-1B json, {masks} masks, {CAPTIONED} captioned, 1024 px, condition 512 px"} | found
+
+
+def label_maps(classes: int, images: int, model: str) -> dict:
+    with tempfile.TemporaryDirectory() as name:
+        folder, rng = Path(name), np.random.default_rng(0)
+        for index in range(images):
+            write_label_map(folder, f"{index:05d}", classes, rng)
+        data = ADE20KDataset(folder / "images", folder / "annotations")
+        paths = sorted((folder / "annotations").iterdir())
+
+        def plain(index: int, tokenizer) -> list[int]:
+            return plain_counts.count_labels(paths[index], data.legend.captions, 0, 512, tokenizer)
+
+        found = compare(data, Config(), model, plain)
+    return {"what": f"label map, {classes} classes, 512 px"} | found
+
+
+def compare(data: DataSet, config: Config, model: str, plain: Callable[[int, object], list[int]]) -> dict:
+    """Both ways over all samples, in rounds. Raises AssertionError if any count differs."""
+    patch, tokenizer = read_small_files(model)
+    counter = RowCounter(data, tokenizer, origin_of(data, tokenizer, patch, config))
+    counter(range(2)), plain(0, tokenizer)  # what is loaded at the first call is not counted
+    spent = {"ours": 0.0, "plain": 0.0}
+    for start in range(0, len(data), ROUND):
+        indices = range(start, min(start + ROUND, len(data)))
+        ours, spent["ours"] = timed(lambda part: counter(part), indices, spent["ours"])
+        theirs, spent["plain"] = timed(lambda part: [plain(i, tokenizer) for i in part], indices, spent["plain"])
+        counted = [[row["cond_seq_len"], row["txt_seq_len"]] for row in ours.to_pylist()]
+        assert counted == theirs, f"counts differ in samples {start} to {indices.stop - 1}"
+    rates = {name: len(data) / seconds for name, seconds in spent.items()}
+    return {
+        "images": len(data),
+        "ours images/s/core": round(rates["ours"], 1),
+        "plain images/s/core": round(rates["plain"], 2),
+        "times as fast": round(spent["plain"] / spent["ours"], 1),
+        "counts equal": True,
+    }
+
+
+def timed(work: Callable[[Sequence[int]], object], indices: Sequence[int], before: float) -> tuple[object, float]:
+    start = time.process_time()
+    result = work(indices)
+    return result, before + time.process_time() - start
+
+
+def write_sa1b(folder: Path, rng: np.random.Generator, images: int, masks: int) -> list[dict]:
+    """Jsons, and jpgs that nobody opens, in `folder`; the rows of the caption table. Masks recur, to be made faster."""
+    folder.mkdir()
+    shares = np.exp(rng.uniform(np.log(2e-4), np.log(0.2), 3 * masks))  # of the picture's area
+    pool = [encode(draw_blob(rng, SIZE, share)) for share in shares]
+    large = np.flatnonzero(shares > 0.01)
+    rows = []
+    for index in range(images):
+        captioned = rng.choice(large, CAPTIONED, replace=False)
+        others = rng.choice(np.setdiff1d(np.arange(len(pool)), captioned), masks - CAPTIONED, replace=False)
+        chosen = rng.permutation(np.concatenate([captioned, others]))
+        ids = {int(mask): 500000000 + number for number, mask in enumerate(chosen)}
+        name = f"sa_{index}"
+        annotations = [
+            {
+                "bbox": [100.0, 200.0, 300.0, 400.0],
+                "area": int(shares[mask] * SIZE[0] * SIZE[1]),
+                "segmentation": {"size": list(SIZE), "counts": pool[mask]},
+                "predicted_iou": 0.9512345790863037,
+                "point_coords": [[123.28125, 456.390625]],
+                "crop_box": [0.0, 0.0, float(SIZE[1]), float(SIZE[0])],
+                "id": anno_id,
+                "stability_score": 0.9712345600128174,
+            }
+            for mask, anno_id in ids.items()
+        ]
+        image = {"image_id": index, "width": SIZE[1], "height": SIZE[0], "file_name": f"{name}.jpg"}
+        (folder / f"{name}.json").write_text(json.dumps({"image": image, "annotations": annotations}))
+        (folder / f"{name}.jpg").touch()
+        segments = [{"anno_id": ids[int(mask)], "caption": sentence(rng, 14)} for mask in captioned]
+        rows.append({"imagename": f"{name}.jpg", "caption": sentence(rng, 58), "segments_info": segments})
+    return rows
+
+
+def write_label_map(folder: Path, name: str, number: int, rng: np.random.Generator) -> None:
+    """Cells of `number` classes and background with shaken borders, and a photo that nobody opens."""
+    height, width = LABELS_SIZE
+    points = np.ones(LABELS_SIZE, np.uint8)
+    points[rng.integers(0, height, 3 * number), rng.integers(0, width, 3 * number)] = 0
+    cells = cv2.distanceTransformWithLabels(points, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)[1]
+    classes = np.concatenate([[0], rng.choice(np.arange(1, 151), number, replace=False)]).astype(np.uint8)
+    shifts = (cv2.resize(rng.normal(0, 6, (48, 64)), LABELS_SIZE[::-1]) for _ in range(2))
+    rows, columns = (np.mgrid[:height, :width] + np.stack(list(shifts))).astype(np.float32)
+    labels = np.resize(classes, cells.max() + 1)[cells]
+    labels = cv2.remap(labels, columns, rows, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
+    for kind, image in (("images", np.zeros_like(labels)), ("annotations", labels)):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / kind / f"{name}.png")
+
+
+def draw_blob(rng: np.random.Generator, size: tuple[int, int], share: float) -> np.ndarray:
+    """bool [H, W]: a wavy disc of about that share of the picture."""
+    angles = np.linspace(0, 2 * np.pi, 200, endpoint=False)
+    waves = sum(rng.normal(0, 0.25 / n) * np.cos(n * angles + rng.uniform(0, 2 * np.pi)) for n in range(1, 12))
+    radius = np.sqrt(share * size[0] * size[1] / np.pi) * np.clip(1 + waves, 0.2, None)
+    centre = rng.random(2) * (size[1], size[0])
+    outline = centre + radius[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    return cv2.fillPoly(np.zeros(size, np.uint8), [outline.astype(np.int32)], 1) > 0
+
+
+def encode(mask: np.ndarray) -> str:
+    """Compressed run lengths, see `seg2any.layout_files.rle`."""
+    flat = np.concatenate([[0], mask.T.ravel(), [0]]).astype(np.int8)
+    changes = np.flatnonzero(np.diff(flat))
+    runs = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
+    characters = []
+    for number, run in enumerate(runs):
+        value = run - runs[number - 2] if number > 2 else run
+        while True:
+            bits, value = value & 31, value >> 5
+            last = value == (-1 if bits & 16 else 0)
+            characters.append(chr(48 + bits + 32 * (not last)))
+            if last:
+                break
+    return "".join(characters)
+
+
+def sentence(rng: np.random.Generator, words: int) -> str:
+    return " ".join(rng.choice(WORDS, words))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""How much memory the bucket map takes: `prepare_dataset_bucket_map.py` on generated caption tables of growing length.
+
+    python -m benchmarks.bucket_map_memory --folder /data/generated --rows 10000 1000000
+
+For each number of rows: a SACap-1M table with 6 captions a row, files for all of it (hard links to a few), a count of
+some rows with two workers, stand-ins for the other parts, and the merge of all of them. Prints one JSON line each:
+megabytes that the main process and its largest worker hold for themselves at most, without the pages of mapped files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from benchmarks.bucket_map import CAPTIONED, sentence
+from eval.results import circumstances
+from seg2any.data.bucket_map import SCHEMA, read_origin, write_tables
+from seg2any.data.count_map import Parts
+from seg2any.errors import UserError
+
+COUNTED = 4096  # rows
+GROUP = 1000  # images of a folder
+LINKS = 20000  # of one file; file systems allow no more than 65,000
+MAP = "512H_512W-group_bucket.parquet"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="is made, and kept; two files for every row")
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline whose T5 tokenizer is used")
+    options = parser.parse_args()
+    for rows in options.rows:
+        folder = options.folder / str(rows)
+        if folder.exists():
+            raise UserError(f"--folder {folder}: exists; remove it or name another")
+        write_files(folder / "raw", rows)
+        write_captions(folder / "captions.parquet", rows)
+        line = {"rows": rows, "counting MB": prepare(folder, options.model, shard=f"0/{max(1, rows // COUNTED)}")}
+        add_parts(folder / MAP)
+        line["merging MB"] = prepare(folder, options.model, shard="0/1")
+        line["map MB"] = round((folder / MAP).stat().st_size / 1e6, 1)
+        assert pq.read_metadata(folder / MAP).num_rows == rows
+        print(json.dumps(line | circumstances(torch.device("cpu"))), flush=True)
+
+
+def prepare(folder: Path, model: str, shard: str) -> dict[str, float]:
+    """Run the command, and watch it. Raises CalledProcessError."""
+    command = [sys.executable, "prepare_dataset_bucket_map.py", "config/seg2any_sacap_1m.yaml", "--workers=2"]
+    params = {"seg_caption_path": folder / "captions.parquet", "image_root": folder / "raw", "cache_root": folder}
+    command += [f"--data.train.params.{name}={value}" for name, value in params.items()]
+    command += [f"--model.pretrained_model_name_or_path={model}", f"--shard={shard}"]
+    run = subprocess.Popen(command, start_new_session=True)
+    peaks: dict[int, float] = {}
+    while run.poll() is None:
+        for process, megabytes in private_memory(run.pid):
+            peaks[process] = max(peaks.get(process, 0.0), megabytes)
+        time.sleep(0.1)
+    if run.returncode:
+        raise subprocess.CalledProcessError(run.returncode, command)
+    workers = [peak for process, peak in peaks.items() if process != run.pid]
+    return {"main process": round(peaks[run.pid]), "largest worker": round(max(workers, default=0.0))}
+
+
+def private_memory(session: int) -> Iterator[tuple[int, float]]:
+    """Process and megabytes of anonymous memory, of every process of a session."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) != session:
+                continue
+            status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
+        except (OSError, ValueError, IndexError):
+            continue  # it has just ended
+        if "RssAnon" in status:
+            yield int(folder.name), int(status["RssAnon"].split()[0]) * 1024 / 1e6
+
+
+def write_files(folder: Path, rows: int) -> None:
+    square = {"size": [64, 96], "counts": [64 * 20 + 9, *[20, 44] * 29, 20, 64 * 46 + 35]}
+    annotations = [{"id": number, "segmentation": square} for number in range(CAPTIONED)]
+    for row in range(rows):
+        group = folder / f"sa_{row // GROUP:06d}"
+        if row % GROUP == 0:
+            group.mkdir(parents=True)
+        if row % LINKS == 0:
+            content, photo = group / f"sa_{row}.json", group / f"sa_{row}.jpg"
+            content.write_text(json.dumps({"annotations": annotations}))
+            photo.touch()
+        else:
+            os.link(content, group / f"sa_{row}.json")
+            os.link(photo, group / f"sa_{row}.jpg")
+
+
+def write_captions(path: Path, rows: int) -> None:
+    rng = np.random.default_rng(0)
+    pool = [sentence(rng, 14) for _ in range(5000)], [sentence(rng, 58) for _ in range(5000)]
+    writer = None
+    for start in range(0, rows, 20_000):
+        numbers = range(start, min(start + 20_000, rows))
+        regions, captions = (rng.integers(0, 5000, (len(numbers), count)) for count in (CAPTIONED, 1))
+        table = pa.table(
+            {
+                "imagename": [f"sa_{row}.jpg" for row in numbers],
+                "image_group": [f"sa_{row // GROUP:06d}" for row in numbers],
+                "caption": [pool[1][chosen] for chosen in captions[:, 0]],
+                "segments_info": [
+                    [{"anno_id": number, "caption": pool[0][text]} for number, text in enumerate(chosen)]
+                    for chosen in regions
+                ],
+            }
+        )
+        writer = writer or pq.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    writer.close()
+
+
+def add_parts(path: Path) -> None:
+    """Stand-ins for what the other shards would have counted."""
+    folder = next(path.parent.glob("*-parts-*"), None)
+    if folder is None:
+        return  # one shard was all
+    parts = Parts(path, read_origin(next(folder.iterdir())))
+    for rows in parts.missing(parts.ranges):
+        columns = {name: np.zeros(len(rows), np.int64) for name in SCHEMA.names if name != "key"}
+        table = pa.table(columns | {"key": [f"sa_{row}" for row in rows]}).select(SCHEMA.names)
+        write_tables(parts.file(rows), parts.origin, [table])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

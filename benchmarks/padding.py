@@ -1,0 +1,118 @@
+"""How much of a batch is padding, and how many samples an epoch repeats: our batches, the published ones, random ones.
+
+    python -m benchmarks.padding
+    python -m benchmarks.padding --map data/SACap-1M/cache/512H_512W-group_bucket.parquet --image_tokens 4096
+
+Without a map the lengths are assumed: lognormal around the means of SACap-1M, 240 condition and 190 text tokens. Text
+and condition are padded apart, each to the longest of its batch; image tokens need no padding and count in full. Only
+numbers are drawn, so the result depends on the options alone. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from seg2any.data.sampler import BatchSampler, LengthBatches, PublishedBatches
+from seg2any.errors import UserError
+from seg2any.provenance import circumstances
+
+
+class RandomBatches(BatchSampler):
+    """Any samples together, as without length classes."""
+
+    def _classes(self) -> np.ndarray:
+        return self.buckets
+
+    @property
+    def batches_per_epoch(self) -> int:
+        return len(self.lengths) // self._group
+
+    def epoch(self, number: int) -> np.ndarray:
+        order = np.random.default_rng((self.seed, number)).permutation(len(self.lengths))
+        return order[: self.batches_per_epoch * self._group].reshape(-1, self.world, self.batch_size)
+
+
+KINDS = {"random": RandomBatches, "published": PublishedBatches, "length": LengthBatches}
+
+
+def assumed_lengths(n: int, seed: int = 0) -> np.ndarray:
+    """int [n, 2]: text and condition tokens."""
+    random = np.random.default_rng(seed)
+    text, cond = random.lognormal(np.log(175), 0.4, n), random.lognormal(np.log(220), 0.42, n)
+    return np.stack([text.clip(10, 1500), cond.clip(4, 1024)], axis=1).astype(np.int64)
+
+
+def mapped_lengths(path: Path) -> np.ndarray:
+    """int [n, 2] of a bucket map. Raises UserError if the file is none."""
+    try:
+        table = pq.read_table(path, columns=["txt_seq_len", "cond_seq_len"])
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: no bucket map can be read ({str(error).splitlines()[0]})") from None
+    return np.stack([column.to_numpy() for column in table.columns], axis=1)
+
+
+def measure(sampler: BatchSampler, image_tokens: int) -> dict[str, float]:
+    """Of one epoch: share of padding in all tokens, of repeated and of missing samples, and how unequal ranks are."""
+    began = time.perf_counter()
+    epoch = sampler.epoch(0)
+    seconds = time.perf_counter() - began
+    lengths = sampler.lengths[epoch]  # [steps, ranks, batch, 2]
+    computed = sampler.batch_size * (lengths.max(axis=2).sum(axis=-1) + image_tokens)  # [steps, ranks]
+    used = lengths.sum(axis=(2, 3)) + sampler.batch_size * image_tokens
+    distinct, n = len(np.unique(epoch)), len(sampler.lengths)
+    return {
+        "padded": 1 - used.sum() / computed.sum(),
+        "repeated": (epoch.size - distinct) / n,
+        "left_to_later": 1 - distinct / n,
+        "waiting": 1 - computed.mean() / computed.max(axis=1).mean(),
+        "steps": len(epoch),
+        "seconds": seconds,
+    }
+
+
+def table(name: str, lengths: np.ndarray, options: argparse.Namespace) -> list[dict]:
+    print(f"\n{name}: {len(lengths):,} samples, {options.ranks} ranks x {options.batch_size}")
+    print(f"{'':10}{'padded':>9}{'repeated':>10}{'later':>8}{'waiting':>9}{'steps':>9}{'order made in':>15}")
+    rows = []
+    for kind, make in KINDS.items():
+        row = measure(make(lengths, options.batch_size, world=options.ranks), options.image_tokens)
+        shares = [f"{100 * row[key]:.2f} %" for key in ("padded", "repeated", "left_to_later", "waiting")]
+        print(f"{kind:10}{shares[0]:>9}{shares[1]:>10}{shares[2]:>8}{shares[3]:>9}", end="")
+        print(f"{row['steps']:>9,}{row['seconds']:>13.2f} s")
+        rows.append({"lengths": name, "samples": len(lengths), "sampler": kind} | row)
+    return rows
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--map", type=Path, help="a bucket map, ours or published, instead of assumed lengths")
+    parser.add_argument("--samples", type=int, nargs="+", default=[2_000, 20_000, 200_000], help="assumed data sets")
+    parser.add_argument("--image_tokens", type=int, default=4096, help="of every sample: 4096 at 1024 px")
+    parser.add_argument("--batch_size", type=int, default=4, help="per rank")
+    parser.add_argument("--ranks", type=int, default=4)
+    options = parser.parse_args(arguments)
+    try:
+        if options.map:
+            rows = table(options.map.name, mapped_lengths(options.map), options)
+        else:
+            rows = [row for n in options.samples for row in table("assumed", assumed_lengths(n), options)]
+    except UserError as error:
+        print(f"padding: {error}", file=sys.stderr)
+        return 2
+    print("\nlater: left to the next epochs. waiting: of all ranks for the slowest, if time goes with tokens.")
+    given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
+    print(json.dumps({"options": given, "rows": rows, **circumstances(torch.device("cpu"))}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

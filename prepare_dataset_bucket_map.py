@@ -1,0 +1,71 @@
+"""Count the tokens of every training sample, so that batches of equal length can be formed.
+
+    python prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --data.train.params.is_group_bucket=True
+    torchrun --nproc_per_node 4 prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --workers 8
+    python prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --shard 3/16
+
+CONFIG.yaml ... and --section.key=value are those of train.py. The map is written into data.train.params.cache_root, for
+data sets without one into trainer.cache_dir. A run that was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+from seg2any import config
+from seg2any.errors import UserError
+from seg2any.inference.console import plain_messages
+
+
+def main() -> int:
+    """Exit status: 0 done, 2 wrong input, 130 interrupted."""
+    parser = argparse.ArgumentParser(
+        usage="%(prog)s CONFIG.yaml ... [--section.key=value ...] [--workers N] [--shard i/n]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--workers", type=int, help="processes; by default one per core, shared by torchrun's processes"
+    )
+    parser.add_argument(
+        "--shard", default="0/1", help="i/n: count one n-th, i from 0; the last to finish writes the map"
+    )
+    options, arguments = parser.parse_known_args()
+    try:
+        with plain_messages():
+            run(options, arguments)
+    except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
+        return fail(error, 2)
+    except KeyboardInterrupt:
+        return fail("interrupted; run the same command again to go on", 130)
+    return 0
+
+
+def run(options: argparse.Namespace, arguments: list[str]) -> None:
+    if not arguments:
+        raise UserError("no config is given; see --help")
+    settings = config.load(arguments)
+    from seg2any.data import bucket_map, catalog, count_map  # late: a typing mistake comes before anything is loaded
+    from seg2any.data.count_rows import RowCounter
+    from seg2any.inference.model import read_small_files
+
+    path = bucket_map.map_path(settings)
+    share = count_map.share_of(options.shard, os.environ)
+    workers = count_map.number_of_workers(options.workers, os.environ)
+    patch, tokenizer = read_small_files(settings.model.pretrained_model_name_or_path)
+    section, on_error = settings.data.train, settings.data.on_error
+    data = catalog.open_data_set(catalog.data_set_name(section), section.params, on_error)
+    counter = RowCounter(data, tokenizer, bucket_map.origin_of(data, tokenizer, patch, settings), on_error)
+    print(count_map.count_map(path, counter, share, workers, show_progress=os.environ.get("RANK", "0") == "0"))
+
+
+def fail(message: object, status: int) -> int:
+    print(f"prepare_dataset_bucket_map.py: {message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The caption table of SACap-1M: a parquet file of a million rows, checked once and then read row by row.
+
+Rows are kept as Arrow columns, never as Python objects. With a cache folder they lie in a file that is mapped into
+memory, so that any number of processes share one copy and opening it again costs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from seg2any.data.checked import writing_cache
+from seg2any.data.sample import SampleError
+from seg2any.errors import UserError
+from seg2any.files import atomic_write
+from seg2any.layout import MAX_ENTITIES
+
+FORMAT = "1"  # raise it when the columns below change
+BATCH = 16384  # rows
+SCHEMA = pa.schema(
+    {
+        "imagename": pa.string(),
+        "image_group": pa.string(),
+        "caption": pa.string(),
+        "anno_id": pa.list_(pa.int64()),
+        "region_caption": pa.list_(pa.string()),
+        "fault": pa.uint8(),
+    }
+)
+FAULTS = (
+    "",
+    "imagename is missing",
+    "segments_info is empty",
+    "a region has no anno_id or no caption",
+    f"has more than {MAX_ENTITIES} regions",
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image of the table: `captions[i]` belongs to the mask with id `anno_ids[i]`; caption None is no caption."""
+
+    imagename: str
+    image_group: str
+    caption: str | None
+    anno_ids: tuple[int, ...]
+    captions: tuple[str, ...]
+
+
+class CaptionTable:
+    """The rows of the parquet file `path`, as Arrow columns in memory, or mapped from a file in `cache_root`.
+
+    Raises UserError for a file that is missing, no parquet, or lacks a column.
+    """
+
+    def __init__(self, path: Path, cache_root: Path | None):
+        if not path.is_file():
+            raise UserError(f"{path}: no such file; give SACap's parquet as seg_caption_path")
+        self.path, self.cache_root = path, cache_root
+        self._columns: pa.Table | None = None
+
+    def __getstate__(self) -> dict:
+        """Other processes open the columns themselves."""
+        return {**self.__dict__, "_columns": None}
+
+    @property
+    def columns(self) -> pa.Table:
+        """A table of SCHEMA; `fault` is the index in FAULTS of what is wrong with a row."""
+        if self._columns is None:
+            self._columns = self._open()
+        return self._columns
+
+    def row(self, number: int) -> Row:
+        """Raises SampleError for text that is not UTF-8."""
+        try:
+            row = {name: self.columns[name][number].as_py() for name in SCHEMA.names[:-1]}
+        except UnicodeDecodeError:
+            raise SampleError(f"{self.path}: row {number}: text is not UTF-8; write the table again") from None
+        caption = row["caption"] if row["caption"] and row["caption"].strip() else None
+        return Row(row["imagename"], row["image_group"], caption, tuple(row["anno_id"]), tuple(row["region_caption"]))
+
+    def digest(self) -> str:
+        """sha256 hex digest of the parquet file."""
+        known = (self.columns.schema.metadata or {}).get(b"digest")
+        return known.decode() if known else _digest(self.path)
+
+    def _open(self) -> pa.Table:
+        if self.cache_root is None:
+            return pa.Table.from_batches(_read(self.path), SCHEMA)
+        status = self.path.stat()
+        stamp = f"format {FORMAT}, {status.st_size} bytes, changed {status.st_mtime_ns}"
+        kept = self.cache_root / f"{self.path.stem}-columns.arrow"
+        mapped = _map(kept, stamp)
+        if mapped is None:
+            with writing_cache(self.cache_root):
+                _convert(self.path, kept, {"stamp": stamp, "digest": _digest(self.path)})
+            mapped = _map(kept, stamp)
+        return mapped
+
+
+def _map(kept: Path, stamp: str) -> pa.Table | None:
+    """The columns in the file `kept`, not yet read; None if there is no whole file with this stamp."""
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(kept)))
+    except (OSError, pa.ArrowException):
+        return None
+    if (reader.schema.metadata or {}).get(b"stamp") != stamp.encode():
+        return None
+    return reader.read_all()
+
+
+def _convert(path: Path, kept: Path, metadata: dict[str, str]) -> None:
+    with atomic_write(kept) as temporary, pa.ipc.new_file(str(temporary), SCHEMA.with_metadata(metadata)) as writer:
+        for batch in _read(path):
+            writer.write_batch(batch)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Iterator[pa.RecordBatch]:
+    """Batches of SCHEMA."""
+    try:
+        file = pq.ParquetFile(path)
+        columns = _needed(path, file.schema_arrow)
+        for batch in file.iter_batches(BATCH, columns=columns):
+            yield _checked(batch)
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())[:80]})") from None
+
+
+def _needed(path: Path, schema: pa.Schema) -> list[str]:
+    """The columns to read. Raises UserError for what is missing or of another type."""
+    for name in ("imagename", "caption", "segments_info"):
+        if name not in schema.names:
+            raise UserError(f"{path}: column '{name}' is missing; it has {', '.join(schema.names)}")
+    segments = schema.field("segments_info").type
+    element = segments.value_type if pa.types.is_list(segments) or pa.types.is_large_list(segments) else segments
+    fields = {field.name: field.type for field in element} if pa.types.is_struct(element) else {}
+    if element is segments or not pa.types.is_integer(fields.get("anno_id", pa.null())) or "caption" not in fields:
+        raise UserError(f"{path}: column 'segments_info' is {segments}; give a list of (anno_id: int, caption: text)")
+    return [name for name in ("imagename", "image_group", "caption", "segments_info") if name in schema.names]
+
+
+def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    segments = batch["segments_info"]
+    counts = pc.fill_null(pc.list_value_length(segments), 0).to_numpy(zero_copy_only=False)
+    offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
+    regions = pc.list_flatten(segments)
+    ids = pc.struct_field(regions, "anno_id").cast(pa.int64())
+    captions = pc.struct_field(regions, "caption").cast(pa.string())
+    names = batch["imagename"].cast(pa.string())
+    groups = batch["image_group"].cast(pa.string()) if "image_group" in batch.schema.names else None
+    bad = np.zeros((len(FAULTS), len(batch)), bool)
+    bad[1] = _blank(names)
+    bad[2] = counts == 0
+    bad[3, np.repeat(np.arange(len(batch)), counts)[_blank(captions) | pc.is_null(ids).to_numpy(False)]] = True
+    bad[4] = counts > MAX_ENTITIES
+    return pa.RecordBatch.from_arrays(
+        [
+            pc.fill_null(names, ""),
+            pa.array([""] * len(batch), pa.string()) if groups is None else pc.fill_null(groups, ""),
+            batch["caption"].cast(pa.string()),
+            pa.ListArray.from_arrays(offsets, ids),
+            pa.ListArray.from_arrays(offsets, captions),
+            pa.array(bad.argmax(axis=0), pa.uint8()),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def _blank(texts: pa.Array) -> np.ndarray:
+    """bool [N]: null, or nothing but white space."""
+    blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0)
+    return pc.fill_null(blank, True).to_numpy(zero_copy_only=False)

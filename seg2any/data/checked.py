@@ -1,0 +1,124 @@
+"""What every picture of a folder is worth, found out once: its digest, its size, and what is wrong with it.
+
+Reading the 118,000 pictures of COCO-Stuff takes minutes, so results are kept in a parquet file, and a picture is read
+again only if its bytes are more or fewer or its time of change differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from tqdm.auto import tqdm
+
+from seg2any.data.sample import SampleError
+from seg2any.errors import UserError
+from seg2any.files import atomic_write
+
+FORMAT = 1  # raise it when the columns or their meaning change
+SCHEMA = pa.schema(
+    {
+        "name": pa.string(),
+        "bytes": pa.int64(),
+        "mtime_ns": pa.int64(),
+        "digest": pa.string(),
+        "height": pa.int32(),
+        "width": pa.int32(),
+        "fault": pa.string(),
+    }
+)
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One picture: sha256 hex digest of its bytes ("" if they cannot be read), (H, W), and one line that says why it
+    cannot be used, or None."""
+
+    digest: str
+    size: tuple[int, int]
+    fault: str | None
+
+
+def check_pictures(
+    paths: Sequence[Path], check: Callable[[Path], tuple[int, int]], rule: str, kept_in: Path | None
+) -> list[Checked]:
+    """One result per path; names must differ.
+
+    check     gives (H, W); raises SampleError for what cannot be used
+    rule      says what `check` checks; results of another rule are not reused
+    kept_in   parquet file with the results of earlier calls; None: nothing is kept
+    """
+    known = _read(kept_in, rule) if kept_in else {}
+    stamps = [_stamp(path) for path in paths]
+    new = [n for n, stamp in enumerate(stamps) if stamp not in known]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda n: _check(paths[n], check), new)
+        bar = tqdm(found, f"check {paths[0].parent if paths else ''}", len(new), unit="file", disable=len(new) < 1000)
+        known |= {stamps[n]: result for n, result in zip(new, bar, strict=True)}
+    if kept_in and new:
+        # What could not be read at all may be readable tomorrow, unchanged.
+        _write(kept_in, rule, [(stamp, known[stamp]) for stamp in stamps if known[stamp].digest])
+    return [known[stamp] for stamp in stamps]
+
+
+@contextmanager
+def writing_cache(root: Path) -> Iterator[None]:
+    """Raise UserError for a folder that cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or " ".join(str(error).split())
+        raise UserError(f"cache_root {root}: cannot be written ({reason}); name another folder, or null") from None
+
+
+def _stamp(path: Path) -> tuple[str, int, int]:
+    """Name, bytes and time of change; of a link that leads nowhere, those of nothing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return path.name, 0, 0
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+def _check(path: Path, check: Callable[[Path], tuple[int, int]]) -> Checked:
+    try:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        return Checked("", (0, 0), f"{path}: cannot be read ({error.strerror}); get it again, or allow reading it")
+    try:
+        return Checked(digest, check(path), None)
+    except SampleError as error:
+        return Checked(digest, (0, 0), str(error))
+
+
+def _read(path: Path, rule: str) -> dict[tuple[str, int, int], Checked]:
+    """Empty if there is no readable file of this rule: then everything is checked anew."""
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException):
+        return {}
+    if (table.schema.metadata or {}).get(b"rule") != _versioned(rule):
+        return {}
+    rows = zip(*(table[column].to_pylist() for column in SCHEMA.names), strict=True)
+    return {
+        (name, size, mtime): Checked(digest, (height, width), fault)
+        for name, size, mtime, digest, height, width, fault in rows
+    }
+
+
+def _write(path: Path, rule: str, rows: list[tuple[tuple[str, int, int], Checked]]) -> None:
+    values = [(*stamp, one.digest, *one.size, one.fault) for stamp, one in rows]
+    columns = [list(column) for column in zip(*values, strict=True)] or [[]] * len(SCHEMA)
+    with writing_cache(path.parent), atomic_write(path) as temporary:
+        pq.write_table(pa.table(columns, SCHEMA.with_metadata({"rule": _versioned(rule)})), temporary)
+
+
+def _versioned(rule: str) -> bytes:
+    return f"{rule}, format {FORMAT}".encode()

@@ -1,0 +1,84 @@
+"""A folder of one's own: photos, and layouts in any format that infer.py reads."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+from seg2any.data.annotation import Annotation, MaskStack
+from seg2any.data.left_out import LeftOut, check_left_out
+from seg2any.data.pictures import check_photo, in_words, pictures_by_stem, read_photo
+from seg2any.data.sample import Sample, SampleError
+from seg2any.errors import UserError
+from seg2any.layout import Layout, LayoutError
+
+
+class FolderDataset:
+    """The layouts of `layout_root` (files, or folders with one JSON) and the photos of the same names in `image_root`.
+
+    For thousands of samples: all are read when the folder is opened. What cannot be used is `left_out`: one without
+    the other, of different sizes, damaged.
+
+    Raises UserError if a folder is missing or no sample can be used, and for the first bad one if `on_error` is "fail".
+    """
+
+    def __init__(self, image_root: Path, layout_root: Path, on_error: str = "skip"):
+        photos = pictures_by_stem("folder", Path(image_root))
+        layouts = _layouts_by_name(layout_root)
+        left_out = [LeftOut(key, f"{photos[key]}: no layout has its name") for key in photos.keys() - layouts.keys()]
+        digest = hashlib.sha256()
+        self._pairs: list[tuple[Path, Path]] = []
+        for key, path in tqdm(layouts.items(), desc="read layouts", unit="layout", disable=len(layouts) < 1000):
+            if key not in photos:
+                left_out.append(LeftOut(key, f"{path}: no photo {key}.* in {image_root}"))
+                continue
+            try:
+                layout = _read(path, key)
+                if (size := check_photo(photos[key])) != layout.size:
+                    raise SampleError(f"{path}: is {in_words(layout.size)} but {photos[key]} is {in_words(size)}")
+                digest.update(f"{key} {layout.digest()}\n".encode())
+                self._pairs.append((photos[key], path))
+            except SampleError as error:
+                left_out.append(LeftOut(key, str(error)))
+        self.left_out = tuple(sorted(left_out, key=lambda one: one.key))
+        check_left_out("folder", self.left_out, len(photos.keys() | layouts.keys()), on_error)
+        self._fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> Sample:
+        photo, path = self._pairs[index]
+        return Sample(read_photo(photo), _read(path, photo.stem))
+
+    def key(self, index: int) -> str:
+        return self._pairs[index][0].stem
+
+    def annotation(self, index: int) -> Annotation:
+        layout = _read(self._pairs[index][1], self.key(index))
+        return Annotation(layout.name, MaskStack(layout.masks), layout.captions, layout.caption)
+
+    def fingerprint(self) -> str:
+        """Of names, masks and captions."""
+        return self._fingerprint
+
+
+def _layouts_by_name(folder: Path) -> dict[str, Path]:
+    """Raises UserError for two layouts of one name."""
+    found: dict[str, Path] = {}
+    for path in Layout.find(folder):
+        key = path.name if path.is_dir() else path.stem
+        if key in found:
+            raise UserError(f"{path}: {found[key].name} has the same name; remove or move one of them")
+        found[key] = path
+    return found
+
+
+def _read(path: Path, key: str) -> Layout:
+    try:
+        return replace(Layout.read(path), name=key)
+    except LayoutError as error:
+        raise SampleError(str(error)) from None

@@ -1,0 +1,98 @@
+"""Photos and label maps from the disk, as arrays. Whatever is wrong with a file is one SampleError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from seg2any.data.sample import SampleError
+from seg2any.errors import UserError
+from seg2any.layout import LayoutError, check_mask_shape, shown
+from seg2any.layout_files.images import FORMATS
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def read_photo(path: Path) -> np.ndarray:
+    """uint8 [H, W, 3]. A turn noted in EXIF is not followed: the masks were drawn on the pixels as stored."""
+    with _opened(path) as image:
+        _refuse_deep(path, image)
+        return np.asarray(image.convert("RGB"))
+
+
+def check_photo(path: Path) -> tuple[int, int]:
+    """(H, W) of a photo that decodes to its end. Of a JPEG every bit is read but a 64th of the pixels computed."""
+    with _opened(path) as image:
+        _refuse_deep(path, image)
+        width, height = image.size
+        image.draft("L", (max(1, width // 8), max(1, height // 8)))
+        image.load()
+        return height, width
+
+
+def read_label_map(path: Path) -> np.ndarray:
+    """uint8 [H, W] of a grey picture's values, or of a palette picture's indices."""
+    with _opened(path) as image:
+        if image.mode not in ("L", "P"):
+            raise SampleError(f"{path}: has {image.mode} pixels; a label map is an 8-bit grey or palette PNG")
+        if image.format == "JPEG":
+            raise SampleError(f"{path}: is a JPEG, which changes labels; get the label map as PNG")
+        return np.asarray(image)
+
+
+def _refuse_deep(path: Path, image: Image.Image) -> None:
+    """Pillow would make nearly everything white."""
+    if image.mode.startswith(("I", "F")):
+        raise SampleError(f"{path}: has {image.mode} pixels (over 8 bits); save the photo with 8 bits per channel")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """An image that is not yet decoded. Whatever goes wrong with it is raised as SampleError.
+
+    Made for threads: `layout_files.images.load_image` silences Pillow's warnings, which acts on all threads at once.
+    """
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            check_mask_shape(str(path), (1, image.height, image.width))
+            yield image
+    except SampleError:
+        raise
+    except LayoutError as error:
+        raise SampleError(str(error)) from None
+    except FileNotFoundError:
+        raise SampleError(f"{path}: no such file") from None
+    except Exception as error:  # on damaged files the decoders raise nearly every kind there is
+        raise SampleError(f"{path}: cannot be read as an image ({shown(str(error))}); get it again") from None
+
+
+def pictures_by_stem(name: str, folder: Path) -> dict[str, Path]:
+    """The pictures in a folder of the data set `name`, sorted, by their names without suffix. Raises UserError if there
+    is none, two of one name, or a name that is not UTF-8."""
+    if not folder.is_dir():
+        raise UserError(f"data set {name}: no folder {folder}; unpack the data there, or correct the path")
+    found: dict[str, Path] = {}
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            if not is_utf8(path.name):
+                raise UserError(f"{ascii(str(path))}: the name is not UTF-8; rename it")
+            if path.stem in found:
+                raise UserError(f"{path}: {found[path.stem].name} has the same name; remove or move one of them")
+            found[path.stem] = path
+    if not found:
+        raise UserError(f"data set {name}: {folder} holds no picture; correct the path")
+    return found
+
+
+def is_utf8(name: str) -> bool:
+    """Whether a name from the disk is text: bytes that are not come as lone surrogates."""
+    return name == name.encode(errors="ignore").decode()
+
+
+def in_words(size: tuple[int, int]) -> str:
+    """(H, W) as people write it."""
+    return f"{size[1]}x{size[0]}"

@@ -1,0 +1,162 @@
+"""Images and jsons out of the tars, each checked before it gets its name. What has its name is done."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image
+
+from seg2any.data.sacap.check import Broken, check_jpeg, check_json
+from seg2any.data.sacap.report import Problem, in_bytes
+from seg2any.data.sacap.table import Annotations, Images
+from seg2any.data.sacap.tars import Index, find_tars, index_tar, read_member
+from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
+from seg2any.errors import UserError
+from seg2any.files import atomic_write
+
+STALE_SECONDS = 600  # no file takes so long to write: its writer was killed
+SPARE_BYTES = 1 << 28  # left free on the disk
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Get `images` out of `tar` into `folder`."""
+
+    tar: Path
+    folder: Path
+    images: Images
+
+
+def extract(
+    annotations: Annotations, chosen: np.ndarray, tar_dirs: Sequence[Path], root: Path, workers: int
+) -> list[Problem]:
+    """Bring the images where bool [n] `chosen` to `root`/group/, and say which could not be.
+
+    An image is a jpg and a json; files that are there are kept as they are. Raises UserError before anything is written
+    if no tar is there or the disk is too small, and when the disk is full.
+    """
+    tars = find_tars(tar_dirs)
+    problems, jobs, needed, done = [], [], 0, 0
+    for group, rows in annotations.by_group(chosen):
+        todo = rows[[not there for there in _are_there(annotations.images(group, rows), root / group)]]
+        done += len(rows) - len(todo)
+        if len(todo) == 0:
+            continue
+        images = annotations.images(group, todo)
+        if group in tars:
+            jobs.append(Job(tars[group], root / group, images))
+            needed += annotations.bytes(todo)
+        else:
+            reason = f"{group}.tar is not in {', '.join(map(str, tar_dirs))}"
+            problems += [Problem(group, name, name, reason, True) for name in images.names]
+    if problems and not jobs and not done:
+        raise UserError(f"--tar_dir: none of the {len({p.group for p in problems})} tars needed is there; see `plan`")
+    _check_room(root, needed)
+    with progress_bar(f"{len(jobs)} tars", int(chosen.sum()), done) as bar:
+        for _, found in run_tasks(extract_tar, jobs, workers, bar):
+            problems += found
+    return problems
+
+
+def extract_tar(job: Job, meter: Meter) -> list[Problem]:
+    """The work of one process. Raises UserError if the disk is full or cannot be written."""
+    images = job.images
+    try:
+        index = index_tar(job.tar, {name for i in range(len(images)) for name in images.files(i)})
+        with open(job.tar, "rb", buffering=0) as file:
+            return _extract_images(job, index, file, meter)
+    except OSError as error:  # of the tar; a broken member or a full disk are handled below
+        reason = f"{job.tar} cannot be read ({error.strerror or error})"
+        return [Problem(images.group, name, name, reason, True) for name in images.names]
+
+
+def _extract_images(job: Job, index: Index, file: BinaryIO, meter: Meter) -> list[Problem]:
+    images, problems = job.images, []
+    at = [index.members[name].offset if name in index.members else 0 for name in images.names]
+    for i in np.argsort(at, kind="stable"):  # forwards through the tar
+        if meter.stopped:
+            break
+        size = 0
+        try:
+            for name in images.files(i):  # the jpg first: the json is checked against it
+                size += _extract_file(job, index, file, i, name)
+        except (Missing, Broken) as error:
+            problems.append(Problem(images.group, images.names[i], name, str(error), isinstance(error, Missing)))
+        meter.add(1, size)
+    return problems
+
+
+class Missing(UserError):
+    """A file that the tar does not have."""
+
+
+def _extract_file(job: Job, index: Index, file: BinaryIO, number: int, name: str) -> int:
+    """Bytes written: 0 if the file is there."""
+    path = job.folder / name
+    if path.exists():
+        return 0
+    if name not in index.members:
+        damage = f", which is {index.damage}; download it again" if index.damage else ""
+        raise Missing(f"not in {job.tar.name}{damage}")
+    try:
+        data = read_member(file, index.members[name])
+    except OSError as error:
+        raise Broken(f"in {job.tar.name} {error.strerror or error}") from None
+    if path.suffix == ".json":
+        check_json(data, _size_there(job.folder / job.images.names[number]), job.images.wanted(number))
+    else:
+        check_jpeg(data)
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(data)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); when it can, start again to go on") from None
+    return len(data)
+
+
+def _size_there(path: Path) -> tuple[int, int]:
+    """(height, width) of a jpg on the disk, from its head."""
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except OSError as error:
+        raise Broken(f"{path.name} on the disk is broken ({error}); run verify --delete_broken first") from None
+
+
+def _are_there(images: Images, folder: Path) -> list[bool]:
+    """Which images have both files in `folder`. Left-overs of writers that were killed are removed."""
+    try:
+        names = set(os.listdir(folder))
+    except FileNotFoundError:
+        return [False] * len(images)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error.strerror}); --output is a folder of folders") from None
+    for name in names:
+        if name.startswith(".") and ".tmp." in name:
+            _remove_stale(folder / name)
+    return [names.issuperset(images.files(i)) for i in range(len(images))]
+
+
+def _remove_stale(path: Path) -> None:
+    try:
+        if time.time() - path.stat().st_mtime > STALE_SECONDS:
+            path.unlink()
+    except FileNotFoundError:  # its writer has renamed it
+        pass
+
+
+def _check_room(root: Path, needed: int) -> None:
+    existing = next(path for path in [root.absolute(), *root.absolute().parents] if path.exists())
+    free = shutil.disk_usage(existing).free - SPARE_BYTES
+    if needed > max(0, free):
+        raise UserError(
+            f"{root}: about {in_bytes(needed)} are to be written, {in_bytes(max(0, free))} are free; make room, choose "
+            "another --output, or plan less (--limit); `plan --scan` knows the sizes exactly"
+        )

@@ -1,0 +1,90 @@
+"""Which rows of the annotation file a subset has."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+
+import numpy as np
+
+from seg2any.data.sacap.table import Annotations
+from seg2any.errors import UserError
+
+
+@dataclass(frozen=True)
+class Subset:
+    """`groups`: as `in_groups` reads it, None for all. `regions`: least and most captioned masks of an image. `limit`:
+    images at most, taken in the order `pick`, a key of PICKS. `seed`: of the pick `random`."""
+
+    groups: str | None = None
+    regions: tuple[int, int] = (0, 1 << 30)
+    limit: int | None = None
+    pick: str = "fewest_tars"
+    seed: int = 0
+
+    def choose(self, annotations: Annotations, present: Set[str] | None = None) -> np.ndarray:
+        """bool [n]: the rows of this subset, of groups in `present` only (None: of any). Raises UserError for none."""
+        low, high = self.regions
+        chosen = in_groups(annotations, self.groups) & (annotations.regions >= low) & (annotations.regions <= high)
+        if present is not None:
+            chosen &= np.array([group in present for group in annotations.groups], bool)[annotations.codes]
+        if not chosen.any():
+            raise UserError(f"{annotations.path}: no image fits; ask for other --groups, --regions or tars")
+        if self.limit is not None:
+            candidates = np.flatnonzero(chosen)
+            order = PICKS[self.pick](annotations.codes[candidates], np.random.default_rng(self.seed))
+            chosen = np.zeros(len(annotations), bool)
+            chosen[candidates[order[: self.limit]]] = True
+        return chosen
+
+
+def _fewest_tars(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Fullest tar first, each in the order of the file."""
+    counts = np.bincount(codes)
+    return np.lexsort((codes, -counts[codes]))
+
+
+def _first(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return np.arange(len(codes))
+
+
+def _random(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    return rng.permutation(len(codes))
+
+
+# Group code of every candidate, generator -> numbers of the candidates in the order in which they are taken.
+PICKS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
+    "fewest_tars": _fewest_tars,
+    "first": _first,
+    "random": _random,
+}
+
+
+def in_groups(annotations: Annotations, text: str | None) -> np.ndarray:
+    """bool [n]: rows of the groups that `text` names, "0-99,sa_000123": names, or numbers of the names' ends, or ranges
+    of both; None for all. Raises UserError for what names no group of the file."""
+    if text is None:
+        return np.ones(len(annotations), bool)
+    numbers = [_number(group) for group in annotations.groups]
+    wanted: set[int] = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = re.fullmatch(r"(?:\w*_)?(\d+)(?:-(?:\w*_)?(\d+))?", part)
+        if part in annotations.groups:
+            found = {annotations.groups.index(part)}
+        elif match:
+            low, high = int(match[1]), int(match[2] or match[1])
+            found = {code for code, number in enumerate(numbers) if number is not None and low <= number <= high}
+        else:
+            found = set()
+        if not found:
+            raise UserError(f"--groups {part}: no such group in {annotations.path}; write 0-99, or sa_000123, or both")
+        wanted |= found
+    if not wanted:
+        raise UserError(f"--groups {text!r}: names no group; write 0-99, or sa_000123, or both, or leave it out")
+    return np.isin(annotations.codes, sorted(wanted))
+
+
+def _number(group: str) -> int | None:
+    match = re.search(r"(\d+)$", group)
+    return int(match[1]) if match else None

@@ -1,0 +1,186 @@
+"""The annotation file, seen by the tools: which image of which tar, which of its masks. Captions are not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from seg2any.errors import UserError
+from seg2any.files import atomic_write
+from seg2any.layout import shown
+
+NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"  # names become paths, so they are nothing but a name
+SIZES = ("jpg_bytes", "json_bytes")
+PLAN_MARK = b"seg2any.data.sacap"  # metadata key of files that `plan` may overwrite
+PAIR_BYTES = 1_040_000  # jpg and json: 1.07 TB of the 1,029,250 images of SACap-1M
+
+
+@dataclass(frozen=True, eq=False)
+class Images:
+    """Images of one group, and which annotations of their json are wanted: `ids[offsets[i]:offsets[i + 1]]`."""
+
+    group: str
+    names: tuple[str, ...]
+    ids: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def wanted(self, index: int) -> frozenset[int]:
+        return frozenset(self.ids[self.offsets[index] : self.offsets[index + 1]].tolist())
+
+    def files(self, index: int) -> tuple[str, str]:
+        """Names of the jpg and of the json beside it."""
+        return self.names[index], json_name(self.names[index])
+
+
+@dataclass(frozen=True, eq=False)
+class Annotations:
+    """Row i is image `names[i]` of group `groups[codes[i]]`, with annotations `ids[offsets[i]:offsets[i + 1]]`.
+
+    `groups` are sorted; the only group of a file without the column image_group is "". `sizes` int64 [n, 2] are the
+    bytes of jpg and json, -1 where unknown.
+    """
+
+    path: Path
+    names: np.ndarray
+    groups: tuple[str, ...]
+    codes: np.ndarray
+    ids: np.ndarray
+    offsets: np.ndarray
+    sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def regions(self) -> np.ndarray:
+        """int64 [n]: captioned masks of each image."""
+        return np.diff(self.offsets)
+
+    def bytes(self, rows: np.ndarray) -> int:
+        """Of both files of all `rows` together, estimated where unknown."""
+        sizes = self.sizes[rows]
+        return int(np.where((sizes >= 0).all(axis=1), sizes.sum(axis=1), PAIR_BYTES).sum())
+
+    def by_group(self, chosen: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+        """Group and row numbers int64 [k], for every group with rows in `chosen`, bool [n]."""
+        rows = np.flatnonzero(chosen)
+        rows = rows[np.argsort(self.codes[rows], kind="stable")]
+        starts = np.searchsorted(self.codes[rows], np.arange(len(self.groups) + 1))
+        for group, start, end in zip(self.groups, starts[:-1], starts[1:], strict=True):
+            if end > start:
+                yield group, rows[start:end]
+
+    def images(self, group: str, rows: np.ndarray) -> Images:
+        """The images of `rows`, all of `group`."""
+        ids = [self.ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
+        offsets = np.concatenate([[0], np.cumsum([len(part) for part in ids])]).astype(np.int64)
+        return Images(group, tuple(self.names[rows]), np.concatenate([self.ids[:0], *ids]), offsets)
+
+
+def json_name(image_name: str) -> str:
+    return Path(image_name).with_suffix(".json").name
+
+
+def read_annotations(path: Path) -> Annotations:
+    """Raises UserError if the file is missing, damaged, lacks a column, or has names that are not plain file names."""
+    file = _open(path)
+    columns = [column for column in ("imagename", "image_group", *SIZES) if column in file.schema_arrow.names]
+    ids = _id_path(path, file)
+    try:
+        table = file.read(columns=[*columns, ids])
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: is damaged ({shown(str(error))}); download it again") from None
+    names = _names(path, "imagename", table["imagename"])
+    if "image_group" in columns:
+        groups = _names(path, "image_group", table["image_group"]).dictionary_encode()
+    else:
+        groups = pa.array([""] * len(table), pa.string()).dictionary_encode()
+    labels = groups.dictionary.to_pylist()
+    order = sorted(range(len(labels)), key=labels.__getitem__)
+    segments = table["segments_info"].combine_chunks()
+    lengths = pc.fill_null(pc.list_value_length(segments), 0).to_numpy(zero_copy_only=False)
+    ids = pc.struct_field(pc.list_flatten(segments), "anno_id")
+    if ids.null_count or not pa.types.is_integer(ids.type):
+        raise UserError(f"{path}: segments_info.anno_id is {ids.type} with {ids.null_count} nulls; write whole numbers")
+    return Annotations(
+        path,
+        np.array(names.to_pylist(), dtype=object),
+        tuple(labels[code] for code in order),
+        np.argsort(order)[groups.indices.to_numpy()] if labels else np.zeros(0, np.int64),
+        ids.to_numpy().astype(np.int64),
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.stack([_sizes(table, column) for column in SIZES], axis=1),
+    )
+
+
+def write_rows(source: Path, target: Path, chosen: np.ndarray, sizes: np.ndarray) -> None:
+    """Write the rows of `source` where bool [n] `chosen`, all columns and in the same order, and `sizes` int64 [n, 2]
+    (-1: unknown). The result is an annotation file again: for these tools, and for training on the subset.
+
+    Raises UserError rather than overwrite an annotation file that was not made here.
+    """
+    if target.exists() and PLAN_MARK not in (_open(target).schema_arrow.metadata or {}):
+        raise UserError(f"{target}: exists and was not made by this command; give another --output")
+    file = _open(source)
+    kept = [field for field in file.schema_arrow if field.name not in SIZES]
+    metadata = {**(file.schema_arrow.metadata or {}), PLAN_MARK: source.name.encode()}
+    schema = pa.schema([*kept, *(pa.field(column, pa.int64()) for column in SIZES)], metadata)
+    start = 0
+    with atomic_write(target) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        for batch in file.iter_batches(8192, columns=[field.name for field in kept]):
+            rows = np.flatnonzero(chosen[start : start + len(batch)])
+            known = [pa.array(sizes[start + rows, i], mask=sizes[start + rows, i] < 0) for i in range(2)]
+            table = pa.Table.from_batches([batch]).take(pa.array(rows))
+            columns = [*(table[field.name] for field in kept), *known]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+            start += len(batch)
+
+
+def _open(path: Path) -> pq.ParquetFile:
+    if not path.is_file():
+        raise UserError(f"{path}: annotation file is missing; give the path of SACap-1M's parquet")
+    try:
+        return pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as parquet ({shown(str(error))}); download it again") from None
+
+
+def _id_path(path: Path, file: pq.ParquetFile) -> str:
+    """Where parquet keeps the ids: what lies between list and field depends on the writer."""
+    for column in ("imagename", "segments_info"):
+        if column not in file.schema_arrow.names:
+            raise UserError(f"{path}: has no column {column}, only {', '.join(file.schema_arrow.names)}")
+    leaves = [file.schema.column(i).path for i in range(len(file.schema))]
+    found = [leaf for leaf in leaves if leaf.startswith("segments_info.") and leaf.endswith(".anno_id")]
+    kind = file.schema_arrow.field("segments_info").type
+    if not found or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        raise UserError(f"{path}: segments_info is {shown(str(kind))}; write a list of {{anno_id, caption}}")
+    return found[0]
+
+
+def _names(path: Path, column: str, values: pa.ChunkedArray) -> pa.Array:
+    if pa.types.is_dictionary(values.type):  # pandas' categories
+        values = values.cast(values.type.value_type)
+    if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
+        raise UserError(f"{path}: column {column} is {values.type}; write texts")
+    values = values.combine_chunks()
+    good = pc.fill_null(pc.match_substring_regex(values, NAME), False).to_numpy(zero_copy_only=False)
+    if not good.all():
+        row = int(np.flatnonzero(~good)[0])
+        raise UserError(f"{path}: {column} of row {row} is {shown(values[row].as_py())}; write a plain file name")
+    return values
+
+
+def _sizes(table: pa.Table, column: str) -> np.ndarray:
+    if column not in table.column_names:
+        return np.full(len(table), -1, np.int64)
+    return pc.fill_null(table[column].combine_chunks(), -1).to_numpy(zero_copy_only=False).astype(np.int64)

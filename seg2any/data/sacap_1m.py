@@ -1,0 +1,177 @@
+"""SACap-1M: captions of SA-1B's images and of some of their masks (paper section 3.4)."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from seg2any.data.annotation import Annotation, RunLengths
+from seg2any.data.caption_table import FAULTS, CaptionTable, Row
+from seg2any.data.left_out import LeftOut, check_left_out
+from seg2any.data.pictures import in_words, is_utf8, read_photo
+from seg2any.data.sample import Sample, SampleError
+from seg2any.errors import UserError
+from seg2any.layout import LayoutError, shown
+from seg2any.layout_files.annotation import read_json
+from seg2any.layout_files.rle import decode_runs
+
+NO_IMAGE, NO_JSON, REPEATED = range(len(FAULTS), len(FAULTS) + 3)
+
+
+class SACap1MDataset:
+    """Rows of the parquet `seg_caption_path` whose jpg and json lie in `image_root`/<image_group>.
+
+    Regions are in the order of the json, not of the parquet; masks of the json without a caption are no regions. Rows
+    without files, regions or captions are `left_out`, as found by listing the folders; `rows` int64 [n] says which
+    row each sample is. No json is opened for that: one that is damaged or lacks a mask raises SampleError when its
+    sample is read. `cache_root` keeps the table in a form that is not held in memory.
+
+    Raises UserError if a file, folder or column is missing, and for the first bad row if `on_error` is "fail".
+    """
+
+    def __init__(
+        self, seg_caption_path: Path, image_root: Path, cache_root: Path | None = None, on_error: str = "skip"
+    ):
+        self.image_root, self.cache_root = Path(image_root), Path(cache_root) if cache_root else None
+        if not self.image_root.is_dir():
+            raise UserError(f"data set sacap_1m: no folder {image_root}; extract SA-1B's images and jsons there")
+        self.table = CaptionTable(Path(seg_caption_path), self.cache_root)
+        faults = _faults(self.table.columns, self.image_root)
+        self.rows = np.flatnonzero(faults == 0)
+        self.left_out: Sequence[LeftOut] = _LeftOutRows(self.table, self.image_root, faults)
+        check_left_out("sacap_1m", self.left_out, len(faults), on_error)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        photo = _photo(self.image_root, self._row(index))
+        image, layout = read_photo(photo), self.annotation(index).layout
+        if image.shape[:2] != layout.size:
+            raise SampleError(f"{photo}: is {in_words(image.shape)} but its json's masks are {in_words(layout.size)}")
+        return Sample(image, layout)
+
+    def key(self, index: int) -> str:
+        return os.path.splitext(self.table.columns["imagename"][int(self.rows[index])].as_py())[0]
+
+    def annotation(self, index: int) -> Annotation:
+        row = self._row(index)
+        path = _photo(self.image_root, row).with_suffix(".json")
+        try:
+            size, runs, captions = _join(row, read_json(path), path)
+        except LayoutError as error:
+            raise SampleError(str(error)) from None
+        return Annotation(path.stem, RunLengths(size, runs), captions, row.caption)
+
+    def fingerprint(self) -> str:
+        """Of the parquet's bytes and the rows in use. SA-1B's jsons never change; they are not read for it."""
+        return hashlib.sha256(self.table.digest().encode() + self.rows.astype("<i8").tobytes()).hexdigest()
+
+    def _row(self, index: int) -> Row:
+        return self.table.row(int(self.rows[index]))
+
+
+class _LeftOutRows(Sequence[LeftOut]):
+    """The bad rows, told one by one: there may be a million of them when only some groups were extracted."""
+
+    def __init__(self, table: CaptionTable, image_root: Path, faults: np.ndarray):
+        self.table, self.image_root = table, image_root
+        self.numbers = np.flatnonzero(faults)
+        self.faults = faults[self.numbers]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: int) -> LeftOut:
+        number, fault = int(self.numbers[index]), int(self.faults[index])
+        row = self.table.row(number)
+        photo = _photo(self.image_root, row)
+        reason = {
+            NO_IMAGE: f"{photo}: no such file",
+            NO_JSON: f"{photo.with_suffix('.json')}: no such file",
+            REPEATED: f"{self.table.path}: row {number}: an earlier row has an image of the same name",
+        }
+        key = photo.stem or f"row {number}"
+        return LeftOut(key, reason.get(fault) or f"{self.table.path}: row {number}: {FAULTS[fault]}")
+
+
+def _photo(image_root: Path, row: Row) -> Path:
+    return image_root / row.image_group / row.imagename
+
+
+def _faults(columns: pa.Table, image_root: Path) -> np.ndarray:
+    """uint8 [rows]: what is wrong with each, 0 for nothing. One listing per folder, no file is opened."""
+    faults = columns["fault"].to_numpy().copy()
+    names = columns["imagename"].combine_chunks()
+    stems = pc.replace_substring_regex(names, r"\.[^.]*$", "")
+    jsons = pc.binary_join_element_wise(stems, "json", ".")
+    groups = columns["image_group"].combine_chunks().dictionary_encode()
+    codes = groups.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    starts = np.searchsorted(codes[order], np.arange(len(groups.dictionary) + 1))
+    for group, start, end in zip(groups.dictionary.to_pylist(), starts[:-1], starts[1:], strict=True):
+        numbers = order[start:end]
+        files = _listing(image_root / group)
+        is_there = (
+            pc.is_in(names.take(numbers), files).to_numpy(zero_copy_only=False),
+            pc.is_in(jsons.take(numbers), files).to_numpy(zero_copy_only=False),
+        )
+        for there, fault in zip(is_there, (NO_IMAGE, NO_JSON), strict=True):
+            faults[numbers[~there & (faults[numbers] == 0)]] = fault
+    usable = np.flatnonzero(faults == 0)
+    codes = stems.take(usable).dictionary_encode().indices.to_numpy()
+    first = np.unique(codes, return_index=True)[1]
+    faults[np.delete(usable, first)] = REPEATED
+    return faults
+
+
+def _listing(folder: Path) -> pa.Array:
+    """Names of the files; those that are not UTF-8 belong to no row."""
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a group with a zero byte
+        return pa.array([], pa.string())
+    except OSError as error:
+        where = shown(str(folder))
+        raise UserError(f"{where}: cannot be listed ({error.strerror}); allow it, or correct image_group") from None
+    try:
+        return pa.array(names, pa.string())
+    except UnicodeEncodeError:
+        return pa.array(list(filter(is_utf8, names)), pa.string())
+
+
+def _join(row: Row, document: object, path: Path) -> tuple[tuple[int, int], tuple[np.ndarray, ...], tuple[str, ...]]:
+    """(H, W), runs and captions of the row's regions, in the order of the json's `annotations`."""
+    annotations = document.get("annotations") if isinstance(document, dict) else None
+    if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
+        raise SampleError(f"{path}: holds no list of annotations; it is not SA-1B's json, extract it again")
+    caption_of = dict(zip(row.anno_ids, row.captions, strict=True))
+    if len(caption_of) < len(row.anno_ids):
+        raise SampleError(f"{path}: the caption table names one of its annotations twice; correct segments_info there")
+    wanted = [(n, one) for n, one in enumerate(annotations) if _hashable(one.get("id")) in caption_of]
+    found = {one["id"] for _, one in wanted}
+    if len(found) < len(row.anno_ids) or len(found) < len(wanted):
+        missing = [str(anno_id) for anno_id in row.anno_ids if anno_id not in found]
+        problem = f"has no annotation {', '.join(missing[:5])}" if missing else "names an annotation twice"
+        raise SampleError(f"{path}: {problem}, which the captions are about; extract it again")
+    decoded = [
+        decode_runs(f"{path}: annotations[{n}]", one["segmentation"])
+        if isinstance(one.get("segmentation"), dict)
+        else decode_runs(f"{path}: annotations[{n}]", {})
+        for n, one in wanted
+    ]
+    sizes = {size for _, size in decoded}
+    if len(sizes) > 1:
+        raise SampleError(f"{path}: its masks have different sizes, such as {sorted(sizes)[:2]}")
+    captions = tuple(caption_of[one["id"]] for _, one in wanted)
+    return decoded[0][1], tuple(runs for runs, _ in decoded), captions
+
+
+def _hashable(value: object) -> int | None:
+    return value if isinstance(value, int) else None

@@ -1,0 +1,180 @@
+"""Files as they come from strangers: every fault is one line, and nothing wrong is trained on in silence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from seg2any.data.catalog import open_data_set
+from seg2any.data.sacap.__main__ import main
+from tests import synthetic_data
+from tests.test_data_sets import keys, refused, rewrite, skipping
+
+BAD_NAME = b"/caf\xe9"  # Latin-1, as old archives have it
+needs_any_name = pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are UTF-8 there")
+
+
+def faults(made: synthetic_data.Synthetic, **params: str) -> dict[str, str]:
+    return {one.key: one.reason for one in skipping("ade20k", made.params | params).left_out}
+
+
+def test_what_cannot_be_opened_is_left_out_and_tried_again(tmp_path: Path):
+    made = synthetic_data.make_ade20k(tmp_path, n=4)
+    first, second = made.truths[0].image, Path(made.params["segm_root"]) / f"{made.truths[1].key}.png"
+    whole = first.read_bytes()
+    first.unlink()
+    first.symlink_to(tmp_path / "nowhere")
+    second.unlink()
+    second.mkdir()
+    found = faults(made, cache_root=str(tmp_path / "cache"))
+    assert list(found) == [made.truths[0].key, made.truths[1].key]
+    assert found[made.truths[0].key].startswith(f"{first}: cannot be read (No such file")
+    assert found[made.truths[1].key].startswith(f"{second}: cannot be read (Is a directory")
+    (tmp_path / "nowhere").write_bytes(whole)
+    assert list(faults(made, cache_root=str(tmp_path / "cache"))) == [made.truths[1].key]
+
+
+def test_a_fault_of_the_disk_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = synthetic_data.make_ade20k(tmp_path, n=3)
+    params, forbidden, read_bytes = made.params | {"cache_root": str(tmp_path / "cache")}, made.truths[1].image, None
+
+    def deny(path: Path) -> bytes:
+        if path == forbidden:
+            raise PermissionError(13, "Permission denied")
+        return read_bytes(path)
+
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", deny)
+    assert len(skipping("ade20k", params)) == 2
+    monkeypatch.undo()  # chmod changes neither bytes nor time of change
+    assert len(open_data_set("ade20k", params)) == 3
+
+
+def test_pictures_that_would_be_misread_are_left_out(tmp_path: Path):
+    made = synthetic_data.make_ade20k(tmp_path, n=3)
+    photo, labels = made.truths[0].image, Path(made.params["segm_root"]) / f"{made.truths[1].key}.png"
+    deep = np.full(made.truths[0].masks.shape[1:], 40000, np.uint16)
+    photo.unlink()
+    Image.fromarray(deep).save(photo.with_suffix(".png"))
+    Image.new("L", made.truths[1].masks.shape[:0:-1], 5).save(labels.with_suffix(".jpg"))
+    labels.unlink()
+    found = faults(made)
+    assert "I;16 pixels (over 8 bits); save the photo with 8 bits" in found[made.truths[0].key]
+    assert "is a JPEG, which changes labels" in found[made.truths[1].key]
+
+
+def test_pictures_of_one_pixel_and_of_one_row_are_pictures(tmp_path: Path):
+    made = synthetic_data.make_ade20k(tmp_path, n=2)
+    for truth, size in zip(made.truths, ((1, 1), (900, 1)), strict=True):
+        Image.new("RGB", size).save(truth.image)
+        Image.new("L", size, 5).save(Path(made.params["segm_root"]) / f"{truth.key}.png")
+    data = open_data_set("ade20k", made.params)
+    assert [data[n].layout.size for n in range(2)] == [(1, 1), (1, 900)]
+
+
+@needs_any_name
+@pytest.mark.parametrize("name", ["ade20k", "folder"])
+def test_a_photo_whose_name_is_no_text_is_named(name: str, tmp_path: Path):
+    made = {"ade20k": synthetic_data.make_ade20k, "folder": synthetic_data.make_folder}[name](tmp_path)
+    os.rename(made.truths[0].image, os.fsencode(made.truths[0].image.parent) + BAD_NAME + b".jpg")
+    said = refused(name, made.params)
+    assert "caf\\udce9.jpg" in said and "is not UTF-8; rename it" in said and said.isascii()
+
+
+@needs_any_name
+def test_names_that_are_no_text_among_sacaps_images_do_not_matter(tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path)
+    (Path(os.fsdecode(os.fsencode(made.truths[0].image.parent) + BAD_NAME))).touch()
+    assert keys(open_data_set("sacap_1m", made.params)) == [truth.key for truth in made.truths]
+
+
+def test_names_with_spaces_and_letters_of_all_kinds_are_kept(tmp_path: Path):
+    made = synthetic_data.make_ade20k(tmp_path / "my data ü")
+    name = "Bild\u202f猫 1.2"
+    made.truths[0].image.rename(made.truths[0].image.with_name(f"{name}.jpg"))
+    labels = Path(made.params["segm_root"])
+    (labels / f"{made.truths[0].key}.png").rename(labels / f"{name}.png")
+    data = open_data_set("ade20k", made.params | {"cache_root": str(tmp_path / "a cache")})
+    assert keys(data)[-1] == name and data[3].layout.name == name
+
+
+@pytest.mark.parametrize("name", ["ade20k", "sacap_1m"])
+def test_a_cache_that_cannot_be_written_is_one_line(name: str, tmp_path: Path):
+    made = {"ade20k": synthetic_data.make_ade20k, "sacap_1m": synthetic_data.make_sacap_1m}[name](tmp_path)
+    blocked = tmp_path / "file"
+    blocked.touch()
+    said = refused(name, made.params | {"cache_root": str(blocked)})
+    assert said == f"cache_root {blocked}: cannot be written (File exists); name another folder, or null"
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_two_layouts_of_one_name_are_refused(kind: str, tmp_path: Path):
+    made = synthetic_data.make_folder(tmp_path)  # picture_1 is a folder, picture_2 a JSON, picture_3 an npz
+    layouts = Path(made.params["layout_root"])
+    name = {"file": "picture_2", "folder": "picture_1"}[kind]
+    shutil.copy(layouts / "picture_3.npz", layouts / f"{name}.npz")
+    said = refused("folder", made.params)
+    assert name in said and "has the same name; remove or move one of them" in said
+
+
+def test_strange_groups_leave_out_their_rows_and_a_repeated_region_blames_the_table(tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=6)
+
+    def spoil(rows: list[dict]) -> list[dict]:
+        rows[0]["image_group"] = "a\0b"
+        rows[1]["image_group"] = "no such group"
+        rows[2]["segments_info"].append(rows[2]["segments_info"][0])
+        rows[5]["imagename"], rows[5]["image_group"] = rows[3]["imagename"], rows[3]["image_group"]
+        return rows
+
+    rewrite(made, spoil)
+    data = skipping("sacap_1m", made.params)
+    reasons = [one.reason for one in data.left_out]
+    assert len(reasons) == 3 and "row 5: an earlier row has an image of the same name" in reasons[-1]
+    with pytest.raises(ValueError, match="the caption table names one of its annotations twice"):
+        data[0]
+    rewrite(made, lambda rows: [rows[3] | {"image_group": "a" * 300}])
+    assert "cannot be listed (File name too long)" in refused("sacap_1m", made.params)
+
+
+def damage(path: Path, table: pa.Table) -> None:
+    pq.write_table(table, path)
+    content = path.read_bytes()
+    path.write_bytes(content[:20] + bytes(len(content) // 3) + content[20 + len(content) // 3 :])
+
+
+def struct(path: Path, table: pa.Table) -> None:
+    first = table["segments_info"].combine_chunks().flatten().take(list(range(len(table))))
+    pq.write_table(table.drop_columns(["segments_info"]).append_column("segments_info", first), path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(damage, ": is damaged ("), (struct, "segments_info is 'struct<anno_id: int64")]
+)
+def test_the_tools_refuse_damaged_and_other_tables_in_one_line(change: Callable, said: str, tmp_path: Path, capsys):
+    made = synthetic_data.make_sacap_1m(tmp_path)
+    path = Path(made.params["seg_caption_path"])
+    change(path, pq.read_table(path))
+    assert main(["verify", str(path), "--root", made.params["image_root"]]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sacap: {path}: ") and said in line
+
+
+def test_the_tools_read_categories_and_refuse_to_look_at_no_group(tmp_path: Path, capsys):
+    made = synthetic_data.make_sacap_1m(tmp_path)
+    path, plan = Path(made.params["seg_caption_path"]), tmp_path / "plan.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, "image_group", table["image_group"].dictionary_encode()), path)
+    assert main(["plan", str(path), "--output", str(plan)]) == 0
+    assert len(open_data_set("sacap_1m", made.params | {"seg_caption_path": str(plan)})) == 4
+    assert main(["verify", str(path), "--groups", " ,"]) == 2
+    assert "names no group" in capsys.readouterr().err

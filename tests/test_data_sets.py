@@ -1,0 +1,427 @@
+"""Every data set on a small copy in its real format: what comes out, what is left out, and what is said about it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from seg2any.data import label_maps
+from seg2any.data.caption_table import CaptionTable
+from seg2any.data.catalog import DataSet, open_data_set
+from seg2any.data.checked import check_pictures
+from seg2any.data.left_out import LeftOutWarning
+from seg2any.data.sample import SampleError
+from seg2any.errors import UserError
+from tests import synthetic_data
+from tests.golden_root import golden_root
+from tests.synthetic_data import Synthetic
+
+MAKERS: dict[str, Callable[[Path], Synthetic]] = {
+    "ade20k": synthetic_data.make_ade20k,
+    "coco_stuff": synthetic_data.make_coco_stuff,
+    "sacap_1m": synthetic_data.make_sacap_1m,
+    "folder": synthetic_data.make_folder,
+}
+PUBLISHED = {"resolution": 64, "cond_scale_factor": 1, "is_group_bucket": True}
+
+
+def keys(data: DataSet) -> list[str]:
+    return [data.key(n) for n in range(len(data))]
+
+
+def refused(name: str, params: dict, on_error: str = "skip") -> str:
+    """The one line with which opening the data set, or reading all of it, is refused."""
+    with pytest.raises(UserError) as caught, warnings.catch_warnings():
+        warnings.simplefilter("error", LeftOutWarning)
+        data = open_data_set(name, params, on_error)
+        [data[n] for n in range(len(data))]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def skipping(name: str, params: dict) -> DataSet:
+    with pytest.warns(LeftOutWarning, match="samples are left out; the first is"):
+        return open_data_set(name, params)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_samples_are_those_that_were_drawn(name: str, tmp_path: Path):
+    made = MAKERS[name](tmp_path)
+    data = pickle.loads(pickle.dumps(open_data_set(name, made.params | PUBLISHED)))
+    assert keys(data) == [truth.key for truth in made.truths] and len(data.left_out) == 0
+    for n, truth in enumerate(made.truths):
+        sample, annotation = data[n], data.annotation(n)
+        np.testing.assert_array_equal(sample.image, np.asarray(Image.open(truth.image).convert("RGB")))
+        for layout in (sample.layout, annotation.layout):
+            np.testing.assert_array_equal(layout.masks, truth.masks)
+            assert (layout.captions, layout.caption, layout.name) == (truth.captions, truth.caption, truth.key)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_loader_processes_read_the_same(name: str, tmp_path: Path):
+    data = open_data_set(name, MAKERS[name](tmp_path).params)
+    expected = [data[n].layout.digest() for n in range(len(data))]  # opens what is opened late, before the fork
+    loader = DataLoader(data, batch_size=2, num_workers=2, collate_fn=list, multiprocessing_context="fork")
+    assert [sample.layout.digest() for batch in loader for sample in batch] == expected
+
+
+def test_a_fresh_process_opens_the_table_itself(tmp_path: Path):
+    data = open_data_set("sacap_1m", synthetic_data.make_sacap_1m(tmp_path).params)
+    code = (
+        "import pickle, sys; data = pickle.load(sys.stdin.buffer); print(*[data[n].layout.digest() for n in range(4)])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], input=pickle.dumps(data), capture_output=True, check=True)
+    assert found.stdout.decode().split() == [data[n].layout.digest() for n in range(4)]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_fingerprint_is_that_of_the_contents(name: str, tmp_path: Path):
+    """The same files elsewhere have the same; other contents, and the lack of a sample, change it."""
+    first, again = (open_data_set(name, MAKERS[name](tmp_path / place).params).fingerprint() for place in "ab")
+    made = MAKERS[name](tmp_path / "c", seed=1)
+    other = open_data_set(name, made.params).fingerprint()
+    made.truths[0].image.unlink()
+    fewer = skipping(name, made.params).fingerprint()
+    assert first == again and len({first, other, fewer}) == 3 and len(first) == 64
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_missing_photo_is_left_out_or_fails(name: str, tmp_path: Path):
+    made = MAKERS[name](tmp_path)
+    made.truths[1].image.unlink()
+    data = skipping(name, made.params)
+    assert keys(data) == [made.truths[n].key for n in (0, 2, 3)]
+    assert [one.key for one in data.left_out] == [made.truths[1].key]
+    np.testing.assert_array_equal(data[1].layout.masks, made.truths[2].masks)
+    message = refused(name, made.params, "fail")
+    assert "1 of 4 samples" in message and made.truths[1].key in message and "on_error=skip" in message
+    assert made.truths[1].key in data.left_out[0].reason
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_nothing_left_and_wrong_parameters_are_refused(name: str, tmp_path: Path):
+    made = MAKERS[name](tmp_path, n=2)
+    assert "choose one of skip, fail" in refused(name, made.params, "sometimes")
+    assert "unknown parameter 'cahe_root'" in refused(name, made.params | {"cahe_root": "x"})
+    assert str(tmp_path / "nowhere") in refused(name, made.params | {"image_root": str(tmp_path / "nowhere")})
+    for truth in made.truths:
+        truth.image.rename(truth.image.with_suffix(".gone"))
+    message = refused(name, made.params)
+    assert "none of 2 samples can be used" in message or "holds no picture" in message
+
+
+def test_the_captions_are_the_published_ones():
+    ade, coco = (synthetic_data.read_captions(name) for name in ("ade20k", "coco_stuff"))
+    assert list(ade) == list(range(1, 151)) and list(coco) == list(range(1, 183))
+    assert (ade[24], ade[149], coco[171], coco[180]) == ("sofa,lounge", "clock", "brick wall", "blind window")
+    assert [number for number, caption in coco.items() if caption == "door"] == [71, 112]
+
+
+@pytest.mark.parametrize(
+    ("name", "background", "first", "last", "unknown"),
+    [("ade20k", 0, "wall", "flag", 151), ("coco_stuff", 255, "person", "wood", 182)],
+)
+def test_ids_of_label_maps(name: str, background: int, first: str, last: str, unknown: int, tmp_path: Path):
+    """Background, the first and the last class, and what lies beyond."""
+    made = MAKERS[name](tmp_path)
+    segm = Path(made.params["segm_root"])
+    paths = [segm / f"{truth.key}.png" for truth in made.truths]
+    shape = made.truths[0].masks.shape[1:]
+    low, high = (1, 150) if name == "ade20k" else (0, 181)
+    labels = np.full(shape, background)
+    labels[2], labels[3] = high, low
+    synthetic_data.write_label_map(paths[0], labels)
+    synthetic_data.write_label_map(paths[1], np.full(made.truths[1].masks.shape[1:], background))
+    synthetic_data.write_label_map(paths[2], np.full(made.truths[2].masks.shape[1:], unknown))
+    data = skipping(name, made.params)
+    layout = data[0].layout
+    assert layout.captions == (first, last) and layout.caption is None
+    assert [np.flatnonzero(mask.any(1)).tolist() for mask in layout.masks] == [[3], [2]]
+    assert keys(data) == [made.truths[0].key, made.truths[3].key]
+    empty, strange = data.left_out
+    assert (empty.key, strange.key) == (made.truths[1].key, made.truths[2].key)
+    assert "only background" in empty.reason and str(paths[1]) in empty.reason
+    assert f"unknown label {unknown}" in strange.reason and f"and {background} for background" in strange.reason
+
+
+def test_every_way_a_label_map_can_be_wrong(tmp_path: Path):
+    made = synthetic_data.make_ade20k(tmp_path, n=9)
+    maps = [Path(made.params["segm_root"]) / f"{truth.key}.png" for truth in made.truths]
+    photos = [truth.image for truth in made.truths]
+    maps[1].unlink()
+    maps[2].write_bytes(maps[2].read_bytes()[:-40])
+    Image.new("RGB", (9, 9)).save(maps[3])
+    photos[4].write_bytes(photos[4].read_bytes()[:-200])
+    Image.new("RGB", (9, 9)).save(photos[5])
+    shape = made.truths[6].masks.shape[1:]
+    synthetic_data.write_label_map(maps[6], np.arange(np.prod(shape)).reshape(shape) % 64 + 1)
+    indices = Image.fromarray(np.full(made.truths[7].masks.shape[1:], 5, np.uint8), "P")
+    indices.putpalette(list(np.random.default_rng(0).integers(0, 256, 768)))
+    indices.save(maps[7])
+    data = skipping("ade20k", made.params)
+    reasons = {one.key: one.reason for one in data.left_out}
+    assert list(reasons) == [made.truths[n].key for n in (1, 2, 3, 4, 5, 6)]
+    expected = ("no label map", "cannot be read", "RGB pixels", "cannot be read as an image", "is 9x9", "64 labels")
+    for reason, part in zip(reasons.values(), expected, strict=True):
+        assert part in reason and "\n" not in reason
+    assert data[keys(data).index(made.truths[7].key)].layout.captions == ("tree",)  # palette indices are the ids
+
+
+def test_pictures_are_checked_once_and_again_when_they_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = synthetic_data.make_ade20k(tmp_path)
+    params = made.params | {"cache_root": str(tmp_path / "cache")}
+    first = open_data_set("ade20k", params)
+    seen = []
+
+    def count(path: Path) -> np.ndarray:
+        seen.append(path.name)
+        return read_label_map(path)
+
+    read_label_map = label_maps.read_label_map
+    monkeypatch.setattr(label_maps, "read_label_map", count)
+    assert open_data_set("ade20k", params).fingerprint() == first.fingerprint() and not seen
+    changed = Path(made.params["segm_root"]) / f"{made.truths[2].key}.png"
+    synthetic_data.write_label_map(changed, np.zeros(made.truths[2].masks.shape[1:]))
+    data = skipping("ade20k", params)
+    assert seen == [changed.name] and made.truths[2].key not in keys(data)
+    for path in (tmp_path / "cache").iterdir():
+        path.write_bytes(b"damaged")
+    assert skipping("ade20k", params).fingerprint() == data.fingerprint() and len(seen) == 5
+    os.utime(changed, ns=(1, 1))
+    skipping("ade20k", params)
+    assert len(seen) == 6
+
+
+def test_results_of_another_rule_and_of_other_files_do_not_count(tmp_path: Path):
+    made = synthetic_data.make_ade20k(tmp_path, n=2)
+    paths, kept, seen = [truth.image for truth in made.truths], tmp_path / "kept.parquet", []
+
+    def check(path: Path) -> tuple[int, int]:
+        seen.append(path.name)
+        return 3, len(seen)
+
+    first = check_pictures(paths, check, "a rule", kept)
+    assert check_pictures(paths[:1], check, "a rule", kept) == first[:1] and len(seen) == 2
+    assert check_pictures(paths, check, "another", kept)[1].size == (3, 4)
+    pq.write_table(pa.table({"name": [path.name for path in paths]}), kept)
+    assert len(check_pictures(paths, check, "another", kept)) == 2 and len(seen) == 6
+    assert first[0].digest == hashlib.sha256(paths[0].read_bytes()).hexdigest()
+
+
+def rewrite(made: Synthetic, change: Callable[[list[dict]], list[dict]]) -> None:
+    """Change the rows of a synthetic SACap parquet."""
+    path = Path(made.params["seg_caption_path"])
+    synthetic_data.write_sacap_parquet(path, change(pq.read_table(path).to_pylist()))
+
+
+def test_sacap_rows_that_cannot_be_used(tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=9)
+
+    def spoil(rows: list[dict]) -> list[dict]:
+        rows[1]["segments_info"] = []
+        rows[2]["segments_info"] = None
+        rows[3]["segments_info"][0]["caption"] = " \t"
+        rows[4]["segments_info"] = [{"anno_id": n, "caption": "a cat"} for n in range(64)]
+        rows[5]["segments_info"][0]["anno_id"] = None
+        rows[7]["caption"] = None
+        return [*rows, rows[0]]
+
+    rewrite(made, spoil)
+    made.truths[6].image.with_suffix(".json").unlink()
+    data = skipping("sacap_1m", made.params)
+    assert keys(data) == [made.truths[n].key for n in (0, 7, 8)] and data.rows.tolist() == [0, 7, 8]
+    assert data[1].layout.caption is None and data[1].layout.captions == made.truths[7].captions
+    reasons = [one.reason for one in data.left_out]
+    expected = (
+        "is empty",
+        "is empty",
+        "no caption",
+        "more than 63",
+        "no anno_id",
+        ".json: no such file",
+        "earlier row",
+    )
+    for reason, part in zip(reasons, expected, strict=True):
+        assert part in reason, reason
+    assert [one.key for one in data.left_out] == [made.truths[n].key for n in (1, 2, 3, 4, 5, 6, 0)]
+    assert f"row {1}:" in reasons[0] and made.params["seg_caption_path"] in reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda doc: {"annotations": doc["annotations"][:-1] + [{"id": 3}]}, "has no annotation"),
+        (lambda doc: {"image": {}}, "no list of annotations"),
+        (lambda doc: [1], "no list of annotations"),
+        (lambda doc: {"annotations": [one | {"segmentation": None} for one in doc["annotations"]]}, "size is None"),
+        (lambda doc: {"annotations": doc["annotations"] * 2}, "names an annotation twice"),
+        (lambda doc: {"annotations": [one | {"id": [one["id"]]} for one in doc["annotations"]]}, "has no annotation"),
+    ],
+)
+def test_a_json_that_does_not_fit_is_said_when_it_is_read(change: Callable, said: str, tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=1, n_masks=2)
+    rewrite(made, lambda rows: [rows[0] | {"segments_info": every_region(made)}])
+    path = made.truths[0].image.with_suffix(".json")
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    message = refused("sacap_1m", made.params)
+    assert said in message and str(path) in message
+    path.write_text('{"annotations": [')
+    with pytest.raises(SampleError, match="not valid JSON"):
+        open_data_set("sacap_1m", made.params).annotation(0)
+
+
+def every_region(made: Synthetic) -> list[dict]:
+    document = json.loads(made.truths[0].image.with_suffix(".json").read_text())
+    return [{"anno_id": one["id"], "caption": "a cat"} for one in document["annotations"]]
+
+
+def test_a_photo_of_another_size_or_damaged_is_said_when_it_is_read(tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=2)
+    Image.new("RGB", (9, 7)).save(made.truths[0].image)
+    assert f"{made.truths[0].image}: is 9x7" in refused("sacap_1m", made.params)
+    made.truths[0].image.write_bytes(b"\xff\xd8\xff")
+    assert "cannot be read as an image" in refused("sacap_1m", made.params)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda table: table.drop_columns(["imagename"]), "column 'imagename' is missing; it has image_group, caption"),
+        (lambda table: table.drop_columns(["segments_info"]), "column 'segments_info' is missing"),
+        (lambda table: table.drop_columns(["caption"]), "column 'caption' is missing"),
+        (lambda table: with_segments(table, ["a"] * len(table)), "column 'segments_info' is string"),
+        (lambda table: with_segments(table, [[{"anno_id": 1}]] * len(table)), "column 'segments_info' is list<"),
+        (lambda table: table.slice(0, 0), "holds no sample"),
+        (None, "cannot be read as parquet"),
+    ],
+)
+def test_a_table_of_another_kind_is_refused(change: Callable | None, said: str, tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=2)
+    path = Path(made.params["seg_caption_path"])
+    if change is None:
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        pq.write_table(change(pq.read_table(path)), path)
+    for params in (made.params, {k: v for k, v in made.params.items() if k != "cache_root"}):
+        message = refused("sacap_1m", params)
+        assert said in message
+    assert not [one for one in Path(made.params["cache_root"]).glob("*") if "tmp" in one.name]
+    path.unlink()
+    assert f"{path}: no such file" in refused("sacap_1m", made.params)
+
+
+def with_segments(table: pa.Table, values: list) -> pa.Table:
+    return table.set_column(table.column_names.index("segments_info"), "segments_info", pa.array(values))
+
+
+def test_other_writers_types_are_read_too(tmp_path: Path):
+    """pandas and datasets write large strings, categories and large lists, and the test split has more fields."""
+    made = synthetic_data.make_sacap_1m(tmp_path, groups=0)
+    path = Path(made.params["seg_caption_path"])
+    table = pq.read_table(path)
+    segments = [[one | {"short_caption": "x"} for one in row] for row in table["segments_info"].to_pylist()]
+    kind = pa.struct({"anno_id": pa.int32(), "caption": pa.large_string(), "short_caption": pa.string()})
+    columns = {
+        "extra": pa.array(range(len(table))),
+        "imagename": table["imagename"].cast(pa.large_string()),
+        "segments_info": pa.array(
+            [[one | {"anno_id": one["anno_id"] % 2**31} for one in row] for row in segments]
+        ).cast(pa.large_list(kind)),
+        "caption": table["caption"].combine_chunks().dictionary_encode(),
+    }
+    pq.write_table(pa.table(columns), path)
+    data = open_data_set("sacap_1m", made.params)
+    for n, truth in enumerate(made.truths):
+        assert (data.key(n), data[n].layout.captions) == (truth.key, truth.captions)
+        np.testing.assert_array_equal(data[n].layout.masks, truth.masks)
+
+
+def test_the_table_is_mapped_renewed_and_not_sent_to_workers(tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=6)
+    path, cache = Path(made.params["seg_caption_path"]), Path(made.params["cache_root"])
+    in_memory, mapped = CaptionTable(path, None), CaptionTable(path, cache)
+    rows = [in_memory.row(n) for n in range(6)]
+    assert rows == [mapped.row(n) for n in range(6)] and in_memory.digest() == mapped.digest()
+    (kept,) = cache.iterdir()
+    stamp = kept.stat().st_mtime_ns
+    assert CaptionTable(path, cache).row(0) == rows[0] and kept.stat().st_mtime_ns == stamp
+    kept.write_bytes(kept.read_bytes()[:-300])
+    assert CaptionTable(path, cache).row(5) == rows[5] and kept.stat().st_mtime_ns != stamp
+    rewrite(made, lambda rows: rows[::-1])
+    assert [CaptionTable(path, cache).row(n) for n in range(6)] == rows[::-1]
+    sent = pickle.dumps(open_data_set("sacap_1m", made.params))
+    assert rows[0].captions[0].encode() not in sent and len(sent) < 2000
+
+
+def test_text_that_is_not_utf_8_is_said_when_it_is_read(tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=2)
+    path = Path(made.params["seg_caption_path"])
+    table = pq.read_table(path)
+    wrong = pa.Array.from_buffers(pa.string(), 2, pa.array([b"caf\xe9", b"sky"]).buffers())
+    pq.write_table(table.set_column(table.column_names.index("caption"), "caption", wrong), path)
+    data = open_data_set("sacap_1m", made.params)
+    with pytest.raises(SampleError, match="row 0: text is not UTF-8"):
+        data.annotation(0)
+    assert data.annotation(1).caption == "sky"
+
+
+def test_samples_follow_the_parquet_and_regions_the_json(tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path)
+    rewrite(made, lambda rows: [row | {"segments_info": row["segments_info"][::-1]} for row in rows[::-1]])
+    data = open_data_set("sacap_1m", made.params)
+    assert keys(data) == [truth.key for truth in made.truths[::-1]]
+    for n, truth in enumerate(made.truths[::-1]):
+        assert data[n].layout.captions == truth.captions
+        np.testing.assert_array_equal(data[n].layout.masks, truth.masks)
+
+
+def test_only_the_extracted_groups_are_used(tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=7, groups=3)
+    group = made.truths[1].image.parent
+    group.rename(group.with_name("elsewhere"))
+    data = skipping("sacap_1m", made.params)
+    assert data.rows.tolist() == [0, 2, 3, 5, 6] and [one.key for one in data.left_out] == [
+        made.truths[n].key for n in (1, 4)
+    ]
+
+
+def test_a_layout_without_a_photo_and_a_damaged_layout_are_left_out(tmp_path: Path):
+    made = synthetic_data.make_folder(tmp_path, n=8)
+    layouts, images = Path(made.params["layout_root"]), Path(made.params["image_root"])
+    (layouts / "picture_2.json").write_text("{")
+    np.savez(layouts / "picture_3.npz", masks=np.ones((1, 3, 3), bool), captions=np.array(["a cat"]))
+    (images / "stranger.png").write_bytes((images / "picture_0.jpg").read_bytes())
+    (images / "picture_5.jpg").unlink()
+    data = skipping("folder", made.params)
+    assert [one.key for one in data.left_out] == ["picture_2", "picture_3", "picture_5", "stranger"]
+    expected = ("not valid JSON", "is 3x3", "no photo picture_5.*", "no layout has its name")
+    for one, part in zip(data.left_out, expected, strict=True):
+        assert part in one.reason
+    assert keys(data) == ["picture_0", "picture_4", "picture_6", "picture_7", "picture_1"]
+
+
+def test_the_synthetic_run_lengths_are_those_of_the_published_files():
+    """Decoded and encoded again by the writer of the synthetic data, byte for byte."""
+    recorded = sorted((golden_root() / "train" / "sacap_data").glob("*/*.json"))
+    if not recorded:
+        pytest.skip("the golden subset has no SA-1B json")
+    from seg2any.layout_files.rle import decode_rle
+
+    for path in recorded:
+        for one in json.loads(path.read_text())["annotations"]:
+            mask = decode_rle(path.name, one["segmentation"])
+            assert synthetic_data.encode_rle(mask) == one["segmentation"]["counts"]
