@@ -22,7 +22,8 @@ def main(arguments: list[str]) -> int:
         return 0
     try:
         settings = config.load(arguments)
-        from seg2any.training.trainer import Trainer, describe  # late: a typing mistake comes before torch is loaded
+        from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
+        from seg2any.training.trainer import Trainer
 
         if settings.dry_run:
             print(describe(settings))

@@ -41,6 +41,8 @@ class DataSet:
 class Data:
     train: DataSet = field(default_factory=DataSet)
     val: DataSet = field(default_factory=DataSet)
+    on_error: str = "skip"  # unreadable or unlabelled samples are listed and left out; fail: they end the run
+    aspect: str = "stretch"  # to a square, as published; bucket: sizes of equal area near the image's own proportions
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Model:
     hard_attn_block_range: list[int] = field(default_factory=lambda: [19, 37])
     global_text_sees: str = "all"  # background: paper eq. 7
     cond_attention: str = "bidirectional"  # isolated: condition tokens see only each other
-    attention_backend: str = "sdpa"  # dense, and what else seg2any.attention.attend offers
+    attention_backend: str = "auto"  # sdpa, grouped, flex, matmul, dense: see seg2any.attention.attend
     region_assignment: str = "nearest"  # coverage: every region gets at least one token
     vae_posterior: str = "sample"  # of images and contours; mode is deterministic and halves the cache
     is_use_cond_token: bool = True
@@ -93,12 +95,14 @@ class Scheduler:
 class Trainer:
     guidance_scale: float = 1.0  # the guidance embedding during training
     train_batch_size: int = 4  # per process
+    optimizer: str = "adamw"  # adamw8bit: its state in 8 bit, by bitsandbytes
     learning_rate: float = 1e-4
     scale_lr: bool = False  # learning rate x processes x batch x accumulation
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = True
     offload: bool = False  # published key; here the encoders always leave the device once the cache is built
     compile: bool = False  # torch.compile of the blocks
+    base_quantization: str = "none"  # of the frozen transformer: 8bit or nf4, by bitsandbytes
     allow_tf32: bool = False
     caption_dropout: float = 0.0  # share of samples that lose their global caption
     cond_dropout: float = 0.0  # share of samples that lose their contour tokens
@@ -113,7 +117,10 @@ class Trainer:
     validation_loss_steps: int = 500  # loss at fixed noise
     num_validation_samples: int = 64  # samples behind that loss
     log_steps: int = 10
-    cache_dir: str | None = None  # encoded data sets are kept here and reused; null: only in memory
+    sampler: str = "length"  # published: groups of equal length class, their tails filled with repetitions
+    cache_text: str = "classes"  # which T5 embeddings are kept: none, classes (of closed sets), all
+    cache_latents: bool = False  # keep what the VAE says about images and contours
+    cache_dir: str | None = None  # caches are kept here and reused; null: only in memory
     cache_batch_size: int = 32
 
 
@@ -138,7 +145,7 @@ class Config:
     eval: Eval = field(default_factory=Eval)
     dataloader_num_workers: int = 0
     seed: int = 42
-    mixed_precision: str = "bf16"  # no, fp16, bf16
+    mixed_precision: str = "bf16"  # no, fp16, bf16; auto: bf16 where the device computes in it, else no
     resume_from_checkpoint: str | None = None  # latest, or any path to a checkpoint
     dry_run: bool = False
 
@@ -153,7 +160,14 @@ class Config:
 # The objects that are made of a value check it themselves; here is what nothing else would notice.
 CHOICES = {
     "model.use_lora_bias": (False,),
-    "mixed_precision": ("no", "fp16", "bf16"),
+    "mixed_precision": ("auto", "no", "fp16", "bf16"),
+    "project.report_to": (None, "tensorboard", "wandb"),
+    "data.on_error": ("skip", "fail"),
+    "data.aspect": ("stretch", "bucket"),
+    "trainer.optimizer": ("adamw", "adamw8bit"),
+    "trainer.base_quantization": ("none", "8bit", "nf4"),
+    "trainer.sampler": ("length", "published"),
+    "trainer.cache_text": ("none", "classes", "all"),
 }
 AT_LEAST_ONE = (
     *("resolution", "cond_scale_factor", "model.rank", "model.lora_alpha", "model.num_inference_steps"),

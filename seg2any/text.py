@@ -9,7 +9,7 @@ from __future__ import annotations
 import textwrap
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -88,23 +88,30 @@ def encode_texts(
     """
     known = {} if known is None else known
     missing = dict.fromkeys(key for prompt in prompts for key in prompt if key not in known)
-    known.update(_encode_pooled([key for key in missing if key.kind == "clip"], encoders))
-    known.update(_encode_t5([key for key in missing if key.kind != "clip"], encoders))
-    nothing = torch.zeros(0, encoders.text_encoder_2.config.d_model, dtype=encoders.text_encoder_2.dtype)
-    return [
-        EncodedText(
-            caption=known[prompt.caption] if prompt.caption else nothing,
-            regions=tuple(known[key] for key in prompt.regions),
-            pooled=known[prompt.pooled],
-        )
-        for prompt in prompts
-    ]
+    known.update(encode_keys(list(missing), encoders))
+    return [text_of(prompt, known) for prompt in prompts]
+
+
+@torch.no_grad()
+def encode_keys(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
+    """The embedding of each key, on the CPU, not in their order. Warns as `encode_texts` does."""
+    yield from _encode_pooled([key for key in keys if key.kind == "clip"], encoders)
+    yield from _encode_t5([key for key in keys if key.kind != "clip"], encoders)
+
+
+def text_of(prompt: Prompt, known: Mapping[TextKey, Tensor]) -> EncodedText:
+    """What `known` holds of a prompt; without a global caption its rows are none, of the width of a region's."""
+    return EncodedText(
+        caption=known[prompt.caption] if prompt.caption else known[prompt.regions[0]][:0],
+        regions=tuple(known[key] for key in prompt.regions),
+        pooled=known[prompt.pooled],
+    )
 
 
 def _encode_pooled(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
     # What CLIP cuts after 77 tokens is not lost, T5 reads it, so it is not reported.
-    limit = encoders.text_encoder.config.max_position_embeddings
     for key in keys:
+        limit = encoders.text_encoder.config.max_position_embeddings
         tokens = _tokenize(encoders.tokenizer, [key.caption], limit)
         yield key, encoders.text_encoder(_to(encoders.text_encoder, tokens.input_ids)).pooler_output[0].cpu()
 

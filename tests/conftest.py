@@ -6,11 +6,19 @@ import os
 
 import pytest
 
+from tests import tiny_run
+
 
 def pytest_configure(config):
     """One thread per process, before torch is imported: on models this small, threads wait longer than they compute,
     ten times longer when the machine is busy."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    tiny_run.forget_accelerate()
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +49,11 @@ def stock_pipe():
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def tiny_model(stock_pipe, tmp_path_factory):
+    """The folder of `stock_pipe`."""
+    folder = tmp_path_factory.mktemp("model")
+    stock_pipe.save_pretrained(folder)
+    return folder

@@ -56,7 +56,7 @@ def test_an_unquoted_no_is_a_precision(tmp_path):
         ("--optimizer.adam_beta1=1", "optimizer.adam_beta1: 1.0 is not possible; it must be at least 0 and less than"),
         ("--trainer.caption_dropout=1.1", "trainer.caption_dropout: 1.1 is not possible; it must lie in [0, 1]"),
         ("--trainer.ema_decay=1.5", "trainer.ema_decay: 1.5 is not possible"),
-        ("--mixed_precision=fp8", "choose one of no, fp16, bf16"),
+        ("--mixed_precision=fp8", "choose one of auto, no, fp16, bf16"),
         ("--model.use_lora_bias=true", "choose one of False"),
         ("--model.hard_attn_block_range=[1]", "first and last block"),
         ("--seed=null", "--seed: seed"),

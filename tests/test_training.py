@@ -1,18 +1,12 @@
 """The trainer on a tiny random FLUX folder and rendered scenes at 64 px."""
 
-import json
-import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 import train as command_line
@@ -22,49 +16,20 @@ from seg2any.data.shapes import ShapesDataset
 from seg2any.errors import UserError
 from seg2any.latents import Posterior
 from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.training import build, trainer
+from seg2any.training import build
+from seg2any.training.dry_run import describe
 from seg2any.training.log import RunLog
+from seg2any.training.parallel import make_accelerator
+from seg2any.training.source import Batch
+from seg2any.training.state_file import read_state
 from seg2any.training.trainer import Trainer
-
-REPOSITORY = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def model(stock_pipe, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    stock_pipe.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate():
-    """accelerate keeps the precision of a process's first run."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
+from tests import tiny_run
+from tests.tiny_run import losses, rows
 
 
 @pytest.fixture
-def arguments(model, tmp_path):
-    """A run with everything on: accumulation, average, both dropouts, posterior samples, LoRA dropout."""
-    return [
-        *("--mixed_precision=no", "--resolution=64", f"--project.output_dir={tmp_path / 'run'}"),
-        *("--data.train.type=shapes", "--data.train.params={n_scenes: 11, entities: [1, 3]}"),
-        f"--model.pretrained_model_name_or_path={model}",
-        *("--model.hard_attn_block_range=[1,3]", "--model.rank=3", "--model.lora_alpha=6", "--model.lora_dropout=0.1"),
-        *("--model.max_sequence_length=64", "--model.regional_max_sequence_length=12"),
-        *("--trainer.train_batch_size=2", "--trainer.gradient_accumulation_steps=2", "--trainer.learning_rate=1e-2"),
-        *("--trainer.gradient_checkpointing=false", "--trainer.ema_decay=0.5", "--trainer.caption_dropout=0.3"),
-        *("--trainer.cond_dropout=0.3", "--trainer.max_train_steps=4", "--trainer.checkpointing_steps=2"),
-        *("--trainer.log_steps=1", f"--trainer.cache_dir={tmp_path / 'cache'}"),
-    ]
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-
-
-def losses(folder):
-    return {row["step"]: row["loss"] for row in rows(folder) if "loss" in row}
+def arguments(tiny_model, tmp_path):
+    return tiny_run.arguments(tiny_model, tmp_path)
 
 
 def same(a, b):
@@ -90,7 +55,7 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(arguments, tmp_path)
 
     assert losses(tmp_path / "run") == losses(tmp_path / "parts") and len(losses(tmp_path / "run")) == 4
     whole, resumed = (tmp_path / name / "checkpoint-4" for name in ("run", "parts"))
-    assert same(*(torch.load(folder / "training_state.pt", weights_only=True) for folder in (whole, resumed)))
+    assert same(*(read_state(folder / "training_state.safetensors") for folder in (whole, resumed)))
     for adapter in ("default", "cond"):
         file = f"{adapter}/pytorch_lora_weights.safetensors"
         assert same(load_file(whole / file), load_file(resumed / file))
@@ -108,7 +73,7 @@ def test_resume_accepts_any_path_and_refuses_another_run(arguments, tmp_path):
         fit([*elsewhere, resume, "--trainer.learning_rate=1e-3"])
 
 
-def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, model, tmp_path):
+def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, tiny_model, tmp_path):
     trainer = fit([*arguments, "--trainer.max_train_steps=2"])
     folder = tmp_path / "run" / "checkpoint-2"
     saved = {
@@ -121,7 +86,7 @@ def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, mo
     for (layer, matrix, adapter, _), average in zip(names, trainer.average.values, strict=True):
         assert torch.equal(saved[f"{adapter}/transformer.{layer}.{matrix}.weight"], average)
 
-    pipeline = Seg2AnyPipeline.from_pretrained(model)
+    pipeline = Seg2AnyPipeline.from_pretrained(tiny_model)
     pipeline.load_adapters(folder)
     card = pipeline.card
     assert (card.rank, card.alpha, card.step, card.dataset, card.resolution) == (3, 6, 2, "shapes", 64)
@@ -140,8 +105,8 @@ def test_a_new_run_starts_from_given_adapters_without_rounding(arguments, tmp_pa
         Trainer(config.load([*arguments, start, "--model.is_use_cond_token=false"]))
 
 
-def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, model):
-    before = Seg2AnyPipeline.from_pretrained(model).transformer.to(torch.bfloat16).state_dict()
+def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, tiny_model):
+    before = Seg2AnyPipeline.from_pretrained(tiny_model).transformer.to(torch.bfloat16).state_dict()
     trainer = fit([*arguments, "--mixed_precision=bf16", "--trainer.max_train_steps=2"])
     after = trainer.pipeline.transformer.state_dict()
     frozen = {key.replace(".base_layer", ""): value for key, value in after.items() if "lora_" not in key}
@@ -157,10 +122,10 @@ def test_training_lowers_the_loss_at_fixed_noise(arguments):
     few = ["--data.train.params={n_scenes: 4, entities: [1, 2]}", "--trainer.train_batch_size=4", "--model.rank=16"]
     steps = ["--trainer.max_train_steps=40", "--trainer.gradient_accumulation_steps=1", "--model.lora_dropout=0"]
     trainer = Trainer(config.load([*arguments, *few, *steps]))
-    trainer.data = replace(trainer.data, val=trainer.data.train)
-    before = trainer.validation_loss()["val_loss"]
+    trainer.validation.data = replace(trainer.data, val=trainer.data.train)
+    before = trainer.validation.losses()["val_loss"]
     trainer.fit()
-    assert trainer.validation_loss()["val_loss"] < 0.85 * before
+    assert trainer.validation.losses()["val_loss"] < 0.85 * before
 
 
 class Silence(RunLog):
@@ -170,6 +135,7 @@ class Silence(RunLog):
     def begin(self): ...
     def measure(self, *arguments, **named): ...
     def step(self, *arguments, **named): ...
+    def say(self, message): ...
 
 
 def test_a_step_with_a_non_finite_loss_changes_nothing_and_is_counted(arguments, monkeypatch):
@@ -178,12 +144,12 @@ def test_a_step_with_a_non_finite_loss_changes_nothing_and_is_counted(arguments,
     weights = {name: p.detach().clone() for name, p in trainer.trainable.parameters.items()}
     rate = trainer.schedule.get_last_lr()
     poison = Posterior(torch.full((16, 64), torch.nan), torch.zeros(16, 64))
-    monkeypatch.setattr(trainer, "_dropped_out", lambda sample: replace(sample, image=poison))
+    monkeypatch.setattr(trainer, "_dropped_out", lambda sample, generator: replace(sample, image=poison))
     trainer.step(Silence())
     trainer.step(Silence())
     assert same(weights, dict(trainer.trainable.parameters)) and trainer.schedule.get_last_lr() == rate
     assert (trainer.progress.step, trainer.progress.skipped) == (3, 2)
-    with pytest.raises(UserError, match=r"not finite 3 times in a row, last with samples \[\d+, \d+\]"):
+    with pytest.raises(UserError, match=r"not finite 3 times in a row, last with samples train_normal_"):
         trainer.step(Silence())
     monkeypatch.undo()
     trainer.step(Silence())
@@ -200,9 +166,8 @@ def test_the_loss_is_the_equation_written_out(arguments):
         seen.update(x=x, s=s, condition=condition)
         return 3 * x
 
-    trainer.predict = network
-    torch.manual_seed(5)
-    loss = trainer.loss(samples)
+    trainer.velocity = network
+    loss = trainer.loss(samples, trainer.randomness.generators(5))
     x0 = torch.stack([sample.image.mean for sample in samples])
     s = seen["s"].view(2, 1, 1)
     noise = (seen["x"] - (1 - s) * x0) / s
@@ -216,10 +181,10 @@ def test_dropout_removes_the_caption_or_the_contour(arguments):
     everything = ["--trainer.caption_dropout=1", "--trainer.cond_dropout=1"]
     trainer = Trainer(config.load([*arguments, *everything]))
     text, _, cond = trainer.data.train[0].lengths
-    dropped = trainer._dropped_out(trainer.data.train[0])
+    dropped = trainer._dropped_out(trainer.data.train[0], torch.Generator())
     regions = sum(len(region) for region in trainer.data.train[0].layout.text.regions)
     assert text > regions and cond > 0 and dropped.lengths == (regions, 16, 0)
-    assert trainer.loss([dropped, dropped]).isfinite()
+    assert trainer.loss([dropped, dropped], trainer.randomness.generators(0)).isfinite()
 
 
 def test_validation_loss_does_not_depend_on_batches_or_processes(arguments, monkeypatch):
@@ -233,7 +198,7 @@ def test_validation_loss_does_not_depend_on_batches_or_processes(arguments, monk
     from seg2any.training.validation import fixed_losses, named_losses
 
     def measured(indices, batch_size):
-        return fixed_losses(trainer.data.val, indices, trainer.settings, trainer.predict, batch_size)
+        return fixed_losses(trainer.data.val, indices, trainer.settings, trainer.validation.velocity, batch_size)
 
     trainer.pipeline.transformer.eval()
     whole = measured(range(5), 2)
@@ -253,7 +218,8 @@ def test_images_are_written_by_the_live_transformer(arguments, tmp_path):
     images = ["--trainer.num_validation_images=2", "--trainer.validation_steps=1", "--model.num_inference_steps=2"]
     fit([*arguments, *val, *images, "--trainer.max_train_steps=1", "--trainer.validation_loss_steps=1"])
     written = sorted(path.relative_to(tmp_path / "run" / "gen_imgs") for path in tmp_path.rglob("gen_imgs/*/*"))
-    assert [str(path) for path in written] == ["step-1/000.png", "step-1/001.png"]
+    assert [str(path) for path in written] == ["step-1/000.png", "step-1/001.png", "step-1/panels"]
+    assert sorted(path.name for path in (tmp_path / "run/gen_imgs/step-1/panels").iterdir()) == ["000.png", "001.png"]
     assert {"val_loss"} <= set().union(*map(set, rows(tmp_path / "run")))
 
 
@@ -265,25 +231,17 @@ def test_published_layer_keys_must_choose_the_published_layers(arguments):
     )
     settings = config.load(arguments)
     settings.model.cond_lora_layers = published
-    pipeline = build.load_pipeline(settings, build.make_accelerator(settings))
+    pipeline = build.load_pipeline(settings, make_accelerator(settings))
     build.attach_adapters(pipeline.transformer, settings)
     settings.model.cond_lora_layers = "regular_expression:.*to_k"
-    pipeline = build.load_pipeline(settings, build.make_accelerator(settings))
+    pipeline = build.load_pipeline(settings, make_accelerator(settings))
     with pytest.raises(UserError, match="model.cond_lora_layers"):
         build.attach_adapters(pipeline.transformer, settings)
 
 
-def process(arguments, **options):
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, str(REPOSITORY / "train.py"), *arguments]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, **options
-    )
-
-
 def test_sigterm_leaves_a_checkpoint_that_the_next_run_continues(arguments, tmp_path):
     long = [*arguments, "--trainer.max_train_steps=100000", "--trainer.checkpointing_steps=100000"]
-    running = process(long)
+    running = tiny_run.start(long)
     log = tmp_path / "run" / "log.jsonl"
     while running.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
         time.sleep(0.05)
@@ -305,10 +263,12 @@ def test_sigterm_leaves_a_checkpoint_that_the_next_run_continues(arguments, tmp_
         ("--model.rnak=4", "did you mean 'model.rank'"),
         ("--model.attention_mask_method=soft", "'soft'; use one of hard, base"),
         ("--model.weighting_scheme=lognormal", "'lognormal'; choose one of none, logit_normal"),
-        ("--data.train.type=shape", "data set 'shape' does not exist; choose one of shapes"),
+        ("--data.train.type=shape", "data set 'shape' does not exist; choose one of ade20k"),
         ("--data.train.params.colour=red", "unknown parameter 'colour'"),
         ("--model.pretrained_model_name_or_path=/nowhere", "model.pretrained_model_name_or_path: /nowhere"),
         ("--resume_from_checkpoint=/nowhere", "/nowhere is not a folder"),
+        ("--trainer.compile=true", "trainer.compile: on a CPU"),
+        ("--trainer.base_quantization=nf4", "trainer.base_quantization: nf4 needs"),
     ],
 )
 def test_mistakes_are_one_line_and_no_traceback(arguments, capsys, extra, message):
@@ -318,13 +278,13 @@ def test_mistakes_are_one_line_and_no_traceback(arguments, capsys, extra, messag
 
 
 def test_a_mistake_ends_the_process_with_2(arguments):
-    running = process([*arguments, "--seed=soon"])
+    running = tiny_run.start([*arguments, "--seed=soon"])
     output, error = running.communicate(timeout=60)
     assert running.returncode == 2 and not output and error.startswith("train.py: --seed: ") and error.count("\n") == 1
 
 
 def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
-    described = trainer.describe(config.load([*arguments, "--dry_run"]))
+    described = describe(config.load([*arguments, "--dry_run"]))
     assert "learning_rate: 0.01" in described and "image tokens per sample: 16 on average" in described
     assert "11 samples" in described and "4 steps" in described
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
@@ -333,7 +293,7 @@ def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
 def test_dry_run_reads_no_more_than_some_samples(arguments, monkeypatch):
     read, original = set(), ShapesDataset.__getitem__
     monkeypatch.setattr(ShapesDataset, "__getitem__", lambda self, i: read.add(i) or original(self, i))
-    described = trainer.describe(config.load([*arguments, "--data.train.params.n_scenes=200000", "--dry_run"]))
+    described = describe(config.load([*arguments, "--data.train.params.n_scenes=200000", "--dry_run"]))
     assert "200,000 samples, 100,000 batches" in described and "64 of them" in described
     assert len(read) == 64 and max(read) > 190000
 
@@ -354,7 +314,7 @@ def test_what_ends_a_run_is_one_line(arguments, capsys, monkeypatch, error, stat
 def test_catalog_names_data_sets_and_parameters():
     data = open_data_set("shapes", {"n_scenes": 3, "seed": 1})
     assert len(data) == 3 and data[0].image.dtype == np.uint8
-    with pytest.raises(UserError, match="choose one of shapes"):
+    with pytest.raises(UserError, match="choose one of ade20k"):
         open_data_set("ade", {})
     with pytest.raises(UserError, match="unknown parameter 'scenes'; it takes split, n_scenes"):
         open_data_set("shapes", {"scenes": 1})
@@ -379,3 +339,55 @@ def test_catalog_names_a_parameter_of_another_type(params, message):
     with pytest.raises(UserError) as caught:
         open_data_set("shapes", params)
     assert message in str(caught.value)
+
+
+def test_tensorboard_gets_numbers_and_pictures(arguments, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    val = ["--data.val.type=shapes", "--data.val.params={split: val, n_scenes: 3}", "--project.report_to=tensorboard"]
+    few = ["--trainer.num_validation_images=1", "--trainer.num_validation_samples=1", "--model.num_inference_steps=1"]
+    fit([*arguments, *val, *few, "--trainer.max_train_steps=1"])
+    read = accumulator.EventAccumulator(str(tmp_path / "run" / "logs" / "seg2any")).Reload()
+    assert {"loss", "lr", "images_per_s", "padded", "val_loss"} <= set(read.Tags()["scalars"])
+    assert read.Tags()["images"] == ["validation/000"]
+
+
+def test_a_tracker_that_is_not_installed_is_refused(arguments, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="wandb is not installed; pip install wandb"):
+        Trainer(config.load([*arguments, "--project.report_to=wandb"]))
+
+
+def test_the_log_says_where_a_run_ran_and_how_much_was_padding(arguments, tmp_path):
+    fit([*arguments, "--trainer.max_train_steps=2"])
+    (run,) = tiny_run.machines(tmp_path / "run")
+    assert run["versions"]["torch"] == torch.__version__ and run["processes"] == 1 and "device" in run["machine"]
+    assert all(0 <= row["padded"] < 1 and row["tokens_per_s"] > 0 for row in rows(tmp_path / "run") if "loss" in row)
+
+
+def test_accumulation_makes_the_update_of_the_larger_batch(arguments):
+    """Two micro-steps of 2 samples against one of 4; both dropouts, posterior samples and the average are on."""
+    same_sums = ["--model.lora_dropout=0", "--optimizer.adam_epsilon=1e-3", "--trainer.learning_rate=3e-3"]
+    reached = []
+    for size, accumulated in ((4, 1), (2, 2)):
+        chosen = [f"--trainer.train_batch_size={size}", f"--trainer.gradient_accumulation_steps={accumulated}"]
+        trainer = Trainer(config.load([*arguments, *same_sums, *chosen]))
+        numbers = [[3, 5, 0, 7], [1, 2, 6, 4]]
+        parts = [step[start : start + size] for step in numbers for start in range(0, 4, size)]
+        trainer.batches = iter(
+            [Batch(list(range(size)), part, [*map(str, part)], [trainer.data.train[i] for i in part]) for part in parts]
+        )
+        for _ in numbers:
+            trainer.step(Silence())
+        reached.append({name: p.detach().clone() for name, p in trainer.trainable.parameters.items()})
+        tiny_run.forget_accelerate()
+    assert max((reached[0][name] - reached[1][name]).abs().max() for name in reached[0]) <= 1e-6
+    assert max(value.abs().max() for name, value in reached[0].items() if "lora_B" in name) > 1e-4
+
+
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_every_parameter_gets_a_gradient_even_without_condition_tokens(arguments, checkpointing):
+    """Or processes would wait for each other's gradients for ever."""
+    everything = ["--trainer.cond_dropout=1", f"--trainer.gradient_checkpointing={checkpointing}"]
+    trainer = Trainer(config.load([*arguments, *everything]))
+    trainer.loss(next(trainer.batches).samples, trainer.randomness.generators(0)).backward()
+    assert [name for name, p in trainer.trainable.parameters.items() if p.grad is None] == []

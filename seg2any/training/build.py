@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from huggingface_hub.errors import HFValidationError
-from omegaconf import OmegaConf
 from torch import nn
 
 from seg2any.attention.rules import AttentionRules
@@ -20,22 +17,9 @@ from seg2any.flow import TimestepWeighting
 from seg2any.models.adapters import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.settings import ConditionSettings
+from seg2any.training.parallel import weight_dtype
+from seg2any.training.quantize import quantization_config
 from seg2any.training.run_data import data_set_name
-
-
-def make_accelerator(config: Config) -> Accelerator:
-    folder = Path(config.project.output_dir)
-    return Accelerator(
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.trainer.gradient_accumulation_steps,
-        log_with=config.project.report_to,
-        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.project.logging_dir)),
-    )
-
-
-def weight_dtype(accelerator: Accelerator) -> torch.dtype:
-    """Of frozen weights; what is trained stays in fp32."""
-    return {"fp16": torch.float16, "bf16": torch.bfloat16}.get(accelerator.mixed_precision, torch.float32)
 
 
 def condition_settings(config: Config) -> ConditionSettings:
@@ -65,12 +49,14 @@ def timestep_weighting(config: Config) -> TimestepWeighting:
 
 def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
     """The frozen FLUX on the device, its transformer in the weight dtype, everything with requires_grad off."""
-    name, dtype = config.model.pretrained_model_name_or_path, weight_dtype(accelerator)
+    name, dtype = config.model.pretrained_model_name_or_path, weight_dtype(config, accelerator.device)
     # The VAE is small, and its rounding errors would become part of the targets. CPUs encode text faster in fp32.
     encoders = torch.float32 if accelerator.device.type == "cpu" else dtype
     try:
         dtypes = {"vae": torch.float32, "transformer": dtype, "default": encoders}
-        pipeline = Seg2AnyPipeline.from_pretrained(name, dtype=dtypes)
+        pipeline = Seg2AnyPipeline.from_pretrained(
+            name, dtype=dtypes, quantization_config=quantization_config(config.trainer.base_quantization, dtype)
+        )
     except (OSError, HFValidationError) as error:
         raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
@@ -152,21 +138,6 @@ def number_of_steps(config: Config, batches_per_epoch: int) -> int:
     return config.trainer.num_train_epochs * max(1, batches_per_epoch // config.trainer.gradient_accumulation_steps)
 
 
-def make_optimizer(config: Config, parameters: list[nn.Parameter], processes: int) -> torch.optim.Optimizer:
-    trainer, adam = config.trainer, config.optimizer
-    rate = trainer.learning_rate
-    if trainer.scale_lr:
-        rate *= processes * trainer.train_batch_size * trainer.gradient_accumulation_steps
-    return torch.optim.AdamW(
-        parameters,
-        lr=rate,
-        betas=(adam.adam_beta1, adam.adam_beta2),
-        weight_decay=adam.adam_weight_decay,
-        eps=adam.adam_epsilon,
-        fused=parameters[0].device.type in ("cpu", "cuda"),
-    )
-
-
 def make_schedule(config: Config, optimizer: torch.optim.Optimizer, last_step: int):
     schedule = config.scheduler
     try:
@@ -187,21 +158,6 @@ def apply_memory_options(transformer: nn.Module, config: Config) -> None:
     if config.trainer.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if config.trainer.compile:
+        if transformer.device.type == "cpu":
+            raise UserError("trainer.compile: on a CPU compiling takes longer than it saves; set it to false")
         transformer.compile_repeated_blocks(dynamic=True)
-
-
-def identity(config: Config, last_step: int, processes: int) -> dict[str, object]:
-    """The settings that a resumed run must share with the run that wrote the checkpoint."""
-    flat = OmegaConf.to_container(OmegaConf.structured(config))
-    trainer, schedule = flat["trainer"], flat["scheduler"]
-    kept = ("learning_rate", "train_batch_size", "gradient_accumulation_steps", "caption_dropout", "cond_dropout")
-    values = {f"trainer.{key}": trainer[key] for key in (*kept, "scale_lr", "guidance_scale", "ema_decay")}
-    for section in ("model", "optimizer", "scheduler"):
-        values |= {f"{section}.{key}": value for key, value in flat[section].items()}
-    values |= {key: flat[key] for key in ("resolution", "cond_scale_factor", "seed", "mixed_precision")}
-    values |= {"data.train": flat["data"]["train"], "number of processes": processes}
-    if schedule["lr_scheduler"] not in ("constant", "constant_with_warmup"):
-        values["trainer.max_train_steps"] = last_step  # the schedule's shape depends on it
-    for key in ("num_inference_steps", "attention_backend"):  # of validation images; of speed
-        del values[f"model.{key}"]
-    return values

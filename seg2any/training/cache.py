@@ -1,227 +1,157 @@
-"""Everything frozen, computed once: image latents, contour latents, text embeddings. Training then runs the
-transformer only.
-
-The samples live as columns of tensors, so that a cache in memory and its file are the same thing.
-"""
+"""Everything frozen, computed once: how caches are named, filled by all processes together, and found complete."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
-from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
+from tqdm.auto import tqdm
 
-from seg2any.data.catalog import DataSet
-from seg2any.data.sample import Sample
-from seg2any.files import atomic_write
-from seg2any.latents import Posterior, encode_images
-from seg2any.prepare import EncodedContour, EncodedLayout, Encoders, encode_layouts
+from seg2any.data.sampler import share
+from seg2any.errors import UserError
+from seg2any.prepare import Encoders
 from seg2any.settings import ConditionSettings
-from seg2any.text import EncodedText
+from seg2any.text import TextKey
+from seg2any.training.encoded import Captions, add_embeddings, encode_latents, latents_entry, texts_entry
+from seg2any.training.reader import Preparation, Reader, fault_entry, read_ahead
+from seg2any.training.store import Entry, MemoryStore, ShardStore, Store
 
-FORMAT = 1  # raise it when the columns or what they mean change
-STORED = torch.float16  # latents and embeddings are of order 1: 11 bits of precision beat bfloat16's 8
+FORMAT = 2  # raise it when entries or what they mean change
+PATIENCE = 300.0  # seconds without progress of the others before their share is done here
+KNOWN_BYTES = 1 << 30  # of embeddings kept while a cache is filled, so that repeated captions are encoded once
 
-
-@dataclass(frozen=True)
-class EncodedSample:
-    """One training sample without its pixels: the posterior of the image [I, 4C], and its encoded layout."""
-
-    image: Posterior
-    layout: EncodedLayout
-
-    @property
-    def lengths(self) -> tuple[int, int, int]:
-        """Text, image and condition tokens, without padding."""
-        contour = self.layout.contour
-        return sum(self.layout.text.lengths), len(self.image.mean), 0 if contour is None else len(contour.positions)
-
-    def without_caption(self) -> EncodedSample:
-        """No global caption for T5; CLIP's pooled vector of it stays. Unchanged if there is no region either."""
-        text = self.layout.text
-        if not text.regions:
-            return self
-        return replace(self, layout=replace(self.layout, text=replace(text, caption=text.caption[:0])))
-
-    def without_contour(self) -> EncodedSample:
-        """No condition tokens."""
-        contour = self.layout.contour
-        if contour is None:
-            return self
-        none = replace(contour, posterior=contour.posterior[:0], positions=contour.positions[:0])
-        return replace(self, layout=replace(self.layout, contour=none))
+# From positions of missing entries to (position, entry), in any order.
+Make = Callable[[Sequence[int]], Iterable[tuple[int, Entry]]]
 
 
-class EncodedDataSet:
-    """Encoded samples. A part of a sample is rows `offsets[i]` to `offsets[i + 1]` of a column's `values`.
+class Crew:
+    """The processes that fill a cache together: this one is `rank` of `world`."""
 
-    Equal captions are stored once: column `text` holds the distinct embeddings, `text_of` names a sample's.
-    """
+    def __init__(self, rank: int = 0, world: int = 1, patience: float = PATIENCE):
+        self.rank, self.world, self.patience = rank, world, patience
 
-    def __init__(self, columns: dict[str, Tensor]):
-        self.columns = columns
+    def complete(self, store: Store, keys: Sequence[bytes], make: Make, what: str) -> None:
+        """Return when `store` has an entry for every one of `keys`.
 
-    def __len__(self) -> int:
-        return len(self.columns["image.mean.offsets"]) - 1
+        Each process makes those of its share that are missing. If others, which may belong to another node with a
+        folder of its own or to a run that was killed, get no further, this one makes theirs as well.
+        """
+        own = set(share(len(keys), self.rank, self.world)) if store.is_shared else range(len(keys))
+        store.refresh()
+        self._add(store, keys, [at for at in store.missing(keys).tolist() if at in own], make, what)
+        left, since = store.missing(keys), time.monotonic()
+        while len(left):
+            time.sleep(min(1.0, self.patience))
+            store.refresh()
+            before, left = len(left), store.missing(keys)
+            if len(left) < before:
+                since = time.monotonic()
+            elif time.monotonic() - since > self.patience:
+                self._add(store, keys, left.tolist(), make, what)
+                left = store.missing(keys)
 
-    def __getitem__(self, index: int) -> EncodedSample:
-        captions = [self._part("text", at) for at in self._part("text_of", index).tolist()]
-        grid = tuple(self._part("grid", index).tolist())
-        masks = np.unpackbits(self._part("masks", index).numpy(), axis=1, count=grid[0] * grid[1])
-        return EncodedSample(
-            image=self._posterior("image", index),
-            layout=EncodedLayout(
-                text=EncodedText(captions[0], tuple(captions[1:]), self._part("pooled", index)[0]),
-                contour=self._contour(index) if self._has("contour.mean") else None,
-                masks=masks.astype(bool).reshape(-1, *grid),
-                coverage=self._part("coverage", index) if self._has("coverage") else None,
-            ),
-        )
-
-    def _contour(self, index: int) -> EncodedContour:
-        positions = self._part("positions", index).long()
-        return EncodedContour(
-            self._posterior("contour", index), positions, tuple(self._part("cond_grid", index).tolist())
-        )
-
-    def _posterior(self, name: str, index: int) -> Posterior:
-        mean = self._part(f"{name}.mean", index).float()
-        std = self._part(f"{name}.std", index).float() if self._has(f"{name}.std") else torch.zeros_like(mean)
-        return Posterior(mean, std)
-
-    def _part(self, name: str, index: int) -> Tensor:
-        start, end = self.columns[f"{name}.offsets"][index : index + 2].tolist()
-        return self.columns[f"{name}.values"][start:end]
-
-    def _has(self, name: str) -> bool:
-        return f"{name}.values" in self.columns
-
-    def save(self, path: Path, fingerprint: str) -> None:
-        with atomic_write(path) as temporary:
-            save_file(self.columns, temporary, metadata={"fingerprint": fingerprint})
-
-    @classmethod
-    def read(cls, path: Path, fingerprint: str) -> EncodedDataSet | None:
-        """The file's content, or None if there is no readable file with this fingerprint."""
+    def _add(self, store: Store, keys: Sequence[bytes], wanted: list[int], make: Make, what: str) -> None:
+        if not wanted:
+            return
         try:
-            with safe_open(path, framework="pt") as file:
-                if (file.metadata() or {}).get("fingerprint") != fingerprint:
-                    return None
-                return cls({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (it is no dict)
-        except (FileNotFoundError, SafetensorError):
-            return None
+            with tqdm(total=len(wanted), desc=what, unit="", disable=self.rank > 0) as bar:
+                for at, entry in make(wanted):
+                    store.add(keys[at], entry)
+                    bar.update()
+        finally:
+            store.flush()  # what is done is done, whatever stopped the rest
 
 
-class _Columns:
-    """Collects the parts of samples, in order."""
-
-    def __init__(self):
-        self.parts: dict[str, list[Tensor]] = {}
-        self.text_rows: dict[int, tuple[int, Tensor]] = {}
-
-    def add(self, sample: EncodedSample, with_std: bool) -> None:
-        layout = sample.layout
-        self._add_posterior("image", sample.image, with_std)
-        self._add("text_of", torch.tensor([self._text_row(t) for t in (layout.text.caption, *layout.text.regions)]))
-        self._add("pooled", layout.text.pooled[None].to(STORED))
-        self._add("grid", torch.tensor(layout.masks.shape[1:], dtype=torch.int32))
-        packed = np.packbits(layout.masks.reshape(len(layout.masks), -1), axis=1)
-        self._add("masks", torch.from_numpy(packed))
-        if layout.coverage is not None:
-            self._add("coverage", layout.coverage)
-        if layout.contour is not None:
-            self._add_posterior("contour", layout.contour.posterior, with_std)
-            self._add("positions", layout.contour.positions.to(torch.int16))
-            self._add("cond_grid", torch.tensor(layout.contour.grid, dtype=torch.int32))
-
-    def _text_row(self, embeds: Tensor) -> int:
-        """`encode_texts` returns the same tensor for the same caption, so identity finds the repetitions."""
-        if id(embeds) not in self.text_rows:
-            # The tensor is kept: once it were freed, its id could become another caption's.
-            self.text_rows[id(embeds)] = (len(self.text_rows), embeds)
-            self._add("text", embeds.to(STORED))
-        return self.text_rows[id(embeds)][0]
-
-    def _add_posterior(self, name: str, posterior: Posterior, with_std: bool) -> None:
-        self._add(f"{name}.mean", posterior.mean.to(STORED))
-        if with_std:
-            self._add(f"{name}.std", posterior.std.to(STORED))
-
-    def _add(self, name: str, part: Tensor) -> None:
-        self.parts.setdefault(name, []).append(part)
-
-    def finish(self) -> EncodedDataSet:
-        columns = {}
-        for name, parts in self.parts.items():
-            columns[f"{name}.values"] = torch.cat(parts)
-            columns[f"{name}.offsets"] = torch.tensor([0, *map(len, parts)]).cumsum(0)
-            parts.clear()
-        return EncodedDataSet(columns)
+def open_store(cache_dir: str | None, kind: str, fingerprint: str) -> Store:
+    """In memory without a `cache_dir`."""
+    return ShardStore(Path(cache_dir) / f"{kind}-{fingerprint[:16]}") if cache_dir else MemoryStore()
 
 
-def encode_data_set(
-    batches: Iterable[Sequence[Sample]], resolution: int, encoders: Encoders, settings: ConditionSettings
-) -> EncodedDataSet:
-    """Run VAE, T5 and CLIP over all samples; image and masks are stretched to a square of `resolution` pixels."""
-    columns, known = _Columns(), {}
-    for samples in batches:
-        layouts = [sample.layout for sample in samples]
-        encoded = encode_layouts(layouts, (resolution, resolution), encoders, settings, known)
-        images = encode_images(torch.stack([to_pixels(sample.image, resolution) for sample in samples]), encoders.vae)
-        for index, layout in enumerate(encoded):
-            columns.add(EncodedSample(images[index].cpu(), layout), with_std=settings.vae_posterior == "sample")
-    return columns.finish()
+def check_space(store: Store, n_bytes: int, what: str) -> str:
+    """One line that says how large a cache will become. Raises UserError if the disk has no room for it."""
+    line = f"cache of {what}: about {n_bytes / 1e9:.3g} GB"
+    if not isinstance(store, ShardStore):
+        return f"{line} in memory; trainer.cache_dir would keep it on the disk"
+    folder = next(path for path in (store.folder, *store.folder.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise UserError(
+            f"trainer.cache_dir: {line} in {store.folder}, but only {free / 1e9:.3g} GB are free there; choose another "
+            "disk, or cache less with trainer.cache_latents and trainer.cache_text"
+        )
+    return f"{line} in {store.folder}"
 
 
-def cached_data_set(
-    data: DataSet,
-    batches: Iterable[Sequence[Sample]],
-    resolution: int,
-    encoders: Encoders,
-    settings: ConditionSettings,
-    cache_dir: str | None,
-) -> EncodedDataSet:
-    """The encoded `data`: read from `cache_dir` if it is there for exactly these encoders, else encoded and kept.
+def make_latents(reader: Reader, encoders: Encoders, with_std: bool, skips: bool, workers: int) -> Make:
+    """Entries of the latents' cache for samples by index, read by `workers` processes."""
 
-    batches  the samples of `data`, in order
-    """
-    if not cache_dir:
-        return encode_data_set(batches, resolution, encoders, settings)
-    fingerprint = fingerprint_of(data, resolution, encoders, settings)
-    path = Path(cache_dir) / f"{fingerprint[:16]}.safetensors"
-    found = EncodedDataSet.read(path, fingerprint)
-    if found is None:
-        found = encode_data_set(batches, resolution, encoders, settings)
-        found.save(path, fingerprint)
-    return found
+    def make(indices: Sequence[int]) -> Iterator[tuple[int, Entry]]:
+        for index, (read,) in zip(indices, read_ahead(reader, [[i] for i in indices], workers), strict=True):
+            if isinstance(read, UserError):
+                yield index, _fault(read, skips)
+                continue
+            latents = encode_latents(read.pixels, read.drawn, encoders.vae, with_std)
+            yield index, latents_entry(latents, read.captions, with_std)
+
+    return make
 
 
-def to_pixels(image: np.ndarray, resolution: int) -> Tensor:
-    """uint8 [H, W, 3] -> float [3, resolution, resolution] in [-1, 1], bilinear with PIL's antialias."""
-    resized = Image.fromarray(image).resize((resolution, resolution), Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.asarray(resized, dtype=np.float32) / 255).permute(2, 0, 1) * 2 - 1
+def make_texts(
+    reader: Reader, encoders: Encoders, elsewhere: dict[TextKey, Tensor], batch_size: int, skips: bool, workers: int
+) -> Make:
+    """Entries of the texts' cache. What `elsewhere` holds is not stored with every sample."""
+    settings = reader.preparation.settings
+
+    def make(indices: Sequence[int]) -> Iterator[tuple[int, Entry]]:
+        known = dict(elsewhere)
+        batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
+        for batch, reads in zip(batches, read_ahead(reader.captions, batches, workers), strict=True):
+            wanted = [read.texts(settings) if isinstance(read, Captions) else _fault(read, skips) for read in reads]
+            if sum(embeds.nbytes for embeds in known.values()) > KNOWN_BYTES:
+                known = dict(elsewhere)
+            add_embeddings(known, [key for texts in wanted if not isinstance(texts, dict) for key in texts], encoders)
+            for index, texts in zip(batch, wanted, strict=True):
+                yield index, texts if isinstance(texts, dict) else texts_entry(texts, known, elsewhere)
+
+    return make
 
 
-def fingerprint_of(data: DataSet, resolution: int, encoders: Encoders, settings: ConditionSettings) -> str:
-    """sha256 of whatever an encoded data set depends on, cheap to compute: some samples and weights stand for all."""
-    layout = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "rules"}
+def _fault(error: UserError, skips: bool) -> Entry:
+    if not skips:
+        raise error
+    return fault_entry(error)
+
+
+def latents_fingerprint(data: str, preparation: Preparation, encoders: Encoders) -> str:
+    """What latents and drawn regions depend on. `data` is the data set's own fingerprint."""
+    settings, vae = preparation.settings, encoders.vae
+    drawn = ("is_use_cond_token", "is_filter_cond_token", "cond_scale_factor", "region_assignment", "vae_posterior")
     soft = settings.rules.method == "place"
-    digest = hashlib.sha256(json.dumps([FORMAT, len(data), resolution, layout, soft, settings.is_plain]).encode())
-    for index in sorted({0, len(data) // 3, len(data) // 2, len(data) - 1}):
-        sample = data[index]
-        digest.update(sample.image.tobytes() + sample.layout.digest().encode())
+    parts = [preparation.resolution, preparation.aspect, *(getattr(settings, name) for name in drawn), soft]
+    digest = _digest(data, parts, settings.is_plain, vae.config.shift_factor, vae.config.scaling_factor)
+    return _add_weights(digest, vae).hexdigest()
+
+
+def texts_fingerprint(data: str, settings: ConditionSettings, encoders: Encoders) -> str:
+    """What embeddings depend on, besides the captions that are part of `data`."""
+    lengths = [settings.max_sequence_length, settings.regional_max_sequence_length]
+    digest = _digest(data, lengths, settings.is_plain)
     for tokenizer in (encoders.tokenizer, encoders.tokenizer_2):
         digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
-    for module in (encoders.vae, encoders.text_encoder, encoders.text_encoder_2):
-        for name, tensor in module.state_dict().items():
-            spread = tensor.flatten()[:: max(1, tensor.numel() // 256)].float().cpu()
-            digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + spread.numpy().tobytes())
-    return digest.hexdigest()
+    return _add_weights(_add_weights(digest, encoders.text_encoder), encoders.text_encoder_2).hexdigest()
+
+
+def _digest(*parts: object) -> hashlib._Hash:
+    return hashlib.sha256(repr((FORMAT, *parts)).encode())
+
+
+def _add_weights(digest: hashlib._Hash, module: nn.Module) -> hashlib._Hash:
+    """Some numbers of every tensor stand for all of it: another model differs in most of them."""
+    for name, tensor in module.state_dict().items():
+        spread = tensor.flatten()[:: max(1, tensor.numel() // 256)].float().cpu()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + spread.numpy().tobytes())
+    return digest

@@ -2,19 +2,18 @@
 
 output_dir/checkpoint-1000/default/pytorch_lora_weights.safetensors   the published layout
                            cond/pytorch_lora_weights.safetensors
-                           training_state.pt                          what a resumed run needs beside them
+                           training_state.safetensors                 what a resumed run needs beside them
                            config.yaml
 """
 
 from __future__ import annotations
 
 import os
-import pickle
 import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,8 +22,9 @@ import torch
 from torch import Tensor, nn
 
 from seg2any.errors import UserError
+from seg2any.training.state_file import DamagedState, read_state, write_state
 
-STATE = "training_state.pt"
+STATE = "training_state.safetensors"
 
 
 class Stateful(Protocol):
@@ -129,14 +129,14 @@ class Checkpoints:
                 found[int(match[1])] = path
         return dict(sorted(found.items()))
 
-    def save(self, step: int, write: Callable[[Path], None], state: Mapping[str, Stateful]) -> Path:
-        """Let `write` fill a temporary folder, add the state of every named object, rename it to checkpoint-`step`."""
+    def save(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
+        """Let `write` fill a temporary folder, add the state of the run, rename it to checkpoint-`step`."""
         final = self.folder / f"checkpoint-{step}"
         temporary = self.folder / f".checkpoint-{step}.{uuid.uuid4().hex[:8]}.tmp"
         temporary.mkdir(parents=True)
         try:
             write(temporary)
-            torch.save({name: item.state_dict() for name, item in state.items()}, temporary / STATE)
+            write_state(temporary / STATE, state)
             _sync(temporary)
             _remove(final)
             os.replace(temporary, final)
@@ -172,11 +172,11 @@ class Checkpoints:
 
 def _read_state(path: Path) -> dict[str, Any]:
     try:
-        return torch.load(path / STATE, map_location="cpu", weights_only=True)
+        return read_state(path / STATE)
     except FileNotFoundError:
         raise UserError(f"{path}: no {STATE} in it, so no training can resume from it") from None
-    except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-        raise UserError(f"{path / STATE}: damaged ({type(error).__name__}); resume from another checkpoint") from None
+    except (DamagedState, OSError) as error:
+        raise UserError(f"{error}; resume from another checkpoint") from None
 
 
 def _sync(folder: Path) -> None:

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg2any.files import atomic_write
+from seg2any.training.tracking import show_images
 
-SHOWN = ("loss", "lr", "images_per_s", "val_loss")  # in the progress bar; the file has everything
+SHOWN = {  # in the progress bar, which adds the time that is left; the file has everything
+    "loss": "loss",
+    "lr": "lr",
+    "images_per_s": "img/s",
+    "tokens_per_s": "tok/s",
+    "padded": "padded",
+    "val_loss": "val",
+}
 
 
 class RunLog:
@@ -30,38 +41,67 @@ class RunLog:
 
     def _restart(self) -> None:
         self._losses: list[Tensor] = []
-        self._samples = self._tokens = 0
+        self._samples = self._tokens = self._computed = 0
         self._seconds = 0.0
 
     def begin(self) -> None:
         """A step begins; what lies between steps (validation, checkpoints) does not count in the speed."""
         self._began = time.monotonic()
 
-    def measure(self, loss: Tensor, samples: int, tokens: int) -> None:
-        """One micro-step of this process."""
+    def measure(self, loss: Tensor, lengths: Sequence[tuple[int, int, int]]) -> None:
+        """One micro-step of this process: its loss, and text, image and condition tokens of its samples."""
         self._losses.append(loss.detach())
-        self._samples += samples
-        self._tokens += tokens
+        self._samples += len(lengths)
+        self._tokens += sum(map(sum, lengths))
+        self._computed += len(lengths) * sum(map(max, zip(*lengths, strict=True)))
 
     def step(self, step: int, every: int, **values: float) -> None:
-        """Count an optimizer step. Each `every` of them write `values`, and mean loss and speed since the last row."""
+        """Count an optimizer step. Each `every` of them write `values`, and what was measured since the last row.
+
+        Of the losses only finite ones count; the steps of the others are skipped and counted elsewhere.
+        """
         self.bar.update()
         self._seconds += time.monotonic() - self._began
         if step % every:
             return
-        seconds, world = self._seconds, self.accelerator.num_processes
-        loss = self.accelerator.reduce(torch.stack(self._losses).mean(), reduction="mean").item()
-        rates = {"images_per_s": world * self._samples / seconds, "tokens_per_s": world * self._tokens / seconds}
-        self.row(step, loss=loss, **values, **rates)
+        losses = torch.stack(self._losses).double()
+        finite = losses.isfinite()
+        counts = [finite.sum().item(), self._samples, self._tokens, self._computed]
+        sums = torch.tensor([losses[finite].sum().item(), *counts], dtype=torch.float64)
+        # fp32 on the way: not every device has fp64, and the sums are of a few steps
+        loss, n_losses, samples, tokens, computed = self.accelerator.reduce(
+            sums.float().to(self.accelerator.device)
+        ).tolist()
+        self.row(
+            step,
+            **({"loss": loss / n_losses} if n_losses else {}),
+            **values,
+            images_per_s=samples / self._seconds,
+            tokens_per_s=tokens / self._seconds,
+            padded=1 - tokens / computed,
+        )
         self._restart()
+
+    def start(self, step: int, info: dict[str, object]) -> None:
+        """What runs here and where; one row at every start of the run."""
+        if self.accelerator.is_main_process:
+            self._append({"step": step, "run": info})
 
     def row(self, step: int, **values: float) -> None:
         if self.accelerator.is_main_process:
-            with open(self.path, "a") as file:
-                file.write(json.dumps({"step": step, **{k: float(f"{v:.6g}") for k, v in values.items()}}) + "\n")
-            self.shown |= {k: f"{v:.4g}" for k, v in values.items() if k in SHOWN}
+            self._append({"step": step, **{key: float(f"{value:.6g}") for key, value in values.items()}})
+            self.shown |= {SHOWN[key]: f"{value:.4g}" for key, value in values.items() if key in SHOWN}
             self.bar.set_postfix(self.shown, refresh=False)
         self.accelerator.log(values, step=step)
+
+    def images(self, step: int, pictures: Sequence[Image.Image]) -> None:
+        """To the trackers; the files are written elsewhere. The main process has the pictures."""
+        if self.accelerator.is_main_process:
+            show_images(self.accelerator, step, pictures)
+
+    def _append(self, row: dict[str, object]) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def say(self, message: str) -> None:
         if self.accelerator.is_main_process:
@@ -76,4 +116,11 @@ def _keep_until(path: Path, step: int) -> None:
     """Drop rows after `step`: a resumed run takes those steps again. At step 0 this is a new run's empty log."""
     lines = path.read_text().splitlines() if path.exists() and step else []
     with atomic_write(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines if json.loads(line)["step"] <= step))
+        temporary.write_text("".join(f"{line}\n" for line in lines if _step(line) <= step))
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except ValueError:  # the killed run's last line is not complete
+        return math.inf

@@ -1,31 +1,25 @@
-"""The data sets of a run: named in the config, opened, encoded."""
+"""The data sets of a run: opened, and cached as far as the config says; then networks that nothing needs are gone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Subset
-from tqdm.auto import tqdm
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor
 
 from seg2any.config import Config
-from seg2any.config import DataSet as DataSetConfig
-from seg2any.data.catalog import DataSet, open_data_set
+from seg2any.data.catalog import ClosedSet, DataSet, data_set_name, open_data_set
 from seg2any.errors import UserError
 from seg2any.layout import Layout
-from seg2any.prepare import Encoders
+from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.prepare import prompt_for
 from seg2any.settings import ConditionSettings
-from seg2any.training.cache import EncodedDataSet, cached_data_set
-
-PUBLISHED_TARGETS = {
-    "dataset.ade20k_dataset.ADE20KDataset": "ade20k",
-    "dataset.coco_stuff_dataset.COCOStuffDataset": "coco_stuff",
-    "dataset.sacap_1m_dataset.SACap_1M_Dataset": "sacap_1m",
-}
-
-
-def data_set_name(config: DataSetConfig) -> str | None:
-    return config.type or PUBLISHED_TARGETS.get(config.target or "", config.target)
+from seg2any.text import TextKey, encode_keys
+from seg2any.training.cache import Crew
+from seg2any.training.encoded import EncodedSample
+from seg2any.training.loading import Loading
+from seg2any.training.source import Source
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,12 +32,12 @@ class RawData:
 
 @dataclass(frozen=True, eq=False)
 class RunData:
-    """Encoded samples to train and to validate on, and the layouts that are drawn as images."""
+    """What to train on; encoded samples to validate on; layouts to draw, with the embeddings of their captions."""
 
-    train: EncodedDataSet
-    lengths: list[int]  # tokens of each training sample
-    val: EncodedDataSet | None
+    train: Source
+    val: list[EncodedSample] | None
     shown: list[Layout]
+    shown_texts: dict[TextKey, Tensor]
 
 
 def open_data(config: Config) -> RawData:
@@ -52,30 +46,37 @@ def open_data(config: Config) -> RawData:
     if train is None:
         raise UserError("data.train.type: no data set chosen; for example --data.train.type=shapes")
     return RawData(
-        train=open_data_set(train, config.data.train.params),
-        val=open_data_set(val, config.data.val.params) if val else None,
+        train=open_data_set(train, config.data.train.params, config.data.on_error),
+        val=open_data_set(val, config.data.val.params, config.data.on_error) if val else None,
     )
 
 
-def encode_data(
-    raw: RawData, config: Config, encoders: Encoders, settings: ConditionSettings, accelerator: Accelerator
+def load_data(
+    raw: RawData, config: Config, pipeline: Seg2AnyPipeline, settings: ConditionSettings, accelerator: Accelerator
 ) -> RunData:
-    """Encode everything, or read it from `trainer.cache_dir`."""
-    options = config.trainer
+    """Count tokens, fill the configured caches, encode what validation needs.
 
-    def encode(samples: DataSet, what: str) -> EncodedDataSet:
-        # Read in order by `dataloader_num_workers` processes; `list` keeps samples of any size side by side.
-        reader = DataLoader(
-            samples, options.cache_batch_size, num_workers=config.dataloader_num_workers, collate_fn=list
-        )
-        bar = tqdm(reader, desc=f"encode {what}", unit="batch", disable=not accelerator.is_main_process)
-        with accelerator.main_process_first():
-            return cached_data_set(samples, bar, config.resolution, encoders, settings, options.cache_dir)
+    Afterwards the pipeline has lost T5 and CLIP if all embeddings are cached, T5 if only class names are ever read, and
+    its VAE is on the CPU if latents are cached: only validation images still need it.
+    """
+    loading = Loading(config, pipeline, settings, Crew(accelerator.process_index, accelerator.num_processes))
+    train = loading.source(raw.train)
+    val, shown = None, []
+    if raw.val is not None:
+        val = loading.samples(raw.val, min(config.trainer.num_validation_samples, len(raw.val)))
+        shown = [raw.val[i].layout for i in range(min(config.trainer.num_validation_images, len(raw.val)))]
+    prompts = [prompt_for(layout.caption, layout.captions, settings) for layout in shown]
+    shown_texts = dict(encode_keys(list({key for prompt in prompts for key in prompt}), pipeline))
+    _let_go(pipeline, raw.train, config)
+    return RunData(train, val, shown, shown_texts)
 
-    train = encode(raw.train, "train")
-    lengths = [sum(train[i].lengths) for i in range(len(train))]
-    if raw.val is None:
-        return RunData(train, lengths, None, [])
-    shown = [raw.val[i].layout for i in range(min(options.num_validation_images, len(raw.val)))]
-    subset = Subset(raw.val, range(min(options.num_validation_samples, len(raw.val))))
-    return RunData(train, lengths, encode(subset, "val"), shown)
+
+def _let_go(pipeline: Seg2AnyPipeline, train: DataSet, config: Config) -> None:
+    cached = config.trainer.cache_text
+    if cached == "all" or (cached == "classes" and isinstance(train, ClosedSet)):
+        pipeline.text_encoder_2 = None
+    if cached == "all":
+        pipeline.text_encoder = None
+    if config.trainer.cache_latents:
+        pipeline.vae.to("cpu")
+    clear_device_cache(garbage_collection=True)

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
-from torch.utils.data import Subset
 
 from seg2any import flow
-from seg2any.condition import Condition
 from seg2any.config import Config
-from seg2any.data.sampler import LengthBatches
 from seg2any.errors import UserError
 from seg2any.models.adapters import save_adapters
 from seg2any.prepare import assemble
-from seg2any.training import build, validation
-from seg2any.training.cache import EncodedSample
+from seg2any.training import build
 from seg2any.training.checkpoint import Average, Checkpoints, Identity, Trainable
+from seg2any.training.encoded import EncodedSample
+from seg2any.training.identity import run_identity
 from seg2any.training.interrupt import Interrupt
 from seg2any.training.log import RunLog
-from seg2any.training.run_data import RawData, encode_data, open_data
-
-DESCRIBED_SAMPLES = 64  # at most so many are encoded to tell a data set's numbers of tokens
+from seg2any.training.optimizer import OptimizerState, make_optimizer
+from seg2any.training.parallel import is_deepspeed, make_accelerator, precision, weight_dtype
+from seg2any.training.randomness import Randomness, normal
+from seg2any.training.run_data import load_data, open_data
+from seg2any.training.run_info import run_info
+from seg2any.training.tracking import check_tracker, start_trackers
+from seg2any.training.validation import Validation, inference
+from seg2any.training.velocity import Velocity
 
 
 @dataclass
@@ -46,51 +50,62 @@ class Progress:
 
 
 class Trainer:
-    """One run. `fit` trains to the end, or to the first SIGTERM or SIGINT, and leaves a checkpoint either way.
-
-    Every random number of a micro-step comes from one seed made of (config seed, rank, micro-step), so a resumed run
-    draws what the uninterrupted one would have drawn, and ranks draw different noise.
-    """
+    """One run. `fit` trains to the end, or to the first SIGTERM or SIGINT, and leaves a checkpoint either way."""
 
     def __init__(self, config: Config):
         self.config, self.options = config, config.trainer
         self.folder = Path(config.project.output_dir)
         self.settings = build.condition_settings(config)
         self.weighting = build.timestep_weighting(config)
-        self.accelerator = build.make_accelerator(config)
+        check_tracker(config)
+        self.accelerator = make_accelerator(config)
         raw = open_data(config)
+        processes = self.accelerator.num_processes
+        self.randomness = Randomness(
+            config.seed, self.options.train_batch_size, self.accelerator.process_index, processes
+        )
+        computed_in = precision(config, self.accelerator.device)
+        self.identity = Identity(run_identity(config, raw.train.fingerprint(), computed_in, processes))
         torch.manual_seed(config.seed)  # of the adapters' initial weights: the same on every rank
 
         self.pipeline = build.load_pipeline(config, self.accelerator)
         build.attach_adapters(self.pipeline.transformer, config)
-        self.data = encode_data(raw, config, self.pipeline, self.settings, self.accelerator)
+        self.data = load_data(raw, config, self.pipeline, self.settings, self.accelerator)
 
         self.trainable = Trainable(self.pipeline.transformer)
         parameters = list(self.trainable.parameters.values())
         self.average = Average(parameters, self.options.ema_decay)
-        self.sampler = LengthBatches(
-            self.data.lengths,
+        self.sampler = self.data.train.sampler(
+            self.options.sampler,
             self.options.train_batch_size,
             seed=config.seed,
             rank=self.accelerator.process_index,
-            world=self.accelerator.num_processes,
+            world=processes,
         )
+        self.batches = self.data.train.batches(self.sampler)
         self.last_step = build.number_of_steps(config, self.sampler.batches_per_epoch)
-        optimizer = build.make_optimizer(config, parameters, self.accelerator.num_processes)
+        optimizer = make_optimizer(config, parameters, processes)
         self.schedule = build.make_schedule(config, optimizer, self.last_step)
+        self.moments = OptimizerState(optimizer, self.trainable.parameters, is_deepspeed(self.accelerator))
         build.apply_memory_options(self.pipeline.transformer, config)
-        self.transformer, self.optimizer = self.accelerator.prepare(self.pipeline.transformer, optimizer)
+        dtype = weight_dtype(config, self.accelerator.device)
+        velocity = Velocity(self.pipeline.transformer, self.options.guidance_scale, dtype)
+        # Everything is on its device already; quantised weights could not be moved.
+        placement = {"device_placement": [False, False]} if not is_deepspeed(self.accelerator) else {}
+        self.velocity, self.optimizer = self.accelerator.prepare(velocity, optimizer, **placement)
+        self.validation = Validation(config, self.data, self.settings, self.pipeline, velocity, self.accelerator)
         self.progress = Progress()
         self.checkpoints = Checkpoints(self.folder, self.options.checkpoints_total_limit)
 
     @property
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, by name. What is random follows from the step alone."""
-        return {
-            "identity": Identity(build.identity(self.config, self.last_step, self.accelerator.num_processes)),
+        scaler = self.accelerator.scaler  # of fp16
+        return ({} if scaler is None else {"scaler": scaler}) | {
+            "identity": self.identity,
             "adapters": self.trainable,
             "average": self.average,
-            "optimizer": self.optimizer,
+            "optimizer": self.moments,
             "schedule": self.schedule,
             "sampler": self.sampler,
             "progress": self.progress,
@@ -102,6 +117,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.config.save(self.folder / "config.yaml")
         log = RunLog(self.folder / "log.jsonl", self.accelerator, self.progress.step, self.last_step)
+        start_trackers(self.accelerator, self.config)
+        log.start(self.progress.step, run_info(self.accelerator))
         log.say(resumed)
         saved = self.progress.step
         with Interrupt(self.accelerator) as interrupt:
@@ -121,71 +138,72 @@ class Trainer:
         """One update: `gradient_accumulation_steps` micro-steps, clip, AdamW, schedule, average."""
         accelerator, options, progress = self.accelerator, self.options, self.progress
         log.begin()
-        for _ in range(options.gradient_accumulation_steps):
-            torch.manual_seed(self._seed(self.sampler.position))
-            indices = next(self.sampler)
-            with accelerator.accumulate(self.transformer):
-                loss = self.loss([self._dropped_out(self.data.train[i]) for i in indices])
+        keys = []
+        for number in range(options.gradient_accumulation_steps):
+            micro_step = progress.step * options.gradient_accumulation_steps + number
+            batch = next(self.batches)
+            self.randomness.seed_layers(micro_step)
+            generators = self.randomness.generators(micro_step)
+            with accelerator.accumulate(self.velocity):
+                loss = self.loss(batch.samples, [generators[place] for place in batch.places])
                 accelerator.backward(loss)
-            log.measure(loss, tokens=sum(self.data.lengths[i] for i in indices), samples=len(indices))
-        # A non-finite loss makes a non-finite norm, the same on every rank: one check for both.
-        norm = accelerator.clip_grad_norm_(self.trainable.parameters.values(), self.config.optimizer.max_grad_norm)
-        if torch.isfinite(norm) or accelerator.scaler is not None:  # fp16's scaler skips and lowers its scale itself
-            self.optimizer.step()
+            log.measure(loss, [sample.lengths for sample in batch.samples])
+            keys += batch.keys
+        if self._update():
             self.schedule.step()
             self.average.update()
             progress.skipped_in_a_row = 0
         else:
             progress.skipped += 1
             progress.skipped_in_a_row += 1
-        self.optimizer.zero_grad()
         progress.step += 1
+        if progress.skipped_in_a_row:
+            self._report_skipped(keys, log)
         log.step(progress.step, every=options.log_steps, lr=self.schedule.get_last_lr()[0], skipped=progress.skipped)
-        if progress.skipped_in_a_row >= options.max_skipped_steps:
+
+    def _update(self) -> bool:
+        """Clip and step; False if the gradient was not finite: then no process changes anything.
+
+        The gradients, and so their norm, are the same on every process. A loss that is not finite makes them so, too.
+        """
+        norm = self.accelerator.clip_grad_norm_(self.trainable.parameters.values(), self.config.optimizer.max_grad_norm)
+        finite = math.isfinite(norm)
+        if finite or self.accelerator.scaler is not None:  # fp16's scaler skips by itself, and lowers its scale
+            self.optimizer.step()  # under DeepSpeed `backward` has done or skipped it
+        self.optimizer.zero_grad()
+        return finite
+
+    def _report_skipped(self, keys: list[str], log: RunLog) -> None:
+        in_a_row = self.progress.skipped_in_a_row
+        samples = ", ".join(gather_object(keys))
+        what = f"step {self.progress.step}: the gradient was not finite"
+        log.say(f"{what}, no update; {self.progress.skipped} so far, now with samples {samples}")
+        if in_a_row >= self.options.max_skipped_steps:
             raise UserError(
-                f"step {progress.step}: the gradient was not finite {progress.skipped_in_a_row} times in a row, last "
-                f"with samples {indices}; lower trainer.learning_rate or look at these samples"
+                f"{what} {in_a_row} times in a row, last with samples {samples}; lower trainer.learning_rate or look "
+                "at these samples"
             )
 
-    def _seed(self, micro_step: int) -> int:
-        key = (self.config.seed, self.accelerator.process_index, micro_step)
-        return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    def loss(self, samples: Sequence[EncodedSample], generators: Sequence[torch.Generator]) -> Tensor:
+        """L = E w(s) || v(x_s, s, y) - (e - x0) ||^2 with x_s = (1 - s) x0 + s e, for a batch of (x0, y)."""
+        samples = [self._dropped_out(sample, g) for sample, g in zip(samples, generators, strict=True)]
+        condition = assemble([sample.layout for sample in samples], self.settings, generators)
+        images, shapes = [sample.image for sample in samples], [sample.image.mean.shape for sample in samples]
+        x0 = torch.stack([image.sample(e) for image, e in zip(images, normal(shapes, generators), strict=True)])
+        noise = normal(shapes, generators)
+        s = flow.noise_level(torch.cat([self.weighting.sample(1, generator) for generator in generators]))
+        prediction = self.velocity(flow.interpolate(x0, noise, s), s, condition)
+        target, weight = flow.velocity(x0, noise), self.weighting.loss_weight(s)
+        return flow.loss(prediction, target.to(prediction.device), weight.to(prediction.device))
 
-    def _dropped_out(self, sample: EncodedSample) -> EncodedSample:
+    def _dropped_out(self, sample: EncodedSample, generator: torch.Generator) -> EncodedSample:
         """The sample, with the configured probabilities without its global caption or its contour tokens."""
-        drop_caption, drop_contour = torch.rand(2).tolist()
+        drop_caption, drop_contour = torch.rand(2, generator=generator).tolist()
         if drop_caption < self.options.caption_dropout:
             sample = sample.without_caption()
         if drop_contour < self.options.cond_dropout:
             sample = sample.without_contour()
         return sample
-
-    def loss(self, samples: Sequence[EncodedSample]) -> Tensor:
-        """L = E w(s) || v(x_s, s, y) - (e - x0) ||^2 with x_s = (1 - s) x0 + s e, for a batch of (x0, y)."""
-        condition = assemble([sample.layout for sample in samples], self.settings)
-        x0 = torch.stack([sample.image.sample(torch.randn(sample.image.mean.shape)) for sample in samples])
-        noise = torch.randn(x0.shape)
-        s = flow.noise_level(self.weighting.sample(len(samples)))
-        prediction = self.predict(flow.interpolate(x0, noise, s), s, condition)
-        target, weight = flow.velocity(x0, noise), self.weighting.loss_weight(s)
-        return flow.loss(prediction, target.to(prediction.device), weight.to(prediction.device))
-
-    def predict(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
-        """v(x_s, s, y), [B, I, D] in fp32; x [B, I, D], s [B]."""
-        device = self.accelerator.device
-        condition = condition.to(device, torch.float32)  # autocast lowers what may be lowered
-        guidance = None
-        if self.pipeline.transformer.config.guidance_embeds:
-            guidance = torch.full(s.shape, self.config.trainer.guidance_scale, device=device)
-        return self.transformer(
-            hidden_states=x.to(device),
-            timestep=s.to(device),
-            guidance=guidance,
-            encoder_hidden_states=condition.prompt_embeds,
-            pooled_projections=condition.pooled_prompt_embeds,
-            joint_attention_kwargs={"condition": condition},
-            return_dict=False,
-        )[0].float()
 
     def validate(self, log: RunLog) -> None:
         """The loss at fixed noise and sample images, each at its own interval and at the end."""
@@ -194,23 +212,15 @@ class Trainer:
         images_are_due = last or step % self.options.validation_steps == 0
         if self.data.val is None or not (loss_is_due or images_are_due):
             return
-        with validation.inference(self.pipeline.transformer), self.average.in_place():
+        with inference(self.pipeline.transformer), self.average.in_place():
             if loss_is_due:
-                log.row(step, **self.validation_loss())
-            if images_are_due and self.accelerator.is_main_process:
+                log.row(step, **self.validation.losses())
+            if images_are_due:
                 folder = self.folder / self.config.project.gen_image_dir / f"step-{step}"
-                validation.write_images(self.pipeline, self.data.shown, self.config, self.settings, folder)
-
-    def validation_loss(self) -> dict[str, float]:
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        indices = range(len(self.data.val))[rank::world]
-        totals = validation.fixed_losses(
-            self.data.val, indices, self.settings, self.predict, self.options.train_batch_size
-        )
-        return validation.named_losses(self.accelerator.reduce(totals.to(self.accelerator.device)).cpu())
+                log.images(step, self.validation.images(folder))
 
     def save(self) -> int:
-        """Write checkpoint-N. Its adapter files hold the average, training_state.pt the weights as they are."""
+        """Write checkpoint-N. Its adapter files hold the average, its state the weights as they are."""
 
         def write(folder: Path) -> None:
             self.config.save(folder / "config.yaml")
@@ -218,8 +228,9 @@ class Trainer:
             with self.average.in_place():
                 save_adapters(self.pipeline.transformer, folder, card)
 
+        state = {name: item.state_dict() for name, item in self.state.items()}  # on every process: ZeRO collects
         if self.accelerator.is_main_process:
-            self.checkpoints.save(self.progress.step, write, self.state)
+            self.checkpoints.save(self.progress.step, write, state)
         self.accelerator.wait_for_everyone()
         return self.progress.step
 
@@ -237,29 +248,9 @@ class Trainer:
         path, saved = found
         for name, item in self.state.items():
             item.load_state_dict(saved[name])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate
+        steps = set(gather_object([self.progress.step]))
+        if len(steps) > 1:
+            raise UserError(f"{path.parent}: processes found different checkpoints; give them one shared folder")
         return f"resumed from {path} at step {self.progress.step}"
-
-
-def describe(config: Config) -> str:
-    """What `--dry_run` prints: the resolved config, parameters, tokens per sample. Encodes a few samples, writes
-    nothing. Raises UserError for what `Trainer` would refuse before its first step."""
-    accelerator, settings = build.make_accelerator(config), build.condition_settings(config)
-    build.timestep_weighting(config)
-    raw = open_data(config)
-    pipeline = build.load_pipeline(config, accelerator)
-    build.attach_adapters(pipeline.transformer, config)
-    n_samples = len(raw.train)
-    some = Subset(raw.train, range(0, n_samples, -(-n_samples // DESCRIBED_SAMPLES)))
-    in_memory = replace(config, trainer=replace(config.trainer, cache_dir=None))
-    encoded = encode_data(RawData(some, None), in_memory, pipeline, settings, accelerator).train
-    tokens = torch.tensor([encoded[i].lengths for i in range(len(encoded))], dtype=torch.float32)
-
-    lines = [config.to_yaml()]
-    lines += [f"{name} parameters: {count:,}" for name, count in build.parameter_counts(pipeline.transformer).items()]
-    for name, column in zip(("text", "image", "condition"), tokens.unbind(1), strict=True):
-        lines.append(f"{name} tokens per sample: {column.mean():.0f} on average, {column.max():.0f} at most")
-    sampler = LengthBatches([0] * n_samples, config.trainer.train_batch_size, world=accelerator.num_processes)
-    batches = sampler.batches_per_epoch
-    lines.append(f"{n_samples:,} samples, {batches:,} batches per epoch and process; counted in {len(tokens)} of them")
-    lines.append(f"{build.number_of_steps(config, batches):,} steps")
-    return "\n".join(lines)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from PIL import Image
 from torch import Tensor, nn
 
 from seg2any import flow
@@ -18,7 +22,10 @@ from seg2any.layout import Layout
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.prepare import assemble
 from seg2any.settings import ConditionSettings
-from seg2any.training.cache import EncodedDataSet
+from seg2any.training.encoded import EncodedSample
+from seg2any.training.run_data import RunData
+from seg2any.training.velocity import Velocity
+from seg2any.visualize import panel
 
 BINS = 4  # of the noise level, each reported by itself: the loss means something else at every level
 
@@ -28,7 +35,11 @@ Predict = Callable[[Tensor, Tensor, Condition], Tensor]
 
 @torch.no_grad()
 def fixed_losses(
-    samples: EncodedDataSet, indices: Sequence[int], settings: ConditionSettings, predict: Predict, batch_size: int
+    samples: Sequence[EncodedSample],
+    indices: Sequence[int],
+    settings: ConditionSettings,
+    predict: Predict,
+    batch_size: int,
 ) -> Tensor:
     """Sums of losses and counts of samples per noise level bin, [BINS, 2], over samples `indices`.
 
@@ -36,8 +47,7 @@ def fixed_losses(
     numbers of one data set compare, whatever the batch size and the number of processes.
     """
     totals = torch.zeros(BINS, 2)
-    for start in range(0, len(indices), batch_size):
-        chosen = indices[start : start + batch_size]
+    for chosen in _of_one_size(samples, indices, batch_size):
         batch = [samples[i] for i in chosen]
         generators = [torch.Generator().manual_seed(i) for i in chosen]
         condition = assemble([sample.layout for sample in batch], settings, generators)
@@ -49,6 +59,15 @@ def fixed_losses(
         bins = (s * BINS).ceil().long() - 1
         totals.index_add_(0, bins, torch.stack([losses, torch.ones_like(losses)], dim=1))
     return totals
+
+
+def _of_one_size(samples: Sequence[EncodedSample], indices: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of samples whose images have the same size."""
+    by_size = defaultdict(list)
+    for index in indices:
+        by_size[samples[index].layout.masks.shape[1:]].append(index)
+    for same in by_size.values():
+        yield from (same[start : start + batch_size] for start in range(0, len(same), batch_size))
 
 
 def _stride(n: int) -> int:
@@ -77,19 +96,72 @@ def inference(module: nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
-def write_images(
-    pipeline: Seg2AnyPipeline, layouts: Sequence[Layout], config: Config, settings: ConditionSettings, folder: Path
-) -> None:
-    """One PNG per layout, seed = its number, made by `pipeline` as it is: no second model."""
-    for number, layout in enumerate(layouts):
-        image = pipeline(
-            layout,
-            height=config.resolution,
-            width=config.resolution,
-            num_inference_steps=config.model.num_inference_steps,
-            guidance_scale=config.eval.guidance_scale,
-            seeds=[number],
-            settings=settings,
-        ).images[0]
-        with atomic_write(folder / f"{number:03d}.png") as temporary:
-            image.save(temporary)
+class Validation:
+    """The validation data of a run, and its live networks."""
+
+    def __init__(
+        self,
+        config: Config,
+        data: RunData,
+        settings: ConditionSettings,
+        pipeline: Seg2AnyPipeline,
+        velocity: Velocity,
+        accelerator: Accelerator,
+    ):
+        """`velocity` without the wrapper that waits for the other processes: their shares differ in size."""
+        self.config, self.data, self.settings = config, data, settings
+        self.pipeline, self.velocity, self.accelerator = pipeline, velocity, accelerator
+
+    def losses(self) -> dict[str, float]:
+        """Of all processes' shares together."""
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        indices = range(len(self.data.val))[rank::world]
+        batch_size = self.config.trainer.train_batch_size
+        totals = fixed_losses(self.data.val, indices, self.settings, self.velocity, batch_size)
+        return named_losses(self.accelerator.reduce(totals.to(self.accelerator.device)).cpu())
+
+    def images(self, folder: Path) -> list[Image.Image]:
+        """Every process makes its share of the configured number; the main one writes them to `folder`.
+
+        Returns the panels on the main process, nothing on the others.
+        """
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        mine = {number: self._image(number) for number in range(rank, len(self.data.shown), world)}
+        images = dict(gather_object(list(mine.items())))
+        return write_images(images, self.data.shown, folder) if self.accelerator.is_main_process else []
+
+    def _image(self, number: int) -> Image.Image:
+        """Of layout `number`, which is its seed, by the pipeline as it is: no second model."""
+        device, dtype = self.pipeline.transformer.device, self.velocity.dtype
+        with _on(self.pipeline.vae, device), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return self.pipeline(
+                self.data.shown[number],
+                height=self.config.resolution,
+                width=self.config.resolution,
+                num_inference_steps=self.config.model.num_inference_steps,
+                guidance_scale=self.config.eval.guidance_scale,
+                seeds=[number],
+                settings=self.settings,
+                known_texts=self.data.shown_texts,
+            ).images[0]
+
+
+def write_images(images: Mapping[int, Image.Image], layouts: Sequence[Layout], folder: Path) -> list[Image.Image]:
+    """NNN.png, and panels/NNN.png with contour, overlay and legend beside it; returns the panels in order."""
+    panels = {number: panel(layouts[number], image) for number, image in sorted(images.items())}
+    for place, pictures in ((folder, images), (folder / "panels", panels)):
+        for number, picture in pictures.items():
+            with atomic_write(place / f"{number:03d}.png") as temporary:
+                picture.save(temporary)
+    return list(panels.values())
+
+
+@contextmanager
+def _on(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """The module is on `device` inside, and where it was before afterwards."""
+    before = next(module.parameters()).device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(before)

@@ -1,0 +1,144 @@
+"""Samples per second of a training step: ours against the published scheme, side by side in one run.
+
+    python -m benchmarks.train_step
+    python -m benchmarks.train_step config/seg2any_ade20k.yaml --trainer.train_batch_size=4 --rounds 10
+
+One model, one data set, the same batches, the steps in turn. `published` runs T5, CLIP and VAE in every step, builds a
+dense float mask image by image, and computes both adapters on all tokens (`benchmarks/published_scheme.py`); `ours`
+with the same networks live, and with caches. Losses of the three must agree. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from benchmarks.published_scheme import published_scheme
+from seg2any import config as configs
+from seg2any.config import Config
+from seg2any.errors import UserError
+from seg2any.provenance import circumstances
+from seg2any.training.trainer import Trainer
+
+CACHED = {"cache_text": "all", "cache_latents": True}
+LIVE = {"cache_text": "none", "cache_latents": False}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A way to make a training step: how samples come to be, and whether the transformer is the published scheme's."""
+
+    name: str
+    caching: dict[str, object]
+    published: bool = False
+    backend: str | None = None  # of attention; None: the config's
+
+
+SCHEMES = (
+    Scheme("published", LIVE, published=True, backend="sdpa"),
+    Scheme("ours", LIVE),
+    Scheme("ours, cached", CACHED),
+)
+
+
+class LastLoss:
+    """Stands in for the log of a run."""
+
+    def begin(self) -> None: ...
+
+    def step(self, *_, **__) -> None: ...
+
+    def measure(self, loss: torch.Tensor, *_, **__) -> None:
+        self.loss = loss.item()
+
+
+def main(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5, help="steps of each scheme (default: %(default)s)")
+    parser.add_argument("--output", type=Path, help="append the JSON line to this file")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        config = configs.load(overrides or ["config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64"])
+        with tempfile.TemporaryDirectory() as folder:
+            report = measure(config, options.rounds, Path(folder))
+    except UserError as error:
+        print(f"benchmarks.train_step: {error}", file=sys.stderr)
+        return 2
+    print(table(report))
+    line = json.dumps(report)
+    print(line)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(options.output, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    return 0
+
+
+def measure(config: Config, rounds: int, folder: Path) -> dict:
+    """Seconds per step of every scheme, the first round left out."""
+    trainers = {scheme.name: trainer_of(scheme, config, folder) for scheme in SCHEMES}
+    seconds: dict[str, list[float]] = {name: [] for name in trainers}
+    for _ in range(rounds + 1):
+        losses = []
+        for scheme in SCHEMES:
+            took, loss = timed_step(trainers[scheme.name], scheme)
+            seconds[scheme.name].append(took)
+            losses.append(loss)
+        if max(losses) - min(losses) > 1e-3 * max(losses):
+            raise UserError(f"the schemes' losses differ: {losses}; they do not compute the same thing")
+    samples = config.trainer.train_batch_size * config.trainer.gradient_accumulation_steps
+    rates = {name: samples / statistics.median(values[1:]) for name, values in seconds.items()}
+    published = SCHEMES[0].name
+    return {
+        "benchmark": "train_step",
+        "samples_per_s": rates,
+        "ratio": {name: rate / rates[published] for name, rate in rates.items()},
+        "batch_size": config.trainer.train_batch_size,
+        "resolution": config.resolution,
+        "rounds": rounds,
+    } | circumstances(trainers[published].accelerator.device)
+
+
+def trainer_of(scheme: Scheme, config: Config, folder: Path) -> Trainer:
+    options = replace(config.trainer, cache_dir=str(folder / "cache"), **scheme.caching)
+    model = replace(config.model, attention_backend=scheme.backend or config.model.attention_backend)
+    project = replace(config.project, output_dir=str(folder / scheme.name))
+    val = replace(config.data.val, type=None, target=None)
+    return Trainer(replace(config, trainer=options, model=model, project=project, data=replace(config.data, val=val)))
+
+
+def timed_step(trainer: Trainer, scheme: Scheme) -> tuple[float, float]:
+    """-> seconds, loss."""
+    log = LastLoss()
+    heads = trainer.pipeline.transformer.config.num_attention_heads
+    with published_scheme(heads) if scheme.published else contextlib.nullcontext():
+        synchronise(trainer.accelerator.device)
+        began = time.perf_counter()
+        trainer.step(log)
+        synchronise(trainer.accelerator.device)
+    return time.perf_counter() - began, log.loss
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def table(report: dict) -> str:
+    lines = [f"{'scheme':<16}{'samples/s':>12}{'ratio':>8}"]
+    for name, rate in report["samples_per_s"].items():
+        lines.append(f"{name:<16}{rate:>12.2f}{report['ratio'][name]:>8.2f}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

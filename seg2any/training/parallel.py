@@ -1,0 +1,88 @@
+"""One process, DDP or DeepSpeed ZeRO: accelerate's launcher decides, and training gives the same numbers in each."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    InitProcessGroupKwargs,
+    KwargsHandler,
+    ProjectConfiguration,
+)
+
+from seg2any.config import Config
+from seg2any.errors import UserError
+from seg2any.precision import has_fast_bfloat16
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """What the launcher has set up, with this run's accumulation, clipping and trackers.
+
+    accelerate's own bf16 stays off: DeepSpeed would turn the adapters into bf16, too. `Velocity` lowers precision.
+    """
+    folder = Path(config.project.output_dir)
+    accelerator = Accelerator(
+        mixed_precision="fp16" if config.mixed_precision == "fp16" else "no",
+        gradient_accumulation_steps=config.trainer.gradient_accumulation_steps,
+        log_with=config.project.report_to,
+        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.project.logging_dir)),
+        kwargs_handlers=_handlers(),
+    )
+    if config.mixed_precision == "bf16" and not has_fast_bfloat16(accelerator.device):
+        warnings.warn("mixed_precision: this CPU computes bf16 many times slower than fp32; give auto", stacklevel=2)
+    if is_deepspeed(accelerator):
+        _configure_deepspeed(accelerator.deepspeed_plugin.deepspeed_config, config)
+    elif accelerator.distributed_type in (DistributedType.FSDP, DistributedType.MEGATRON_LM):
+        kind = accelerator.distributed_type.value
+        raise UserError(f"launcher: {kind} shards what the adapters are routed by; use DDP or DeepSpeed ZeRO-2")
+    return accelerator
+
+
+def _handlers() -> list[KwargsHandler]:
+    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.accelerator.is_available():
+        from deepspeed.ops import __compatible_ops__
+
+        handlers.append(InitProcessGroupKwargs(backend="gloo"))  # else each process would train alone, silently
+        __compatible_ops__["deepspeed_shm_comm"] = False  # else it would compile its own backend first, for minutes
+    return handlers
+
+
+def is_deepspeed(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type == DistributedType.DEEPSPEED
+
+
+def _configure_deepspeed(deepspeed: dict, config: Config) -> None:
+    """Our config decides; the launcher's file only says which stage and which buckets."""
+    zero = deepspeed["zero_optimization"]
+    if zero["stage"] not in (1, 2):
+        raise UserError(f"launcher: DeepSpeed ZeRO stage {zero['stage']}; use stage 2, as config/deepspeed_stage2.yaml")
+    if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
+        raise UserError("launcher: DeepSpeed's offload_optimizer_device is not supported; set it to none")
+    if config.mixed_precision == "fp16":
+        raise UserError("mixed_precision: fp16 does not go with DeepSpeed here; use bf16")
+    if config.trainer.optimizer != "adamw":
+        raise UserError(f"trainer.optimizer: {config.trainer.optimizer} cannot be sharded by DeepSpeed; use adamw")
+    deepspeed["train_micro_batch_size_per_gpu"] = config.trainer.train_batch_size
+    deepspeed["gradient_accumulation_steps"] = config.trainer.gradient_accumulation_steps
+    deepspeed["gradient_clipping"] = config.optimizer.max_grad_norm
+
+
+def precision(config: Config, device: torch.device) -> str:
+    """no, fp16 or bf16: what `mixed_precision` means on this device."""
+    if config.mixed_precision != "auto":
+        return config.mixed_precision
+    return "bf16" if has_fast_bfloat16(device) else "no"
+
+
+def weight_dtype(config: Config, device: torch.device) -> torch.dtype:
+    """Of frozen weights, and of what autocast lowers; what is trained stays in fp32."""
+    return DTYPES[precision(config, device)]

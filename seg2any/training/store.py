@@ -1,0 +1,187 @@
+"""Arrays by key: what caches are made of. On the disk for any number of processes and runs, or in memory for one.
+
+A store on the disk is a folder of shards, each a safetensors file with keys, the ends of the entries, and the entries
+one after another. A shard is written under another name, synced and renamed, so it is complete or absent; nothing is
+ever changed in place. Writers never wait for each other: two that store the same key have done the work twice, and the
+older shard is the one that counts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load, save, save_file
+
+from seg2any.files import atomic_write
+
+Entry = dict[str, np.ndarray]
+KEY_BYTES = 16
+SHARD_BYTES = 256 << 20
+SHARD_SECONDS = 120.0  # what a killed process loses at most, and how soon others see progress
+OPEN_SHARDS = 32
+
+
+class DamagedShardWarning(UserWarning):
+    """A file of a cache could not be read and was removed; what it held is computed again."""
+
+
+def key_of(*parts: object) -> bytes:
+    """16 bytes that differ for different `parts` (anything json can write)."""
+    return hashlib.sha256(json.dumps(parts).encode()).digest()[:KEY_BYTES]
+
+
+class Store(Protocol):
+    """Entries by keys of 16 bytes. `is_shared`: other processes see what this one adds."""
+
+    is_shared: bool
+
+    def missing(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Which of `keys` have no entry: int64 positions in `keys`, ascending."""
+
+    def read(self, key: bytes) -> Entry: ...
+
+    def add(self, key: bytes, entry: Entry) -> None:
+        """The entry can be read after the next `flush`."""
+
+    def flush(self) -> None: ...
+
+    def refresh(self) -> None:
+        """See what others have added."""
+
+
+class MemoryStore:
+    """Entries of this process alone, gone when it ends."""
+
+    is_shared = False
+
+    def __init__(self):
+        self._entries: dict[bytes, Entry] = {}
+
+    def missing(self, keys: Sequence[bytes]) -> np.ndarray:
+        return np.array([at for at, key in enumerate(keys) if key not in self._entries], np.int64)
+
+    def read(self, key: bytes) -> Entry:
+        return self._entries[key]
+
+    def add(self, key: bytes, entry: Entry) -> None:
+        self._entries[key] = entry
+
+    def flush(self) -> None:
+        pass
+
+    def refresh(self) -> None:
+        pass
+
+
+class ShardStore:
+    """Entries in the shards of `folder`, which need not exist yet. Can be sent to other processes."""
+
+    is_shared = True
+
+    def __init__(self, folder: Path):
+        self.folder = Path(folder)
+        self._shards: list[str] = []
+        self._keys = np.zeros(0, f"S{KEY_BYTES}")  # sorted
+        self._where = np.zeros((0, 3), np.int64)  # of each key: shard, first byte, end
+        self._open: dict[int, object] = {}
+        self._pending: list[tuple[bytes, bytes]] = []
+        self._pending_bytes, self._flushed_at = 0, time.monotonic()
+        self.refresh()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_open": {}, "_pending": [], "_pending_bytes": 0}
+
+    def missing(self, keys: Sequence[bytes]) -> np.ndarray:
+        return np.flatnonzero(self._find(keys) < 0)
+
+    def _find(self, keys: Sequence[bytes]) -> np.ndarray:
+        """Position of each key in the index, -1 if it is not there."""
+        if not len(self._keys):
+            return np.full(len(keys), -1)
+        wanted = np.array(keys, self._keys.dtype)
+        at = np.searchsorted(self._keys, wanted).clip(max=len(self._keys) - 1)
+        return np.where(self._keys[at] == wanted, at, -1)
+
+    def read(self, key: bytes) -> Entry:
+        (at,) = self._find([key])
+        if at < 0:
+            raise KeyError(key)
+        shard, start, end = self._where[at].tolist()
+        return load(self._blobs(shard)[start:end].tobytes())
+
+    def _blobs(self, shard: int):
+        """The bytes of a shard, mapped and not read. The files last used stay open."""
+        blobs = self._open.pop(shard, None)
+        if blobs is None:
+            blobs = safe_open(self.folder / self._shards[shard], framework="np").get_slice("entries")
+        self._open[shard] = blobs
+        if len(self._open) > OPEN_SHARDS:
+            del self._open[next(iter(self._open))]
+        return blobs
+
+    def add(self, key: bytes, entry: Entry) -> None:
+        # `save` writes the memory of an array as it lies, whatever its strides say.
+        blob = save({name: np.ascontiguousarray(array) for name, array in entry.items()})
+        self._pending.append((key, blob))
+        self._pending_bytes += len(blob)
+        if self._pending_bytes >= SHARD_BYTES or time.monotonic() - self._flushed_at > SHARD_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what was added as one shard."""
+        if self._pending:
+            keys, blobs = zip(*self._pending, strict=True)
+            content = {
+                "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
+                "ends": np.cumsum([len(blob) for blob in blobs], dtype=np.int64),
+                "entries": np.frombuffer(b"".join(blobs), np.uint8),
+            }
+            # Names ascend with time: of two entries with one key the older counts, in every later run as well.
+            with atomic_write(self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.safetensors") as temporary:
+                save_file(content, temporary)
+            self._pending, self._pending_bytes = [], 0
+            self.refresh()
+        self._flushed_at = time.monotonic()
+
+    def refresh(self) -> None:
+        known = set(self._shards)
+        keys, where = [self._keys], [self._where]
+        for path in sorted(self.folder.glob("[0-9]*.safetensors")):
+            if path.name in known or (index := _read_index(path)) is None:
+                continue
+            ends = index[1]
+            starts = np.concatenate([[0], ends[:-1]])
+            keys.append(index[0])
+            where.append(np.stack([np.full(len(ends), len(self._shards)), starts, ends], axis=1))
+            self._shards.append(path.name)
+        if len(keys) > 1:
+            shard_rank = np.argsort(np.argsort(self._shards))  # others' older shards may be found later
+            keys, where = np.concatenate(keys), np.concatenate(where)
+            order = np.lexsort((shard_rank[where[:, 0]], keys))
+            first = np.concatenate([[True], keys[order][1:] != keys[order][:-1]])
+            self._keys, self._where = keys[order][first], where[order][first]
+
+
+def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
+    """Keys and ends of a shard; None, with a warning, if it is damaged: then it is removed."""
+    try:
+        with safe_open(path, framework="np") as file:
+            keys, ends = file.get_tensor("keys"), file.get_tensor("ends")
+            if len(keys) == len(ends) and file.get_slice("entries").get_shape() == [int(ends[-1])]:
+                return np.ascontiguousarray(keys).view(f"S{KEY_BYTES}")[:, 0], ends
+    except FileNotFoundError:
+        return None  # another process has found the damage first
+    except SafetensorError:
+        pass
+    path.unlink(missing_ok=True)
+    warnings.warn(f"{path}: damaged and removed; what it held is computed again", DamagedShardWarning, stacklevel=3)
+    return None

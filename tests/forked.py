@@ -1,0 +1,71 @@
+"""Functions run in processes forked from the test's: real processes that can be killed, without seconds of imports."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from tests.tiny_run import free_port
+
+ZERO2 = {  # what `accelerate launch --config_file config/deepspeed_stage2.yaml` puts into the environment
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_OFFLOAD_PARAM_DEVICE": "none",
+    "ACCELERATE_DEEPSPEED_ZERO3_INIT": "false",
+}
+DDP = {"ACCELERATE_USE_CPU": "true"}
+
+
+def run(
+    function: Callable[[int], None], log: Path, processes: int = 1, environment: Mapping[str, str] = DDP
+) -> list[int]:
+    """`function(rank)` in each of `processes`; -> exit statuses, minus the signal of a killed one.
+
+    When one ends badly the others are killed, as launchers do. `log` gets what they print.
+    """
+    port, children = free_port(), []
+    for rank in range(processes):
+        if (child := os.fork()) == 0:
+            _be_a_child(function, rank, processes, port, log, environment)
+        children.append(child)
+    return _wait(children)
+
+
+def _be_a_child(function, rank, processes, port, log, environment) -> None:
+    status = 1
+    try:
+        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        sys.stdout = sys.stderr = os.fdopen(2, "w", buffering=1)
+        if processes > 1:
+            os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+            os.environ.update(LOCAL_WORLD_SIZE=str(processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        function(rank)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _wait(children: list[int], seconds: float = 240) -> list[int]:
+    statuses: dict[int, int] = {}
+    end = time.monotonic() + seconds
+    while len(statuses) < len(children):
+        for child in set(children) - statuses.keys():
+            ended, status = os.waitpid(child, os.WNOHANG)
+            if ended:
+                statuses[child] = os.waitstatus_to_exitcode(status)
+        if any(statuses.values()) or time.monotonic() > end:
+            for child in set(children) - statuses.keys():
+                os.kill(child, signal.SIGKILL)
+                statuses[child] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        time.sleep(0.02)
+    return [statuses[child] for child in children]

@@ -1,0 +1,76 @@
+"""Two processes train what one process trains: DDP and DeepSpeed ZeRO-2 over gloo, started as users start them."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import tiny_run
+
+# Noise belongs to the sample, so only the order of sums differs. LoRA dropout draws per process: it is off. A large
+# epsilon keeps Adam from dividing rounding errors by each other; half of the batches lose their condition tokens, so
+# that one process often has no gradient for `cond` while the other has.
+COMPARABLE = (
+    *("--model.lora_dropout=0", "--optimizer.adam_epsilon=1e-3", "--trainer.learning_rate=3e-3"),
+    *("--trainer.cond_dropout=0.5", "--trainer.max_train_steps=4", "--trainer.checkpointing_steps=2"),
+)
+KINDS = {"torchrun": "MULTI_CPU", "deepspeed": "DEEPSPEED"}
+needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
+LAUNCHERS = [
+    pytest.param("torchrun", id="ddp"),
+    pytest.param("deepspeed", id="zero2", marks=needs_deepspeed),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model, tmp_path_factory):
+    """One process with batches of 4, as long as two processes with batches of 2."""
+    folder = tmp_path_factory.mktemp("alone")
+    tiny_run.finish(tiny_run.start(command(tiny_model, folder, batch=4)))
+    return folder / "run"
+
+
+def command(model, folder, batch=2):
+    return [*tiny_run.arguments(model, folder), *COMPARABLE, f"--trainer.train_batch_size={batch}"]
+
+
+def weights(checkpoint):
+    files = sorted(checkpoint.glob("*/pytorch_lora_weights.safetensors"))
+    assert [file.parent.name for file in files] == ["cond", "default"]
+    return {f"{file.parent.name}/{name}": value for file in files for name, value in load_file(file).items()}
+
+
+def assert_same_run(ours, theirs, tolerance):
+    first, second = tiny_run.losses(ours), tiny_run.losses(theirs)
+    assert first.keys() == second.keys() == {1, 2, 3, 4}
+    assert max(abs(first[step] - second[step]) for step in first) <= max(tolerance, 1e-5)  # the log has 6 digits
+    for step in (2, 4):
+        a, b = weights(ours / f"checkpoint-{step}"), weights(theirs / f"checkpoint-{step}")
+        assert a.keys() == b.keys()
+        assert max((a[name] - b[name]).abs().max().item() for name in a) <= tolerance
+    moved = [name for name, value in weights(ours / "checkpoint-4").items() if "lora_B" in name and value.abs().max()]
+    assert any(name.startswith("cond/") for name in moved) and any(name.startswith("default/") for name in moved)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_two_processes_make_the_updates_of_one_with_their_batches_together(alone, tiny_model, tmp_path, launcher):
+    tiny_run.finish(tiny_run.start(command(tiny_model, tmp_path), launcher))
+    for run in tiny_run.machines(tmp_path / "run"):
+        assert (run["processes"], run["distributed_type"]) == (2, KINDS[launcher])
+    assert_same_run(tmp_path / "run", alone, 1e-6)
+    assert_state_is_the_same(tmp_path / "run", alone)
+
+
+def assert_state_is_the_same(ours, theirs):
+    """Also the moments, under the names they have without sharding."""
+    from seg2any.training.state_file import read_state
+
+    first, second = (read_state(run / "checkpoint-4" / "training_state.safetensors") for run in (ours, theirs))
+    assert first["optimizer"].keys() == second["optimizer"].keys() == first["adapters"].keys()
+    for name, moments in second["optimizer"].items():
+        for key in ("exp_avg", "exp_avg_sq"):
+            torch.testing.assert_close(first["optimizer"][name][key], moments[key], rtol=1e-4, atol=1e-7)
+        assert float(first["optimizer"][name]["step"]) == float(moments["step"]) == 4

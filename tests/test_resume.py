@@ -1,0 +1,152 @@
+"""A run killed again and again, anywhere, ends as the run that never was: losses, samples, weights, bit by bit."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import shutil
+import signal
+
+import pytest
+import torch
+
+from seg2any import config
+from seg2any.errors import UserError
+from seg2any.training import checkpoint
+from seg2any.training.state_file import read_state
+from seg2any.training.trainer import Trainer
+from tests import forked, tiny_run
+
+STEPS = 4
+CACHES = ("--trainer.cache_text=all", "--trainer.cache_latents=true")
+needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
+CASES = [  # options, processes, launcher, kills
+    pytest.param((), 1, forked.DDP, 4, id="alone"),
+    pytest.param(CACHES, 1, forked.DDP, 3, id="caches"),
+    pytest.param((), 2, forked.DDP, 3, id="ddp"),
+    pytest.param((), 2, forked.ZERO2, 2, id="zero2", marks=needs_deepspeed),
+]
+
+
+def command(model, folder, *options):
+    steps = (f"--trainer.max_train_steps={STEPS}", "--trainer.checkpointing_steps=1")
+    return [*tiny_run.arguments(model, folder), *steps, "--scheduler.lr_scheduler=cosine", *options]
+
+
+def train(arguments, trace, rank, killed_at=None):
+    """Run to the end, or be killed at the `killed_at`-th event. `trace` gets every micro-step's samples and loss."""
+    torch.manual_seed(random.SystemRandom().getrandbits(60))  # a process starts with a random state of its own
+    trainer = Trainer(config.load(arguments))
+    loss, batches, seen = trainer.loss, trainer.batches, []
+
+    def traced_batches():
+        for batch in batches:
+            seen.append(batch.keys)
+            yield batch
+
+    def traced_loss(samples, generators):
+        count()
+        value = loss(samples, generators)
+        row = [f"process {rank}, micro-step {trainer.sampler.position}", seen[-1], value.item().hex()]
+        with open(trace, "a") as file:
+            file.write(json.dumps(row) + "\n")
+        return value
+
+    trainer.batches, trainer.loss = traced_batches(), traced_loss
+    count = watch(killed_at)
+    trainer.fit()
+    trace.with_suffix(f".events{rank}").write_text(str(count.events))
+
+
+def watch(killed_at):
+    """Every loss and every moment of writing a file is an event; at the given one this process kills itself."""
+
+    def count(*_):
+        count.events += 1
+        if count.events == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    count.events = 0
+
+    def counted(module, name):
+        original = getattr(module, name)
+        setattr(module, name, lambda *arguments, **named: (count(), original(*arguments, **named))[1])
+
+    for module, name in ((os, "fsync"), (os, "replace"), (shutil, "rmtree"), (checkpoint, "write_state")):
+        counted(module, name)
+    return count
+
+
+def traced(path):
+    """Samples and loss of every micro-step; those taken twice must have gone the same way."""
+    steps = {}
+    for line in path.read_text().splitlines():
+        step, *content = json.loads(line)
+        assert steps.setdefault(step, content) == content
+    return steps
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.parametrize(("options", "processes", "launcher", "kills"), CASES)
+def test_a_run_killed_anywhere_ends_as_the_uninterrupted_one(options, processes, launcher, kills, tiny_model, tmp_path):
+    whole = command(tiny_model, tmp_path / "whole", *options)
+    log = tmp_path / "log.txt"
+    statuses = forked.run(lambda rank: train(whole, tmp_path / "whole.trace", rank), log, processes, launcher)
+    assert statuses == [0] * processes, log.read_text()[-4000:]
+
+    parts = [*command(tiny_model, tmp_path / "parts", *options), "--resume_from_checkpoint=latest"]
+    per_step = [int((tmp_path / f"whole.events{rank}").read_text()) // STEPS for rank in range(processes)]
+    assert per_step[0] > 15  # 2 losses; the others are of writing a checkpoint
+    moments = random.Random(len(options) + processes)
+    for kill in range(kills):
+        # First within the first step or its checkpoint, then each time within the second step of that life.
+        victim = moments.randrange(processes)
+        moment = moments.randint(1, per_step[victim]) + per_step[victim] * min(kill, 1)
+        statuses = life(parts, tmp_path, processes, launcher, victim, moment)
+        assert statuses[victim] == -signal.SIGKILL, log.read_text()[-4000:]
+    assert life(parts, tmp_path, processes, launcher) == [0] * processes, log.read_text()[-4000:]
+    starts = [row["step"] for row in tiny_run.rows(tmp_path / "parts" / "run") if "run" in row]
+    assert len(set(starts)) > kills / 2, starts
+
+    trace = traced(tmp_path / "whole.trace")
+    assert trace == traced(tmp_path / "parts.trace") and len(trace) == 2 * STEPS * processes
+    runs = [tmp_path / name / "run" for name in ("whole", "parts")]
+    assert tiny_run.losses(runs[0]) == tiny_run.losses(runs[1]) and len(tiny_run.losses(runs[0])) == STEPS
+    for step in (1, STEPS):  # the first was written by another life than the last
+        states = [read_state(run / f"checkpoint-{step}" / checkpoint.STATE) for run in runs]
+        assert same(*states) and len(states[0]["optimizer"]) == len(states[0]["adapters"]) > 100
+    left = {path.name for path in runs[1].iterdir() if path.name.startswith("checkpoint")}
+    assert left == {f"checkpoint-{step}" for step in range(1, STEPS + 1)}
+
+
+def life(arguments, folder, processes, launcher, victim=None, moment=None):
+    """One start of the run, to its end or until process `victim` is killed at event `moment`; -> exit statuses."""
+
+    def one(rank):
+        train(arguments, folder / "parts.trace", rank, moment if rank == victim else None)
+
+    return forked.run(one, folder / "log.txt", processes, launcher)
+
+
+def test_another_world_size_or_data_set_is_refused(tiny_model, tmp_path):
+    two = [*command(tiny_model, tmp_path), "--trainer.max_train_steps=1"]
+    log = tmp_path / "log.txt"
+    assert forked.run(lambda rank: Trainer(config.load(two)).fit(), log, 2) == [0, 0], log.read_text()[-4000:]
+    resumed = [*two, "--resume_from_checkpoint=latest"]
+    with pytest.raises(UserError, match="number of processes: 2 in the checkpoint, 1 now"):
+        Trainer(config.load(resumed)).fit()
+
+    def other_data(rank):
+        with pytest.raises(UserError, match="data.train's content: .* in the checkpoint, .* now"):
+            Trainer(config.load([*resumed, "--data.train.params={n_scenes: 11, entities: [1, 3], seed: 5}"])).fit()
+
+    assert forked.run(other_data, log, 2) == [0, 0], log.read_text()[-4000:]

@@ -1,0 +1,242 @@
+"""Reading ahead, encoding at the step, and what a resumed run reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from seg2any import config
+from seg2any.data.catalog import ClosedSet, open_data_set
+from seg2any.data.sample import SampleError
+from seg2any.errors import UserError
+from seg2any.text import TextKey, TruncationWarning, encode_keys
+from seg2any.training.reader import read_ahead
+from seg2any.training.run_data import RawData, load_data
+from seg2any.training.source import SkippedSampleWarning
+from seg2any.training.trainer import Trainer
+from tests import tiny_run
+from tests.synthetic_data import make_ade20k
+from tests.test_cache import SETTINGS, Unreadable, loading, same
+
+
+@pytest.fixture(scope="module")
+def data():
+    return open_data_set("shapes", {"n_scenes": 9, "entities": [1, 3]})
+
+
+def take(source, sampler, count):
+    batches = source.batches(sampler)
+    return [next(batches) for _ in range(count)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_reading_ahead_never_moves_the_position(data, stock_pipe, workers):
+    """Two batches are consumed, more are being read; a sampler loaded from the state then goes on with the third."""
+    source = loading(stock_pipe).source(data)
+    source.workers = workers
+    sampler = source.sampler("length", 2)
+    random_before = torch.get_rng_state()
+    whole = take(source, sampler, 2)
+    state = sampler.state_dict()
+    assert state["position"] == 2 and torch.equal(random_before, torch.get_rng_state())
+    whole += take(source, sampler, 3)
+    resumed = source.sampler("length", 2)
+    resumed.load_state_dict(state)
+    again = take(source, resumed, 3)
+    assert [batch.indices for batch in again] == [batch.indices for batch in whole[2:]]
+    assert all(same(a.samples[0], b.samples[0]) for a, b in zip(again, whole[2:], strict=True))
+    order = source.sampler("length", 2)
+    assert [batch.indices for batch in whole] == [next(order) for _ in range(5)]
+    assert whole[0].keys == [data.key(index) for index in whole[0].indices] and whole[0].places == [0, 1]
+    assert whole[0].samples[0].lengths == tuple(source.lengths[whole[0].indices[0]])
+
+
+class Faulty(Unreadable):
+    """Sample 4's picture is damaged, which only reading it shows."""
+
+    def __getitem__(self, index):
+        if index == 4:
+            raise SampleError("photos/4.jpg: is damaged; extract it again")
+        return self.data[index]
+
+    def annotation(self, index):
+        return self.data.annotation(index)
+
+
+@pytest.mark.parametrize("latents", [False, True])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unusable_sample_leaves_its_batch_or_ends_the_run(data, stock_pipe, tmp_path, latents, workers):
+    def source():
+        made = loading(stock_pipe, SETTINGS, tmp_path, latents=latents).source(Faulty(data))
+        made.workers = workers
+        return made
+
+    with pytest.warns(SkippedSampleWarning, match="photos/4.jpg: is damaged"):
+        batches = take(source(), source().sampler("length", 3), 3)
+    (smaller,) = [batch for batch in batches if len(batch.samples) < 3]
+    assert len(smaller.samples) == len(smaller.places) == 2 and 4 not in smaller.indices
+    order = source().sampler("length", 3)
+    (planned,) = [indices for indices in (next(order) for _ in range(3)) if 4 in indices]
+    assert [planned[place] for place in smaller.places] == smaller.indices
+    strict = source()
+    strict.skips = False
+    with pytest.raises(SampleError, match="photos/4.jpg: is damaged"):
+        take(strict, strict.sampler("length", 3), 3)
+    with pytest.warns(SkippedSampleWarning), pytest.raises(SampleError, match="photos/4.jpg"):
+        take(source(), source().sampler("length", 1), 9)  # alone in its batch
+
+
+def test_readers_outlive_the_signals_that_stop_a_run_gently():
+    def signalled(index):
+        for stop in (signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), stop)
+        return index
+
+    assert list(read_ahead(signalled, [[0, 1], [2, 3]], 1)) == [[0, 1], [2, 3]]
+
+
+def test_each_aspect_bucket_is_read_at_its_size(stock_pipe, tmp_path):
+    class Photos(Unreadable):
+        """Of three proportions: 256 x 256, 128 x 256, 256 x 128."""
+
+        def __getitem__(self, index):
+            sample = self.data[index]
+            rows, columns = [(256, 256), (128, 256), (256, 128)][index % 3]
+            masks = sample.layout.masks[:, :rows, :columns]
+            layout = dataclasses.replace(sample.layout, masks=masks)
+            return dataclasses.replace(sample, image=sample.image[:rows, :columns], layout=layout)
+
+        def annotation(self, index):
+            from seg2any.data.annotation import Annotation, MaskStack
+
+            layout = self[index].layout
+            return Annotation(self.key(index), MaskStack(layout.masks), layout.captions, layout.caption)
+
+    data = Photos(open_data_set("shapes", {"n_scenes": 9, "kind": "single"}))
+    made = loading(stock_pipe, SETTINGS, tmp_path)
+    made.config.data.aspect = "bucket"
+    made.preparation = dataclasses.replace(made.preparation, aspect="bucket")
+    source = made.source(data)
+    batches = take(source, source.sampler("length", 2), 3)
+    for batch in batches:
+        assert len({index % 3 for index in batch.indices}) == 1
+        for index, sample in zip(batch.indices, batch.samples, strict=True):
+            height, width = sample.layout.masks.shape[1:]
+            assert (height > width, height < width) == (index % 3 == 2, index % 3 == 1)
+            assert sample.lengths == tuple(source.lengths[index])
+    assert len({batch.indices[0] % 3 for batch in batches}) == 3
+    with pytest.raises(UserError, match="published knows one image size"):
+        source.sampler("published", 2)
+
+
+def test_lengths_come_from_the_bucket_map_if_the_config_says_so(data, stock_pipe, tmp_path):
+    made = loading(stock_pipe, SETTINGS, tmp_path)
+    made.config.data.train.params["is_group_bucket"] = True
+    with pytest.raises(UserError, match=r"64H_64W-group_bucket.parquet: no such file; make it with prepare_dataset"):
+        made.source(data)
+    del made.config.data.train.params["is_group_bucket"]
+    counted = made.source(data).lengths
+    (kept,) = tmp_path.glob("lengths-*.parquet")
+    kept.rename(tmp_path / "64H_64W-group_bucket.parquet")
+    made.config.data.train.params["is_group_bucket"] = True
+    assert np.array_equal(made.source(data).lengths, counted)
+    assert not list(tmp_path.glob("lengths-*"))
+
+
+class Closed(Unreadable):
+    """The scenes as a closed set: no global captions, and figures called a or b."""
+
+    class_captions = ("a", "b")
+
+    def __getitem__(self, index):
+        sample = self.data[index]
+        names = tuple("ab"[at % 2] for at in range(len(sample.layout.captions)))
+        return dataclasses.replace(sample, layout=dataclasses.replace(sample.layout, captions=names, caption=None))
+
+    def annotation(self, index):
+        layout = self[index].layout
+        return dataclasses.replace(self.data.annotation(index), captions=layout.captions, caption=None)
+
+
+@pytest.mark.parametrize(
+    ("cls", "text", "gone"),
+    [
+        (Closed, "none", ()),
+        (Closed, "classes", ("text_encoder_2",)),
+        (Closed, "all", ("text_encoder", "text_encoder_2")),
+        (Faulty, "classes", ()),
+        (Faulty, "all", ("text_encoder", "text_encoder_2")),
+    ],
+)
+def test_networks_that_nothing_needs_are_gone_before_training(data, stock_pipe, tmp_path, cls, text, gone):
+    from seg2any.pipeline import Seg2AnyPipeline
+
+    parts = {**stock_pipe.components, "transformer": None}
+    pipe = Seg2AnyPipeline(**parts)
+    made = loading(pipe, SETTINGS, tmp_path, text, latents=True)
+    made.config.trainer = made.options
+
+    class OneProcess:
+        process_index, num_processes = 0, 1
+
+    raw = RawData(cls(data), data)
+    made.config.trainer.num_validation_samples = 2
+    run = load_data(raw, made.config, pipe, SETTINGS, OneProcess())
+    assert {name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name) is None} == set(gone)
+    assert pipe.vae is not None and len(run.val) == 2 and len(run.shown) == 4
+    with_all = loading(stock_pipe, SETTINGS).source(cls(data))
+    assert same(run.train[1].layout.text.lengths, with_all[1].layout.text.lengths)
+    torch.testing.assert_close(run.train[1].layout.text.embeds, with_all[1].layout.text.embeds, rtol=2**-10, atol=1e-6)
+
+
+def test_class_names_are_encoded_once_and_open_captions_never(stock_pipe, tmp_path):
+    made = make_ade20k(tmp_path / "ade", n=4)
+    data = open_data_set("ade20k", made.params)
+    assert isinstance(data, ClosedSet) and len(data.class_captions) == 150
+    with pytest.warns(TruncationWarning):  # names longer than 10 tokens, as published
+        known = loading(stock_pipe, SETTINGS, tmp_path / "cache", "classes").source(data).encode.known
+    assert {key.caption for key in known} == set(data.class_captions)
+    one = TextKey(data.class_captions[7], SETTINGS.regional_max_sequence_length, "t5")
+    (alone,) = dict(encode_keys([one], stock_pipe)).values()
+    torch.testing.assert_close(known[one].float(), alone, rtol=2**-10, atol=1e-6)
+    assert not loading(stock_pipe, SETTINGS, text="none").source(data).encode.known
+    assert not loading(stock_pipe, SETTINGS, text="classes").source(Unlabelled(data)).encode.known
+
+
+class Unlabelled(Unreadable):
+    def annotation(self, index):
+        return self.data.annotation(index)
+
+
+def test_training_with_and_without_caches_gives_the_same_losses(tiny_model, tmp_path):
+    def losses(name, *options):
+        folder = tmp_path / name
+        trainer = Trainer(
+            config.load([*tiny_run.arguments(tiny_model, folder), "--trainer.max_train_steps=3", *options])
+        )
+        trainer.fit()
+        return list(tiny_run.losses(folder / "run").values())
+
+    live = losses("live", "--trainer.cache_text=none")
+    cached = losses("cached", "--trainer.cache_text=all", "--trainer.cache_latents=true")
+    read_ahead = losses("ahead", "--trainer.cache_text=all", "--dataloader_num_workers=2")
+    assert len(live) == 3 and cached == pytest.approx(live, rel=1e-5) and read_ahead == pytest.approx(live, rel=1e-5)
+
+
+def test_a_run_that_ends_by_an_error_does_not_wait_for_its_readers_for_ever():
+    script = (
+        "import seg2any.training.reader as reader\n"
+        "reader.LAST_STEP_SECONDS = 1\n"
+        "batches = reader.read_ahead(abs, [[1], [2], [3]], workers=1)\n"
+        "print(next(batches))\n"
+        "raise ValueError('the step failed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=200)
+    assert "the step failed" in done.stderr and done.returncode == 1

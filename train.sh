@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Training, one function per data set, as published: 4 GPUs x 4 images, 20,000 steps.
+#
+#   PROCESSES=4 bash train.sh ade20k
+#   PROCESSES=4 bash train.sh coco_stuff
+#   PROCESSES=4 bash train.sh sacap_1m
+#   bash train.sh sacap_1m config/memory_24gb.yaml           on one GPU of 24 GB
+#   bash train.sh shapes                                     offline on a CPU, with the model in examples/shapes
+#
+# Further arguments go to train.py: bash train.sh ade20k --trainer.learning_rate=5e-5. Interrupted, the same command with
+# --resume_from_checkpoint=latest goes on. With other numbers of GPUs, keep the number of samples per step with
+# --trainer.train_batch_size and --trainer.gradient_accumulation_steps.
+#
+#   PROCESSES  GPUs to train on, of all machines together (1)
+#   LAUNCHER   config/accelerate.yaml: DDP; config/deepspeed_stage2.yaml: ZeRO-2
+#   MACHINES   further options of `accelerate launch`        PYTHON   python of the environment
+#
+# Several machines: the same command on each, with the address of the first, its own rank, and project.output_dir on a
+# disk that all of them see. On the first of 2 machines with 8 GPUs each, and with --machine_rank 1 on the second:
+#
+#   PROCESSES=16 MACHINES="--num_machines 2 --machine_rank 0 --main_process_ip 10.0.0.1 --main_process_port 29500" \
+#       bash train.sh sacap_1m
+#
+# Under Slurm, with one task per machine, the rank is $SLURM_NODEID and the address
+# $(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1).
+set -euo pipefail
+cd "$(dirname "$0")"
+
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+PROCESSES=${PROCESSES:-1}
+LAUNCHER=${LAUNCHER:-config/accelerate.yaml}
+
+launch() {
+    if [ "$PROCESSES" -gt 1 ]; then
+        # shellcheck disable=SC2086  # MACHINES holds several words
+        "$PYTHON" -m accelerate.commands.launch --config_file "$LAUNCHER" --num_processes "$PROCESSES" \
+            ${MACHINES:-} train.py "$@"
+    else
+        "$PYTHON" train.py "$@"
+    fi
+}
+
+ade20k() { launch config/seg2any_ade20k.yaml "$@"; }
+
+coco_stuff() { launch config/seg2any_coco_stuff.yaml "$@"; }
+
+# Tokens of a million samples are counted first, once, by all cores.
+sacap_1m() {
+    "$PYTHON" prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --data.train.params.is_group_bucket=True
+    launch config/seg2any_sacap_1m.yaml --data.train.params.is_group_bucket=True "$@"
+}
+
+shapes() { launch config/seg2any_shapes.yaml "$@"; }
+
+case "${1:-}" in
+    ade20k | coco_stuff | sacap_1m | shapes) "$@" ;;
+    *) sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
+esac
