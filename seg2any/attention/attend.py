@@ -1,7 +1,12 @@
 """The one attention call of the repository. Backends are interchangeable and each is tested against `dense`.
 
-A backend belongs here only if it honours the whole additive mask. Kernels that reduce a mask to key padding, or drop
-it, would silently turn regional attention into plain attention, so they are refused by name.
+name     memory for the pattern        what it does
+dense    L x L, float32                the formula, the oracle of all others
+sdpa     L x L, shared by all heads    torch's fused kernel with that mask
+matmul   L x L for every head          the formula in the model's precision; quick for few tokens on some CPUs
+grouped  O(L) for every class          a kernel call without mask for each class of tokens with equal rows
+flex     (L / 128)^2                   a kernel that skips blocks of tokens that do not see each other; trains on CUDA
+auto     as chosen                     one of these, by block
 """
 
 from __future__ import annotations
@@ -9,21 +14,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 
-from seg2any.errors import UserError
+from seg2any.attention.auto import choose
+from seg2any.attention.flex import flex
+from seg2any.attention.grouped import grouped
+from seg2any.attention.kernel import kernel_dtype, masked_sdpa
+from seg2any.attention.names import check_backend
+from seg2any.attention.pattern import AttentionPattern
 
-Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None], torch.Tensor]
-
-UNSAFE = {
-    "varlen": "it reduces the mask to key padding, so the regions vanish",
-    "flash": "flash kernels take no mask, so the regions vanish",
-    "aiter": "it takes no mask, so the regions vanish",
-    "sage": "it drops the mask, so the regions vanish",
-    "xformers": "it wants another mask layout, and no test compares it with the dense oracle",
-    "flex": "it wants a block mask instead of an additive one, and no test compares it with the dense oracle",
-    "cudnn": "it falls back or fails on some additive masks, and no test compares it with the dense oracle",
-}
+Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionPattern], torch.Tensor]
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -32,43 +31,53 @@ def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor
     return (scores if mask is None else scores + mask.float()).softmax(-1)
 
 
-def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
     """The oracle: the textbook formula in float32, without autocast."""
     with torch.autocast(query.device.type, enabled=False):
-        return torch.einsum("bhqk,bkhd->bqhd", attention_weights(query, key, mask), value.float()).to(value.dtype)
+        weights = attention_weights(query, key, pattern.mask())
+        return torch.einsum("bhqk,bkhd->bqhd", weights, value.float()).to(value.dtype)
 
 
-def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
     """torch's fused kernel; it reads the one mask for all heads."""
-    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+    return masked_sdpa(query, key, value, pattern.mask(kernel_dtype(query)))
 
 
-def matmul(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def matmul(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
     """The formula in the model's own precision, [B, heads, L, L] in memory. On CPUs with bfloat16 matrix units and at a
     few hundred tokens its backward pass takes a third of `sdpa`'s."""
+    mask = pattern.mask(kernel_dtype(query))
     query, key, value = (x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
-    scores = query @ key.mT
-    return ((scores if mask is None else scores + mask).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+    return ((query @ key.mT + mask).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
 
 
-BACKENDS: dict[str, Backend] = {"sdpa": sdpa, "dense": dense, "matmul": matmul}
+def auto(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
+    """The backend that `choose` expects to be quickest."""
+    return BACKENDS[choose(query, key, value, pattern)](query, key, value, pattern)
 
 
-def backend(name: str) -> Backend:
-    """The backend of that name; `UserError` with the reason for those that would lose the regions."""
-    if name in BACKENDS:
-        return BACKENDS[name]
-    reason = next((f": {why}" for part, why in UNSAFE.items() if part in name.lower()), "")
-    raise UserError(f"attention_backend {name!r} cannot be used{reason}; use one of {', '.join(BACKENDS)}")
+BACKENDS: dict[str, Backend] = {
+    "auto": auto,
+    "sdpa": sdpa,
+    "grouped": grouped,
+    "flex": flex,
+    "matmul": matmul,
+    "dense": dense,
+}
 
 
 def attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    mask: torch.Tensor | None = None,
-    attention_backend: str = "sdpa",
+    pattern: AttentionPattern | None = None,
+    attention_backend: str = "auto",
 ) -> torch.Tensor:
-    """query, key, value [B, L, heads, d], additive mask broadcastable to [B, heads, L, L] -> [B, L, heads, d]."""
-    return backend(attention_backend)(query, key, value, mask)
+    """query, key, value [B, L, heads, d] -> [B, L, heads, d]. pattern: who sees whom; None = every token every token.
+
+    Raises UserError for a backend that would lose the regions or cannot do what is asked of it.
+    """
+    check_backend(attention_backend)
+    if pattern is None or pattern.is_open:
+        return masked_sdpa(query, key, value)
+    return BACKENDS[attention_backend](query, key, value, pattern)

@@ -1,14 +1,17 @@
-"""Which mask every block uses, built once per forward pass or sampling run."""
+"""Which pattern every block uses, built once per forward pass or sampling run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
 from seg2any.attention.attend import attend
-from seg2any.attention.rules import Attention, AttentionRules, additive_mask
+from seg2any.attention.kernel import kernel_dtype
+from seg2any.attention.pattern import AttentionPattern, TokenClasses
+from seg2any.attention.rules import Attention, AttentionRules
 from seg2any.tokens import TokenLayout
 
 Tap = Callable[[int, torch.Tensor, torch.Tensor, "torch.Tensor | None"], None]
@@ -16,30 +19,36 @@ Tap = Callable[[int, torch.Tensor, torch.Tensor, "torch.Tensor | None"], None]
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
-    """Tokens and rules, and the at most two distinct masks that follow from them.
+    """Tokens and rules, and the at most two distinct patterns that follow from them.
 
     tap: called before the attention of every block with (block, query, key, mask), query and key [B, L, heads, d]
-         after RoPE; `attend.attention_weights` turns any rows of them into weights.
+         after RoPE; `attend.attention_weights` turns any rows of them into weights. A plan with a tap builds the mask
+         [B, 1, L, L] whatever the backend needs.
     """
 
     tokens: TokenLayout
     rules: AttentionRules
     tap: Tap | None = None
-    _masks: dict[tuple[Attention, torch.dtype], torch.Tensor | None] = field(default_factory=dict, repr=False)
+    _patterns: dict[Attention, AttentionPattern] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def classes(self) -> TokenClasses:
+        return TokenClasses.of(self.tokens)
+
+    def pattern(self, block: int) -> AttentionPattern:
+        """Who sees whom in a block, counted over double then single blocks."""
+        attention = self.rules.at(block)
+        if attention not in self._patterns:
+            self._patterns[attention] = AttentionPattern(self.tokens, self.classes, attention, self.rules)
+        return self._patterns[attention]
 
     def mask(self, block: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
-        """Additive mask [B, 1, L, L] of a block, counted over double then single blocks; None = all see all."""
-        attention = self.rules.at(block)
-        if (attention, dtype) not in self._masks:
-            mask = additive_mask(self.tokens, attention, self.rules, dtype)
-            self._masks[attention, dtype] = mask if mask.any() else None
-        return self._masks[attention, dtype]
+        """Additive mask [B, 1, L, L] of a block; None = all see all."""
+        pattern = self.pattern(block)
+        return None if pattern.is_open else pattern.mask(dtype)
 
     def attend(self, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Attention of one block, [B, L, heads, d] -> [B, L, heads, d]."""
-        device = query.device.type
-        kernel_dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
-        mask = self.mask(block, kernel_dtype)
         if self.tap is not None:
-            self.tap(block, query, key, mask)
-        return attend(query, key, value, mask, self.rules.attention_backend)
+            self.tap(block, query, key, self.mask(block, kernel_dtype(query)))
+        return attend(query, key, value, self.pattern(block), self.rules.attention_backend)

@@ -1,4 +1,4 @@
-"""Who may attend to whom (paper section 3, arXiv 2506.00596). One rule, rendered to a mask or to a picture.
+"""Who may attend to whom (paper section 3, arXiv 2506.00596). One rule for every backend.
 
   query \\ key  GLOBAL  REGION_j   IMAGE      COND       covers_i(x): entity i covers image token x
   GLOBAL         1        0        1 (a)       0
@@ -18,12 +18,11 @@ import math
 from dataclasses import dataclass
 from enum import Enum
 
-import numpy as np
 import torch
 
-from seg2any.attention.attend import backend
+from seg2any.attention.names import check_backend
 from seg2any.errors import UserError
-from seg2any.tokens import Kind, TokenLayout
+from seg2any.tokens import Kind
 
 
 class Attention(Enum):
@@ -51,6 +50,7 @@ class AttentionRules:
     cond2image_attention_weight: g >= 0, the paper's gamma in (0, 1]; 0 cuts image and condition apart
     cond_attention:              isolated = condition tokens see only each other
     global_text_sees:            background = paper eq. 7; all = the published code
+    attention_backend:           how it is computed, see `seg2any.attention.attend`; results equal to rounding
     """
 
     method: str = "hard"
@@ -58,7 +58,7 @@ class AttentionRules:
     cond2image_attention_weight: float = 1.0
     cond_attention: str = "bidirectional"
     global_text_sees: str = "all"
-    attention_backend: str = "sdpa"
+    attention_backend: str = "auto"
 
     def __post_init__(self) -> None:
         for field, choices in CHOICES.items():
@@ -74,7 +74,7 @@ class AttentionRules:
             raise UserError(
                 f"cond2image_attention_weight is {self.cond2image_attention_weight}; give a number in [0, 1]"
             )
-        backend(self.attention_backend)
+        check_backend(self.attention_backend, self.method)
 
     def at(self, block: int) -> Attention:
         if self.method == "none":
@@ -115,58 +115,3 @@ def may_attend(
     if rules.cond_attention == "isolated":
         sees = sees & ~(cond_q & ~cond_k)
     return sees | padding
-
-
-def additive_mask(
-    tokens: TokenLayout, attention: Attention, rules: AttentionRules, dtype: torch.dtype = torch.float32
-) -> torch.Tensor:
-    """log of the attention weight of every pair of tokens: [B, 1, L, L], 0 = full weight, -inf = never.
-
-    Tokens of equal (kind, entities) have equal rows and columns, so the rule is asked once per pair of such classes.
-    """
-    pairs = torch.stack([tokens.kind.long(), tokens.entities], -1).flatten(0, 1)
-    classes, index = torch.unique(pairs, dim=0, return_inverse=True)
-    index = index.view_as(tokens.kind)
-    table = _log(_class_weights(classes[:, 0], classes[:, 1], attention, rules)).to(dtype)
-    mask = table[index[:, :, None], index[:, None, :]]
-    if rules.method == "place":
-        _weigh_regions_by_coverage(mask, tokens)
-    return mask[:, None]
-
-
-def _log(weights: torch.Tensor) -> torch.Tensor:
-    """Correctly rounded float32 logarithm: the fast float32 ones differ between CPUs in the last bit."""
-    return weights.cpu().double().log().float().to(weights.device)
-
-
-def _class_weights(
-    kind: torch.Tensor, entities: torch.Tensor, attention: Attention, rules: AttentionRules
-) -> torch.Tensor:
-    """float32 [C, C] attention weights between classes of tokens."""
-    image, cond = kind == Kind.IMAGE, kind == Kind.COND
-    guided = (image[:, None] & cond) | (cond[:, None] & image)
-    weights = may_attend(kind[:, None], entities[:, None], kind, entities, attention, rules).float()
-    return torch.where(guided, weights * rules.cond2image_attention_weight, weights)
-
-
-def _weigh_regions_by_coverage(mask: torch.Tensor, tokens: TokenLayout) -> None:
-    """PLACE: between a region's text and the image, the weight is the fraction of the image token that it covers."""
-    if tokens.coverage is None:
-        raise UserError("method 'place' needs the coverage of every token: prepare the layout with method 'place'")
-    text, image = slice(tokens.n_text), slice(tokens.n_text, tokens.n_text + tokens.n_image)
-    is_region = (tokens.kind[:, text] == Kind.REGION)[:, :, None]
-    background = torch.zeros_like(tokens.coverage[:, :1])  # what tokens of no entity look up, to be discarded
-    log_coverage = _log(torch.cat([tokens.coverage, background], 1)).to(mask.dtype)
-    entity_bits = torch.arange(log_coverage.shape[1], device=mask.device)
-    entity = ((tokens.entities[:, text, None] >> entity_bits) & 1).argmax(-1, keepdim=True)
-    weights = log_coverage.gather(1, entity.expand(-1, -1, tokens.n_image))
-    mask[:, text, image] = torch.where(is_region, weights, mask[:, text, image])
-    mask[:, image, text] = torch.where(is_region, weights, mask[:, image, text].mT).mT
-
-
-def picture(tokens: TokenLayout, attention: Attention, rules: AttentionRules, sample: int = 0) -> np.ndarray:
-    """uint8 RGB [L, L, 3]: rows are queries, columns keys, coloured by the kind of key; white = not seen."""
-    palette = np.array([[230, 159, 0], [0, 158, 115], [86, 180, 233], [204, 121, 167], [120, 120, 120], [60, 60, 60]])
-    weight = additive_mask(tokens, attention, rules)[sample, 0].exp().cpu().numpy()[..., None]
-    colour = palette[tokens.kind[sample].cpu().numpy()][None]
-    return (colour * weight + 255 * (1 - weight)).round().astype(np.uint8)

@@ -49,12 +49,13 @@ def linear(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
     terms = [_delta(layer, part, rows, is_cond) for part, is_cond in zip(rows.split(x), (False, True), strict=False)]
     if all(term is None for term in terms):
         return y
+    add = y.add_ if type(layer.base_layer) is nn.Linear else y.add  # quantised layers hand out views
     if len(terms) == 1:
-        return y.add_(terms[0])
+        return add(terms[0])
     zero = y.new_zeros(1)
     blank = [zero.expand(part.shape) for part in rows.split(y)]
     # one sum over all rows: its gradient reaches both adapters as views, in-place sums on row slices would copy it
-    return y.add_(torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1))
+    return add(torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1))
 
 
 def _delta(layer: LoraLayer, x: torch.Tensor, rows: Rows, is_cond: bool) -> torch.Tensor | None:

@@ -22,7 +22,7 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from diffusers.utils import apply_lora_scale
 from peft import PeftConfig
 
-from seg2any.attention.attend import backend as named_backend
+from seg2any.attention.names import check_backend
 from seg2any.condition import Condition
 from seg2any.errors import UserError
 from seg2any.models.blocks import BlockContext, RegionalAttnProcessor, RegionalDoubleBlock, RegionalSingleBlock
@@ -69,7 +69,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
     def set_attention_backend(self, backend: str) -> None:
         """Backends belong to `AttentionRules`. Here the name is only checked: most of diffusers' lose the regions."""
         if backend != "native":
-            named_backend(backend)
+            check_backend(backend)
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str = DEFAULT) -> None:
         """As in diffusers, but adapters that were active stay active."""

@@ -1,0 +1,51 @@
+"""Backend `auto`: which backend computes the attention of a block, and why. Only rounding depends on it."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from seg2any.attention.pattern import AttentionPattern
+
+logger = logging.getLogger(__name__)
+
+FEW_TOKENS = 2048  # below, calls of a kernel cost more than pairs of tokens
+MOST_PAIRS = 0.7  # of all L x L pairs that `grouped` may compute, and
+MOST_COPIES = 10  # of every key that it may make,
+MOST_COPIES_IN_TRAINING = 6  # or keep for the backward pass
+_said: set[tuple[object, ...]] = set()
+
+
+def choose(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> str:
+    """The name of a backend. Says, once for each kind of device, block and answer, what it chose and why."""
+    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+    name, why = pattern.made(("auto", trains), lambda: _choice(pattern, trains))
+    about = (query.device.type, pattern.attention, trains, name)
+    if about not in _said:
+        _said.add(about)
+        task = "training" if trains else "generation"
+        logger.info(f"attention_backend auto: {name} for {task} in {pattern.attention.value} blocks, since {why}")
+    return name
+
+
+def _choice(pattern: AttentionPattern, trains: bool) -> tuple[str, str]:
+    n_tokens = pattern.classes.index.shape[1]
+    if n_tokens < FEW_TOKENS:
+        return "sdpa", f"{n_tokens} tokens are few"
+    if pattern.coverage is not None:
+        return "sdpa", "every image token has weights of its own"
+    pairs, copies = _cost_of_groups(pattern)
+    most_copies = MOST_COPIES_IN_TRAINING if trains else MOST_COPIES
+    why = f"{len(pattern.log_weights)} classes of tokens see {pairs:.0%} of all pairs and copy keys {copies:.1f} times"
+    return ("grouped" if pairs <= MOST_PAIRS and copies <= most_copies else "sdpa"), why
+
+
+def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:
+    """Share of all L x L pairs that are seen, and how often each key would be copied for the classes that see it."""
+    index, seen = pattern.classes.index, (pattern.log_weights > -torch.inf).float()
+    counts = torch.zeros(len(index), len(seen), device=index.device)
+    counts.scatter_add_(1, index, torch.ones_like(index, dtype=torch.float32))
+    n_keys = counts @ seen.T  # [B, C] that a query of the class sees
+    pairs, copies = (counts * n_keys).sum() / index.shape[1], n_keys[counts > 0].sum()
+    return float(pairs / index.numel()), float(copies / index.numel())

@@ -1,0 +1,142 @@
+"""Who sees whom in a batch, by classes of tokens: what every backend is given.
+
+Tokens of equal (kind, entities) have equal rows and columns, so the rules are asked once per pair of such classes and
+nothing of size L x L is needed to say what follows from them. Shape suffixes: B batch, L tokens, C classes, N entities.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TypeVar
+
+import torch
+
+from seg2any.attention.rules import Attention, AttentionRules, may_attend
+from seg2any.errors import UserError
+from seg2any.tokens import Kind, TokenLayout
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class TokenClasses:
+    """The distinct (kind, entities) of a batch, ordered by kind, then by entities.
+
+    kind, entities: int64 [C]
+    index:          int64 [B, L], the class of every token
+    """
+
+    kind: torch.Tensor
+    entities: torch.Tensor
+    index: torch.Tensor
+
+    @classmethod
+    def of(cls, tokens: TokenLayout) -> TokenClasses:
+        entity_sets, entity_set = torch.unique(tokens.entities, return_inverse=True)
+        codes, index = torch.unique(tokens.kind.long() * len(entity_sets) + entity_set, return_inverse=True)
+        return cls(codes // len(entity_sets), entity_sets[codes % len(entity_sets)], index)
+
+
+@dataclass(frozen=True, eq=False)
+class Coverage:
+    """PLACE: between a region's text and the image, the weight is the fraction of the image token that it covers.
+
+    Added to a score: `log_weights[b, entity[b, q], place[b, k]] + log_weights[b, entity[b, k], place[b, q]]`, both of
+    which are 0 but for a region's text and an image token.
+
+    log_weights: float32 [B, N + 1, n_image + 1], last row and column 0
+    entity:      int64 [B, L], N for all but a region's text
+    place:       int64 [B, L], n_image for all but image tokens
+    """
+
+    log_weights: torch.Tensor
+    entity: torch.Tensor
+    place: torch.Tensor
+
+    @classmethod
+    def of(cls, tokens: TokenLayout) -> Coverage:
+        if tokens.coverage is None:
+            raise UserError("method 'place' needs the coverage of every token: prepare the layout with method 'place'")
+        n_entities = tokens.coverage.shape[1]
+        bits = torch.arange(n_entities + 1, device=tokens.entities.device)
+        entity = ((tokens.entities[..., None] >> bits) & 1).argmax(-1)
+        place = torch.arange(tokens.kind.shape[1], device=tokens.kind.device) - tokens.n_text
+        return cls(
+            torch.nn.functional.pad(_log(tokens.coverage), (0, 1, 0, 1)),
+            entity.where(tokens.kind == Kind.REGION, n_entities),
+            place.expand_as(entity).where(tokens.kind == Kind.IMAGE, tokens.n_image),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPattern:
+    """The attention of one kind of block over a batch. What backends make of it is kept here and made once."""
+
+    tokens: TokenLayout
+    classes: TokenClasses
+    attention: Attention
+    rules: AttentionRules
+    _made: dict[Hashable, object] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def of(cls, tokens: TokenLayout, attention: Attention, rules: AttentionRules) -> AttentionPattern:
+        return cls(tokens, TokenClasses.of(tokens), attention, rules)
+
+    @cached_property
+    def log_weights(self) -> torch.Tensor:
+        """float32 [C, C]: log attention weight of a query class (row) for a key class; 0 = full, -inf = never."""
+        kind, entities = self.classes.kind, self.classes.entities
+        image, cond, region = kind == Kind.IMAGE, kind == Kind.COND, kind == Kind.REGION
+        weights = may_attend(kind[:, None], entities[:, None], kind, entities, self.attention, self.rules).float()
+        guided = (image[:, None] & cond) | (cond[:, None] & image)
+        weights = torch.where(guided, weights * self.rules.cond2image_attention_weight, weights)
+        if self.coverage is not None:  # decides alone
+            weights = weights.masked_fill((image[:, None] & region) | (region[:, None] & image), 1)
+        return _log(weights)
+
+    @cached_property
+    def coverage(self) -> Coverage | None:
+        """What method `place` adds to the classes' weights."""
+        return Coverage.of(self.tokens) if self.rules.method == "place" else None
+
+    @cached_property
+    def is_open(self) -> bool:
+        """Whether every token sees every token of its sample with full weight."""
+        present = self.log_weights.new_zeros(len(self.classes.index), len(self.classes.kind))
+        present.scatter_(1, self.classes.index, 1)
+        together = present.mT @ present > 0
+        return self.coverage is None and not self.log_weights[together].any()
+
+    def mask(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weights' logarithm for every pair of tokens, [B, 1, L, L]: the one place where L x L is made."""
+        return self.made(("mask", dtype), lambda: self._mask(dtype))
+
+    def _mask(self, dtype: torch.dtype) -> torch.Tensor:
+        index = self.classes.index
+        mask = self.log_weights.to(dtype)[index[:, :, None], index[:, None, :]]
+        if self.coverage is not None:
+            sample = torch.arange(len(index), device=index.device)[:, None, None]
+            log_weights = self.coverage.log_weights.to(dtype)
+            extra = log_weights[sample, self.coverage.entity[:, :, None], self.coverage.place[:, None]]
+            mask = mask + extra + extra.mT
+        return mask[:, None]
+
+    def made(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What `make` returned on the first call with this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+
+def additive_mask(
+    tokens: TokenLayout, attention: Attention, rules: AttentionRules, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """log of the attention weight of every pair of tokens: [B, 1, L, L], 0 = full weight, -inf = never."""
+    return AttentionPattern.of(tokens, attention, rules).mask(dtype)
+
+
+def _log(weights: torch.Tensor) -> torch.Tensor:
+    """Correctly rounded float32 logarithm: the fast float32 ones differ between CPUs in the last bit."""
+    return weights.cpu().double().log().float().to(weights.device)

@@ -1,0 +1,270 @@
+"""Backends against the formula and the `dense` oracle, forward and backward, and what they allocate and refuse."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.nn.attention import flex_attention
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from seg2any.attention import (
+    BACKENDS,
+    Attention,
+    AttentionPattern,
+    AttentionPlan,
+    AttentionRules,
+    additive_mask,
+    attend,
+    auto,
+)
+from seg2any.attention.flex import BLOCK, block_mask, sorted_pattern
+from seg2any.attention.grouped import grouping
+from seg2any.attention.names import BACKEND_NAMES
+from seg2any.errors import UserError
+from seg2any.tokens import SampleTokens, TokenLayout, layout_tokens
+from tests.test_attention import OPTIONS, random_sample
+
+TRAIN_HERE = [name for name in BACKENDS if name != "flex"]
+
+
+def random_batch(seed: int, n_samples: int = 3, grid: tuple[int, int] = (4, 5)) -> TokenLayout:
+    """Different layouts with overlaps, empty regions and padding; the last sample equals the first."""
+    rng = np.random.default_rng(seed)
+    samples = [random_sample(rng, int(rng.integers(0, 6)), grid) for _ in range(n_samples)]
+    return layout_tokens([*samples, samples[0]])
+
+
+def random_leaves(tokens: TokenLayout, seed: int = 0, n_heads: int = 2, head_dim: int = 8) -> torch.Tensor:
+    """Query, key and value in one tensor [3, B, L, heads, d]."""
+    return torch.randn(3, *tokens.kind.shape, n_heads, head_dim, generator=torch.Generator().manual_seed(seed))
+
+
+def output_and_gradients(tokens: TokenLayout, rules: AttentionRules, leaves: torch.Tensor) -> torch.Tensor:
+    leaves = leaves.clone().requires_grad_()
+    output = AttentionPlan(tokens, rules).attend(0, *leaves)
+    weight = torch.linspace(-1, 1, output.numel()).view_as(output)
+    return torch.cat([output[None], *torch.autograd.grad((output * weight).sum(), [leaves])]).detach()
+
+
+def named(rules: AttentionRules, backend: str) -> AttentionRules:
+    return AttentionRules(
+        rules.method,
+        rules.hard_attn_block_range,
+        rules.cond2image_attention_weight,
+        rules.cond_attention,
+        rules.global_text_sees,
+        backend,
+    )
+
+
+def test_all_names_are_there():
+    assert tuple(BACKENDS) == BACKEND_NAMES
+
+
+@pytest.mark.parametrize("name", TRAIN_HERE)
+def test_backends_equal_the_formula(name):
+    tokens = layout_tokens([random_sample(np.random.default_rng(seed), 3, (3, 4)) for seed in range(2)])
+    query, key, value = random_leaves(tokens)
+    for method, gamma in (("hard", 0.4), ("base", 1.0), ("place", 0.4)):
+        if name == "grouped" and method == "place":
+            continue
+        rules = AttentionRules(method, (0, 0), gamma, attention_backend=name)
+        mask = additive_mask(tokens, rules.at(0), rules)
+        expected = torch.zeros_like(value)
+        for b, head in itertools.product(range(2), range(2)):
+            scores = query[b, :, head].double() @ key[b, :, head].double().T / math.sqrt(8)
+            weights = (scores + mask[b, 0]).exp()
+            expected[b, :, head] = (weights / weights.sum(-1, keepdim=True)).float() @ value[b, :, head]
+        output = AttentionPlan(tokens, rules).attend(0, query, key, value)
+        torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("name", [name for name in TRAIN_HERE if name != "dense"])
+def test_outputs_and_gradients_equal_the_oracle_on_random_batches(name, seed):
+    tokens = random_batch(seed)
+    leaves = random_leaves(tokens, seed)
+    for rules in OPTIONS:
+        if name == "grouped" and rules.method == "place":
+            continue
+        expected = output_and_gradients(tokens, named(rules, "dense"), leaves)
+        found = output_and_gradients(tokens, named(rules, name), leaves)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_equals_the_oracle(monkeypatch):
+    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # seconds for every pattern
+    for seed, rules in enumerate(
+        [
+            AttentionRules("hard", (0, 0)),
+            AttentionRules("hard", (0, 0), 0.3, "isolated", "background"),
+            AttentionRules("base", (0, 0), 0.3),
+            AttentionRules("place", (0, 0), 0.3),
+        ]
+    ):
+        tokens = random_batch(seed, grid=(11, 13))
+        leaves = random_leaves(tokens)
+        assert tokens.kind.shape[1] > BLOCK, "more than one block"
+        expected, found = (AttentionPlan(tokens, named(rules, name)).attend(0, *leaves) for name in ("dense", "flex"))
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_flex_refuses_to_train_where_torch_cannot():
+    tokens = random_batch(0)
+    plan = AttentionPlan(tokens, AttentionRules(attention_backend="flex"))
+    with pytest.raises(UserError, match="'flex' trains on cuda only, not on cpu"):
+        plan.attend(0, *random_leaves(tokens).requires_grad_())
+
+
+@pytest.mark.parametrize("name", TRAIN_HERE)
+def test_backends_agree_on_outputs_and_gradients_in_bfloat16_autocast(name):
+    tokens = layout_tokens([random_sample(np.random.default_rng(i), 3, (5, 6)) for i in range(2)])
+    leaves, results = random_leaves(tokens, 1, head_dim=16).requires_grad_(), {}
+    for backend in ("dense", name):
+        plan = AttentionPlan(tokens, AttentionRules("hard", (0, 0), 0.5, attention_backend=backend))
+        with torch.autocast("cpu", torch.bfloat16, enabled=backend == name):
+            output = plan.attend(0, *leaves)
+        results[backend] = torch.cat(
+            [output.float()[None], *torch.autograd.grad(output.float().square().sum(), [leaves])]
+        )
+    assert (results[name] - results["dense"]).norm() < 0.01 * results["dense"].norm()
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+def test_without_a_pattern_every_token_sees_every_token(name):
+    tokens = layout_tokens([SampleTokens((4,), np.zeros((0, 2, 2), bool))])
+    query, key, value = random_leaves(tokens)
+    expected = torch.einsum(
+        "bhqk,bkhd->bqhd", (torch.einsum("bqhd,bkhd->bhqk", query, key) / 8**0.5).softmax(-1), value
+    )
+    open_pattern = AttentionPattern.of(tokens, Attention.OPEN, AttentionRules("none"))
+    for pattern in (None, open_pattern):
+        torch.testing.assert_close(attend(query, key, value, pattern, name), expected, rtol=1e-5, atol=1e-6)
+
+
+class Largest(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.n_elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor)]
+        self.n_elements = max([self.n_elements, *(x.untyped_storage().nbytes() // x.element_size() for x in tensors)])
+        return result
+
+
+def regions_side_by_side(n: int, size: int) -> SampleTokens:
+    """n vertical stripes in the upper half of a square grid, background below."""
+    masks = np.zeros((n, size, size), bool)
+    for entity, columns in enumerate(np.array_split(np.arange(size), n)):
+        masks[entity, : size // 2, columns] = True
+    return SampleTokens((6,) + (3,) * n, masks, np.zeros((40, 2), int))
+
+
+def test_grouped_allocates_nothing_of_the_size_of_all_pairs():
+    tokens = layout_tokens([regions_side_by_side(8, 32), regions_side_by_side(3, 32)])
+    all_pairs, largest = tokens.kind.shape[1] ** 2, {}
+    for name in ("grouped", "sdpa"):
+        plan = AttentionPlan(tokens, AttentionRules("hard", (0, 0), 0.5, attention_backend=name))
+        leaves = random_leaves(tokens, n_heads=1).requires_grad_()
+        with Largest() as spy:
+            plan.attend(0, *leaves).sum().backward()
+        largest[name] = spy.n_elements
+    assert largest["grouped"] < all_pairs / 8
+    assert largest["sdpa"] >= all_pairs, "the spy would see it"
+
+
+def test_the_plan_of_flex_allocates_nothing_of_the_size_of_all_pairs():
+    tokens = layout_tokens([regions_side_by_side(8, 32)])
+    for method in ("hard", "base"):
+        with Largest() as spy:
+            sorted_pattern(AttentionPlan(tokens, AttentionRules(method, (0, 0), 0.5)).pattern(0))
+        assert spy.n_elements < tokens.kind.shape[1] ** 2 / 8
+
+
+def test_samples_of_one_layout_are_computed_together():
+    sample = regions_side_by_side(4, 8)
+    pattern = AttentionPlan(layout_tokens([sample] * 3), AttentionRules("hard", (0, 0))).pattern(0)
+    (layout,) = grouping(pattern).layouts
+    assert len(layout.tokens) == 3
+    assert grouping(pattern) is grouping(pattern), "made once"
+    two = AttentionPlan(layout_tokens([sample, regions_side_by_side(2, 8), sample]), AttentionRules()).pattern(0)
+    assert sorted(len(layout.tokens) for layout in grouping(two).layouts) == [1, 2]
+
+
+def test_grouped_computes_the_pairs_that_are_seen_and_no_others():
+    for seed, attention in itertools.product(range(3), (Attention.ISOLATED, Attention.SEMANTIC)):
+        tokens, rules = random_batch(seed), AttentionRules("hard", (0, 0), 0.5)
+        n_seen = additive_mask(tokens, attention, rules).isfinite().sum()
+        n_computed = 0
+        for layout in grouping(AttentionPattern.of(tokens, attention, rules)).layouts:
+            for n_queries, group in zip(layout.sizes, layout.groups, strict=True):
+                n_computed += len(layout.tokens) * n_queries * sum(layout.sizes[number] for number in group.keys)
+        assert n_computed == n_seen
+
+
+def test_grouped_refuses_place():
+    with pytest.raises(UserError, match="'grouped' cannot do method 'place'.*use auto, sdpa or flex"):
+        AttentionRules("place", attention_backend="grouped")
+
+
+def test_block_masks_skip_what_no_token_sees_and_mark_what_all_see():
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        sees = torch.from_numpy(rng.random((6, 6)) < 0.4)
+        classes = torch.from_numpy(rng.integers(0, 6, (2, 4, 1)) + rng.integers(0, 2, (2, 4, BLOCK))).clamp(max=5)
+        pairs = sees[classes.flatten(1)[:, :, None], classes.flatten(1)[:, None]]
+        pairs = pairs.unflatten(2, (4, BLOCK)).unflatten(1, (4, BLOCK)).transpose(2, 3)  # [B, 4, 4, BLOCK, BLOCK]
+        found = block_mask(classes.flatten(1), sees)
+        assert torch.equal(found.to_dense()[:, 0].bool(), pairs.any((-1, -2)))
+        full = torch.zeros(2, 4, 4, dtype=torch.bool)
+        for b, row in itertools.product(range(2), range(4)):
+            full[b, row, found.full_kv_indices[b, 0, row, : found.full_kv_num_blocks[b, 0, row]]] = True
+        assert torch.equal(full, pairs.all((-1, -2)))
+
+
+def test_sorting_by_class_empties_blocks():
+    tokens = layout_tokens([regions_side_by_side(8, 64)])
+    pattern = AttentionPlan(tokens, AttentionRules("hard", (0, 0))).pattern(0)
+    as_they_come = torch.nn.functional.pad(pattern.classes.index, (0, -tokens.kind.shape[1] % BLOCK))
+    unsorted = block_mask(as_they_come, pattern.log_weights.isfinite())
+    assert sorted_pattern(pattern).block_mask.sparsity() > 1.5 * unsorted.sparsity()
+
+
+@pytest.mark.parametrize(
+    ("sample", "method", "expected", "why"),
+    [
+        (regions_side_by_side(4, 8), "hard", "sdpa", "tokens are few"),
+        (regions_side_by_side(8, 48), "hard", "grouped", "of all pairs"),
+        (regions_side_by_side(8, 48), "base", "sdpa", "of all pairs"),
+    ],
+)
+def test_auto_says_once_what_it_chose_and_why(sample, method, expected, why, monkeypatch, caplog):
+    monkeypatch.setattr(auto, "_said", set())
+    tokens = layout_tokens([sample])
+    leaves = random_leaves(tokens, n_heads=1)
+    with caplog.at_level(logging.INFO, "seg2any"):
+        for _ in range(2):
+            plan = AttentionPlan(tokens, AttentionRules(method, (0, 0)))
+            assert auto.choose(*leaves, plan.pattern(0)) == expected
+            output = plan.attend(0, *leaves)
+    (record,) = caplog.records
+    assert f"auto: {expected} for generation" in record.message and why in record.message
+    assert torch.equal(output, attend(*leaves, plan.pattern(0), expected))
+
+
+def test_auto_computes_place_with_a_mask():
+    sample = regions_side_by_side(8, 48)
+    with_coverage = SampleTokens(sample.text_lengths, sample.masks, None, sample.masks.astype(np.float32))
+    tokens = layout_tokens([with_coverage])
+    pattern = AttentionPlan(tokens, AttentionRules("place")).pattern(0)
+    assert auto.choose(*random_leaves(tokens, n_heads=1), pattern) == "sdpa"
