@@ -1,35 +1,41 @@
 """Quality on unseen scenes of the `shapes` world: `python -m eval.shapes`, or with `--limit 8` for a quick look.
 
-Generates an image for every test layout, judges it from its pixels, and prints the result between its ceiling
-(rendered truth), what the VAE alone can reach, and its floors (the images of other scenes, an empty image).
+Generates an image for every test layout, judges it from its pixels, and prints the result with 95 % intervals between
+its ceiling (rendered truth), what the VAE alone can reach, and its floors (the images of other scenes, an empty image).
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
-from eval.shapes_judge import Verdict, judge, summarise
-from eval.shapes_report import bars, circumstances, table, write_report
+from eval.generated import Generated, discard_leftovers, read_image, write_run
+from eval.generation import Task, make_images, plan
+from eval.metrics.item import GREY, Item
+from eval.results import Run, make_run
+from eval.runners.finish import Gallery, finish
+from eval.shapes_drawn import Attributes, drawn_shapes
+from eval.shapes_judge import Verdict, judge, visible
+from eval.shapes_report import GENERATED, ROUND_TRIP, bars, table
+from eval.shapes_results import results
 from seg2any.data.sample import Sample
 from seg2any.data.shapes import ShapesDataset
 from seg2any.errors import UserError
 from seg2any.inference.choices import as_json
+from seg2any.inference.console import plain_messages
 from seg2any.inference.model import WEIGHT_DTYPES, choose_device, choose_dtype, known_folder, known_model, load_pipeline
-from seg2any.inference.recipe import BrokenImage, differences, read_recipe, save_image
 from seg2any.latents import decode_latents, encode_images, pixels_per_token
 from seg2any.pipeline import Seg2AnyPipeline
 
 SCENES = {"normal": 200, "crowded": 40}  # kind -> how many of the test split
+SIZE = (256, 256)
 VAE_BATCH = 8
 
 
@@ -41,6 +47,7 @@ class Options:
     lora: Path | None
     output: Path
     limit: int | None
+    seed: int
     num_inference_steps: int
     batch_size: int
     device: str | None
@@ -57,6 +64,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     )
     parser.add_argument("--output", type=Path, default="result/bench_shapes", help="folder (default: %(default)s)")
     parser.add_argument("--limit", type=int, help="at most this many scenes of each kind")
+    parser.add_argument("--seed", type=int, default=42, help="of the noise (default: %(default)s)")
     parser.add_argument("--num_inference_steps", type=int, default=20, help="denoising steps (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images made at a time (default: %(default)s)")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
@@ -77,35 +85,48 @@ class Bench:
 
     def __init__(self, options: Options, pipeline: Seg2AnyPipeline):
         self.options, self.pipeline = options, pipeline
-        self.pipeline.set_progress_bar_config(disable=True)
         self.recipe = {
             "settings": as_json(pipeline.settings),
             "num_inference_steps": options.num_inference_steps,
+            "guidance_scale": 3.5,
             "model": known_model(options.model),
             "adapter": options.lora and known_folder(options.lora),
             "weight_dtype": str(pipeline.vae.dtype).removeprefix("torch."),
         }
 
-    def measure(self, kind: str) -> dict[str, dict[str, float]]:
-        """Source of images -> means over the scenes of one kind."""
-        limit = SCENES[kind] if self.options.limit is None else min(self.options.limit, SCENES[kind])
-        scenes = ShapesDataset("test", limit, kind)
-        samples = [scenes[index] for index in range(len(scenes))]
+    def count(self, kind: str) -> int:
+        """How many scenes are measured."""
+        return SCENES[kind] if self.options.limit is None else min(self.options.limit, SCENES[kind])
+
+    def measure(self, kind: str) -> Run:
+        """The numbers of one kind of scenes, for every source of images."""
+        scenes = ShapesDataset("test", SCENES[kind], kind)
+        samples = [scenes[index] for index in range(self.count(kind))]
         rendered = [sample.image for sample in samples]
         sources: dict[str, Callable[[], Iterable[np.ndarray]]] = {
             "rendered (ceiling)": lambda: rendered,
-            "VAE round trip": lambda: self.round_trip(rendered),
-            "generated": lambda: self.generate(samples, kind),
+            ROUND_TRIP: lambda: self.round_trip(rendered),
+            GENERATED: lambda: self.generate(scenes, kind),
             "another scene (floor)": lambda: rendered[1:] + rendered[:1],
-            "grey image (floor)": lambda: [np.full_like(image, 128) for image in rendered],
+            "grey image (floor)": lambda: [np.full_like(image, GREY) for image in rendered],
         }
         if len(samples) == 1:
             del sources["another scene (floor)"]
-        return {name: summarise(self.judged(images(), samples, f"{kind}, {name}")) for name, images in sources.items()}
+        found = [
+            result
+            for name, images in sources.items()
+            for result in results(self.judged(images(), samples, f"{kind}, {name}"), name)
+        ]
+        hashes = {"data": scenes.fingerprint(), "model": self.recipe["model"], "adapter": self.recipe["adapter"]}
+        return make_run(f"shapes, {kind}", found, self.recipe | {"seed": self.options.seed}, hashes, self.device)
 
-    def judged(self, images: Iterable[np.ndarray], samples: Sequence[Sample], title: str) -> Iterator[Verdict]:
+    @property
+    def device(self) -> torch.device:
+        return self.pipeline.vae.device
+
+    def judged(self, images: Iterable[np.ndarray], samples: Sequence[Sample], title: str) -> dict[str, Verdict]:
         pairs = tqdm(zip(images, samples, strict=True), title, len(samples), leave=False)
-        return (judge(image, sample.layout) for image, sample in pairs)
+        return {sample.layout.name: judge(image, sample.layout) for image, sample in pairs}
 
     def round_trip(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
         """What is left of images uint8 [H, W, 3] after encoding and decoding."""
@@ -117,68 +138,65 @@ class Bench:
             floats = self.pipeline.image_processor.postprocess(decoded, output_type="np")
             yield from np.round(255 * floats).astype(np.uint8)
 
-    def generate(self, samples: Sequence[Sample], kind: str) -> Iterator[np.ndarray]:
-        """The generated images in order; those that are there already are read, the others made in batches."""
-        folder = self.options.output / kind
-        missing = [index for index, sample in enumerate(samples) if not self.is_finished(folder, sample)]
-        with tqdm(total=len(samples), initial=len(samples) - len(missing), desc=f"{kind}, images") as progress:
-            for start in range(0, len(missing), self.options.batch_size):
-                batch = missing[start : start + self.options.batch_size]
-                layouts = [samples[index].layout for index in batch]
-                steps = self.options.num_inference_steps
-                images = self.pipeline(layouts, num_inference_steps=steps, seeds=batch).images
-                for index, image in zip(batch, images, strict=True):
-                    name = samples[index].layout.name
-                    save_image(image, self.recipe | {"scene": name, "seed": index}, folder / f"{name}.png")
-                progress.update(len(batch))
-        for sample in samples:
-            with Image.open(folder / f"{sample.layout.name}.png") as image:
-                yield np.asarray(image.convert("RGB"))
+    def generate(self, scenes: ShapesDataset, kind: str) -> Iterator[np.ndarray]:
+        """The generated images in order; those that are there already are read. Raises UserError for another run's."""
+        folder, options = self.options.output / kind, self.options
+        data = {"split": scenes.split, "n_scenes": len(scenes), "kind": kind}
+        run = {
+            "data": {"type": "shapes", "params": data, "fingerprint": scenes.fingerprint()},
+            "samples": self.count(kind),
+            "groups": 1,
+            "format": "png",
+            "size": list(SIZE),
+            "seed": options.seed,
+            "recipe": self.recipe,
+        }
+        write_run(folder, run, options.overwrite)
+        discard_leftovers(folder)
+        task = Task(scenes, folder, self.count(kind), 1, "png", SIZE, options.seed, self.recipe)
+        blocks, _ = plan(task, options.batch_size, (0, 1), options.overwrite)
+        make_images(task, blocks, self.pipeline, self.pipeline.settings, shown=True)
+        return Generated.read(folder).images(0, scenes)
 
-    def is_finished(self, folder: Path, sample: Sample) -> bool:
-        """Whether the image is there, whole, and made as it would be made now. Raises UserError if made otherwise."""
-        path = folder / f"{sample.layout.name}.png"
-        if self.options.overwrite or not path.exists():
-            return False
-        try:
-            recipe = read_recipe(path) or {}
-        except BrokenImage:
-            return False
-        other = differences({key: recipe.get(key) for key in self.recipe}, self.recipe)
-        if other:
-            raise UserError(f"{path}: was made with another {', '.join(other)}; use --overwrite or another --output")
-        return True
+    def gallery(self, kind: str) -> Gallery:
+        """The pictures of a scene, with the figures that the judge sees in it."""
+        scenes = ShapesDataset("test", SCENES[kind], kind)
+        generated = Generated.read(self.options.output / kind)
+        samples = {scenes.key(index): scenes[index] for index in range(self.count(kind))}
+        return Gallery(
+            lambda key: Item(key, read_image(generated.path(0, key)), layout=samples[key].layout),
+            lambda key: samples[key].image,
+            seen,
+        )
+
+
+def seen(item: Item) -> np.ndarray:
+    """Where the judge sees each entity, bool [N, H, W]."""
+    layout = item.layout
+    return drawn_shapes(item.image, visible(layout.masks), [Attributes.of(caption) for caption in layout.captions])
 
 
 def run(options: Options) -> None:
-    """Measure, print the tables and the bars, and write one JSON report. Raises UserError."""
+    """Measure, print the tables and the bars, and write JSON and a page for each kind. Raises UserError."""
     if options.lora is not None and not options.lora.is_dir():
         raise UserError(f"--lora {options.lora}: no such folder; train one, or --lora none for the plain model")
-    started = time.monotonic()
     device = choose_device(options.device)
     pipeline = load_pipeline(options.model, options.lora, choose_dtype(options.weight_dtype, device), device)
     bench = Bench(options, pipeline)
-    results = {}
     for kind in SCENES:
-        results[kind] = bench.measure(kind)
-        print(
-            f"\n{kind}: {results[kind]['generated']['images']} unseen scenes",
-            table(results[kind]),
-            sep="\n",
-            flush=True,
-        )
-    verdicts = bars(results["normal"])
-    print("\nbars, on the normal scenes:", *(f"  {verdict}" for verdict in verdicts), sep="\n")
-    seconds = round(time.monotonic() - started, 1)
-    report = {"recipe": bench.recipe, **circumstances(device), "seconds": seconds, "results": results}
-    report["bars"] = [vars(verdict) | {"passed": verdict.passed} for verdict in verdicts]
-    print(f"\nreport: {write_report(report, options.output)}; images: {options.output}")
+        found = bench.measure(kind)
+        page = finish(found, options.output / f"{kind}.json", "IoU", bench.gallery(kind))
+        print(f"\n{kind}: {found.row('IoU').n} unseen scenes", table(found), sep="\n", flush=True)
+        if kind == "normal":
+            print("\nbars, on the normal scenes:", *(f"  {bar}" for bar in bars(found)), sep="\n")
+        print(f"page with pictures: {page}", flush=True)
 
 
 def main() -> int:
     """Exit status: 0 measured (whether the bars are met or not), 2 wrong input, 130 interrupted."""
     try:
-        run(parse_options())
+        with plain_messages():
+            run(parse_options())
     except (UserError, OSError) as error:  # OSError: an output folder that cannot be written
         print(f"eval.shapes: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from eval.metrics.overlap import shift_border
 from seg2any.data.shapes_draw import COLOURS, INK, LETTERS, PATTERNS
 from seg2any.errors import UserError
 
@@ -52,14 +53,6 @@ def to_lab(rgb: np.ndarray) -> np.ndarray:
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """CIE76 colour difference over the last axis."""
     return np.linalg.norm(a - b, axis=-1)
-
-
-def shift_border(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The mask bool [H, W] grown by `pixels`, or shrunk if negative; outside the image counts as outside."""
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(pixels) + 1,) * 2)
-    if pixels >= 0:
-        return cv2.dilate(mask.astype(np.uint8), kernel) > 0
-    return cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
 
 
 def core_of(mask: np.ndarray) -> np.ndarray:

@@ -7,11 +7,11 @@ empty images have known verdicts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
+from eval.metrics.overlap import boundary_iou, iou, shift_border
 from eval.shapes_drawn import (
     DISTINCT,
     INK_SHARE,
@@ -22,7 +22,6 @@ from eval.shapes_drawn import (
     drawn_shapes,
     ink_share,
     seen_tone,
-    shift_border,
     to_lab,
 )
 from eval.shapes_pattern import detect_letter, detect_pattern
@@ -94,36 +93,14 @@ def judge(image: np.ndarray, layout: Layout) -> Verdict:
     return Verdict(regions, *_background(image, masks, layout.caption))
 
 
-def summarise(verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """Means over all regions of all images, in 0..1; background and clutter are means over the images."""
-    verdicts = list(verdicts)
-    regions = [region for verdict in verdicts for region in verdict.regions]
-    measured = [field.name for field in fields(Region) if field.name not in ("caption", "colour", "pattern")]
-    summary = {name: float(np.mean([getattr(region, name) for region in regions])) for name in measured}
-    named = [verdict.background_right for verdict in verdicts if verdict.background_right is not None]
-    summary["background_right"] = float(np.mean(named)) if named else float("nan")
-    summary["clutter"] = float(np.mean([verdict.clutter for verdict in verdicts]))
-    return {**summary, "images": len(verdicts), "regions": len(regions)}
-
-
 def visible(masks: np.ndarray) -> np.ndarray:
     """Masks bool [N, H, W] in z order, later on top, without what later ones hide."""
     above = np.cumsum(masks[::-1], 0)[::-1] - masks
     return masks & (above == 0)
 
 
-def boundary(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask within BOUNDARY pixels of its outline."""
-    return mask & ~shift_border(mask, -BOUNDARY)
-
-
-def _iou(a: np.ndarray, b: np.ndarray) -> float:
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 1.0
-
-
 def _overlap(drawn: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    return _iou(drawn, mask), _iou(boundary(drawn), boundary(mask))
+    return iou(drawn, mask), boundary_iou(drawn, mask, BOUNDARY)
 
 
 def _named(colours: np.ndarray) -> np.ndarray:

@@ -1,38 +1,21 @@
-"""How the results on the `shapes` world are shown: a table, the bars, one JSON file that says how they came about."""
+"""How the results on the `shapes` world are printed: a table between ceiling and floors, and the bars."""
 
 from __future__ import annotations
 
-import json
-import math
-import platform
-import subprocess
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 
-import torch
+from eval.results import Row, Run
 
-from seg2any.files import atomic_write
-
-COLUMNS = {  # measure -> heading
-    "colour_right": "colour",
-    "pattern_right": "pattern",
-    "iou": "IoU",
-    "boundary_iou": "boundary IoU",
-    "leak": "leak",
-    "background_right": "background",
-    "clutter": "clutter",
-}
-FRACTIONS = ("iou", "boundary_iou")  # the others are shown in per cent
-PACKAGES = ("seg2any", "diffusers", "transformers", "peft", "numpy", "pillow", "opencv-python-headless")
+GENERATED, ROUND_TRIP = "generated", "VAE round trip"
+FRACTIONS = ("IoU", "boundary IoU")  # the others are shown in per cent
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A measure that has to reach, or with `at_most` not to exceed, a limit."""
+    """A number that has to reach, or with `at_most` not to exceed, a limit."""
 
-    measure: str
+    name: str
     value: float
     limit: float
     at_most: bool = False
@@ -43,71 +26,47 @@ class Bar:
 
     def __str__(self) -> str:
         sign, word = ("<=" if self.at_most else ">="), ("reached" if self.passed else "MISSED")
-        return f"{self.measure:<14} {self.value:.4f} {sign} {self.limit:.4f}  {word}"
+        return f"{self.name:<14} {self.value:.4f} {sign} {self.limit:.4f}  {word}"
 
 
-def bars(results: Mapping[str, Mapping[str, float]]) -> list[Bar]:
+def bars(run: Run) -> list[Bar]:
     """The bars for generated images; the boundary is measured against what the VAE leaves of it."""
-    generated, round_trip = results["generated"], results["VAE round trip"]
     return [
-        Bar("colour_right", generated["colour_right"], 0.95),
-        Bar("iou", generated["iou"], 0.90),
-        Bar("boundary_iou", generated["boundary_iou"], 0.8 * round_trip["boundary_iou"]),
-        Bar("leak", generated["leak"], 0.02, at_most=True),
+        Bar("colour", run.row("colour").value, 0.95),
+        Bar("IoU", run.row("IoU").value, 0.90),
+        Bar("boundary IoU", run.row("boundary IoU").value, 0.8 * run.row("boundary IoU", ROUND_TRIP).value),
+        Bar("leak", run.row("leak").value, 0.02, at_most=True),
     ]
 
 
-def table(results: Mapping[str, Mapping[str, float]]) -> str:
-    """One line per source of images, one column per measure."""
-    widths = {measure: max(8, len(heading)) for measure, heading in COLUMNS.items()}
-    headings = " ".join(f"{heading:>{widths[measure]}}" for measure, heading in COLUMNS.items())
-    lines = [f"{'':<24}{headings}"]
-    for source, means in results.items():
-        cells = (f"{_shown(measure, means[measure]):>{width}}" for measure, width in widths.items())
-        lines.append(f"{source:<24}{' '.join(cells)}")
-    return "\n".join(lines)
+def table(run: Run) -> str:
+    """One line per number, one column per source of images; those of the model with their 95 % interval."""
+    names = list(dict.fromkeys(row.name for row in run.rows))
+    sources = list(dict.fromkeys(row.source for row in run.rows))
+    found = {(row.name, row.source): row for row in run.rows}
+    cells = [[_cell(found.get((name, source))) for source in sources] for name in names]
+    heads = [f"{source}, 95 %" if source == GENERATED else source for source in sources]
+    return _aligned(["", *heads], [[name, *line] for name, line in zip(names, cells, strict=True)])
 
 
-def _shown(measure: str, value: float) -> str:
-    if math.isnan(value):
+def _cell(row: Row | None) -> str:
+    if row is None:
         return "-"
-    return f"{value:.3f}" if measure in FRACTIONS else f"{100 * value:.1f} %"
+    if row.source != GENERATED or row.low is None:
+        return _shown(row.name, row.value)
+    low, high = (_shown(row.name, bound).removesuffix(" %") for bound in (row.low, row.high))
+    return f"{_shown(row.name, row.value)} [{low}, {high}]"
 
 
-def circumstances(device: torch.device) -> dict:
-    """Machine, versions and commit."""
-    return {
-        "machine": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-            "platform": platform.platform(),
-            "threads": torch.get_num_threads(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,  # names the build, unlike the package's metadata
-            **{package: version(package) for package in PACKAGES},
-        },
-        "commit": commit(),
-    }
+def _shown(name: str, value: float) -> str:
+    return f"{value:.3f}" if name in FRACTIONS else f"{100 * value:.1f} %"
 
 
-def commit(folder: Path = Path(__file__).parent) -> str:
-    """The commit of the working tree, with "+" if files differ from it; "unknown" outside of git."""
+def _aligned(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(line[column]) for line in [heads, *lines]) for column in range(len(heads))]
 
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
-        ).stdout.strip()
+    def joined(line: Sequence[str]) -> str:
+        cells = [f"{cell:>{width}}" for cell, width in zip(line[1:], widths[1:], strict=True)]
+        return "  ".join([f"{line[0]:<{widths[0]}}", *cells])
 
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def write_report(report: Mapping, folder: Path) -> Path:
-    """Write `folder`/report.json and return its path."""
-    path = folder / "report.json"
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(report, indent=2, default=str) + "\n", encoding="utf-8")
-    return path
+    return "\n".join(map(joined, [heads, *lines]))

@@ -1,8 +1,7 @@
-"""The measurement around the judge: resuming, refusing to mix runs, bars, report."""
+"""The measurement around the judge: resuming, refusing to mix runs, intervals, bars, tables."""
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -13,112 +12,152 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.shapes import Bench, Options, main, parse_options
-from eval.shapes_report import bars, circumstances, commit, table, write_report
+from eval.generated import image_seed
+from eval.metrics.result import mean
+from eval.results import make_run, read_run
+from eval.runners.finish import finish
+from eval.shapes import SCENES, Bench, Options, main, parse_options
+from eval.shapes_judge import judge
+from eval.shapes_report import bars, table
+from eval.shapes_results import results
 from seg2any.data.shapes import ShapesDataset
 from seg2any.errors import UserError
+from seg2any.provenance import commit
 from seg2any.settings import ConditionSettings
 from tests.golden_root import REPOSITORY
 
-SAMPLES = [ShapesDataset("test", 3)[index] for index in range(3)]
+NAMES = [f"test_normal_{index:05d}" for index in range(3)]
+SEEDS = [image_seed(42, name, 0) for name in NAMES]
 
 
 class Draughtsman:
-    """Stands in for the pipeline: paints every layout in the grey of its seed, and remembers what it was asked."""
+    """Stands in for the pipeline: paints every layout in a grey of its seed, and remembers what it was asked."""
 
     settings = ConditionSettings()
-    vae = SimpleNamespace(dtype=torch.float32)
+    vae = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
 
     def __init__(self):
         self.calls = []
 
-    def set_progress_bar_config(self, disable: bool):
-        assert disable
+    def set_progress_bar_config(self, **_: object):
+        pass
 
-    def __call__(self, layouts, num_inference_steps, seeds):
+    def __call__(self, layouts, num_inference_steps, seeds, **_: object):
         self.calls.append(([layout.name for layout in layouts], num_inference_steps, seeds))
-        return SimpleNamespace(
-            images=[
-                Image.new("RGB", layout.size[::-1], (10 * seed,) * 3)
-                for layout, seed in zip(layouts, seeds, strict=True)
-            ]
-        )
+        pairs = zip(layouts, seeds, strict=True)
+        return SimpleNamespace(images=[Image.new("RGB", layout.size[::-1], grey(seed)) for layout, seed in pairs])
+
+
+def grey(seed: int) -> tuple[int, int, int]:
+    return (seed % 200,) * 3
 
 
 def bench(tmp_path: Path, *flags: str) -> Bench:
     (tmp_path / "model").mkdir(exist_ok=True)
-    paths = ["--model", str(tmp_path / "model"), "--lora", "none", "--output", str(tmp_path / "out")]
+    paths = ["--model", str(tmp_path / "model"), "--lora", "none", "--output", str(tmp_path / "out"), "--limit", "3"]
     return Bench(parse_options([*paths, *flags]), Draughtsman())
+
+
+def generate(measured: Bench) -> list[int]:
+    """The grey of every image."""
+    return [image[0, 0, 0] for image in measured.generate(ShapesDataset("test", SCENES["normal"]), "normal")]
 
 
 def test_images_come_in_order_and_batches_and_are_not_made_twice(tmp_path: Path):
     first = bench(tmp_path, "--batch_size", "2", "--num_inference_steps", "7")
-    images = list(first.generate(SAMPLES, "normal"))
-    assert [image[0, 0, 0] for image in images] == [0, 10, 20]
-    names = [sample.layout.name for sample in SAMPLES]
-    assert first.pipeline.calls == [(names[:2], 7, [0, 1]), (names[2:], 7, [2])]
-    files = sorted((tmp_path / "out" / "normal").iterdir())
-    assert [file.stem for file in files] == names
+    assert generate(first) == [grey(seed)[0] for seed in SEEDS]
+    assert first.pipeline.calls == [(NAMES[:2], 7, SEEDS[:2]), (NAMES[2:], 7, SEEDS[2:])]
+    files = sorted((tmp_path / "out" / "normal" / "group_0").iterdir())
+    assert [file.stem for file in files] == NAMES
 
     files[1].write_bytes(files[1].read_bytes()[:-20])  # a copy that was interrupted
     again = bench(tmp_path, "--batch_size", "2", "--num_inference_steps", "7")
-    assert [image[0, 0, 0] for image in again.generate(SAMPLES, "normal")] == [0, 10, 20]
-    assert again.pipeline.calls == [(names[1:2], 7, [1])]
+    assert generate(again) == [grey(seed)[0] for seed in SEEDS]
+    assert again.pipeline.calls == [(NAMES[:2], 7, SEEDS[:2])]  # among the same neighbours as the first time
+
+    more = bench(tmp_path, "--limit", "4", "--batch_size", "1", "--num_inference_steps", "7")
+    assert len(generate(more)) == 4 and len(more.pipeline.calls) == 1
 
     anew = bench(tmp_path, "--num_inference_steps", "7", "--overwrite")
-    list(anew.generate(SAMPLES, "normal"))
-    assert anew.pipeline.calls == [(names, 7, [0, 1, 2])]
+    generate(anew)
+    assert anew.pipeline.calls == [(NAMES, 7, SEEDS)]
 
 
 def test_images_of_another_run_are_not_mixed_in(tmp_path: Path):
-    list(bench(tmp_path).generate(SAMPLES, "normal"))
+    generate(bench(tmp_path))
     with pytest.raises(UserError, match="num_inference_steps.*--overwrite"):
-        list(bench(tmp_path, "--num_inference_steps", "3").generate(SAMPLES, "normal"))
+        generate(bench(tmp_path, "--num_inference_steps", "3"))
+    with pytest.raises(UserError, match="another seed"):
+        generate(bench(tmp_path, "--seed", "3"))
     (tmp_path / "model" / "vae.safetensors").write_bytes(b"other weights")
     with pytest.raises(UserError, match="model.sha256"):
-        list(bench(tmp_path).generate(SAMPLES, "normal"))
+        generate(bench(tmp_path))
 
 
 def test_every_source_of_images_is_judged_on_every_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     measured = bench(tmp_path, "--limit", "2")
     monkeypatch.setattr(Bench, "round_trip", lambda self, images: iter(images))  # an autoencoder without loss
-    results = measured.measure("normal")
-    assert all(means["images"] == 2 for means in results.values())
-    assert results["VAE round trip"] == results["rendered (ceiling)"]
-    assert results["rendered (ceiling)"]["iou"] > 0.98
-    assert results["generated"]["iou"] == results["grey image (floor)"]["iou"] == 0
-    assert 0 < results["another scene (floor)"]["iou"] < 0.6
+    run = measured.measure("normal")
+    assert all(row.n == 2 for row in run.rows if row.name != "background")
+    assert run.row("IoU", "VAE round trip").value == run.row("IoU", "rendered (ceiling)").value > 0.98
+    assert run.row("IoU").value == run.row("IoU", "grey image (floor)").value == 0
+    assert 0 < run.row("IoU", "another scene (floor)").value < 0.6
+    assert run.row("leak").better == "lower" and run.hashes["data"] == ShapesDataset("test", 200).fingerprint()
+
+    page = finish(run, tmp_path / "out" / "normal.json", "IoU", measured.gallery("normal"))
+    assert read_run(tmp_path / "out" / "normal.json").row("IoU").value == 0
+    assert page.read_text().count("data:image/webp") == 2 * 5
+
+
+def test_numbers_are_means_over_regions_and_intervals_over_scenes():
+    scenes = ShapesDataset("test", 3)
+    images = [scenes[0].image, scenes[0].image, scenes[2].image]  # the second shows another scene
+    verdicts = {scenes.key(n): judge(images[n], scenes[n].layout) for n in range(3)}
+    found = {result.name: result for result in results(verdicts)}
+    regions = [region for verdict in verdicts.values() for region in verdict.regions]
+    assert found["IoU"].value == pytest.approx(np.mean([region.iou for region in regions]))
+    assert found["colour"].value == pytest.approx(np.mean([region.colour_right for region in regions]))
+    assert found["IoU"].per_sample[scenes.key(1)] == pytest.approx(
+        np.mean([region.iou for region in verdicts[scenes.key(1)].regions])
+    )
+    assert found["clutter"].value == pytest.approx(np.mean([verdict.clutter for verdict in verdicts.values()]))
+    row = make_run("shapes", [found["IoU"]], {}, {}).row("IoU")
+    assert row.low < row.value < row.high and row.n == 3
+
+
+def a_run(**values: float):
+    found = [mean(name.replace("_", " "), {"a": value}) for name, value in values.items()]
+    return make_run("shapes", [*found, mean("boundary IoU", {"a": 0.5}, source="VAE round trip")], {}, {})
 
 
 def test_bars_are_those_of_the_generated_images():
-    exact = {"colour_right": 0.95, "iou": 0.9, "boundary_iou": 0.4, "leak": 0.02}
-    results = {"generated": exact, "VAE round trip": {"boundary_iou": 0.5}}
-    assert [bar.passed for bar in bars(results)] == [True] * 4
-    for measure, worse in {"colour_right": 0.949, "iou": 0.899, "boundary_iou": 0.399, "leak": 0.021}.items():
-        verdicts = bars({**results, "generated": {**exact, measure: worse}})
-        assert [bar.measure for bar in verdicts if not bar.passed] == [measure]
+    exact = {"colour": 0.95, "IoU": 0.9, "boundary_IoU": 0.4, "leak": 0.02}
+    assert [bar.passed for bar in bars(a_run(**exact))] == [True] * 4
+    for name, worse in {"colour": 0.949, "IoU": 0.899, "boundary_IoU": 0.399, "leak": 0.021}.items():
+        verdicts = bars(a_run(**{**exact, name: worse}))
+        assert [bar.name for bar in verdicts if not bar.passed] == [name.replace("_", " ")]
         assert sum("MISSED" in str(bar) for bar in verdicts) == 1
 
 
-def test_the_table_has_a_line_per_source_and_shows_what_is_unknown():
-    means = dict.fromkeys(("colour_right", "pattern_right", "leak", "background_right", "clutter"), 0.256)
-    lines = table({"ours": {**means, "iou": 0.5, "boundary_iou": 0.25, "background_right": float("nan")}}).splitlines()
-    assert len(lines) == 2 and len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["ours", "25.6", "%", "25.6", "%", "0.500", "0.250", "25.6", "%", "-", "25.6", "%"]
+def test_the_table_has_a_line_per_number_and_a_column_per_source():
+    found = [mean("IoU", {"a": 0.25, "b": 0.75}), mean("IoU", {"a": 1.0, "b": 1.0}, source="rendered (ceiling)")]
+    lines = table(make_run("shapes", [*found, mean("leak", {"a": 0.256})], {}, {})).splitlines()
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+    assert lines[1].split() == ["IoU", "0.500", "[0.250,", "0.750]", "1.000"]
+    assert lines[2].split() == ["leak", "25.6", "%", "[25.6,", "25.6]", "-"]
 
 
-def test_the_report_says_how_the_numbers_came_about(tmp_path: Path):
-    report = json.loads(write_report({"results": 1, **circumstances(torch.device("cpu"))}, tmp_path).read_text())
-    assert report["versions"]["torch"] == torch.__version__ and report["machine"]["device"] == "cpu"
+def test_a_commit_is_known_only_inside_of_git(tmp_path: Path):
     head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=REPOSITORY, capture_output=True, text=True)
     if head.returncode == 0:
-        assert report["commit"].rstrip("+") == head.stdout.strip()
+        assert commit().rstrip("+") == head.stdout.strip()
     assert commit(tmp_path) == "unknown"
 
 
 def test_round_trip_of_an_identity_autoencoder_is_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     measured = bench(tmp_path)
-    measured.pipeline.vae = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1,)), dtype=torch.float32)
+    config = SimpleNamespace(block_out_channels=(1,))
+    measured.pipeline.vae = SimpleNamespace(config=config, dtype=torch.float32)
     measured.pipeline.image_processor = SimpleNamespace(
         postprocess=lambda images, output_type: (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     )
@@ -140,21 +179,12 @@ def test_bad_flags_are_one_line(capsys: pytest.CaptureFixture, monkeypatch: pyte
 
 def test_a_missing_adapter_ends_the_process_without_a_traceback():
     command = [sys.executable, "-m", "eval.shapes", "--lora", "nowhere"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
     assert "eval.shapes: --lora nowhere: no such folder" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_options_have_the_documented_defaults():
-    options = parse_options([])
-    assert options == Options(
-        "examples/shapes/model",
-        Path("examples/shapes/lora"),
-        Path("result/bench_shapes"),
-        None,
-        20,
-        8,
-        None,
-        None,
-        False,
-    )
+    model, lora = "examples/shapes/model", Path("examples/shapes/lora")
+    expected = Options(model, lora, Path("result/bench_shapes"), None, 42, 20, 8, None, None, False)
+    assert parse_options([]) == expected

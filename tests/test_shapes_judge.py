@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import cv2
@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from eval.shapes_drawn import Attributes
-from eval.shapes_judge import judge, summarise, visible
+from eval.shapes_judge import Verdict, judge, visible
+from eval.shapes_results import OF_IMAGE, OF_REGION, results
 from seg2any.data.shapes import Scene, ShapesDataset
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, Figure
 from seg2any.errors import UserError
@@ -47,6 +48,15 @@ def true_ious(scene: Scene, drawn: Scene) -> np.ndarray:
 
 def judged(image: np.ndarray | Scene, scene: Scene):
     return judge(image.render()[0] if isinstance(image, Scene) else image, scene.sample().layout)
+
+
+def summarise(verdicts: Iterable[Verdict]) -> dict[str, float]:
+    """The numbers by the names of the verdicts' fields."""
+    fields = {name: field for field, name in (OF_REGION | OF_IMAGE).items()}
+    verdicts = {str(number): verdict for number, verdict in enumerate(verdicts)}
+    found = {fields[result.name]: result.value for result in results(verdicts)}
+    regions = sum(len(verdict.regions) for verdict in verdicts.values())
+    return {**found, "images": len(verdicts), "regions": regions}
 
 
 def test_rendered_truth_is_the_ceiling():

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Benchmarks, one function each: images, numbers with 95 % intervals, a page with pictures.
+#
+#   bash eval.sh shapes                                      offline on a CPU, with the model in examples/shapes
+#   LORA=ckpt/ade20k/checkpoint-20000 bash eval.sh ade20k
+#   LORA=ckpt/coco_stuff/checkpoint-20000 bash eval.sh coco_stuff
+#   LORA=ckpt/sacap_1m/checkpoint-20000 PROCESSES=4 bash eval.sh sacap
+#
+# Further arguments go to eval/generate_image.py (to eval/shapes.py for shapes): bash eval.sh ade20k --limit 100
+# Interrupted, the same command goes on. The README's section on evaluation says what to download.
+#
+#   MODEL      folder or hub id of FLUX.1-dev        LORA       folder with default/ and cond/
+#   OUT        folder for results (result/NAME)      PROCESSES  GPUs to generate on (1)
+#   JUDGES     flags of `python -m eval.runners`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
+#   CONFIG     another config than config/seg2any_NAME.yaml          PYTHON   python of the environment
+set -euo pipefail
+cd "$(dirname "$0")"
+
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+PROCESSES=${PROCESSES:-1}
+
+fail() { echo "eval.sh: $1" >&2; exit 2; }
+
+# Options of the launcher come before -m: after it they would be the script's.
+launch() {
+    if [ "$PROCESSES" -gt 1 ]; then
+        "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" -m "$@"
+    else
+        "$PYTHON" -m "$@"
+    fi
+}
+
+# benchmark NAME CONFIG [arguments of generate_image ...]
+benchmark() {
+    local out=${OUT:-result/$1} config=${CONFIG:-$2}
+    shift 2
+    [ -n "${LORA:-}" ] || fail "LORA is not set; name the folder that holds default/ and cond/"
+    launch eval.generate_image "$config" --pretrained_model_name_or_path "${MODEL:-black-forest-labs/FLUX.1-dev}" \
+        --lora_ckpt_path "$LORA" --output_path "$out" "$@"
+    # shellcheck disable=SC2086  # JUDGES holds several words
+    "$PYTHON" -m eval.runners "$out" ${JUDGES:-}
+}
+
+# As published: 512 px, 4 images per layout, 32 steps, guidance 3.5, seed 42. --published_jpeg for the published files.
+ade20k() { benchmark ade20k config/seg2any_ade20k.yaml --num_images_per_prompt 4 "$@"; }
+
+coco_stuff() { benchmark coco_stuff config/seg2any_coco_stuff.yaml --num_images_per_prompt 4 "$@"; }
+
+# As published: SACap-Eval, 1024 px, 1 image per layout.
+sacap() { benchmark sacap config/seg2any_sacap_1m.yaml --num_images_per_prompt 1 "$@"; }
+
+# 100 scenes of 1 to 8 figures and 40 crowded ones: minutes on two cores. --limit 200 for all of them.
+shapes() {
+    HF_HUB_OFFLINE=1 "$PYTHON" -m eval.shapes --model "${MODEL:-examples/shapes/model}" \
+        --lora "${LORA:-examples/shapes/lora}" --output "${OUT:-result/shapes}" --limit 100 "$@"
+}
+
+case "${1:-}" in
+    ade20k | coco_stuff | sacap | shapes) "$@" ;;
+    -h | --help | "") sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0" ;;
+    *) fail "no benchmark $1; choose ade20k, coco_stuff, sacap or shapes" ;;
+esac

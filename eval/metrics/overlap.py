@@ -1,0 +1,66 @@
+"""Overlap of two masks, of their areas and of their outlines; how large and how thin a mask is, and its box."""
+
+from __future__ import annotations
+
+import math
+
+import cv2
+import numpy as np
+
+SMALL, LARGE = (1 / 16) ** 2, (3 / 16) ** 2  # of the image's area: COCO's 32 and 96 pixels on an image of 512
+THIN = 1 / 32  # of the image's shorter side: a token of 16 pixels on an image of 512
+SIZES = ("small", "medium", "large")
+BOX_MARGIN = 0.1  # of the sides of a box, where a region is shown with its surroundings
+BAND = 0.02  # of the image's diagonal, as Boundary IoU (arXiv 2103.16562) is published
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Intersection over union of bool [H, W]; 1 if both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0
+
+
+def boundary_iou(a: np.ndarray, b: np.ndarray, width: int) -> float:
+    """IoU of the bands of `width` pixels inside the outlines of bool [H, W]."""
+    return iou(boundary(a, width), boundary(b, width))
+
+
+def boundary(mask: np.ndarray, width: int) -> np.ndarray:
+    """The pixels of a mask bool [H, W] within `width` pixels of its outline; the image's border is an outline."""
+    return mask & ~shift_border(mask, -width)
+
+
+def band_width(size: tuple[int, int]) -> int:
+    """The width of the published Boundary IoU's band in an image of (H, W)."""
+    return max(1, round(BAND * math.hypot(*size)))
+
+
+def shift_border(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """The mask bool [H, W] grown by `pixels`, or shrunk if negative; outside the image counts as outside."""
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(pixels) + 1,) * 2)
+    if pixels >= 0:
+        return cv2.dilate(mask.astype(np.uint8), kernel) > 0
+    return cv2.erode(mask.astype(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+
+
+def size_class(mask: np.ndarray) -> str:
+    """One of SIZES, by the share of the image bool [H, W] that the mask covers."""
+    share = mask.mean()
+    return SIZES[0] if share < SMALL else SIZES[1] if share < LARGE else SIZES[2]
+
+
+def is_thin(mask: np.ndarray) -> bool:
+    """Whether no circle as wide as THIN of the shorter side fits into a mask bool [H, W]."""
+    inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # The distance is to the centre of the nearest outside pixel, half a pixel beyond the outline.
+    return 2 * (float(inside.max()) - 0.5) < THIN * min(mask.shape)
+
+
+def box_with_margin(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of the box around a mask bool [H, W] that is not empty, with BOX_MARGIN on each side."""
+    spans = []
+    for inside, side in zip((mask.any(1), mask.any(0)), mask.shape, strict=True):
+        first, last = np.flatnonzero(inside)[[0, -1]]
+        margin = round(BOX_MARGIN * (last + 1 - first))
+        spans.append(slice(max(0, first - margin), min(side, last + 1 + margin)))
+    return spans[0], spans[1]

@@ -1,0 +1,162 @@
+"""Every metric by name: what it loads and what it measures. Loading comes first, so that missing weights are told
+before hours of measuring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from eval.metrics.clip import Clip, CmmdNetwork, clip_score
+from eval.metrics.cmmd import cmmd
+from eval.metrics.deeplab import DeepLabSegmenter
+from eval.metrics.dinov2 import Dinov2Network
+from eval.metrics.frechet import frechet
+from eval.metrics.inception import InceptionNetwork
+from eval.metrics.item import Item
+from eval.metrics.leakage import caption_leak, colour_leak
+from eval.metrics.mask2former import Mask2FormerSegmenter
+from eval.metrics.result import Result
+from eval.metrics.sam2 import Sam2Judge, class_agnostic_iou
+from eval.metrics.seam import seam_score
+from eval.metrics.semantic import Segmenter, semantic_iou
+from eval.runners.items import REAL, Benchmark
+from eval.vqa.answers import Answers, Judge
+from eval.vqa.endpoint import EndpointJudge
+from eval.vqa.local import LocalJudge
+from eval.vqa.score import region_vqa
+from seg2any.contour import resize_masks
+from seg2any.errors import UserError
+from seg2any.inference.model import choose_dtype
+
+CLOSED_SET_JUDGES = {"ade20k": ("mask2former", Mask2FormerSegmenter), "coco_stuff": ("deeplab", DeepLabSegmenter)}
+
+
+@dataclass(frozen=True, eq=False)
+class Measure:
+    """A metric with its judge loaded.
+
+    results  of the generated images and of what they are to be read against
+    uses     names of its judges
+    seen     item -> where the judge sees the item's regions, bool [N, H, W]; None if it sees none
+    """
+
+    results: Callable[[Benchmark], list[Result]]
+    uses: tuple[str, ...] = ()
+    seen: Callable[[Item, Benchmark], np.ndarray] | None = None
+
+
+def load_measures(
+    names: tuple[str, ...], benchmark: Benchmark, judges: Mapping[str, str], device: torch.device
+) -> dict[str, Measure]:
+    """The measures by name. Raises UserError, a line for each judge that cannot be loaded."""
+    loaded, problems = {}, []
+    for name in names:
+        try:
+            loaded[name] = LOADERS[name](benchmark, judges, device)
+        except UserError as error:
+            problems.append(str(error))
+    if problems:
+        raise UserError("\n".join(dict.fromkeys(problems)))
+    return loaded
+
+
+def _miou(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    table = benchmark.table
+    if table is None:
+        raise UserError("miou: the data set has no classes; measure `regions` instead")
+    used, cls = CLOSED_SET_JUDGES[table.data_set]
+    segmenter: Segmenter = cls(judges[used], device)
+
+    def results(benchmark: Benchmark) -> list[Result]:
+        bounds = benchmark.bounds() if benchmark.samples > 1 else {}
+        sources = {"generated": benchmark.images(), **bounds}
+        return [semantic_iou(items, segmenter, table.names, source) for source, items in sources.items()]
+
+    def seen(item: Item, benchmark: Benchmark) -> np.ndarray:
+        classes = segmenter(item.image)
+        return np.stack([classes == wanted for wanted in benchmark.classes(item.key)])
+
+    return Measure(results, (used,), seen)
+
+
+def _regions(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    judge = Sam2Judge(judges["sam2"], device)
+
+    def seen(item: Item, benchmark: Benchmark) -> np.ndarray:
+        masks = item.layout.masks
+        found = np.zeros((len(masks), *item.image.shape[:2]), bool)
+        kept = masks.any((1, 2)) & resize_masks(masks, (judge.side, judge.side)).any((1, 2))
+        found[kept] = resize_masks(judge(item.image, masks[kept]), item.image.shape[:2])
+        return found
+
+    return Measure(lambda benchmark: class_agnostic_iou(benchmark.images, benchmark.real, judge), ("sam2",), seen)
+
+
+def _fid(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    network = InceptionNetwork(judges["inception"], device)
+    return Measure(lambda benchmark: [frechet("FID", benchmark.real(), benchmark.images(), network)], ("inception",))
+
+
+def _fdd(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    network = Dinov2Network(judges["dinov2"], device)
+    return Measure(lambda benchmark: [frechet("FDD", benchmark.real(), benchmark.images(), network)], ("dinov2",))
+
+
+def _cmmd(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    network = CmmdNetwork(judges["cmmd_clip"], device)
+    return Measure(lambda benchmark: [cmmd(benchmark.real(), benchmark.images(), network)], ("cmmd_clip",))
+
+
+def _clip(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    clip = Clip(judges["clip"], device)
+
+    # The published number is of the first image of every sample.
+    def results(benchmark: Benchmark) -> list[Result]:
+        return [*clip_score(benchmark.images([0]), clip), *clip_score(benchmark.real(), clip, REAL)]
+
+    return Measure(results, ("clip",))
+
+
+def _seam(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    return Measure(lambda benchmark: [seam_score(benchmark.images()), seam_score(benchmark.real(), REAL)])
+
+
+def _colour_leak(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    return Measure(lambda benchmark: [*colour_leak(benchmark.images()), *colour_leak(benchmark.real(), REAL)])
+
+
+def _caption_leak(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    clip = Clip(judges["clip"], device)
+
+    def results(benchmark: Benchmark) -> list[Result]:
+        return [caption_leak(benchmark.images(), clip), caption_leak(benchmark.real(), clip, REAL)]
+
+    return Measure(results, ("clip",))
+
+
+def _vqa(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    judge: Judge
+    if judges["vqa"].startswith(("http://", "https://")):
+        judge = EndpointJudge(judges["vqa"], judges["vqa_model"])
+    else:
+        judge = LocalJudge(judges["vqa"], device, choose_dtype(None, device))
+    answers = Answers(benchmark.generated.folder / "answers.jsonl", judge)
+    return Measure(lambda benchmark: region_vqa(benchmark.images, benchmark.real, answers), ("vqa", "vqa_model"))
+
+
+Loader = Callable[[Benchmark, Mapping[str, str], torch.device], Measure]
+LOADERS: dict[str, Loader] = {
+    "miou": _miou,
+    "regions": _regions,
+    "clip": _clip,
+    "fid": _fid,
+    "cmmd": _cmmd,
+    "fdd": _fdd,
+    "seam": _seam,
+    "colour_leak": _colour_leak,
+    "caption_leak": _caption_leak,
+    "vqa": _vqa,
+}

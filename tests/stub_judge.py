@@ -1,0 +1,125 @@
+"""A server that talks like an OpenAI-compatible endpoint, and misbehaves as it is told."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+Fault = str | None
+
+
+class StubJudge(ThreadingHTTPServer):
+    """Says yes with probability `p_yes`, or what `said` holds for a text; `faults` are done in turn to each question
+    before it is answered."""
+
+    daemon_threads = True
+
+    def __init__(self, faults: tuple[Fault, ...] = (), p_yes: float = 0.9):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.faults, self.p_yes = faults, p_yes
+        self.said: dict[str, str] = {}
+        self.seen: Counter[str] = Counter()  # question text -> how often it came
+        self.bodies: list[dict] = []
+        self.headers: list[dict] = []
+        self.open = self.most_open = 0
+        self.delay = 0.0
+        self.lock = threading.Lock()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    @property
+    def requests(self) -> int:
+        return sum(self.seen.values())
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients that have given up
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: StubJudge
+
+    def do_POST(self) -> None:
+        server = self.server
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        *images, text = body["messages"][0]["content"]
+        identity = text["text"] + "".join(image["image_url"]["url"] for image in images)
+        with server.lock:
+            turn = server.seen[identity]
+            server.seen[identity] += 1
+            server.bodies.append(body)
+            server.headers.append(dict(self.headers))
+            server.open += 1
+            server.most_open = max(server.most_open, server.open)
+        try:
+            time.sleep(server.delay)
+            fault = server.faults[turn] if turn < len(server.faults) else None
+            reply = self._reply(body, text["text"])
+            self._misbehave(fault, reply) if fault else self._send(200, reply)
+        finally:
+            with server.lock:
+                server.open -= 1
+
+    def _reply(self, body: dict, text: str) -> bytes:
+        said = self.server.said.get(text, "yes")
+        choice: dict = {"message": {"role": "assistant", "content": said}}
+        if body.get("logprobs"):
+            p = self.server.p_yes
+            top = [("Yes", 0.6 * p), (" yes", 0.4 * p), ("No", 1 - p), ("maybe", 1e-3)]
+            entries = [{"token": token, "logprob": math.log(max(value, 1e-9))} for token, value in top]
+            choice["logprobs"] = {"content": [{"token": "Yes", "top_logprobs": entries}]}
+        return json.dumps({"choices": [choice]}).encode()
+
+    def _misbehave(self, fault: str, reply: bytes) -> None:
+        if fault == "silent":
+            time.sleep(1.5)
+        elif fault == "dripping":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(30):
+                self.wfile.write(b" ")
+                self.wfile.flush()
+                time.sleep(0.05)
+            self.wfile.write(reply)
+        elif fault == "hangs up":
+            self.connection.close()
+        elif fault == "no json":
+            self._send(200, b"<html>")
+        elif fault == "no choices":
+            self._send(200, b'{"choices": []}')
+        elif fault == "list":
+            self._send(200, b"[1]")
+        elif fault == "neither":
+            entries = [{"token": "maybe", "logprob": -0.1}]
+            choice = {"message": {"content": "maybe"}, "logprobs": {"content": [{"top_logprobs": entries}]}}
+            self._send(200, json.dumps({"choices": [choice]}).encode())
+        else:
+            self._send(int(fault), b'{"error": "told\nto"}')
+
+    def _send(self, status: int, content: bytes) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def stub_judge(*faults: Fault, p_yes: float = 0.9) -> Iterator[StubJudge]:
+    server = StubJudge(faults, p_yes)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()

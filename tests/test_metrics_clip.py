@@ -1,0 +1,88 @@
+"""CLIP score through the real loading code: a tiny random CLIP with a tokenizer that knows the words of `shapes`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPImageProcessorPil, CLIPModel
+
+from eval.metrics.clip import Clip, clip_score
+from eval.metrics.item import Item
+from seg2any.errors import UserError
+from seg2any.layout import Layout
+from seg2any.tiny.build import build_clip_tokenizer
+from tests.tiny_judges import save_clip
+
+SHORT, LONG = "a red circle", "a red circle " * 30
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The config of the published CLIP (end token 2: "the token with the highest number"), tiny."""
+    folder = tmp_path_factory.mktemp("clip")
+    torch.manual_seed(0)
+    save_clip(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def clip(folder: Path) -> Clip:
+    return Clip(str(folder))
+
+
+def item(key: str, caption: str | None, seed: int, group: int = 0) -> Item:
+    image = np.random.default_rng(seed).integers(0, 256, (40, 50, 3), np.uint8)
+    return Item(key, image, group, Layout(np.ones((1, 40, 50), bool), ("x",), caption))
+
+
+def test_score_is_the_mean_cosine_of_the_stock_model(folder: Path, clip: Clip):
+    items = [item("a", SHORT, 0), item("a", SHORT, 1, group=1), item("b", "two blue squares", 2)]
+    whole, published = clip_score(iter(items), clip)
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), build_clip_tokenizer()
+    processor = CLIPImageProcessorPil.from_pretrained(folder)
+    expected: dict[str, list[float]] = {}
+    for one in items:
+        with torch.no_grad():
+            output = model(
+                **tokenizer(one.layout.caption, return_tensors="pt"),
+                pixel_values=processor(images=one.image, return_tensors="pt")["pixel_values"],
+            )
+        cosine = torch.nn.functional.cosine_similarity(output.text_embeds, output.image_embeds)
+        expected.setdefault(one.key, []).append(100 * cosine.item())
+    per_sample = {key: np.mean(values) for key, values in expected.items()}
+    assert whole.per_sample == pytest.approx(per_sample, abs=1e-4)
+    assert published.per_sample == pytest.approx(per_sample, abs=1e-4)
+    assert whole.value == pytest.approx(max(0, np.mean(list(per_sample.values()))), abs=1e-4)
+    assert whole.extra == {"captions_too_long": 0}
+    assert [one.name for one in (whole, published)] == ["CLIP score", "CLIP score, captions cut as published"]
+
+
+def test_long_captions_keep_their_end_and_the_published_cut_forgets_what_they_say(clip: Clip):
+    long = [LONG, "two blue squares " + LONG, "a green star"]
+    kept, cut = clip.of_captions(long), clip.of_captions_as_published(long)
+    assert np.abs(kept[0] - kept[1]).max() > 1e-3
+    assert np.allclose(cut[0], cut[1], atol=1e-6)  # whatever they say
+    assert np.allclose(cut[2], kept[2], atol=1e-6)
+    assert np.allclose(np.linalg.norm(kept, axis=1), 1, atol=1e-5)
+    whole, published = clip_score([item("a", LONG, 0), item("b", SHORT, 0)], clip)
+    assert whole.extra == {"captions_too_long": 1}
+    assert whole.per_sample["a"] != pytest.approx(published.per_sample["a"])
+    assert whole.per_sample["b"] == pytest.approx(published.per_sample["b"], abs=1e-4)
+
+
+def test_a_mean_below_0_counts_as_0(clip: Clip, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(clip, "of_images", lambda images: -clip.of_captions([SHORT] * len(images)))
+    whole, _ = clip_score([item("a", SHORT, 0)], clip)
+    assert whole.value == 0 and whole.per_sample["a"] == pytest.approx(-100, abs=1e-3)
+
+
+def test_what_is_missing_is_named(clip: Clip, tmp_path: Path):
+    with pytest.raises(UserError, match="'a' has no global caption"):
+        clip_score([item("a", None, 0)], clip)
+    with pytest.raises(UserError, match="'a' comes without a layout"):
+        clip_score([Item("a", np.zeros((4, 4, 3), np.uint8))], clip)
+    with pytest.raises(UserError, match="hf download openai/clip-vit-base-patch16"):
+        Clip(str(tmp_path))

@@ -1,0 +1,183 @@
+"""The report page: one file with everything in it, that shows what the evaluation found and nothing it was not told."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from eval.metrics.item import Item
+from eval.metrics.result import mean
+from eval.pictures import Shown, extremes, folder_of, read_pictures, save_pictures, side_by_side
+from eval.report import main
+from eval.results import make_run, write_run
+from seg2any.errors import UserError
+from seg2any.layout import Layout
+
+VOID = {"meta", "img", "br", "line", "circle"}
+HOSTILE = '"><script>alert(1)</script><img src=http://evil.example/x onerror="x">'
+
+
+class Page(HTMLParser):
+    """Checks that every element is closed where it should be, and collects what matters."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.tags, self.images, self.text, self.references = [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.references += [
+            value for name, value in attrs.items() if name in ("src", "href", "srcset", "data", "action")
+        ]
+        assert not any(name.startswith("on") for name in attrs)
+        if tag == "img":
+            assert attrs["alt"]
+            self.images.append(attrs["src"])
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def layout(name: str) -> Layout:
+    masks = np.zeros((2, 40, 60), bool)
+    masks[0, 5:20, 5:20], masks[1, 22:38, 30:55] = True, True
+    return Layout(masks, ("a red circle", HOSTILE), "both", name=name)
+
+
+def evaluation(folder: Path, name: str, shift: float = 0.0, benchmark: str = "shapes") -> Path:
+    rng = np.random.default_rng(0)
+    scores = {f"scene {n}": float(score) + shift for n, score in enumerate(rng.uniform(0.2, 0.8, 12))}
+    results = [mean("IoU", scores), mean("IoU", dict.fromkeys(scores, 0.9), source="rendered (ceiling)")]
+    results += [mean("leak", {key: 0.1 for key in scores}, better="lower")]
+    extra = {"per_class": [{"class": 0, "name": "wall & <door>", "iou": 0.25, "pixels": 7}]}
+    results[0].extra.update(extra)
+    path = folder / f"{name}.json"
+    write_run(make_run(benchmark, results, {"steps": 20, "rules": {"method": "hard"}}, {"adapter": "0123abcd"}), path)
+    shown = []
+    for place, key, value in extremes(scores, "higher", 2):
+        item = Item(key, rng.integers(0, 256, (40, 60, 3), dtype=np.uint8), layout=layout(key))
+        pictures = side_by_side(item, item.layout.masks[:, ::-1], np.zeros((20, 900, 3), np.uint8))
+        shown.append((Shown(key, place, "IoU", value, HOSTILE, item.layout.captions, {}), pictures))
+    save_pictures(folder_of(path), shown)
+    return path
+
+
+def report(tmp_path: Path, *paths: Path) -> tuple[Page, str]:
+    out = tmp_path / "page.html"
+    assert main([*map(str, paths), "-o", str(out)]) == 0
+    text = out.read_text(encoding="utf-8")
+    return Page(text), text
+
+
+def test_the_page_holds_numbers_samples_and_circumstances(tmp_path: Path):
+    page, text = report(tmp_path, evaluation(tmp_path, "one"))
+    words = " ".join(page.text)
+    rng = np.random.default_rng(0).uniform(0.2, 0.8, 12)
+    assert f"{rng.mean():.4f}" in words and "rendered (ceiling)" in words and "0.9000" in words
+    assert f"scene {rng.argmin()}" in words and f"scene {rng.argmax()}" in words
+    assert words.index(f"scene {rng.argmin()}") < words.index(f"scene {rng.argmax()}")
+    for told in ("Worst by IoU", "Best by IoU", "wall & <door>", "rules.method", "0123abcd", "torch", "commit"):
+        assert told in words, told
+    assert "lower is better" in words and "higher is better" in words
+
+
+def test_every_picture_is_in_the_page_and_nothing_is_loaded(tmp_path: Path):
+    page, text = report(tmp_path, evaluation(tmp_path, "one"))
+    assert len(page.images) == 4 * 5  # two worst, two best: masks, contour, image, judge, real image
+    sizes = []
+    for address in page.images:
+        assert address.startswith("data:image/webp;base64,")
+        with Image.open(BytesIO(base64.b64decode(address.split(",", 1)[1]))) as image:
+            image.load()
+            sizes.append(image.size)
+    assert set(sizes) == {(60, 40), (384, 9)}
+    assert all(address.startswith("data:") for address in page.references)
+    style = re.search("<style>(.*)</style>", text, re.S).group(1)
+    assert "url(" not in style and "@import" not in style and "prefers-color-scheme: dark" in style
+    assert "script" not in page.tags and "http" not in style
+    assert 'content="width=device-width, initial-scale=1"' in text and text.startswith("<!doctype html>")
+
+
+def test_captions_are_text_whatever_is_in_them(tmp_path: Path):
+    page, text = report(tmp_path, evaluation(tmp_path, "one"))
+    assert "<script" not in text and HOSTILE in " ".join(page.text)
+
+
+def test_several_runs_are_compared_in_pairs(tmp_path: Path):
+    (tmp_path / "x").mkdir(), (tmp_path / "y").mkdir()
+    a, b = evaluation(tmp_path / "x", "run"), evaluation(tmp_path / "y", "run", shift=0.05)
+    page, text = report(tmp_path, a, b)
+    words = " ".join(page.text)
+    assert "Differences" in words and "B is better" in words and "-0.0500" in words
+    assert f"A is {a.with_suffix('')}, B is {b.with_suffix('')}" in words  # the names alone are the same
+    assert len(page.images) == 2 * 4 * 5
+
+
+def test_pictures_of_an_earlier_evaluation_do_not_stay(tmp_path: Path):
+    path = evaluation(tmp_path, "one")
+    files = {file.name for file in folder_of(path).iterdir()}
+    kept = read_pictures(folder_of(path))[:1]
+    save_pictures(folder_of(path), [(kept[0], {"image": Image.new("RGB", (4, 4))})])
+    assert {file.name for file in folder_of(path).iterdir()} == {"index.json", "00_image.webp"} != files
+    page, _ = report(tmp_path, path)
+    assert len(page.images) == 1
+
+
+def test_a_run_without_pictures_has_a_page_too(tmp_path: Path):
+    path = tmp_path / "fid.json"
+    write_run(make_run("ade20k", [mean("x", {"a": 1.0})], {}, {}), path)
+    page, _ = report(tmp_path, path)
+    assert "No pictures lie beside this file." in " ".join(page.text) and not page.images
+
+
+def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
+    path = evaluation(tmp_path, "one")
+    assert main([str(tmp_path / "nowhere.json"), "-o", str(tmp_path / "p.html")]) == 2
+    assert "nowhere.json: cannot be read" in capsys.readouterr().err
+    other = evaluation(tmp_path, "two", benchmark="ade20k")
+    assert main([str(path), str(other), "-o", str(tmp_path / "p.html")]) == 2
+    assert "different benchmarks" in capsys.readouterr().err
+    next(folder_of(path).glob("*.webp")).write_bytes(b"no picture")
+    assert main([str(path), "-o", str(tmp_path / "p.html")]) == 2
+    assert ".webp: cannot be read as an image" in capsys.readouterr().err
+    (folder_of(path) / "index.json").write_text('[{"key": 1}]')
+    with pytest.raises(UserError, match="index.json: cannot be read"):
+        read_pictures(folder_of(path))
+    assert not (tmp_path / "p.html").exists()
+
+
+def test_an_index_cannot_point_out_of_its_folder(tmp_path: Path):
+    path = evaluation(tmp_path, "one")
+    index = folder_of(path) / "index.json"
+    index.write_text(index.read_text().replace("00_masks.webp", "../../secret.webp"))
+    with pytest.raises(UserError, match="is not in its folder"):
+        read_pictures(folder_of(path))
+
+
+def test_extremes_are_the_worst_and_the_best_and_no_sample_twice():
+    scores = {"a": 0.5, "b": 0.1, "c": 0.9, "d": 0.7, "e": float("nan")}
+    assert extremes(scores, "higher", 1) == [("worst", "b", 0.1), ("best", "c", 0.9)]
+    assert extremes(scores, "lower", 1) == [("worst", "c", 0.9), ("best", "b", 0.1)]
+    assert [key for _, key, _ in extremes(scores, "higher", 9)] == ["b", "a", "c", "d"]
+    assert extremes({"a": 1.0}, "higher", 3) == [("worst", "a", 1.0)] and extremes({}, "higher", 3) == []

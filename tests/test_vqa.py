@@ -1,0 +1,349 @@
+"""Questions about regions: what is asked, by whom it is answered, and that nothing is asked or counted twice."""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from eval.metrics.item import Item
+from eval.vqa import questions as protocol
+from eval.vqa.answers import Answers, NoAnswer, Patience, ask
+from eval.vqa.endpoint import EndpointJudge, request_body
+from eval.vqa.questions import Question, about_caption, about_regions, cut_out, outlined, swapped_captions
+from eval.vqa.replies import read_attributes, read_yes_or_no, share_of_yes
+from eval.vqa.score import region_vqa, scored
+from seg2any.errors import UserError
+from seg2any.layout import Layout
+from tests.golden_root import REPOSITORY
+from tests.stub_judge import StubJudge, stub_judge
+
+SOON = Patience(attempts=4, first_wait=0.01, longest_wait=0.05)
+
+
+@pytest.fixture(autouse=True)
+def no_proxy(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+
+
+def yes_no(number: int) -> Question:
+    return Question(f"s{number}", "spatial", "a cat", f"is it {number}?")
+
+
+def judge(server: StubJudge, timeout: float = 5.0) -> EndpointJudge:
+    return EndpointJudge(server.url, "stub", timeout)
+
+
+def layout() -> Layout:
+    masks = np.zeros((3, 40, 60), bool)
+    masks[0, :, :30], masks[1, 5:25, 35:55], masks[2, 30:38, 40:50] = True, True, True
+    return Layout(masks, ("a red striped wall", "a round blue clock", "a cat"))
+
+
+WORDS = {
+    "a red striped wall": {"colour": "red", "shape": "", "texture": "striped"},
+    "a round blue clock": {"colour": "blue", "shape": "round", "texture": ""},
+    "a cat": {"colour": "", "shape": "", "texture": ""},
+}
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+
+
+# What is asked
+
+
+def test_changed_prompts_are_another_protocol():
+    """Whoever changes a prompt changes PROTOCOL, and then this line."""
+    assert (protocol.PROTOCOL, protocol.PROMPTS_SHA256[:16]) == ("region-vqa-1", "016a4bd44d4dbe15")
+
+
+def test_each_region_is_asked_for_what_its_caption_names():
+    asked = list(about_regions("s", IMAGE, layout(), WORDS))
+    assert [(question.kind, question.caption) for question in asked] == [
+        ("spatial", "a red striped wall"),
+        ("colour", "a red striped wall"),
+        ("texture", "a red striped wall"),
+        ("spatial", "a round blue clock"),
+        ("colour", "a round blue clock"),
+        ("shape", "a round blue clock"),
+        ("spatial", "a cat"),
+    ]
+    assert "Is the colour blue?" in asked[4].text and "a round blue clock" in asked[4].text
+    assert len({question.id for question in asked}) == len(asked)
+    assert all(question.key == "s" and question.wants == "yes or no" for question in asked)
+    curly = about_caption('a sign that says "{value}"')
+    assert "{value}" in curly.text and curly.wants == "attributes"
+
+
+def test_hidden_regions_are_left_out():
+    masks = np.stack([layout().masks[1], np.ones((40, 60), bool)])
+    asked = list(about_regions("s", IMAGE, Layout(masks, ("a cat", "a dog")), {}))
+    assert [question.caption for question in asked] == ["a dog"]
+
+
+def test_floor_asks_for_other_captions_where_they_differ():
+    assert swapped_captions(layout()) == {0: "a round blue clock", 1: "a cat", 2: "a red striped wall"}
+    same = Layout(layout().masks, ("a cat", "a cat", "a dog"))
+    assert swapped_captions(same) == {0: "a dog", 1: "a dog", 2: "a cat"}
+    assert swapped_captions(Layout(same.masks, ("a cat",) * 3)) == {}
+    words = {**WORDS, "a round blue clock": {"colour": "red", "shape": "round", "texture": ""}}
+    asked = list(about_regions("s", IMAGE, layout(), words, {0: "a round blue clock"}))
+    assert [question.kind for question in asked] == ["spatial", "shape"]  # both are red: that is no floor
+
+
+def test_pictures_show_the_region():
+    mask = layout().masks[1]
+    drawn = outlined(IMAGE, mask)
+    changed = (drawn != IMAGE).any(-1)
+    assert (drawn[changed] == protocol.MAGENTA).all() and changed[5, 40] and not changed[15, 45] and not changed[0, 0]
+    cut = cut_out(IMAGE, mask)
+    assert cut.shape == (448, 448, 3)
+    inside, corner = cut[224:230, 224:230].mean(), cut[:10, :10].mean()
+    assert abs(inside - 127) < 100 and corner < 0.5 * 127  # the margin is dimmed
+    assert outlined(np.zeros((600, 1500, 3), np.uint8), np.ones((60, 150), bool).repeat(10, 0).repeat(10, 1)).shape == (
+        410, 1024, 3
+    )  # fmt: skip
+
+
+def test_ids_depend_on_everything_that_is_asked():
+    def question(text: str = "?", image: np.ndarray = IMAGE, wants: str = "yes or no") -> str:
+        return Question("s", "spatial", "c", text, (image,), wants).id
+
+    other = IMAGE.copy()
+    other[0, 0, 0] ^= 1
+    ids = [question(), question("!"), question(image=other), question(image=IMAGE.reshape(60, 40, 3))]
+    assert len({*ids, question(wants="attributes")}) == 5
+    assert question() == Question("another sample", "spatial", "c", "?", (IMAGE.copy(),)).id
+
+
+# What is made of replies
+
+
+def test_probability_of_yes():
+    tokens = [("Yes", 0.3), (" yes", 0.1), ("Ġno", 0.1), ("NO.", 0.1), ("not", 0.4)]
+    assert share_of_yes(tokens) == {"yes": pytest.approx(0.4 / 0.6), "by": "probabilities"}
+    for rubbish in ([("maybe", 1.0)], [("yes", float("nan"))], []):
+        with pytest.raises(NoAnswer):
+            share_of_yes(rubbish)
+    assert read_yes_or_no("Yes, it is", None) == {"yes": 1.0, "by": "text"}
+    assert read_yes_or_no("no.", {"content": []}) == {"yes": 0.0, "by": "text"}
+    for rubbish in ("", "maybe", "nothing"):
+        with pytest.raises(NoAnswer):
+            read_yes_or_no(rubbish, None)
+
+
+def test_words_of_a_caption():
+    text = 'Sure:\n```json\n{"colour": "Red", "shape": null, "texture": "fluffy"}\n```'
+    assert read_attributes(text, "a red wall") == {"colour": "Red", "shape": "", "texture": ""}  # no "fluffy" in it
+    for rubbish in ("", "red", '{"colour": "red"}', "[1]", '{"colour": '):
+        with pytest.raises(NoAnswer):
+            read_attributes(rubbish, "a red wall")
+
+
+# The endpoint
+
+
+def test_requests_are_what_openai_compatible_servers_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with stub_judge(p_yes=0.7) as server:
+        question = next(about_regions("s", IMAGE, layout(), WORDS))
+        assert judge(server).answer(question)["yes"] == pytest.approx(0.7, abs=1e-3)
+        (body,) = server.bodies
+        assert server.headers[0]["Authorization"] == "Bearer secret"
+        answers = Answers(tmp_path / "answers.jsonl", judge(server))
+        list(ask([question], answers))
+    assert "secret" not in (tmp_path / "answers.jsonl").read_text()
+    assert (body["model"], body["temperature"], body["max_tokens"]) == ("stub", 0, 1)
+    assert body["logprobs"] is True and body["top_logprobs"] == 20
+    image, text = body["messages"][0]["content"]
+    assert text == {"type": "text", "text": question.text}
+    kind, encoded = image["image_url"]["url"].split(",")
+    assert kind == "data:image/png;base64"
+    decoded = cv2.imdecode(np.frombuffer(base64.b64decode(encoded), np.uint8), cv2.IMREAD_COLOR)
+    assert (decoded[..., ::-1] == question.images[0]).all()
+    assert "logprobs" not in request_body("m", about_caption("a cat"))
+
+
+@pytest.mark.parametrize(
+    "fault", ["500", "503", "429", "408", "silent", "dripping", "hangs up", "no json", "no choices", "list", "neither"]
+)
+def test_faults_are_asked_again_and_counted_once(tmp_path: Path, fault: str):
+    with stub_judge(fault, fault, p_yes=0.8) as server:
+        answers = Answers(tmp_path / "answers.jsonl", judge(server, timeout=0.5))
+        questions = [yes_no(number) for number in range(3)]
+        found = list(ask(questions, answers, concurrency=3, patience=SOON))
+        assert [question.key for question, _ in found] == ["s0", "s1", "s2"]
+        assert [answer["yes"] for _, answer in found] == [pytest.approx(0.8, abs=1e-3)] * 3
+        time.sleep(0.1)
+        assert set(server.seen.values()) == {3}
+        assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == len(answers) == 3
+        again = Answers(tmp_path / "answers.jsonl", judge(server))
+        assert [answer for _, answer in ask(questions, again)] == [answer for _, answer in found]
+        assert set(server.seen.values()) == {3}  # nothing is asked twice
+
+
+def test_what_stays_unanswered_is_said_and_asked_next_time(tmp_path: Path):
+    with stub_judge(*["neither"] * SOON.attempts) as server:
+        path = tmp_path / "answers.jsonl"
+        found = list(ask([yes_no(0), yes_no(1)], Answers(path, judge(server)), patience=SOON))
+        assert [answer for _, answer in found] == [None, None]
+        (result,) = scored([*found, (yes_no(2), {"yes": 1.0, "by": "text"})], "generated")
+        assert result.extra["unanswered"] == 2 and result.extra["regions"] == 1
+        assert result.extra["without_probabilities"] == 1
+        assert scored(found, "generated") == []
+        found = list(ask([yes_no(0), yes_no(1)], Answers(path, judge(server)), patience=SOON))
+        assert all(answer["yes"] > 0.5 for _, answer in found)
+
+
+def test_a_judge_that_is_not_there_ends_the_run_in_one_line(tmp_path: Path):
+    with stub_judge() as server:
+        url = server.url
+    patience = Patience(attempts=2, first_wait=0.01, hopeless=3)
+    answers = Answers(tmp_path / "answers.jsonl", EndpointJudge(url, "stub"))
+    with pytest.raises(UserError, match="3 questions in a row have no answer, the last: http.*start again") as error:
+        list(ask(map(yes_no, range(1000)), answers, 2, patience))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("fault", "message"), [("401", "OPENAI_API_KEY"), ("404", "model 'stub': .*told to.*check")])
+def test_refusals_are_not_asked_again(tmp_path: Path, fault: str, message: str):
+    with stub_judge(fault) as server:
+        with pytest.raises(UserError, match=message) as error:
+            list(ask([yes_no(0)], Answers(tmp_path / "answers.jsonl", judge(server)), patience=SOON))
+        assert server.requests == 1 and "\n" not in str(error.value)
+    for url in ("localhost:8000", "ftp://x", ""):
+        with pytest.raises(UserError, match="give an address such as"):
+            EndpointJudge(url, "stub")
+
+
+def test_equal_questions_are_asked_once_and_count_for_each_region(tmp_path: Path):
+    twins = [Question(key, "spatial", "c", "the same?") for key in ("a", "b", "b")]
+    with stub_judge() as server:
+        server.delay = 0.05
+        answered = list(ask(twins, Answers(tmp_path / "answers.jsonl", judge(server)), concurrency=3))
+        assert server.requests == 1
+    (result,) = scored(answered, "generated")
+    assert result.extra["regions"] == 3 and result.parts["b"] == {"": (2.0, 2.0)}
+
+
+def test_questions_are_open_together_but_not_more_than_allowed(tmp_path: Path):
+    with stub_judge() as server:
+        server.delay = 0.05
+        made = []
+
+        def questions():
+            for number in range(40):
+                made.append(number)
+                yield yes_no(number)
+
+        answered = ask(questions(), Answers(tmp_path / "answers.jsonl", judge(server)), concurrency=4)
+        assert next(answered)[0].key == "s0"
+        assert len(made) <= 4 * 4 + 2  # pictures are not made long before they are asked about
+        assert [question.key for question, _ in answered] == [f"s{number}" for number in range(1, 40)]
+        assert 2 <= server.most_open <= 4
+
+
+def test_other_models_do_not_get_each_others_answers(tmp_path: Path):
+    path = tmp_path / "answers.jsonl"
+    with stub_judge(p_yes=0.9) as server:
+        list(ask([yes_no(0)], Answers(path, judge(server))))
+        assert Answers(path, EndpointJudge(server.url, "other")).get(yes_no(0)) is None
+        assert Answers(path, judge(server)).get(yes_no(0))["yes"] == pytest.approx(0.9, abs=1e-3)
+
+
+def test_half_a_line_is_forgotten_and_other_files_are_refused(tmp_path: Path):
+    path = tmp_path / "answers.jsonl"
+    with stub_judge() as server:
+        list(ask([yes_no(0), yes_no(1)], Answers(path, judge(server)), concurrency=1))
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-10])
+        answers = Answers(path, judge(server))
+        assert len(answers) == 1
+        list(ask([yes_no(0), yes_no(1)], answers))
+        assert path.read_bytes() == whole and server.requests == 3
+        path.write_text("not\nours\n")
+        with pytest.raises(UserError, match="holds no answers"):
+            Answers(path, judge(server))
+
+
+SCRIPT = """
+import sys
+from eval.vqa.answers import Answers, ask
+from eval.vqa.endpoint import EndpointJudge
+from eval.vqa.questions import Question
+questions = (Question(f"s{n}", "spatial", "a cat", f"is it {n}?") for n in range(30))
+for _ in ask(questions, Answers(sys.argv[2], EndpointJudge(sys.argv[1], "stub")), concurrency=2):
+    pass
+"""
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path: Path):
+    path = tmp_path / "answers.jsonl"
+    with stub_judge() as server:
+        server.delay = 0.05
+        run = [sys.executable, "-c", SCRIPT, server.url, str(path)]
+        process = subprocess.Popen(run, cwd=REPOSITORY)
+        while server.requests < 9 and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        answered = path.read_bytes().count(b"\n")
+        assert 5 <= answered < 30
+        server.delay = 0
+        questions = [yes_no(number) for number in range(30)]
+        found = list(ask(questions, Answers(path, judge(server))))
+        assert all(answer is not None for _, answer in found)
+        # Only what was open when it was killed is asked a second time.
+        assert 30 <= server.requests <= 30 + 2 and max(server.seen.values()) <= 2
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == len({line["id"] for line in lines}) == 30
+
+
+# The numbers
+
+
+class Knows:
+    """Knows the words of captions, and finds everything but cats in bright pictures and nothing in dark ones."""
+
+    name = "knows"
+
+    def __init__(self):
+        self.asked: list[Question] = []
+
+    def answer(self, question: Question) -> dict:
+        self.asked.append(question)
+        if question.wants == "attributes":
+            return WORDS[question.caption]
+        if question.images[0].mean() < 100:  # the dark image
+            return {"yes": 0.2, "by": "probabilities"}
+        return {"yes": 0.9 if question.caption != "a cat" else 0.4, "by": "probabilities"}
+
+
+def test_numbers_come_with_ceiling_and_floor(tmp_path: Path):
+    bright, dark = np.full((40, 60, 3), 255, np.uint8), np.zeros((40, 60, 3), np.uint8)
+    masks = layout()
+    judge = Knows()
+    results = region_vqa(
+        lambda: [Item("s0", bright, layout=masks), Item("s1", dark, layout=masks)],
+        lambda: [Item("s0", bright, layout=masks), Item("s1", bright, layout=masks)],
+        Answers(tmp_path / "answers.jsonl", judge),
+        concurrency=1,
+    )
+    table = {(result.name, result.source): result for result in results}
+    assert {name for name, _ in table} == {f"region-vqa-1 {kind}" for kind in ("spatial", "colour", "shape", "texture")}
+    spatial = table["region-vqa-1 spatial", "generated"]
+    assert spatial.value == pytest.approx(2 / 6) and spatial.extra["regions"] == 6
+    assert spatial.extra["mean_p_yes"] == pytest.approx((0.9 + 0.9 + 0.4 + 3 * 0.2) / 6)
+    assert table["region-vqa-1 spatial", "real images"].value == pytest.approx(4 / 6)
+    assert table["region-vqa-1 texture", "generated"].extra["regions"] == 2
+    assert ("region-vqa-1 spatial", "captions of other regions") in table
+    assert spatial.extra["captions_unread"] == 0 and spatial.extra["unanswered"] == 0
+    assert sum(question.wants == "attributes" for question in judge.asked) == 3  # each caption once
