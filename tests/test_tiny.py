@@ -1,8 +1,11 @@
 """How the embedded model is made: tokenizers, the loop's resume, the loss it minimises."""
 
+import contextlib
 import json
+from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 from diffusers import FluxPipeline
 from torch import nn
@@ -88,16 +91,41 @@ def test_latent_statistics_standardise():
     assert abs(float(standard.mean())) < 1e-4 and abs(float(standard.std()) - 1) < 1e-4
 
 
-def test_base_batches_hold_captions_of_one_length(tmp_path):
+@pytest.mark.parametrize("stage", train_base.STAGES, ids=lambda stage: f"{stage.size}px")
+def test_base_batches_hold_captions_of_one_length(stage, tmp_path):
     pipeline = build.build_pipeline()
-    pool = train_base.encode_pool(pipeline, 20, tmp_path)
-    assert pool.latents.shape == (len(pool.captions), 256, 64)
-    for step in range(6):
-        kind, indices = pool.draw(step, 4, singles=0.5)
+    pool = train_base.encode_pool(pipeline, replace(stage, batch_size=4), 20, tmp_path)
+    assert pool.latents.shape == (len(pool.captions), (stage.size // 16) ** 2, 64)
+    for step in range(3):
+        rng = np.random.default_rng(step)
+        kind, indices = pool.draw(rng)
         lengths = {len(pipeline.tokenizer_2(pool.captions[i]).input_ids) for i in indices}
         assert len(lengths) == 1 and len(indices) == 4
-        loss = train_base.flow_loss(pipeline, pool, kind, indices, np.random.default_rng(step))
+        loss = train_base.flow_loss(pipeline, pool, kind, indices, rng)
         assert torch.isfinite(loss) and loss.requires_grad
+
+
+def test_muon_trains_the_named_matrices_and_resumes(tmp_path):
+    def trained(folder, steps):
+        for stop in steps:
+            torch.manual_seed(0)
+            model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+
+            def loss_at(step: int, model=model, stop=stop):
+                if step == stop:
+                    raise KeyboardInterrupt
+                return (model(torch.randn(8, 4)) - 1).square().mean(), {}
+
+            settings = loop.LoopSettings(str(folder), steps=8, learning_rate=0.01, save_every=1, muon=("0.",))
+            with contextlib.suppress(KeyboardInterrupt):
+                loop.run(model, loss_at, settings)
+        kinds = [type(o).__name__ for o in loop.build_optimizers(dict(model.named_parameters()), settings)]
+        return kinds, model.state_dict()
+
+    (kinds, whole), (_, resumed) = trained(tmp_path / "whole", [None]), trained(tmp_path / "resumed", [5, None])
+    assert kinds == ["AdamW", "Muon"]
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
 
 
 def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 from pathlib import Path
 
 import cv2
@@ -27,10 +26,10 @@ CARD = """# The embedded model of the `shapes` world
 
 A FLUX pipeline in small, made by this repository and trained from nothing on rendered scenes (`seg2any/data/shapes.py`,
 training split), so that everything here runs offline on a laptop. It draws coloured figures and nothing else.
-Licence: Apache-2.0, like the code. Precision: 16 bit. Published at commit {commit}.
+Licence: Apache-2.0, like the code. Precision: 16 bit.
 
-| part | parameters | steps | learning rate | hours on 2 CPU cores | seed | last loss |
-|---|---|---|---|---|---|---|
+| part | parameters | steps | learning rate | hours | machine | seed | last loss | commit |
+|---|---|---|---|---|---|---|---|---|
 {rows}
 
 ![loss curves](loss.png)
@@ -47,8 +46,8 @@ LORA_CARD = """# Seg2Any's adapters for the embedded model
 
 LoRA of rank {rank} on `examples/shapes/model`: `default` on text and image tokens, `cond` on contour tokens. Made by
 `train.py config/seg2any_shapes.yaml`: {scenes} rendered training scenes, {steps} steps of {batch}, learning rate
-{rate}, about {hours:.2f} hours on 2 CPU cores, seed {seed}. Weights are the moving average, in 16 bit. Published at
-commit {commit}. Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
+{rate}, about {hours:.2f} hours on {machine}, seed {seed}, commit {commit}. Weights are the moving average, in 16 bit.
+Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
 
 | step | training loss | validation loss (fixed noise) |
 |---|---|---|
@@ -62,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("runs/tiny_base"))
     parser.add_argument("--vae", type=Path, default=Path("runs/tiny_vae"), help="the run whose encoder the base knows")
-    parser.add_argument("--decoder", type=Path, help="a run of train_vae --decoder_of, if there is one")
+    parser.add_argument("--decoder", type=Path, help="a run of train_vae --decoder_only, if there is one")
     parser.add_argument("--model", type=Path, default=Path("examples/shapes/model"))
     parser.add_argument("--lora", type=Path, help="a checkpoint of train.py: publish this instead of the base")
     parser.add_argument("--lora_output", type=Path, default=Path("examples/shapes/lora"))
@@ -91,6 +90,7 @@ def publish_lora(checkpoint: Path, model: Path, output: Path) -> None:
     settings = config.load([str(checkpoint / "config.yaml")])
     log = (checkpoint.parent / "log.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [row for row in map(json.loads, log) if row["step"] <= pipeline.card.step]
+    start = next(row["run"] for row in rows if "run" in row)
     curves = {key: [row[key] for row in rows if key in row] for key in ("loss", "val_loss")}
     speeds = [row["images_per_s"] for row in rows if "images_per_s" in row]
     batch = settings.trainer.train_batch_size
@@ -102,7 +102,8 @@ def publish_lora(checkpoint: Path, model: Path, output: Path) -> None:
         rate=settings.trainer.learning_rate,
         hours=pipeline.card.step * batch / float(np.mean(speeds)) / 3600,
         seed=settings.seed,
-        commit=current_commit(),
+        commit=start["commit"][:12],
+        machine=start["machine"]["name"],
         rows="\n".join(validation_rows(rows)),
     )
     write_card(output, text, curves)
@@ -130,16 +131,13 @@ def write_card(folder: Path, text: str, losses: dict[str, list[float]]) -> None:
     print(f"wrote {folder}")
 
 
-def current_commit() -> str:
-    return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
-
-
 def read_log(path: Path) -> tuple[dict, list[dict]]:
-    """Settings and rows of a run; of a step that was logged twice (before and after a resume) the later row counts."""
+    """The first start of a run and its rows; of a step that was logged twice (before and after a resume) the later
+    row counts."""
     if not path.exists():
         raise UserError(f"{path}: no log; train this part first (see --help)")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    settings = next(line["settings"] for line in lines if "settings" in line)
+    first = next(line for line in lines if "settings" in line)
     seconds, offset, rows = 0.0, 0.0, {}
     for line in lines:
         if "settings" in line:
@@ -147,19 +145,20 @@ def read_log(path: Path) -> tuple[dict, list[dict]]:
             continue
         seconds = offset + line["seconds"]
         rows[line["step"]] = line | {"seconds": seconds}
-    return settings, [rows[step] for step in sorted(rows)]
+    return first, [rows[step] for step in sorted(rows)]
 
 
 def model_card(pipeline: FluxPipeline, logs: dict[str, tuple[dict, list[dict]]]) -> str:
     count = {"tiny_base": pipeline.transformer, "tiny_vae": pipeline.vae}
     lines = []
-    for name, (settings, rows) in logs.items():
+    for name, (start, rows) in logs.items():
+        settings = start["settings"]
         size = sum(p.numel() for p in count.get(name, pipeline.vae.decoder).parameters()) / 1e6
         last = float(np.mean([row["loss"] for row in rows[-20:]]))
         hours = rows[-1]["seconds"] / 3600
         lines.append(
             f"| {name} | {size:.1f} M | {settings['steps']} | {settings['learning_rate']} | {hours:.2f} "
-            f"| {settings['seed']} | {last:.4f} |"
+            f"| {start['machine']['name']} | {settings['seed']} | {last:.4f} | {start['commit'][:12]} |"
         )
     config = pipeline.transformer.config
     geometry = (
@@ -167,7 +166,7 @@ def model_card(pipeline: FluxPipeline, logs: dict[str, tuple[dict, list[dict]]])
         f"{config.num_attention_heads * config.attention_head_dim}"
     )
     lengths = f"{GLOBAL_TOKENS} and {REGION_TOKENS}"
-    return CARD.format(commit=current_commit(), rows="\n".join(lines), geometry=geometry, lengths=lengths)
+    return CARD.format(rows="\n".join(lines), geometry=geometry, lengths=lengths)
 
 
 def draw_curves(losses: dict[str, list[float]], size: tuple[int, int] = (360, 720)) -> np.ndarray:

@@ -1,8 +1,9 @@
 """Train the embedded VAE on rendered scenes:  python -m seg2any.tiny.train_vae --output_dir runs/tiny_vae
 
-The geometry is FLUX's (factor 8, 16 channels); the KL term is small, just enough to keep latents smooth for a small
-transformer. Crops first, whole images for the last fifth. A base trained on these latents stays valid while
-`--decoder_of runs/tiny_vae/vae` improves the decoder alone.
+The geometry is FLUX's (factor 8, 16 channels). The KL term is strong: a small transformer has no
+capacity for latents whose every digit matters. Crops first, whole images for the last fifth. `--start_from`
+goes on from a finished vae/ folder; `--decoder_only` with it keeps the latents, so that a base trained on them stays
+valid.
 """
 
 from __future__ import annotations
@@ -16,14 +17,17 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
+from seg2any.contour import outline
 from seg2any.data.shapes import ShapesDataset
+from seg2any.precision import cpu_autocast
 from seg2any.tiny import loop
 from seg2any.tiny.build import build_vae
 
-KL_WEIGHT = 2e-4
+KL_WEIGHT = 3e-3
 EDGE_WEIGHT = 0.5
 SQUARE_WEIGHT = 2.0  # L1 alone starts slowly
 MIX = {"normal": 0.6, "crowded": 0.2, "thin": 0.2}
+CONTOURS = 8  # every eighth scene's contour map is a training image too: the adapters' condition passes the encoder
 
 
 def main() -> None:
@@ -34,23 +38,27 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8)
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--decoder_of", help="a finished vae/ folder: train its decoder on, latents stay as they are")
+    parser.add_argument("--kl_weight", type=float, default=KL_WEIGHT, help="of the mean KL in nats per latent number")
+    parser.add_argument("--start_from", help="a finished vae/ folder to go on from")
+    parser.add_argument("--decoder_only", action="store_true", help="with --start_from: latents stay as they are")
     args = parser.parse_args()
+    if args.decoder_only and not args.start_from:
+        parser.error("--decoder_only needs --start_from FOLDER")
 
     torch.manual_seed(args.seed)
-    vae = AutoencoderKL.from_pretrained(args.decoder_of) if args.decoder_of else build_vae()
+    vae = AutoencoderKL.from_pretrained(args.start_from) if args.start_from else build_vae()
     vae.to(torch.float32, memory_format=torch.channels_last)
-    vae.encoder.requires_grad_(not args.decoder_of)
+    vae.encoder.requires_grad_(not args.decoder_only)
     images = render(args.scenes)
     settings = loop.LoopSettings(args.output_dir, args.steps, args.learning_rate, clip=10.0, seed=args.seed)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         late = step >= 0.8 * args.steps
         batch = crops(images, args.batch_size // 4 if late else args.batch_size, 256 if late else 128, step)
-        return reconstruction_loss(vae, batch)
+        return reconstruction_loss(vae, batch, args.kl_weight)
 
     loop.run(vae, loss_at, settings)
-    if not args.decoder_of:
+    if not args.decoder_only:
         shift, scale = latent_statistics(vae, images[:256])
         vae.register_to_config(shift_factor=shift, scaling_factor=scale)
     vae.save_pretrained(Path(args.output_dir) / "vae")
@@ -58,14 +66,16 @@ def main() -> None:
 
 
 def render(n_scenes: int) -> np.ndarray:
-    """uint8 [n, 256, 256, 3] of the training split."""
-    images = [
-        data[index].image
-        for kind, share in MIX.items()
-        for data in [ShapesDataset("train", max(1, round(share * n_scenes)), kind)]
-        for index in tqdm(range(len(data)), desc=f"rendering {kind}")
-    ]
-    return np.stack(images)
+    """uint8 [n, 256, 256, 3] of the training split: scenes, then contour maps."""
+    images, contours = [], []
+    for kind, share in MIX.items():
+        data = ShapesDataset("train", max(1, round(share * n_scenes)), kind)
+        for index in tqdm(range(len(data)), desc=f"rendering {kind}"):
+            sample = data[index]
+            images.append(sample.image)
+            if index % CONTOURS == 0:
+                contours.append(np.repeat(outline(sample.layout.masks)[..., None], 3, axis=-1))
+    return np.stack(images + contours)
 
 
 def crops(images: np.ndarray, n: int, size: int, step: int) -> Tensor:
@@ -80,9 +90,9 @@ def crops(images: np.ndarray, n: int, size: int, step: int) -> Tensor:
     return pixels.contiguous(memory_format=torch.channels_last)
 
 
-def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, dict[str, float]]:
+def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float) -> tuple[Tensor, dict[str, float]]:
     """L1 and squared error of pixels, L1 of their differences (edges decide the IoU), and the mean KL per latent."""
-    with torch.autocast("cpu", torch.bfloat16):
+    with cpu_autocast():
         posterior = vae.encode(pixels).latent_dist
         output = vae.decode(posterior.sample()).sample.float()
     error = output - pixels
@@ -90,7 +100,7 @@ def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor) -> tuple[Tensor, dic
     edges = (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()) / 2
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    loss = l1 + SQUARE_WEIGHT * error.square().mean() + EDGE_WEIGHT * edges + KL_WEIGHT * kl
+    loss = l1 + SQUARE_WEIGHT * error.square().mean() + EDGE_WEIGHT * edges + kl_weight * kl
     return loss, {"l1": l1.item(), "edges": edges.item(), "kl": kl.item()}
 
 
