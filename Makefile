@@ -9,7 +9,7 @@ PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
 
 # One thread per test process: two processes that each use both cores are slower than either.
 PYTEST_WORKERS ?= 2
-PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest --timeout 300 -n $(PYTEST_WORKERS)
+PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest --timeout 600 -n $(PYTEST_WORKERS)
 
 .PHONY: help demo test lint format bench clean
 .DEFAULT_GOAL := help
@@ -58,6 +58,8 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 	$(PIP_INSTALL) --no-deps -e .
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt $(VENV)/.installed
+$(VENV)/.installed-dev: requirements-dev.txt requirements-train.txt $(VENV)/.installed
 	$(PIP_INSTALL) -r requirements-dev.txt
+	$(PIP_INSTALL) "setuptools>=77" wheel
+	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-build-isolation -r requirements-train.txt
 	@touch $@

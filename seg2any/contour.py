@@ -13,8 +13,8 @@ def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
     Equal to torch nearest-exact. PIL NEAREST rounds some ties otherwise; torch nearest and cv2 INTER_NEAREST differ.
     """
-    rows = _nearest_exact(masks.shape[1], size[0])
-    columns = _nearest_exact(masks.shape[2], size[1])
+    rows = nearest_exact(masks.shape[1], size[0])
+    columns = nearest_exact(masks.shape[2], size[1])
     return masks[:, rows[:, None], columns]
 
 
@@ -58,7 +58,7 @@ def kept_tokens(image: np.ndarray, patch: int) -> np.ndarray:
     return patches.any(axis=(1, 3))
 
 
-def _nearest_exact(source: int, target: int) -> np.ndarray:
+def nearest_exact(source: int, target: int) -> np.ndarray:
     """Source index of each of `target` pixels: floor((i + 0.5) * source / target) in float32, as torch rounds it."""
     scale = np.float32(source) / np.float32(target)
     index = np.floor((np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale).astype(np.int64)

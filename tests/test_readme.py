@@ -7,11 +7,13 @@ import dataclasses
 import importlib
 import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from eval.shapes import parse_options as parse_bench_options
 from seg2any import config
+from seg2any.data.sacap.options import parse_options as parse_sacap_options
 from seg2any.inference.options import Options
 from tests.golden_root import REPOSITORY
 
@@ -67,6 +69,26 @@ def test_arguments_of_the_bench_are_accepted():
     assert given
     for arguments in given:
         parse_bench_options(shlex.split(arguments))
+
+
+def test_commands_of_the_sacap_tools_are_accepted():
+    given = [words[words.index("seg2any.data.sacap") + 1 :] for words in commands() if "seg2any.data.sacap" in words]
+    assert {parse_sacap_options(words).command for words in given} == {"plan", "extract", "verify"}
+
+
+def test_the_readme_draws_the_trees_that_the_configs_name():
+    drawn, parents = set(), []
+    (block,) = (block for block in blocks("text") if block.startswith("data/"))
+    for line in block.splitlines():
+        parents = [*parents[: (len(line) - len(line.lstrip())) // 2], line.split()[0]]
+        drawn.add("".join(parents).rstrip("/"))
+    values = [value for path in (REPOSITORY / "config").glob("*.yaml") for value in path.read_text().split()]
+    named = {value for value in values if value.startswith("data/")} - {
+        value for value in values if value.endswith("/cache")
+    }
+    assert named and named <= drawn
+    parts = {parent.as_posix() for path in named for parent in Path(path).parents} - {"."}
+    assert drawn == named | parts | {"data/SACap-1M/cache"}
 
 
 def test_python_examples_name_what_exists():

@@ -31,9 +31,16 @@ class Machine:
         return str(self.dtype).removeprefix("torch.")
 
 
-def choose_settings(options: Options, card: AdapterCard | None) -> tuple[ConditionSettings, list[str]]:
-    """As the adapter was trained unless the command line says otherwise, and a warning for each such difference."""
+def choose_settings(
+    options: Options, card: AdapterCard | None, untold: ConditionSettings | None = None
+) -> tuple[ConditionSettings, list[str]]:
+    """As the adapter was trained unless the command line says otherwise, and a warning for each such difference.
+
+    untold  how an adapter without a card was trained; None: as the published one for SACap-1M
+    """
     trained = ConditionSettings() if card is None else settings_of(card)
+    if untold is not None and (card is None or card.assumed):
+        trained = untold
     settings = trained.override(
         {
             "method": options.attention_mask_method,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import warnings
@@ -13,7 +14,8 @@ from tqdm import tqdm
 
 @contextmanager
 def plain_messages() -> Iterator[None]:
-    """Show each of our warnings once, as a line without its place in the code, and none of the libraries' own affairs.
+    """Show each of our warnings once, as a line without its place in the code, what our modules log as it is, and none
+    of the libraries' own affairs.
 
     To be entered before transformers is imported, which warns on import.
     """
@@ -32,7 +34,23 @@ def plain_messages() -> Iterator[None]:
         warnings.filterwarnings("always", category=UserWarning)
         warnings.filterwarnings("ignore", message=".*deprecated")
         warnings.showwarning = show
+        with logged_lines():
+            yield
+
+
+@contextmanager
+def logged_lines() -> Iterator[None]:
+    """What `seg2any` logs goes to stderr."""
+    logger, handler = logging.getLogger("seg2any"), logging.Handler()
+    handler.emit = lambda record: tqdm.write(record.getMessage(), file=sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
         yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
 
 
 def warn(lines: Iterable[str]) -> None:

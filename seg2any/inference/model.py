@@ -14,7 +14,7 @@ import transformers
 from diffusers import AutoencoderKL
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from seg2any.errors import UserError
 from seg2any.layout import shown
@@ -28,11 +28,16 @@ WEIGHT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfl
 
 def read_facts(model: str) -> ModelFacts:
     """What the configuration and the T5 tokenizer of a FLUX pipeline (folder or hub id) say. Raises UserError."""
+    pixels_per_token, tokenizer = read_small_files(model)
+    return ModelFacts(pixels_per_token, lambda text: len(tokenizer(text, verbose=False).input_ids))
+
+
+def read_small_files(model: str) -> tuple[int, PreTrainedTokenizerBase]:
+    """Pixels per token and the T5 tokenizer of a FLUX pipeline (folder or hub id). Raises UserError."""
     with _explained(model):
         vae = AutoencoderKL.load_config(model, subfolder="vae")
         tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer_2")
-        pixels_per_token = 2 * 2 ** (len(vae["block_out_channels"]) - 1)
-    return ModelFacts(pixels_per_token, lambda text: len(tokenizer(text, verbose=False).input_ids))
+    return 2 * 2 ** (len(vae["block_out_channels"]) - 1), tokenizer
 
 
 def read_adapter_card(adapter: Path | None) -> AdapterCard | None:

@@ -23,8 +23,8 @@ class BrokenImage(Exception):
     """A file that is not a whole image, as an interrupted copy or another program may leave it."""
 
 
-def save_image(image: Image.Image, recipe: dict, path: Path) -> None:
-    """Write a PNG, JPEG or WebP that carries `recipe`: whole or not at all."""
+def save_image(image: Image.Image, recipe: dict, path: Path, quality: int = 95) -> None:
+    """Write a PNG, JPEG or WebP that carries `recipe`: whole or not at all. A PNG has no `quality`."""
     text = json.dumps(recipe)
     with atomic_write(path) as temporary:
         if path.suffix == ".png":
@@ -32,7 +32,7 @@ def save_image(image: Image.Image, recipe: dict, path: Path) -> None:
             info.add_text(KEY, text)
             image.save(temporary, pnginfo=info)
             return
-        image.save(temporary, quality=95, exif=_exif(text, path))
+        image.save(temporary, quality=quality, exif=_exif(text, path))
 
 
 def check_recipe_fits(recipe: dict, path: Path) -> None:

@@ -14,6 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from seg2any.data.ade20k import ADE20KDataset
+from seg2any.data.annotation import MaskStack
+from seg2any.data.aspect import fit
+from seg2any.data.left_out import LeftOutWarning
+from seg2any.data.lengths import VANISHED_REGION, count_regions
+from seg2any.data.sample import Sample
 from seg2any.errors import UserError
 from seg2any.layout import Layout
 from seg2any.models.adapters import add_adapters
@@ -31,9 +37,6 @@ SMALL = {
     "axes_dims_rope": (4, 6, 6),
 }
 LATER = {
-    "all unlabeled dataset __getitem__": "comes with the data sets",
-    "ds[0] returns image": "comes with the data sets",
-    "1px entity at resolution 16: label area": "comes with the data sets",
     "eval.sh accelerate launch order": "comes with the evaluation scripts",
     "metric worker()": "comes with the evaluation scripts",
 }
@@ -78,16 +81,49 @@ def no_matching_colour_is_said(recorded: str) -> None:
 def resume_takes_any_path(recorded: str) -> None:
     assert "/" not in recorded, "the published code keeps the basename only"
 
-    class Step:
-        def state_dict(self) -> dict[str, Any]:
-            return {"step": 7}
-
-        def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
     with tempfile.TemporaryDirectory() as other, tempfile.TemporaryDirectory() as own:
-        saved = Checkpoints(Path(other)).save(7, lambda folder: None, {"step": Step()})
+        saved = Checkpoints(Path(other)).save(7, lambda folder: None, {"step": {"step": 7}})
         path, state = Checkpoints(Path(own)).load(f"{saved}/")
         assert path.samefile(saved) and state == {"step": {"step": 7}}
+
+
+def open_label_maps(labels: dict[str, int]) -> ADE20KDataset:
+    """ADE20K of these names, each picture all of one value."""
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", LeftOutWarning)
+        for name, value in labels.items():
+            for root, pixels in (("images", np.zeros((8, 8, 3), np.uint8)), ("segm", np.full((8, 8), value, np.uint8))):
+                (Path(folder) / root).mkdir(exist_ok=True)
+                Image.fromarray(pixels).save(Path(folder) / root / f"{name}.png")
+        return ADE20KDataset(Path(folder) / "images", Path(folder) / "segm")
+
+
+def a_data_set_without_labels_is_said(recorded: str) -> None:
+    assert recorded == "RecursionError"
+    try:
+        open_label_maps({"a0": 0, "a1": 0})
+    except UserError as error:
+        assert "none of 2 samples" in str(error) and "\n" not in str(error)
+    else:
+        raise AssertionError("a data set without any label was accepted")
+
+
+def unlabelled_samples_are_left_out(recorded: str) -> None:
+    assert recorded == "a1.jpg", "the published data set gives another sample, chosen at random, for a0"
+    data = open_label_maps({"a0": 0, "a1": 4, "a2": 5})
+    assert [data.key(n) for n in range(len(data))] == ["a1", "a2"]
+    assert [one.key for one in data.left_out] == ["a0"]
+
+
+def a_vanished_region_is_flagged(recorded: list[int]) -> None:
+    """One pixel may be lost on the way to a lower resolution; its caption stays, and the bucket map says so."""
+    assert len(recorded) == 2
+    masks = np.zeros((2, 64, 64), bool)
+    masks[0, 1, 1], masks[1, 20:60, 20:60] = True, True
+    sample = Sample(np.zeros((64, 64, 3), np.uint8), Layout(masks, ("a dot", "a square")))
+    fitted = fit(sample, (16, 16), "stretch").layout
+    assert fitted.masks.sum((1, 2)).tolist() == [0, 100] and fitted.captions == ("a dot", "a square")
+    assert count_regions(MaskStack(masks), (16, 16), (16, 16)).flags & VANISHED_REGION
 
 
 CHECKS: dict[str, Callable[[Any], None]] = {
@@ -95,6 +131,9 @@ CHECKS: dict[str, Callable[[Any], None]] = {
     "infer region order": regions_keep_the_order_of_the_file,
     "infer no matching colour": no_matching_colour_is_said,
     "resume basename": resume_takes_any_path,
+    "all unlabeled dataset __getitem__": a_data_set_without_labels_is_said,
+    "ds[0] returns image": unlabelled_samples_are_left_out,
+    "1px entity at resolution 16: label area": a_vanished_region_is_flagged,
 }
 
 

@@ -5,21 +5,26 @@ The runs were recorded with patched noise and u, so everything follows from the 
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 import yaml
+from accelerate.state import AcceleratorState
 from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
 from seg2any import config, flow
 from seg2any.condition import Condition
+from seg2any.data.catalog import data_set_name
 from seg2any.latents import encode_images, pack
 from seg2any.layout import Layout
 from seg2any.models.adapters import load_adapters, trainable_parameters
@@ -27,8 +32,12 @@ from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.prepare import assemble, encode_layouts
 from seg2any.settings import ConditionSettings
 from seg2any.training import build
+from seg2any.training.optimizer import make_optimizer
+from seg2any.training.source import Batch
+from seg2any.training.trainer import Trainer
 
 RELATIVE = 1e-5
+ROUNDED = 1e-3  # embeddings and latents pass through fp16
 OWN_T5 = 1e-4  # T5 of another transformers version differs by up to 1.2e-5
 
 
@@ -117,6 +126,7 @@ def cases(root: Path) -> dict[str, Callable[[], None]]:
     for folder in _runs(root):
         for check in (check_input, check_condition, check_prediction, check_gradients, check_steps):
             checks[f"{folder.name}/{check.__name__.removeprefix('check_')}"] = partial(_on, folder, check)
+        checks[f"{folder.name}/trainer"] = partial(_on, folder, check_trainer)
         checks[f"{folder.name}/without_token_filter"] = partial(_on, folder, check_unfiltered)
     if checks and (root / "train" / "extra.json").exists():
         checks["extra/resume_latest"] = partial(check_resumed_loss, root)
@@ -184,6 +194,67 @@ def check_steps(run: Run) -> None:
         close(torch.tensor(ours), torch.tensor(recorded), 1e-4)
 
 
+def check_trainer(run: Run) -> None:
+    """The published config through our own trainer: files, data set, encoders, loss, clipping, AdamW."""
+    with tempfile.TemporaryDirectory() as temporary:
+        trainer = Trainer(_as_recorded(run, Path(temporary)))
+        log = _Losses()
+        keys = {trainer.data.train.key(i): i for i in range(len(trainer.data.train))}
+        indices = [keys[Path(name).stem] for name in run.index["image_names"]]
+        batch = Batch(list(range(len(indices))), indices, list(keys), [trainer.data.train[i] for i in indices])
+        trainer.batches = itertools.repeat(batch)
+        trainer.weighting = _Recorded(run.batch["u"])
+        with mock.patch("seg2any.training.trainer.normal", lambda *_: pack(run.batch["noise"])):
+            for _ in run.index["losses"]:
+                trainer.step(log)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for ours, recorded in zip(log.losses, run.index["losses"], strict=True):
+        close(torch.tensor(ours), torch.tensor(recorded), ROUNDED)
+
+
+def _as_recorded(run: Run, output: Path) -> config.Config:
+    """The recorded config; its folders are relative to where it was recorded."""
+    root = run.folder.parents[1]
+    data = {"ade20k": root / "contour" / "dataset_ade", "sacap_1m": root / "train"}
+    settings = copy.deepcopy(run.config)
+    for section in (settings.data.train, settings.data.val):
+        folder = data[data_set_name(section)]
+        for key in section.params.keys() & {"image_root", "segm_root", "seg_caption_path"}:
+            path = section.params[key]
+            section.params[key] = str(folder / ("sacap_data/" + path if key == "seg_caption_path" else path))
+    settings.project.output_dir = str(output)
+    settings.model.pretrained_model_name_or_path = str(root / "pipeline" / "model")
+    settings.model.lora_ckpt_path = str(run.folder / "lora_init")
+    return settings
+
+
+class _Recorded:
+    """A weighting that hands out the recorded u, one sample at a time."""
+
+    def __init__(self, u: Tensor):
+        self.u = itertools.cycle(u.split(1))
+
+    def sample(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        return next(self.u)
+
+    def loss_weight(self, s: Tensor) -> Tensor:
+        return torch.ones_like(s)
+
+
+class _Losses:
+    """A log that keeps losses."""
+
+    def __init__(self):
+        self.losses: list[float] = []
+
+    def begin(self) -> None: ...
+
+    def measure(self, loss: Tensor, lengths: list) -> None:
+        self.losses.append(loss.item())
+
+    def step(self, *arguments, **values) -> None: ...
+
+
 def check_unfiltered(run: Run) -> None:
     """is_filter_cond_token off: the published code crashes; ours trains on every contour token."""
     settings = replace(run.settings, is_filter_cond_token=False)
@@ -217,7 +288,7 @@ def train(
 ) -> list[float]:
     """The losses of `steps` steps on the recorded batch, each before its update."""
     parameters = [p for p in transformer.parameters() if p.requires_grad]
-    optimizer = build.make_optimizer(run.config, parameters, processes=1)
+    optimizer = make_optimizer(run.config, parameters, processes=1)
     condition, losses = run.recorded_condition(), []
     for step in range(steps):
         loss, _ = run.loss(transformer, condition)
