@@ -17,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from seg2any import flow
@@ -30,18 +31,18 @@ from seg2any.tiny.build import GLOBAL_TOKENS, REGION_TOKENS, build_pipeline
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: edge of its images in pixels, its share of the steps, images a step, and how often a step
-    draws each kind of scene."""
+    """A part of the training: edge of its images in pixels, steps, images a step, and how often a step draws each kind
+    of scene."""
 
     size: int
-    share: float
+    steps: int
     batch_size: int
     kinds: dict[str, float]
 
 
 STAGES = (
-    Stage(size=128, share=0.75, batch_size=32, kinds={"single": 0.7, "few": 0.3}),
-    Stage(size=256, share=0.25, batch_size=16, kinds={"single": 0.35, "normal": 0.55, "crowded": 0.1}),
+    Stage(size=128, steps=3000, batch_size=32, kinds={"single": 0.7, "few": 0.3}),
+    Stage(size=256, steps=1000, batch_size=16, kinds={"single": 0.35, "normal": 0.55, "crowded": 0.1}),
 )
 SCENES = {
     "single": {"kind": "single"},
@@ -79,19 +80,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", default="runs/tiny_vae/vae")
     parser.add_argument("--output_dir", default="runs/tiny_base", help="state, log, latents and the finished pipeline")
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument(
+        "--start_from", help="a pipeline folder whose transformer and text encoders are trained further"
+    )
+    steps = [stage.steps for stage in STAGES]
+    parser.add_argument(
+        "--steps", type=int, nargs=len(STAGES), default=steps, help="of each stage (default: %(default)s)"
+    )
     parser.add_argument("--scenes", type=int, default=8000, help="of each stage")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
-    pipeline = build_pipeline(args.seed)
+    pipeline = start_from(args.start_from) if args.start_from else build_pipeline(args.seed)
     pipeline.vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
     pools = [encode_pool(pipeline, stage, args.scenes, Path(args.output_dir)) for stage in STAGES]
-    ends = np.cumsum([stage.share for stage in STAGES]) * args.steps
+    ends = np.cumsum(args.steps)
     model = nn.ModuleDict({name: getattr(pipeline, name) for name in ("transformer", "text_encoder", "text_encoder_2")})
     muon = MUON if has_fast_bfloat16("cpu") else ()  # torch's Muon computes in bfloat16 on every machine
-    settings = loop.LoopSettings(args.output_dir, args.steps, args.learning_rate, seed=args.seed, muon=muon)
+    settings = loop.LoopSettings(args.output_dir, sum(args.steps), args.learning_rate, seed=args.seed, muon=muon)
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((args.seed, step))
@@ -103,6 +110,14 @@ def main() -> None:
     loop.run(model, loss_at, settings)
     pipeline.to(torch.float16).save_pretrained(Path(args.output_dir) / "model")
     print(f"saved {args.output_dir}/model")
+
+
+def start_from(folder: str) -> FluxPipeline:
+    """A finished pipeline in fp32, ready to be trained further."""
+    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    for part in (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2):
+        part.train().requires_grad_(True)
+    return pipeline
 
 
 def choose(rng: np.random.Generator, weights: dict):
@@ -118,7 +133,8 @@ def flow_loss(pipeline: FluxPipeline, pool: Pool, kind: str, indices: np.ndarray
     grid = pool.stage.size // pixels_per_token(pipeline.vae)
     x0 = pool.latents[torch.from_numpy(indices)].float()
     noise, s = torch.randn_like(x0), flow.noise_level(WEIGHTING.sample(len(x0)))
-    with cpu_autocast():
+    # Plain products: at these lengths the backward pass of a CPU's fused kernel costs twice as much.
+    with cpu_autocast(), sdpa_kernel(SDPBackend.MATH):
         embeds, pooled = embed(pipeline, captions, length, padded)
         prediction = pipeline.transformer(
             hidden_states=flow.interpolate(x0, noise, s),
