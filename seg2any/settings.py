@@ -71,4 +71,5 @@ def settings_of(card: AdapterCard) -> ConditionSettings:
         region_assignment=card.region_assignment,
         max_sequence_length=card.max_sequence_length,
         regional_max_sequence_length=card.regional_max_sequence_length,
+        vae_posterior=card.vae_posterior,
     )

@@ -1,13 +1,14 @@
 """Adapter cards: found in both places, broken ones reported, absent ones replaced by the published settings."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from seg2any.errors import UserError
 from seg2any.models.adapters import COND, DEFAULT, WEIGHTS_FILE, AdapterCard, load_adapters, save_adapters
+from seg2any.settings import ConditionSettings, settings_of
 from tests.tiny_flux import adapted, tiny
 
 
@@ -55,3 +56,18 @@ def test_a_broken_card_is_one_clear_line(tmp_path, text):
 def test_cards_of_newer_versions_are_read():
     text = json.dumps(json.loads(AdapterCard(step=3).to_json()) | {"invented_later": 1})
     assert AdapterCard.from_json(text, "card").step == 3
+
+
+def test_every_setting_of_the_condition_travels_with_the_adapter():
+    other = {
+        "is_use_cond_token": False,
+        "is_filter_cond_token": False,
+        "cond_scale_factor": 4,
+        "region_assignment": "coverage",
+        "max_sequence_length": 7,
+        "regional_max_sequence_length": 3,
+        "vae_posterior": "mode",
+    }
+    assert {field.name for field in fields(ConditionSettings)} == other.keys() | {"rules"}
+    settings = settings_of(AdapterCard(**other))
+    assert {name: getattr(settings, name) for name in other} == other

@@ -42,6 +42,7 @@ class AdapterCard:
     cond_attention: str = "bidirectional"
     global_text_sees: str = "all"
     region_assignment: str = "nearest"
+    vae_posterior: str = "sample"
     is_use_cond_token: bool = True
     is_filter_cond_token: bool = True
     cond_scale_factor: int = 2

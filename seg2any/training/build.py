@@ -106,6 +106,7 @@ def adapter_card(config: Config, step: int) -> AdapterCard:
         cond_attention=model.cond_attention,
         global_text_sees=model.global_text_sees,
         region_assignment=model.region_assignment,
+        vae_posterior=model.vae_posterior,
         is_use_cond_token=model.is_use_cond_token,
         is_filter_cond_token=model.is_filter_cond_token,
         cond_scale_factor=config.cond_scale_factor,
