@@ -60,7 +60,9 @@ Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("runs/tiny_base"))
-    parser.add_argument("--vae", type=Path, default=Path("runs/tiny_vae"), help="the run whose encoder the base knows")
+    parser.add_argument(
+        "--vae", type=Path, nargs="*", default=[Path("runs/tiny_vae")], help="the VAE's runs, for the card"
+    )
     parser.add_argument("--decoder", type=Path, help="a run of train_vae --decoder_only, if there is one")
     parser.add_argument("--model", type=Path, default=Path("examples/shapes/model"))
     parser.add_argument("--lora", type=Path, help="a checkpoint of train.py: publish this instead of the base")
@@ -72,13 +74,13 @@ def main() -> None:
         publish_base(args.vae, args.decoder, args.base, args.model)
 
 
-def publish_base(vae: Path, decoder: Path | None, base: Path, output: Path) -> None:
+def publish_base(vae: list[Path], decoder: Path | None, base: Path, output: Path) -> None:
     """Write the pipeline folder, its card and its loss curves."""
     pipeline = FluxPipeline.from_pretrained(base / "model")
     if decoder:
         pipeline.vae = AutoencoderKL.from_pretrained(decoder / "vae")
     pipeline.to(torch.float16).save_pretrained(output)
-    logs = {run.name: read_log(run / "log.jsonl") for run in (vae, decoder, base) if run}
+    logs = {run.name: read_log(run / "log.jsonl") for run in (*vae, decoder, base) if run}
     write_card(output, model_card(pipeline, logs), {n: [row["loss"] for row in rows] for n, (_, rows) in logs.items()})
 
 
@@ -149,11 +151,11 @@ def read_log(path: Path) -> tuple[dict, list[dict]]:
 
 
 def model_card(pipeline: FluxPipeline, logs: dict[str, tuple[dict, list[dict]]]) -> str:
-    count = {"tiny_base": pipeline.transformer, "tiny_vae": pipeline.vae}
+    count = {"tiny_base": pipeline.transformer}
     lines = []
     for name, (start, rows) in logs.items():
         settings = start["settings"]
-        size = sum(p.numel() for p in count.get(name, pipeline.vae.decoder).parameters()) / 1e6
+        size = sum(p.numel() for p in count.get(name, pipeline.vae).parameters()) / 1e6
         last = float(np.mean([row["loss"] for row in rows[-20:]]))
         hours = rows[-1]["seconds"] / 3600
         lines.append(
