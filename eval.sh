@@ -49,10 +49,10 @@ coco_stuff() { benchmark coco_stuff config/seg2any_coco_stuff.yaml --num_images_
 # As published: SACap-Eval, 1024 px, 1 image per layout.
 sacap() { benchmark sacap config/seg2any_sacap_1m.yaml --num_images_per_prompt 1 "$@"; }
 
-# 100 scenes of 1 to 8 figures and 40 crowded ones: minutes on two cores. --limit 200 for all of them.
+# 200 scenes of 1 to 8 figures and 40 crowded ones: minutes on two cores. --limit 8 for a quick look.
 shapes() {
     HF_HUB_OFFLINE=1 "$PYTHON" -m eval.shapes --model "${MODEL:-examples/shapes/model}" \
-        --lora "${LORA:-examples/shapes/lora}" --output "${OUT:-result/shapes}" --limit 100 "$@"
+        --lora "${LORA:-examples/shapes/lora}" --output "${OUT:-result/shapes}" "$@"
 }
 
 case "${1:-}" in

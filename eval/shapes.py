@@ -8,35 +8,41 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from eval.generated import Generated, discard_leftovers, read_image, write_run
 from eval.generation import Task, make_images, plan
-from eval.metrics.item import GREY, Item
+from eval.metrics.item import Item
 from eval.results import Run, make_run
 from eval.runners.finish import Gallery, finish
 from eval.shapes_drawn import Attributes, drawn_shapes
-from eval.shapes_judge import Verdict, judge, visible
-from eval.shapes_report import GENERATED, ROUND_TRIP, bars, table
+from eval.shapes_judge import visible
+from eval.shapes_report import bars, table
 from eval.shapes_results import results
-from seg2any.data.sample import Sample
+from eval.shapes_sources import (
+    CEILING,
+    EMPTY,
+    GENERATED,
+    OTHER_SCENE,
+    ROUND_TRIP,
+    SIZE,
+    bounds,
+    judged,
+    open_pipeline,
+)
+from eval.stopwatch import Stopwatch
 from seg2any.data.shapes import ShapesDataset
 from seg2any.errors import UserError
-from seg2any.inference.choices import as_json
 from seg2any.inference.console import plain_messages
-from seg2any.inference.model import WEIGHT_DTYPES, choose_device, choose_dtype, known_folder, known_model, load_pipeline
-from seg2any.latents import decode_latents, encode_images, pixels_per_token
+from seg2any.inference.model import WEIGHT_DTYPES, choose_device
 from seg2any.pipeline import Seg2AnyPipeline
 
 SCENES = {"normal": 200, "crowded": 40}  # kind -> how many of the test split
-SIZE = (256, 256)
-VAE_BATCH = 8
+COLUMNS = (CEILING, ROUND_TRIP, GENERATED, OTHER_SCENE, EMPTY)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument("--num_inference_steps", type=int, default=20, help="denoising steps (default: %(default)s)")
     parser.add_argument("--batch_size", type=int, default=8, help="images made at a time (default: %(default)s)")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
-    parser.add_argument("--weight_dtype", choices=WEIGHT_DTYPES, help="default: bf16, on a CPU fp32")
+    parser.add_argument(
+        "--weight_dtype", choices=WEIGHT_DTYPES, help="default: bf16 where the device computes in it, else fp32"
+    )
     parser.add_argument("--overwrite", action="store_true", help="make images again that are there already")
     options = Options(**vars(parser.parse_args(arguments)))
     for name in ("limit", "num_inference_steps", "batch_size"):
@@ -83,16 +91,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
 class Bench:
     """The scenes, judged once per source of images."""
 
-    def __init__(self, options: Options, pipeline: Seg2AnyPipeline):
-        self.options, self.pipeline = options, pipeline
-        self.recipe = {
-            "settings": as_json(pipeline.settings),
-            "num_inference_steps": options.num_inference_steps,
-            "guidance_scale": 3.5,
-            "model": known_model(options.model),
-            "adapter": options.lora and known_folder(options.lora),
-            "weight_dtype": str(pipeline.vae.dtype).removeprefix("torch."),
-        }
+    def __init__(self, options: Options, pipeline: Seg2AnyPipeline, recipe: dict, clock: Stopwatch):
+        self.options, self.pipeline, self.clock = options, pipeline, clock
+        self.recipe = recipe | {"num_inference_steps": options.num_inference_steps}
 
     def count(self, kind: str) -> int:
         """How many scenes are measured."""
@@ -102,41 +103,17 @@ class Bench:
         """The numbers of one kind of scenes, for every source of images."""
         scenes = ShapesDataset("test", SCENES[kind], kind)
         samples = [scenes[index] for index in range(self.count(kind))]
-        rendered = [sample.image for sample in samples]
-        sources: dict[str, Callable[[], Iterable[np.ndarray]]] = {
-            "rendered (ceiling)": lambda: rendered,
-            ROUND_TRIP: lambda: self.round_trip(rendered),
-            GENERATED: lambda: self.generate(scenes, kind),
-            "another scene (floor)": lambda: rendered[1:] + rendered[:1],
-            "grey image (floor)": lambda: [np.full_like(image, GREY) for image in rendered],
-        }
-        if len(samples) == 1:
-            del sources["another scene (floor)"]
-        found = [
-            result
-            for name, images in sources.items()
-            for result in results(self.judged(images(), samples, f"{kind}, {name}"), name)
-        ]
+        sources = bounds([sample.image for sample in samples], self.pipeline)
+        sources[GENERATED] = lambda: self.generate(scenes, kind)
+        found = []
+        for name in (source for source in COLUMNS if source in sources):
+            with self.clock(f"images ({name.split(' (')[0]})"):
+                images = list(sources[name]())
+            with self.clock("judging"):
+                found += results(judged(images, samples, f"{kind}, {name}"), name)
         hashes = {"data": scenes.fingerprint(), "model": self.recipe["model"], "adapter": self.recipe["adapter"]}
-        return make_run(f"shapes, {kind}", found, self.recipe | {"seed": self.options.seed}, hashes, self.device)
-
-    @property
-    def device(self) -> torch.device:
-        return self.pipeline.vae.device
-
-    def judged(self, images: Iterable[np.ndarray], samples: Sequence[Sample], title: str) -> dict[str, Verdict]:
-        pairs = tqdm(zip(images, samples, strict=True), title, len(samples), leave=False)
-        return {sample.layout.name: judge(image, sample.layout) for image, sample in pairs}
-
-    def round_trip(self, images: Sequence[np.ndarray]) -> Iterator[np.ndarray]:
-        """What is left of images uint8 [H, W, 3] after encoding and decoding."""
-        vae = self.pipeline.vae
-        for start in range(0, len(images), VAE_BATCH):
-            batch = torch.from_numpy(np.stack(images[start : start + VAE_BATCH])).permute(0, 3, 1, 2) / 127.5 - 1
-            grid = tuple(side // pixels_per_token(vae) for side in batch.shape[-2:])
-            decoded = decode_latents(encode_images(batch, vae).mean, grid, vae)
-            floats = self.pipeline.image_processor.postprocess(decoded, output_type="np")
-            yield from np.round(255 * floats).astype(np.uint8)
+        device = self.pipeline.vae.device
+        return make_run(f"shapes, {kind}", found, self.recipe | {"seed": self.options.seed}, hashes, device)
 
     def generate(self, scenes: ShapesDataset, kind: str) -> Iterator[np.ndarray]:
         """The generated images in order; those that are there already are read. Raises UserError for another run's."""
@@ -178,18 +155,20 @@ def seen(item: Item) -> np.ndarray:
 
 def run(options: Options) -> None:
     """Measure, print the tables and the bars, and write JSON and a page for each kind. Raises UserError."""
-    if options.lora is not None and not options.lora.is_dir():
-        raise UserError(f"--lora {options.lora}: no such folder; train one, or --lora none for the plain model")
     device = choose_device(options.device)
-    pipeline = load_pipeline(options.model, options.lora, choose_dtype(options.weight_dtype, device), device)
-    bench = Bench(options, pipeline)
+    clock = Stopwatch()
+    with clock("loading"):
+        pipeline, recipe = open_pipeline(options.model, options.lora, options.weight_dtype, device)
+    bench = Bench(options, pipeline, recipe, clock)
     for kind in SCENES:
         found = bench.measure(kind)
-        page = finish(found, options.output / f"{kind}.json", "IoU", bench.gallery(kind))
+        with clock("pages"):
+            page = finish(found, options.output / f"{kind}.json", "IoU", bench.gallery(kind))
         print(f"\n{kind}: {found.row('IoU').n} unseen scenes", table(found), sep="\n", flush=True)
         if kind == "normal":
             print("\nbars, on the normal scenes:", *(f"  {bar}" for bar in bars(found)), sep="\n")
         print(f"page with pictures: {page}", flush=True)
+    print(f"time: {clock}")
 
 
 def main() -> int:

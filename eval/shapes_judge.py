@@ -95,7 +95,7 @@ def judge(image: np.ndarray, layout: Layout) -> Verdict:
 
 def visible(masks: np.ndarray) -> np.ndarray:
     """Masks bool [N, H, W] in z order, later on top, without what later ones hide."""
-    above = np.cumsum(masks[::-1], 0)[::-1] - masks
+    above = np.cumsum(masks[::-1], 0, dtype=np.uint8)[::-1] - masks
     return masks & (above == 0)
 
 

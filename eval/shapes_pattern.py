@@ -9,7 +9,7 @@ import numpy as np
 
 from eval.shapes_drawn import INK_SHARE, ink_share
 from seg2any.data import shapes_draw
-from seg2any.data.shapes_draw import LETTERS, PERIOD, Figure, draw_texture
+from seg2any.data.shapes_draw import COLOURS, LETTERS, PERIOD, Figure, draw_texture
 
 WINDOW = 32  # pixels around the middle of a figure: a small error of the angle stays small
 MAX_POINTS = 400
@@ -70,18 +70,13 @@ def _letters(
     x: np.ndarray, y: np.ndarray, centre: tuple[float, float], radius: float
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Every letter at the points, in a few places around the centre: ink shares [shifts, P]."""
-    size = int(max(x.max(), y.max())) + 1 + max(LETTER_SHIFTS)
+    reach = max(LETTER_SHIFTS)
+    # Drawn alone on a small canvas, moved by an even number of pixels: coordinates are rounded half to even.
+    left, top = (int(low - reach) // 2 * 2 for low in (x.min(), y.min()))
+    size = int(max(x.max() - left, y.max() - top)) + 1 + reach
+    down, right = (shift.reshape(-1, 1) for shift in np.meshgrid(LETTER_SHIFTS, LETTER_SHIFTS, indexing="ij"))
+    rows, columns = y - top + down, x - left + right
     for letter in LETTERS:
-        badge = Figure("badge", "yellow", "plain", centre, radius, letter=letter)
-        texture = draw_texture(badge, size, np.s_[:size, :size])
-        share = ink_share(texture, texture.reshape(-1, 3).max(0))
-        yield (
-            f"letter {letter}",
-            np.stack(
-                [
-                    share[np.clip(y + down, 0, size - 1), np.clip(x + right, 0, size - 1)]
-                    for down in LETTER_SHIFTS
-                    for right in LETTER_SHIFTS
-                ]
-            ),
-        )
+        badge = Figure("badge", "yellow", "plain", (centre[0] - left, centre[1] - top), radius, letter=letter)
+        share = ink_share(draw_texture(badge, size, np.s_[:size, :size]), np.float32(COLOURS["yellow"]))
+        yield f"letter {letter}", share[rows, columns]

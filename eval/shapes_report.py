@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from eval.results import Row, Run
+from eval.shapes_sources import GENERATED, ROUND_TRIP
 
-GENERATED, ROUND_TRIP = "generated", "VAE round trip"
 FRACTIONS = ("IoU", "boundary IoU")  # the others are shown in per cent
 
 

@@ -20,8 +20,12 @@ from eval.shapes import SCENES, Bench, Options, main, parse_options
 from eval.shapes_judge import judge
 from eval.shapes_report import bars, table
 from eval.shapes_results import results
+from eval.shapes_sources import round_trip
+from eval.stopwatch import Stopwatch
 from seg2any.data.shapes import ShapesDataset
 from seg2any.errors import UserError
+from seg2any.inference.choices import as_json
+from seg2any.inference.model import known_model
 from seg2any.provenance import commit
 from seg2any.settings import ConditionSettings
 from tests.golden_root import REPOSITORY
@@ -55,7 +59,9 @@ def grey(seed: int) -> tuple[int, int, int]:
 def bench(tmp_path: Path, *flags: str) -> Bench:
     (tmp_path / "model").mkdir(exist_ok=True)
     paths = ["--model", str(tmp_path / "model"), "--lora", "none", "--output", str(tmp_path / "out"), "--limit", "3"]
-    return Bench(parse_options([*paths, *flags]), Draughtsman())
+    options = parse_options([*paths, *flags])
+    recipe = {"settings": as_json(ConditionSettings()), "guidance_scale": 3.5, "model": known_model(options.model)}
+    return Bench(options, Draughtsman(), recipe | {"adapter": None, "weight_dtype": "float32"}, Stopwatch())
 
 
 def generate(measured: Bench) -> list[int]:
@@ -96,12 +102,13 @@ def test_images_of_another_run_are_not_mixed_in(tmp_path: Path):
 
 def test_every_source_of_images_is_judged_on_every_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     measured = bench(tmp_path, "--limit", "2")
-    monkeypatch.setattr(Bench, "round_trip", lambda self, images: iter(images))  # an autoencoder without loss
+    monkeypatch.setattr("eval.shapes_sources.round_trip", lambda images, pipeline: iter(images))  # without loss
     run = measured.measure("normal")
     assert all(row.n == 2 for row in run.rows if row.name != "background")
     assert run.row("IoU", "VAE round trip").value == run.row("IoU", "rendered (ceiling)").value > 0.98
     assert run.row("IoU").value == run.row("IoU", "grey image (floor)").value == 0
     assert 0 < run.row("IoU", "another scene (floor)").value < 0.6
+    assert set(measured.clock.seconds) >= {"judging", "images (generated)", "images (VAE round trip)"}
     assert run.row("leak").better == "lower" and run.hashes["data"] == ShapesDataset("test", 200).fingerprint()
 
     page = finish(run, tmp_path / "out" / "normal.json", "IoU", measured.gallery("normal"))
@@ -113,7 +120,7 @@ def test_numbers_are_means_over_regions_and_intervals_over_scenes():
     scenes = ShapesDataset("test", 3)
     images = [scenes[0].image, scenes[0].image, scenes[2].image]  # the second shows another scene
     verdicts = {scenes.key(n): judge(images[n], scenes[n].layout) for n in range(3)}
-    found = {result.name: result for result in results(verdicts)}
+    found = {result.name: result for result in results({key: [verdict] for key, verdict in verdicts.items()})}
     regions = [region for verdict in verdicts.values() for region in verdict.regions]
     assert found["IoU"].value == pytest.approx(np.mean([region.iou for region in regions]))
     assert found["colour"].value == pytest.approx(np.mean([region.colour_right for region in regions]))
@@ -154,18 +161,40 @@ def test_a_commit_is_known_only_inside_of_git(tmp_path: Path):
     assert commit(tmp_path) == "unknown"
 
 
-def test_round_trip_of_an_identity_autoencoder_is_the_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    measured = bench(tmp_path)
+def test_two_images_of_a_scene_count_as_one_scene():
+    scenes = ShapesDataset("test", 3)
+    twice = {
+        scenes.key(n): [judge(scenes[n].image, scenes[n].layout), judge(scenes[0].image, scenes[n].layout)]
+        for n in (1, 2)
+    }
+    (found,) = (result for result in results(twice) if result.name == "IoU")
+    regions = [region.iou for verdicts in twice.values() for verdict in verdicts for region in verdict.regions]
+    assert found.value == pytest.approx(np.mean(regions)) and len(found.per_sample) == 2
+
+
+def test_round_trip_of_an_identity_autoencoder_is_the_image(monkeypatch: pytest.MonkeyPatch):
     config = SimpleNamespace(block_out_channels=(1,))
-    measured.pipeline.vae = SimpleNamespace(config=config, dtype=torch.float32)
-    measured.pipeline.image_processor = SimpleNamespace(
+    processor = SimpleNamespace(
         postprocess=lambda images, output_type: (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     )
-    monkeypatch.setattr("eval.shapes.encode_images", lambda images, vae: SimpleNamespace(mean=images))
-    monkeypatch.setattr("eval.shapes.decode_latents", lambda tokens, grid, vae: tokens)
+    pipeline = SimpleNamespace(vae=SimpleNamespace(config=config, dtype=torch.float32), image_processor=processor)
+    monkeypatch.setattr("eval.shapes_sources.encode_images", lambda images, vae: SimpleNamespace(mean=images))
+    monkeypatch.setattr("eval.shapes_sources.decode_latents", lambda tokens, grid, vae: tokens)
     images = [np.random.default_rng(seed).integers(0, 256, (6, 4, 3), dtype=np.uint8) for seed in range(10)]
-    found = list(measured.round_trip(images))
+    found = list(round_trip(images, pipeline))
     assert len(found) == 10 and all((a == b).all() for a, b in zip(found, images, strict=True))
+
+
+def test_a_stopwatch_adds_up_and_counts_what_fails(monkeypatch: pytest.MonkeyPatch):
+    times = iter([0.0, 2.0, 10.0, 13.0, 20.0, 20.5])
+    monkeypatch.setattr("eval.stopwatch.time.perf_counter", lambda: next(times))
+    clock = Stopwatch()
+    for task in ("a", "a"):
+        with clock(task):
+            pass
+    with pytest.raises(ValueError), clock("b"):
+        raise ValueError
+    assert clock.seconds == {"a": 5.0, "b": 0.5} and str(clock) == "a 5 s, b 0 s"
 
 
 def test_bad_flags_are_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):

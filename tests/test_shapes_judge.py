@@ -53,9 +53,9 @@ def judged(image: np.ndarray | Scene, scene: Scene):
 def summarise(verdicts: Iterable[Verdict]) -> dict[str, float]:
     """The numbers by the names of the verdicts' fields."""
     fields = {name: field for field, name in (OF_REGION | OF_IMAGE).items()}
-    verdicts = {str(number): verdict for number, verdict in enumerate(verdicts)}
-    found = {fields[result.name]: result.value for result in results(verdicts)}
-    regions = sum(len(verdict.regions) for verdict in verdicts.values())
+    verdicts = list(verdicts)
+    found = {fields[result.name]: result.value for result in results({"": verdicts})}
+    regions = sum(len(verdict.regions) for verdict in verdicts)
     return {**found, "images": len(verdicts), "regions": regions}
 
 
