@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +13,7 @@ from seg2any.config import Config
 from seg2any.data.annotation import Annotation
 from seg2any.data.aspect import target_size
 from seg2any.data.bucket_map import SCHEMA, UNUSABLE, BucketMap, Origin, map_path, origin_of
-from seg2any.data.catalog import DataSet
+from seg2any.data.catalog import ClosedSet, DataSet
 from seg2any.data.lengths import count_regions, text_lengths
 from seg2any.data.sample import SampleError
 
@@ -45,11 +46,18 @@ class RowCounter:
                 continue
             rows.append(self._regions(annotation))
             captions.append((annotation.caption, *annotation.captions))
-        lengths = text_lengths([[text for text in sample if text is not None] for sample in captions], self.tokenizer)
+        texts = [[text for text in sample if text is not None] for sample in captions]
+        lengths = text_lengths(texts, self.tokenizer, self._class_lengths)
         for row, sample, numbers in zip(rows, captions, lengths, strict=True):
             row["txt_seq_len"] = sum(numbers)
             row["txt_len_trunc"] = self._cut(sample, numbers)
         return pa.Table.from_pylist(rows, schema=SCHEMA)
+
+    @cached_property
+    def _class_lengths(self) -> dict[str, int]:
+        """Of the captions of a closed set, which occur again and again; empty for an open one."""
+        names = list(dict.fromkeys(self.data.class_captions)) if isinstance(self.data, ClosedSet) else []
+        return dict(zip(names, *text_lengths([names], self.tokenizer), strict=True))
 
     def _regions(self, annotation: Annotation) -> dict:
         origin = self.origin

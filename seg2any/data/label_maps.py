@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from seg2any.data.annotation import Annotation, LabelMap
@@ -26,8 +25,7 @@ class Legend:
 
     def values(self, labels: np.ndarray, path: Path) -> tuple[int, ...]:
         """The classes of uint8 [H, W], ascending. Raises SampleError for unknown ids and for none or too many."""
-        present = np.flatnonzero(cv2.calcHist([labels], [0], None, [256], [0, 256])).tolist()
-        values = tuple(value for value in present if value != self.background)
+        values = tuple(value for value in _present(labels) if value != self.background)
         unknown = [value for value in values if value not in self.captions]
         if unknown:
             known = f"{min(self.captions)} to {max(self.captions)} and {self.background} for background"
@@ -101,6 +99,13 @@ class LabelMapDataset:
         labels = read_label_map(path)
         self.legend.values(labels, path)
         return labels.shape
+
+
+def _present(labels: np.ndarray) -> list[int]:
+    """The values of uint8 [H, W], ascending. Every value ends somewhere, and of a map of regions few pixels are ends."""
+    flat = labels.ravel()
+    ends = flat[np.flatnonzero(np.append(flat[1:] != flat[:-1], True))]
+    return np.flatnonzero(np.bincount(ends)).tolist()
 
 
 def _kept_in(cache_root: Path | None, name: str, folder: Path, what: str) -> Path | None:

@@ -7,9 +7,10 @@ times faster to get; `benchmarks/bucket_map.py` measures both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import cv2
 import numpy as np
@@ -56,17 +57,21 @@ def count_regions(
     return _count_labels(regions, grid) if isinstance(regions, LabelMap) else _count_stack(regions, grid)
 
 
-def text_lengths(captions: Sequence[Sequence[str]], tokenizer: object) -> list[list[int]]:
+def text_lengths(
+    captions: Sequence[Sequence[str]], tokenizer: object, known: Mapping[str, int] | None = None
+) -> list[list[int]]:
     """T5 tokens of every caption of every sample, `</s>` included, nothing cut or padded.
+
+    known  lengths of captions that need not be counted again
 
     One call for all distinct captions. The call itself switches the tokenizer's padding and truncation off; a call of
     its `backend_tokenizer` would count whatever padding the call before has left switched on.
     """
-    distinct = list(dict.fromkeys(caption for sample in captions for caption in sample))
-    if not distinct:
-        return [[] for _ in captions]
-    encoded = tokenizer(distinct, padding=False, truncation=False, return_attention_mask=False, verbose=False)
-    length = dict(zip(distinct, map(len, encoded.input_ids), strict=True))
+    length = dict(known or {})
+    new = [caption for caption in dict.fromkeys(chain.from_iterable(captions)) if caption not in length]
+    if new:
+        encoded = tokenizer(new, padding=False, truncation=False, return_attention_mask=False, verbose=False)
+        length.update(zip(new, map(len, encoded.input_ids), strict=True))
     return [[length[caption] for caption in sample] for sample in captions]
 
 
