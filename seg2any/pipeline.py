@@ -19,6 +19,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_tim
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from torch import Tensor
 
+from seg2any import memory as memory_modes
 from seg2any.condition import Condition
 from seg2any.errors import UserError
 from seg2any.latents import decode_latents, pixels_per_token
@@ -29,6 +30,7 @@ from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.noise import image_generators, packed_noise
 from seg2any.prepare import EncodedLayout, assemble, encode_layouts, image_size, prompt_for, size_in_tokens
 from seg2any.settings import ConditionSettings, settings_of
+from seg2any.step_cache import CacheConfig, step_cache
 from seg2any.text import TextKey, encode_texts
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
@@ -42,6 +44,7 @@ class Sampling:
     num_inference_steps: int
     guidance_scale: float
     true_cfg_scale: float = 1.0
+    step_cache: str | CacheConfig = "none"
     callback_on_step_end: Callback | None = None
 
     def __post_init__(self) -> None:
@@ -70,18 +73,31 @@ class Seg2AnyPipeline(FluxPipeline):
             Seg2AnyTransformer2DModel.adopt(self.transformer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
-        """As in diffusers. Without `dtype` all parts are float32: transformers alone keeps the precision of files."""
+    def from_pretrained(cls, pretrained_model_name_or_path, *, memory="full", device=None, **kwargs):
+        """As in diffusers. Without `dtype` all parts are float32: transformers alone keeps the precision of files.
+
+        memory  a mode of `seg2any.memory`
+        device  to compute on; None: the best one present, but mode "full" leaves all on the CPU, as diffusers does
+        """
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        target = torch.device(device) if device is not None else memory_modes.best_device()
+        memory_modes.check_mode(memory, target)
+        if memory in ("int8", "nf4"):
+            dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
+            kwargs["quantization_config"] = memory_modes.quantization_config(memory, dtype)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if device is not None or memory != "full":
+            memory_modes.place(pipe, memory, target)
+        return pipe
 
     def load_adapters(self, path: str) -> None:
         """Load <path>/default and <path>/cond, the published layout; their card sets the defaults of `__call__`.
 
         Raises UserError for missing or broken files, and for adapters of another model.
         """
-        self.card = adapters.load_adapters(self.transformer, path)
+        self.card = adapters.load_adapters(self.transformer, path, memory_modes.adapter_dtype(self.transformer))
+        memory_modes.refresh_hooks(self.transformer)
 
     def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:
         """Write what `load_adapters` reads. `card` says what they were trained with; None: as they were loaded."""
@@ -97,6 +113,7 @@ class Seg2AnyPipeline(FluxPipeline):
         *,
         negative_prompt: str | None = None,
         true_cfg_scale: float = 1.0,
+        cfg_in_one_pass: bool | None = None,
         height: int | None = None,
         width: int | None = None,
         num_inference_steps: int = 32,
@@ -116,6 +133,7 @@ class Seg2AnyPipeline(FluxPipeline):
         regional_max_sequence_length: int | None = None,
         settings: ConditionSettings | None = None,
         known_texts: MutableMapping[TextKey, Tensor] | None = None,
+        step_cache: str | CacheConfig = "none",
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
     ) -> FluxPipelineOutput:
@@ -129,7 +147,10 @@ class Seg2AnyPipeline(FluxPipeline):
         height, width    of the images; default: the layouts'. Rounded down to whole tokens
         seeds, generator where the noise comes from, see `image_generators`; default: the layouts' seeds
         latents          initial noise [images, tokens, 4C], packed
-        known_texts      text embeddings kept between calls, see `encode_texts`
+        cfg_in_one_pass  true CFG as one batch of twice the size instead of two passes, same images; None: where
+                         `seg2any.memory.fits_doubled` says so
+        known_texts      text embeddings kept between calls, see `TextCache`
+        step_cache       a name of `seg2any.step_cache` or a configuration of diffusers: faster, not quite the same
         output_type      "pil", "np" float [B, H, W, 3] in [0, 1], "pt" float [B, 3, H, W] in [0, 1], "latent" packed
         callback_on_step_end  f(pipe, step, timestep, {"latents": packed}), may return {"latents": others}
 
@@ -157,25 +178,20 @@ class Seg2AnyPipeline(FluxPipeline):
             true_cfg_scale = 1.0
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
-        sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, callback_on_step_end)
+        sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, step_cache, callback_on_step_end)
         self._check_blocks(settings)
         size = image_size(layouts, height, width, pixels_per_token(self.vae) * settings.cond_scale_factor)
         grid = size_in_tokens(size, self.vae)
         generators = image_generators(layouts, num_images_per_prompt, seeds, generator)
         known_texts = {} if known_texts is None else known_texts
 
-        encoded = encode_layouts(layouts, size, self, settings, known_texts)
+        samples = _repeat(encode_layouts(layouts, size, self, settings, known_texts), num_images_per_prompt)
         noise = self._initial_noise(latents, grid, generators)
-        condition = assemble(_repeat(encoded, num_images_per_prompt), settings, generators)
-        negative = None
+        opposed = None
         if sampling.true_cfg_scale > 1:
-            opposed = self._say_to_all(negative_prompt, encoded, settings, known_texts)
-            # Both passes see the same sample of the contour.
-            negative = dataclasses.replace(
-                assemble(_repeat(opposed, num_images_per_prompt), settings),
-                cond_hidden_states=condition.cond_hidden_states,
-            )
-        tokens = self._denoise(noise, condition, negative, sampling)
+            opposed = self._say_to_all(negative_prompt, samples, settings, known_texts)
+        conditions = self._conditions(samples, opposed, settings, generators, cfg_in_one_pass)
+        tokens = self._denoise(noise, conditions, sampling)
         images = tokens
         if output_type != "latent":
             images = self.image_processor.postprocess(decode_latents(tokens, grid, self.vae), output_type=output_type)
@@ -223,22 +239,41 @@ class Seg2AnyPipeline(FluxPipeline):
             )
         return given
 
-    def _denoise(self, noise: Tensor, condition: Condition, negative: Condition | None, sampling: Sampling) -> Tensor:
+    def _conditions(
+        self,
+        samples: Sequence[EncodedLayout],
+        opposed: Sequence[EncodedLayout] | None,
+        settings: ConditionSettings,
+        generators: Sequence[torch.Generator],
+        in_one_pass: bool | None,
+    ) -> list[Condition]:
+        """One per pass of a step: of the samples; with true CFG of the opposed as well, or of both in one batch."""
+        if opposed is None:
+            return [assemble(samples, settings, generators)]
+        copies = {generator: generator.clone_state() for generator in generators}
+        again = [copies[generator] for generator in generators]  # the same sample of the contour for both
+        if in_one_pass is None:
+            n_tokens = max(sample.n_tokens for sample in [*samples, *opposed])
+            in_one_pass = memory_modes.fits_doubled(self.transformer, len(samples), n_tokens, self._execution_device)
+        if in_one_pass:
+            return [assemble([*samples, *opposed], settings, [*generators, *again])]
+        return [assemble(samples, settings, generators), assemble(opposed, settings, again)]
+
+    def _denoise(self, noise: Tensor, conditions: Sequence[Condition], sampling: Sampling) -> Tensor:
         """Integrate the flow from noise [B, I, 4C] to image latents of that shape, in the dtype of the embeddings."""
-        device, dtype = self._execution_device, condition.prompt_embeds.dtype
-        latents, condition = noise.to(device, dtype), condition.to(device, dtype)
-        negative = negative.to(device, dtype) if negative else None
+        device, dtype = self._execution_device, conditions[0].prompt_embeds.dtype
+        latents, conditions = noise.to(device, dtype), [condition.to(device, dtype) for condition in conditions]
         timesteps = self._timesteps(latents.shape[1], sampling.num_inference_steps, device)
         self._guidance_scale, self._num_timesteps, self._interrupt = sampling.guidance_scale, len(timesteps), False
-        with self.progress_bar(total=len(timesteps)) as progress:
+        with (
+            self.progress_bar(total=len(timesteps)) as progress,
+            step_cache(self.transformer, sampling.step_cache, len(timesteps)),
+        ):
             for step, t in enumerate(timesteps):
                 if self.interrupt:
                     break
                 self._current_timestep = t
-                velocity = self._velocity("cond", latents, t, condition)
-                if negative:
-                    away = self._velocity("uncond", latents, t, negative)
-                    velocity = away + sampling.true_cfg_scale * (velocity - away)
+                velocity = self._steered_velocity(latents, t, conditions, sampling.true_cfg_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(dtype)
                 if sampling.callback_on_step_end is not None:
                     outputs = sampling.callback_on_step_end(self, step, t, {"latents": latents}) or {}
@@ -262,6 +297,19 @@ class Seg2AnyPipeline(FluxPipeline):
         timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device, sigmas=sigmas, mu=mu)
         self.scheduler.set_begin_index(0)
         return timesteps
+
+    def _steered_velocity(
+        self, latents: Tensor, t: Tensor, conditions: Sequence[Condition], true_cfg_scale: float
+    ) -> Tensor:
+        """dx/ds with true CFG if there are two conditions, or one for twice the images: theirs and the opposed."""
+        copies = torch.cat([latents] * (conditions[0].tokens.batch_size // len(latents)))
+        names = ("cond", "uncond")[: len(conditions)]
+        passes = [self._velocity(name, copies, t, given) for name, given in zip(names, conditions, strict=True)]
+        velocities = torch.cat(passes).split(len(latents))
+        if len(velocities) == 1:
+            return velocities[0]
+        wanted, away = velocities
+        return away + true_cfg_scale * (wanted - away)
 
     def _velocity(self, name: str, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """dx/ds at time `t` (0 to 1000), [B, I, 4C]. `name` tells step caches the two passes of true CFG apart."""

@@ -76,6 +76,12 @@ class EncodedLayout:
     masks: np.ndarray
     coverage: Tensor | None = None
 
+    @property
+    def n_tokens(self) -> int:
+        """Text, image and condition tokens."""
+        n_cond = 0 if self.contour is None else len(self.contour.positions)
+        return sum(self.text.lengths) + self.masks.shape[1] * self.masks.shape[2] + n_cond
+
 
 class Encoders(TextEncoders, Protocol):
     """A FLUX pipeline, or anything with the same five attributes."""

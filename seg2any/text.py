@@ -87,9 +87,11 @@ def encode_texts(
     Warns with TruncationWarning, once per caption, if tokens are cut.
     """
     known = {} if known is None else known
-    missing = dict.fromkeys(key for prompt in prompts for key in prompt if key not in known)
-    known.update(encode_keys(list(missing), encoders))
-    return [text_of(prompt, known) for prompt in prompts]
+    keys = dict.fromkeys(key for prompt in prompts for key in prompt)
+    at_hand = {key: known[key] for key in keys if key in known}  # apart: a bounded `known` may drop some of them
+    new = dict(encode_keys([key for key in keys if key not in at_hand], encoders))
+    known.update(new)
+    return [text_of(prompt, at_hand | new) for prompt in prompts]
 
 
 @torch.no_grad()

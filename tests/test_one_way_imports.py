@@ -15,7 +15,7 @@ from tests.golden_root import REPOSITORY
 
 # Lowest first. A name stands for the module and for everything inside the package. A new module needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("seg2any.errors", "seg2any.files", "seg2any.precision", "seg2any.provenance"),
+    ("seg2any.errors", "seg2any.files", "seg2any.precision", "seg2any.provenance", "seg2any.modes"),
     ("seg2any.layout", "seg2any.layout_files", "seg2any.config", "seg2any.flow"),
     ("seg2any.contour",),
     ("seg2any.tokens",),
@@ -24,6 +24,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("seg2any.models",),
     ("seg2any.latents", "seg2any.noise", "seg2any.settings", "seg2any.text"),
     ("seg2any.prepare",),
+    ("seg2any.memory_estimate", "seg2any.step_cache", "seg2any.text_cache"),
+    ("seg2any.memory",),
     ("seg2any.pipeline",),
     ("seg2any.preflight", "seg2any.visualize"),
     ("seg2any.inference",),

@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from torch import nn
 
 from seg2any.config import Config
+from seg2any.memory_estimate import BYTES_OF_LINEAR, GIB, RESERVE, count_linear
+from seg2any.training.quantize import MODES
 
-GIB = 2**30
-RESERVE = GIB
 KEPT_BY_DOUBLE, KEPT_BY_SINGLE, KEPT_BY_ADAPTERS = 23, 20, 6
-BYTES_OF_LINEAR = {"8bit": 1.0, "nf4": 0.52}
 BYTES_OF_MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 
@@ -81,18 +80,8 @@ def estimate(config: Config, transformer: nn.Module, tokens: int, encoders: Enco
 
 def frozen_bytes(transformer: nn.Module, quantization: str, width: int) -> int:
     """Weights that are not trained; biases and norms are never quantised."""
-    linear = other = 0
-    quantised = {
-        id(module.weight)
-        for name, module in transformer.named_modules()
-        if isinstance(module, nn.Linear) and "lora_" not in name
-    }
-    for p in transformer.parameters():
-        if id(p) in quantised:
-            linear += p.numel()
-        elif not p.requires_grad:
-            other += p.numel()
-    return int(linear * BYTES_OF_LINEAR.get(quantization, width)) + other * width
+    linear, other = count_linear(transformer)
+    return int(linear * BYTES_OF_LINEAR.get(MODES.get(quantization), width)) + other * width
 
 
 def table(rows: dict[str, int]) -> list[str]:

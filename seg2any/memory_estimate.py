@@ -1,0 +1,148 @@
+"""How much memory making images takes, from sizes alone: the answer to "will it fit" before anything is loaded.
+
+With e bytes per element, a batch of B images of H x W pixels, L tokens each (text + image + condition), width d:
+
+    text       e (T (4 f + 4 w) + h t^2)     T5 of width w, feed-forward f, h heads; T tokens of captions padded to t
+    denoising  e B L d (13.3 + 2.2 adapters) + e B L^2 p,  and 1.8 e B L d more for e < 4: RoPE is computed in fp32
+               one block at its widest: residual, attention, and the feed-forward layer's 4 d before and after its GELU.
+               p masks, one for each kind of attention (SAA, AIA), shared by all heads; p = 0 for backends without
+    decoding   e B H W max(5 c0, 3 c1)        c0, c1: channels of the VAE's two widest maps; B = 1 and at most a tile
+                                              of the VAE's own size where it decodes in parts
+
+Each is a stage with its networks on the device, and the peak is the largest of the three. Weights by mode:
+
+    full           all networks in all stages
+    offload        the stage's network
+    group_offload  twice the stage's largest layer, and what is in no Linear or convolution
+    int8 nf4 fp8   the stage's network; of the transformer, Linear weights take 1, 0.52 and 1 bytes. fp8 leaves those of
+                   the modulations alone (as diffusers does). nf4 and fp8 unpack one layer at a time to e bytes
+    adapters       e each, with the transformer
+
+The coefficients were counted in the code and checked against what is alive at once (tests/test_memory_estimate.py).
+The CUDA context and what the allocator loses to fragments are the reserve of 1 GiB.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+from torch import nn
+
+GIB = 2**30
+RESERVE = GIB
+BYTES_OF_LINEAR = {"int8": 1.0, "nf4": 0.52, "fp8": 1.0}  # nf4: 4 bits, and a scale for every 64 weights
+WIDEST_BLOCK, OF_ADAPTERS, OF_ROPE = 13.3, 2.2, 1.8
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be made: `batch` images of `size` (H, W) pixels at a time.
+
+    n_tokens   of the longest sample: text, image and condition
+    n_captions tokens of all captions that T5 reads in one pass, padding included; `caption_length` of one
+    n_masks    kinds of attention that need a mask
+    """
+
+    size: tuple[int, int]
+    batch: int
+    n_tokens: int
+    n_captions: int
+    caption_length: int
+    n_masks: int = 1
+
+
+@dataclass(frozen=True)
+class Networks:
+    """The networks of a pipeline, on the meta device, and how many parameters the adapters have."""
+
+    transformer: nn.Module
+    text_encoders: tuple[nn.Module, ...]
+    vae: nn.Module
+    n_adapter: int = 0
+
+
+def predict(networks: Networks, request: Request, mode: str, width: int) -> dict[str, int]:
+    """Bytes at the worst moment of each stage, by its name; `mode` is a memory mode, `width` bytes per element."""
+    activations = {
+        "text": t5_bytes(networks.text_encoders[-1].config, request, width),
+        "denoising": activation_bytes(
+            networks.transformer.config,
+            request.batch,
+            request.n_tokens,
+            width,
+            n_masks=request.n_masks,
+            has_adapters=networks.n_adapter > 0,
+        ),
+        "decoding": decoder_bytes(networks.vae.config, request, width, in_parts=mode != "full"),
+    }
+    weights = {
+        "text": sum(_stored(network, mode, width) for network in networks.text_encoders),
+        "denoising": transformer_bytes(networks.transformer, mode, width) + width * networks.n_adapter,
+        "decoding": _stored(networks.vae, mode, width),
+    }
+    if mode == "full":
+        weights = dict.fromkeys(weights, sum(weights.values()))
+    return {stage: weights[stage] + activations[stage] for stage in weights}
+
+
+def activation_bytes(
+    sizes: Mapping[str, Any], batch: int, n_tokens: int, width: int, n_masks: int = 1, has_adapters: bool = True
+) -> int:
+    """What a forward pass of the transformer without gradients has alive at once, beside its weights and inputs."""
+    d = sizes["num_attention_heads"] * sizes["attention_head_dim"]
+    rows = WIDEST_BLOCK + OF_ADAPTERS * has_adapters + OF_ROPE * (width < 4)
+    return int(width * batch * n_tokens * (rows * d + n_masks * n_tokens))
+
+
+def t5_bytes(sizes: Any, request: Request, width: int) -> int:
+    per_token = 4 * sizes.d_ff + 4 * sizes.d_model
+    return width * (request.n_captions * per_token + sizes.num_heads * request.caption_length**2)
+
+
+def decoder_bytes(sizes: Any, request: Request, width: int, in_parts: bool) -> int:
+    c0, c1 = (*sizes.block_out_channels, 0)[:2]
+    height, wide = request.size
+    if in_parts:
+        height, wide = (min(edge, sizes.sample_size) for edge in request.size)
+    return width * (1 if in_parts else request.batch) * height * wide * max(5 * c0, 3 * c1)
+
+
+def transformer_bytes(transformer: nn.Module, mode: str, width: int) -> int:
+    """The frozen weights as a mode holds them; biases and norms are never quantised."""
+    if mode not in BYTES_OF_LINEAR:
+        return _stored(transformer, mode, width)
+    skipped = DEFAULT_SKIP_MODULES_PATTERN if mode == "fp8" else ()
+    small, rest = count_linear(transformer, lambda name: not any(re.search(part, name) for part in skipped))
+    unpacked = 0 if mode == "int8" else width * _largest_layer(transformer)
+    return int(BYTES_OF_LINEAR[mode] * small) + width * rest + unpacked
+
+
+def count_linear(network: nn.Module, chosen: Callable[[str], bool] = lambda name: True) -> tuple[int, int]:
+    """Frozen parameters: weights of the Linear layers whose name is chosen, adapters' apart, and all others."""
+    linear = {
+        id(module.weight)
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear) and "lora_" not in name and chosen(name)
+    }
+    weights = sum(p.numel() for p in network.parameters() if id(p) in linear)
+    return weights, sum(p.numel() for p in network.parameters() if id(p) not in linear and not p.requires_grad)
+
+
+def _stored(network: nn.Module, mode: str, width: int) -> int:
+    if mode != "group_offload":
+        return width * sum(p.numel() for p in network.parameters())
+    layers = {id(p) for m in network.modules() if _is_layer(m) for p in m.parameters(recurse=False)}
+    others = sum(p.numel() for p in network.parameters() if id(p) not in layers)
+    return width * (2 * _largest_layer(network) + others)
+
+
+def _largest_layer(network: nn.Module) -> int:
+    return max(sum(p.numel() for p in m.parameters(recurse=False)) for m in network.modules() if _is_layer(m))
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, nn.Conv2d))

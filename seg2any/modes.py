@@ -1,0 +1,4 @@
+"""Names of what generation can be told to save memory and time; what they mean is said where they are used."""
+
+MEMORY_MODES = ("full", "offload", "group_offload", "int8", "nf4", "fp8")  # seg2any.memory
+STEP_CACHES = ("none", "first_block", "mag", "taylorseer")  # seg2any.step_cache

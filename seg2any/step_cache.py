@@ -1,0 +1,74 @@
+"""Steps of denoising that reuse what an earlier one computed: the step caches of diffusers, by name.
+
+name         what it skips                                        when
+first_block  all blocks but the first                             the first block changes little from step to step
+mag          all blocks                                           the known shrinking of the model's output says so
+taylorseer   attention, extrapolated; feed-forward is computed    4 of 5 steps, once 3 are done
+
+All change the image a little. What they compare and keep are the image and condition rows alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel, MagCacheConfig, TaylorSeerCacheConfig
+from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+
+from seg2any.errors import UserError
+from seg2any.modes import STEP_CACHES
+
+CacheConfig = FirstBlockCacheConfig | MagCacheConfig | TaylorSeerCacheConfig
+# By (double blocks, single blocks, width): how much smaller the blocks' contribution is than in the step before.
+# Measured by `python -m benchmarks.step_cache --calibrate`; FLUX.1's come with diffusers.
+MAG_RATIOS = {
+    (19, 38, 3072): tuple(FLUX_MAG_RATIOS.tolist()),
+}
+
+
+def cache_config(name: str, transformer: FluxTransformer2DModel, num_inference_steps: int) -> CacheConfig | None:
+    """The settings of a step cache, None for "none". Raises UserError for names and models that have none."""
+    if name not in STEP_CACHES:
+        raise UserError(f"step_cache is {name!r}; use one of {', '.join(STEP_CACHES)}")
+    if name == "first_block":
+        return FirstBlockCacheConfig()
+    if name == "taylorseer":
+        return TaylorSeerCacheConfig(taylor_factors_dtype=transformer.dtype)
+    if name == "mag":
+        return MagCacheConfig(mag_ratios=_mag_ratios(transformer), num_inference_steps=num_inference_steps)
+    return None
+
+
+def _mag_ratios(transformer: FluxTransformer2DModel) -> list[float]:
+    sizes = transformer.config
+    key = (sizes.num_layers, sizes.num_single_layers, sizes.num_attention_heads * sizes.attention_head_dim)
+    if key not in MAG_RATIOS:
+        raise UserError(
+            f"step_cache mag: nobody has measured a model of {key[0]} + {key[1]} blocks of width {key[2]}; "
+            "use first_block or taylorseer, or `python -m benchmarks.step_cache --calibrate`"
+        )
+    return list(MAG_RATIOS[key])
+
+
+@contextmanager
+def step_cache(
+    transformer: FluxTransformer2DModel, cache: str | CacheConfig, num_inference_steps: int
+) -> Iterator[None]:
+    """Denoise with a step cache, fresh and gone again afterwards; "none" leaves one alone that the caller enabled.
+
+    cache  a name of `STEP_CACHES`, or a configuration of diffusers
+    """
+    config = cache_config(cache, transformer, num_inference_steps) if isinstance(cache, str) else cache
+    if config is None:
+        if transformer.is_cache_enabled:
+            transformer._reset_stateful_cache()  # an interrupted call leaves its own
+        yield
+        return
+    if transformer.is_cache_enabled:
+        raise UserError("step_cache: the transformer has a cache already; call transformer.disable_cache() first")
+    transformer.enable_cache(config)
+    try:
+        yield
+    finally:
+        transformer.disable_cache()

@@ -1,0 +1,42 @@
+"""How much memory tensors take at once: what `torch.cuda.max_memory_allocated` says, on any device."""
+
+from __future__ import annotations
+
+import weakref
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class TrackedMemory(TorchDispatchMode):
+    """Counts the bytes of the storages that operators return, for as long as they are alive. `peak`: the most.
+
+    What a kernel allocates and frees inside is not seen.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        known = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        outputs = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(outputs):
+            if isinstance(tensor, torch.Tensor):
+                self._add(tensor.untyped_storage(), known)
+        return outputs
+
+    def _add(self, storage: torch.UntypedStorage, known: set[int]) -> None:
+        key = storage._cdata
+        if key in known or key in self._seen:
+            return
+        self._seen.add(key)
+        self.now += (size := storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._free, key, size)
+
+    def _free(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.now -= size
