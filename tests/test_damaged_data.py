@@ -126,7 +126,7 @@ def test_two_layouts_of_one_name_are_refused(kind: str, tmp_path: Path):
     assert name in said and "has the same name; remove or move one of them" in said
 
 
-def test_strange_groups_leave_out_their_rows_and_a_repeated_region_blames_the_table(tmp_path: Path):
+def test_strange_groups_and_repeated_regions_leave_out_their_rows(tmp_path: Path):
     made = synthetic_data.make_sacap_1m(tmp_path, n=6)
 
     def spoil(rows: list[dict]) -> list[dict]:
@@ -139,9 +139,8 @@ def test_strange_groups_leave_out_their_rows_and_a_repeated_region_blames_the_ta
     rewrite(made, spoil)
     data = skipping("sacap_1m", made.params)
     reasons = [one.reason for one in data.left_out]
-    assert len(reasons) == 3 and "row 5: an earlier row has an image of the same name" in reasons[-1]
-    with pytest.raises(ValueError, match="the caption table names one of its annotations twice"):
-        data[0]
+    assert len(reasons) == 4 and "row 5: an earlier row has an image of the same name" in reasons[-1]
+    assert "row 2: two regions have the same anno_id" in reasons[2] and len(data) == 2
     rewrite(made, lambda rows: [rows[3] | {"image_group": "a" * 300}])
     assert "cannot be listed (File name too long)" in refused("sacap_1m", made.params)
 
@@ -158,7 +157,8 @@ def struct(path: Path, table: pa.Table) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"), [(damage, ": is damaged ("), (struct, "segments_info is 'struct<anno_id: int64")]
+    ("change", "said"),
+    [(damage, ": cannot be read as parquet ("), (struct, "'segments_info' is struct<anno_id: int64")],
 )
 def test_the_tools_refuse_damaged_and_other_tables_in_one_line(change: Callable, said: str, tmp_path: Path, capsys):
     made = synthetic_data.make_sacap_1m(tmp_path)
@@ -178,3 +178,34 @@ def test_the_tools_read_categories_and_refuse_to_look_at_no_group(tmp_path: Path
     assert len(open_data_set("sacap_1m", made.params | {"seg_caption_path": str(plan)})) == 4
     assert main(["verify", str(path), "--groups", " ,"]) == 2
     assert "names no group" in capsys.readouterr().err
+
+
+def test_the_tools_leave_out_the_rows_that_training_leaves_out(tmp_path: Path, capsys):
+    """Whatever is wrong with a row, the image is not fetched for nothing, and the others are not held up by it."""
+    made = synthetic_data.make_sacap_1m(tmp_path, n=8)
+
+    def spoil(rows: list[dict]) -> list[dict]:
+        rows[1]["segments_info"][0]["anno_id"] = None
+        rows[2]["segments_info"] = []
+        rows[3]["segments_info"][0]["caption"] = " "
+        rows[4]["segments_info"] *= 2
+        rows[5]["imagename"] = None
+        rows[6]["segments_info"] = None
+        return rows
+
+    rewrite(made, spoil)
+    path, whole = Path(made.params["seg_caption_path"]), tmp_path / "whole.parquet"
+    usable = [0, 7]
+    assert keys(skipping("sacap_1m", made.params)) == [made.truths[n].key for n in usable]
+    assert "6 of 8 samples" in refused("sacap_1m", made.params, "fail")
+    assert main(["verify", str(path), "--root", made.params["image_root"], "--output", str(whole)]) == 0
+    out = capsys.readouterr().out
+    assert "2 of 2 images are whole" in out
+    first = f"a region has no anno_id or no caption; the first is row 1 ({made.truths[1].image.name})"
+    assert f"2 of 8 rows are left out, here and in training: {first}" in out
+    assert "2 of 8 rows are left out, here and in training: segments_info is empty" in out
+    assert "imagename is missing; the first is row 5 (no name)" in out and "the same anno_id; the first is row 4" in out
+    assert [row["imagename"] for row in pq.read_table(whole).to_pylist()] == [made.truths[n].image.name for n in usable]
+    made.truths[1].image.unlink()  # of a row that nobody asks for
+    assert main(["plan", str(path), "--output", str(tmp_path / "plan.parquet")]) == 0
+    assert pq.read_table(tmp_path / "plan.parquet").num_rows == 2

@@ -455,8 +455,8 @@ def test_links_and_devices_in_tars_are_no_files(source: Path, tmp_path: Path):
 
 
 @pytest.mark.parametrize("column", ["imagename", "image_group"])
-@pytest.mark.parametrize("name", ["../sa_1.jpg", "/etc/passwd", "a/b.jpg", "..", ".hidden.jpg", "", None, "a\nb.jpg"])
-def test_names_in_the_annotations_are_nothing_but_names(source: Path, tmp_path: Path, column: str, name: str | None):
+@pytest.mark.parametrize("name", ["../sa_1.jpg", "/etc/passwd", "a/b.jpg", "..", ".hidden.jpg", " a.jpg", "a\nb.jpg"])
+def test_names_in_the_annotations_are_nothing_but_names(source: Path, tmp_path: Path, column: str, name: str):
     rows = pq.read_table(source / "annotations/anno_train.parquet").to_pylist()
     rows[3][column] = name
     write_sacap_parquet(tmp_path / "a.parquet", rows)

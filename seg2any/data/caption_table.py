@@ -22,7 +22,7 @@ from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.layout import MAX_ENTITIES
 
-FORMAT = "1"  # raise it when the columns below change
+FORMAT = "2"  # raise it when the columns below change
 BATCH = 16384  # rows
 SCHEMA = pa.schema(
     {
@@ -40,6 +40,7 @@ FAULTS = (
     "segments_info is empty",
     "a region has no anno_id or no caption",
     f"has more than {MAX_ENTITIES} regions",
+    "two regions have the same anno_id",
 )
 
 
@@ -93,7 +94,7 @@ class CaptionTable:
 
     def _open(self) -> pa.Table:
         if self.cache_root is None:
-            return pa.Table.from_batches(_read(self.path), SCHEMA)
+            return pa.Table.from_batches(read_batches(self.path), SCHEMA)
         status = self.path.stat()
         stamp = f"format {FORMAT}, {status.st_size} bytes, changed {status.st_mtime_ns}"
         kept = self.cache_root / f"{self.path.stem}-columns.arrow"
@@ -118,7 +119,7 @@ def _map(kept: Path, stamp: str) -> pa.Table | None:
 
 def _convert(path: Path, kept: Path, metadata: dict[str, str]) -> None:
     with atomic_write(kept) as temporary, pa.ipc.new_file(str(temporary), SCHEMA.with_metadata(metadata)) as writer:
-        for batch in _read(path):
+        for batch in read_batches(path):
             writer.write_batch(batch)
 
 
@@ -130,8 +131,9 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read(path: Path) -> Iterator[pa.RecordBatch]:
-    """Batches of SCHEMA."""
+def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
+    """The rows of a parquet file, in batches of SCHEMA: what is left out, and why, is the same for training and for
+    the tools that extract the images. Raises UserError as CaptionTable does."""
     try:
         file = pq.ParquetFile(path)
         columns = _needed(path, file.schema_arrow)
@@ -166,8 +168,10 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
     bad = np.zeros((len(FAULTS), len(batch)), bool)
     bad[1] = _blank(names)
     bad[2] = counts == 0
-    bad[3, np.repeat(np.arange(len(batch)), counts)[_blank(captions) | pc.is_null(ids).to_numpy(False)]] = True
+    row_of = np.repeat(np.arange(len(batch)), counts)
+    bad[3, row_of[_blank(captions) | pc.is_null(ids).to_numpy(False)]] = True
     bad[4] = counts > MAX_ENTITIES
+    bad[5, row_of[_repeated(pc.fill_null(ids, 0).to_numpy(False), row_of)]] = True
     return pa.RecordBatch.from_arrays(
         [
             pc.fill_null(names, ""),
@@ -179,6 +183,13 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
         ],
         schema=SCHEMA,
     )
+
+
+def _repeated(ids: np.ndarray, row_of: np.ndarray) -> np.ndarray:
+    """int64 [K]: regions whose row has their id twice."""
+    order = np.lexsort((ids, row_of))
+    same = (np.diff(ids[order]) == 0) & (np.diff(row_of[order]) == 0)
+    return order[1:][same]
 
 
 def _blank(texts: pa.Array) -> np.ndarray:

@@ -102,7 +102,7 @@ class LabelMapDataset:
 
 
 def _present(labels: np.ndarray) -> list[int]:
-    """The values of uint8 [H, W], ascending. Every value ends somewhere, and of a map of regions few pixels are ends."""
+    """The values of uint8 [H, W], ascending. Every value ends somewhere, and a map of regions has few ends."""
     flat = labels.ravel()
     ends = flat[np.flatnonzero(np.append(flat[1:] != flat[:-1], True))]
     return np.flatnonzero(np.bincount(ends)).tolist()

@@ -152,8 +152,6 @@ def _join(row: Row, document: object, path: Path) -> tuple[tuple[int, int], tupl
     if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
         raise SampleError(f"{path}: holds no list of annotations; it is not SA-1B's json, extract it again")
     caption_of = dict(zip(row.anno_ids, row.captions, strict=True))
-    if len(caption_of) < len(row.anno_ids):
-        raise SampleError(f"{path}: the caption table names one of its annotations twice; correct segments_info there")
     wanted = [(n, one) for n, one in enumerate(annotations) if _hashable(one.get("id")) in caption_of]
     found = {one["id"] for _, one in wanted}
     if len(found) < len(row.anno_ids) or len(found) < len(wanted):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
+from pathlib import Path
 
 from seg2any.data.sacap.extract import extract
 from seg2any.data.sacap.options import parse_options
 from seg2any.data.sacap.plan import beside, needs, scan, table, write_links, write_tar_list
 from seg2any.data.sacap.report import Problem, summary, write_report
 from seg2any.data.sacap.subset import Subset, in_groups
-from seg2any.data.sacap.table import read_annotations, write_rows
+from seg2any.data.sacap.table import Annotations, read_annotations, write_rows
 from seg2any.data.sacap.tars import find_tars
 from seg2any.data.sacap.verify import delete_broken, verify, whole_rows
 from seg2any.errors import UserError
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_plan(options: Namespace) -> int:
-    annotations = read_annotations(options.annotations)
+    annotations = _read(options.annotations)
     tars = find_tars(options.tar_dir)
     subset = Subset(options.groups, tuple(options.regions), options.limit, options.pick, options.seed)
     chosen = subset.choose(annotations, tars.keys() if options.only_present else None)
@@ -50,7 +51,7 @@ def run_plan(options: Namespace) -> int:
 
 
 def run_extract(options: Namespace) -> int:
-    annotations = read_annotations(options.annotations)
+    annotations = _read(options.annotations)
     if annotations.groups == ("",):
         raise UserError(f"{options.annotations}: has no column image_group, so its images come from no tar")
     chosen = in_groups(annotations, options.groups)
@@ -59,7 +60,7 @@ def run_extract(options: Namespace) -> int:
 
 
 def run_verify(options: Namespace) -> int:
-    annotations = read_annotations(options.annotations)
+    annotations = _read(options.annotations)
     chosen = in_groups(annotations, options.groups)
     problems = verify(annotations, chosen, options.root, options.workers)
     status = _conclude(options, int(chosen.sum()), problems, "are whole")
@@ -70,6 +71,13 @@ def run_verify(options: Namespace) -> int:
     if options.delete_broken:
         print(f"removed {delete_broken(options.root, problems):,} broken images")
     return status
+
+
+def _read(path: Path) -> Annotations:
+    """The annotation file; says which of its rows cannot be used."""
+    annotations = read_annotations(path)
+    print("\n".join(annotations.left_out()), end="\n" if annotations.faults.any() else "")
+    return annotations
 
 
 def _conclude(options: Namespace, wanted: int, problems: list[Problem], outcome: str) -> int:

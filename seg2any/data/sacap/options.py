@@ -20,6 +20,8 @@ looks for them:
   extract   its jpgs and jsons out of the tars into data/SACap-1M/raw, each checked; goes on after an interruption
   verify    the extracted files against the annotation file
 
+Rows that cannot be trained on (a region without id or caption, no region, no name) are named and left out by all three.
+
 Each has its own --help.
 """
 

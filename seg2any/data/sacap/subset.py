@@ -63,9 +63,10 @@ PICKS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 def in_groups(annotations: Annotations, text: str | None) -> np.ndarray:
     """bool [n]: rows of the groups that `text` names, "0-99,sa_000123": names, or numbers of the names' ends, or ranges
-    of both; None for all. Raises UserError for what names no group of the file."""
+    of both; None for all. Rows with a fault are in none. Raises UserError for what names no group of the file."""
+    usable = annotations.faults == 0
     if text is None:
-        return np.ones(len(annotations), bool)
+        return usable
     numbers = [_number(group) for group in annotations.groups]
     wanted: set[int] = set()
     for part in filter(None, (part.strip() for part in text.split(","))):
@@ -82,7 +83,7 @@ def in_groups(annotations: Annotations, text: str | None) -> np.ndarray:
         wanted |= found
     if not wanted:
         raise UserError(f"--groups {text!r}: names no group; write 0-99, or sa_000123, or both, or leave it out")
-    return np.isin(annotations.codes, sorted(wanted))
+    return usable & np.isin(annotations.codes, sorted(wanted))
 
 
 def _number(group: str) -> int | None:

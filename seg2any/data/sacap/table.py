@@ -1,4 +1,4 @@
-"""The annotation file, seen by the tools: which image of which tar, which of its masks. Captions are not read."""
+"""The annotation file, seen by the tools: which image of which tar, which of its masks. Captions are not kept."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from seg2any.data.caption_table import FAULTS, SCHEMA, read_batches
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.layout import shown
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"  # names become paths, so they are nothing but a name
+NAMELESS = FAULTS.index("imagename is missing")
 SIZES = ("jpg_bytes", "json_bytes")
 PLAN_MARK = b"seg2any.data.sacap"  # metadata key of files that `plan` may overwrite
 PAIR_BYTES = 1_040_000  # jpg and json: 1.07 TB of the 1,029,250 images of SACap-1M
@@ -46,7 +48,8 @@ class Annotations:
     """Row i is image `names[i]` of group `groups[codes[i]]`, with annotations `ids[offsets[i]:offsets[i + 1]]`.
 
     `groups` are sorted; the only group of a file without the column image_group is "". `sizes` int64 [n, 2] are the
-    bytes of jpg and json, -1 where unknown.
+    bytes of jpg and json, -1 where unknown. `faults` uint8 [n] says, as index in FAULTS, why training leaves a row out;
+    the tools leave it out as well.
     """
 
     path: Path
@@ -56,9 +59,20 @@ class Annotations:
     ids: np.ndarray
     offsets: np.ndarray
     sizes: np.ndarray
+    faults: np.ndarray
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def left_out(self) -> list[str]:
+        """A line for every kind of fault."""
+        lines = []
+        for fault in np.unique(self.faults[self.faults > 0]):
+            rows = np.flatnonzero(self.faults == fault)
+            count, first = f"{len(rows):,} of {len(self):,}", f"row {rows[0]} ({self.names[rows[0]] or 'no name'})"
+            text = f"{count} rows are left out, here and in training: {FAULTS[fault]}; the first is {first}"
+            lines.append(f"{self.path}: {text}")
+        return lines
 
     @property
     def regions(self) -> np.ndarray:
@@ -93,32 +107,27 @@ def json_name(image_name: str) -> str:
 def read_annotations(path: Path) -> Annotations:
     """Raises UserError if the file is missing, damaged, lacks a column, or has names that are not plain file names."""
     file = _open(path)
-    columns = [column for column in ("imagename", "image_group", *SIZES) if column in file.schema_arrow.names]
-    ids = _id_path(path, file)
-    try:
-        table = file.read(columns=[*columns, ids])
-    except (pa.ArrowException, OSError) as error:
-        raise UserError(f"{path}: is damaged ({shown(str(error))}); download it again") from None
-    names = _names(path, "imagename", table["imagename"])
-    if "image_group" in columns:
-        groups = _names(path, "image_group", table["image_group"]).dictionary_encode()
-    else:
-        groups = pa.array([""] * len(table), pa.string()).dictionary_encode()
+    kept = ["imagename", "image_group", "anno_id", "fault"]
+    table = pa.Table.from_batches(
+        (batch.select(kept) for batch in read_batches(path)), pa.schema([SCHEMA.field(name) for name in kept])
+    )
+    faults = table["fault"].to_numpy()
+    _check_names(path, "imagename", table["imagename"], faults != NAMELESS)
+    if "image_group" in file.schema_arrow.names:
+        _check_names(path, "image_group", table["image_group"], np.ones(len(table), bool))
+    groups = table["image_group"].combine_chunks().dictionary_encode()
     labels = groups.dictionary.to_pylist()
     order = sorted(range(len(labels)), key=labels.__getitem__)
-    segments = table["segments_info"].combine_chunks()
-    lengths = pc.fill_null(pc.list_value_length(segments), 0).to_numpy(zero_copy_only=False)
-    ids = pc.struct_field(pc.list_flatten(segments), "anno_id")
-    if ids.null_count or not pa.types.is_integer(ids.type):
-        raise UserError(f"{path}: segments_info.anno_id is {ids.type} with {ids.null_count} nulls; write whole numbers")
+    regions = table["anno_id"].combine_chunks()
     return Annotations(
         path,
-        np.array(names.to_pylist(), dtype=object),
+        np.array(table["imagename"].to_pylist(), dtype=object),
         tuple(labels[code] for code in order),
         np.argsort(order)[groups.indices.to_numpy()] if labels else np.zeros(0, np.int64),
-        ids.to_numpy().astype(np.int64),
-        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
-        np.stack([_sizes(table, column) for column in SIZES], axis=1),
+        pc.fill_null(pc.list_flatten(regions), -1).to_numpy(zero_copy_only=False),
+        np.concatenate([[0], np.cumsum(pc.list_value_length(regions).to_numpy(zero_copy_only=False))]).astype(np.int64),
+        np.stack([_sizes(file, column) for column in SIZES], axis=1),
+        faults,
     )
 
 
@@ -154,33 +163,16 @@ def _open(path: Path) -> pq.ParquetFile:
         raise UserError(f"{path}: cannot be read as parquet ({shown(str(error))}); download it again") from None
 
 
-def _id_path(path: Path, file: pq.ParquetFile) -> str:
-    """Where parquet keeps the ids: what lies between list and field depends on the writer."""
-    for column in ("imagename", "segments_info"):
-        if column not in file.schema_arrow.names:
-            raise UserError(f"{path}: has no column {column}, only {', '.join(file.schema_arrow.names)}")
-    leaves = [file.schema.column(i).path for i in range(len(file.schema))]
-    found = [leaf for leaf in leaves if leaf.startswith("segments_info.") and leaf.endswith(".anno_id")]
-    kind = file.schema_arrow.field("segments_info").type
-    if not found or not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
-        raise UserError(f"{path}: segments_info is {shown(str(kind))}; write a list of {{anno_id, caption}}")
-    return found[0]
+def _check_names(path: Path, column: str, values: pa.ChunkedArray, needed: np.ndarray) -> None:
+    """Raises UserError unless every value where bool [n] `needed` is a plain file name."""
+    good = pc.match_substring_regex(values, NAME).to_numpy()
+    wrong = np.flatnonzero(~good & needed)
+    if len(wrong):
+        text = shown(values[int(wrong[0])].as_py())
+        raise UserError(f"{path}: {column} of row {wrong[0]} is {text}; write a plain file name")
 
 
-def _names(path: Path, column: str, values: pa.ChunkedArray) -> pa.Array:
-    if pa.types.is_dictionary(values.type):  # pandas' categories
-        values = values.cast(values.type.value_type)
-    if not pa.types.is_string(values.type) and not pa.types.is_large_string(values.type):
-        raise UserError(f"{path}: column {column} is {values.type}; write texts")
-    values = values.combine_chunks()
-    good = pc.fill_null(pc.match_substring_regex(values, NAME), False).to_numpy(zero_copy_only=False)
-    if not good.all():
-        row = int(np.flatnonzero(~good)[0])
-        raise UserError(f"{path}: {column} of row {row} is {shown(values[row].as_py())}; write a plain file name")
-    return values
-
-
-def _sizes(table: pa.Table, column: str) -> np.ndarray:
-    if column not in table.column_names:
-        return np.full(len(table), -1, np.int64)
-    return pc.fill_null(table[column].combine_chunks(), -1).to_numpy(zero_copy_only=False).astype(np.int64)
+def _sizes(file: pq.ParquetFile, column: str) -> np.ndarray:
+    if column not in file.schema_arrow.names:
+        return np.full(file.metadata.num_rows, -1, np.int64)
+    return pc.fill_null(file.read(columns=[column])[column], -1).to_numpy().astype(np.int64)
