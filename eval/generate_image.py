@@ -111,13 +111,19 @@ def generate(request: Request) -> None:
     from eval.generated import Generated, discard_leftovers, write_run
     from eval.generation import Task, make_images, plan
     from seg2any.inference.choices import Machine, choose_settings
-    from seg2any.inference.model import choose_device, choose_dtype, load_pipeline, read_adapter_card
+    from seg2any.inference.model import (
+        adapter_folder,
+        choose_device,
+        choose_dtype,
+        load_pipeline,
+        read_adapter_card,
+    )
     from seg2any.inference.run import explained_memory
     from seg2any.training.build import condition_settings
 
     options, folder = request.options, request.options.output_path
     data = open_data(request.config)
-    card = read_adapter_card(options.lora_ckpt_path)
+    card = read_adapter_card(adapter_folder(options.pretrained_model_name_or_path, options.lora_ckpt_path))
     settings, remarks = choose_settings(options, card, condition_settings(request.config))
     processes = PartialState(cpu=options.device == "cpu", timeout=WEIGHTS_READ_WITHIN)
     device = processes.device if options.device is None else choose_device(options.device)

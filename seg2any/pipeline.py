@@ -26,6 +26,7 @@ from seg2any.latents import decode_latents, pixels_per_token
 from seg2any.layout import Layout
 from seg2any.models import adapters
 from seg2any.models.card import AdapterCard
+from seg2any.models.foldable import Foldable
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.noise import image_generators, packed_noise
 from seg2any.prepare import EncodedLayout, assemble, encode_layouts, image_size, prompt_for, size_in_tokens
@@ -52,7 +53,7 @@ class Sampling:
             raise UserError(f"num_inference_steps is {self.num_inference_steps}; give at least 1")
 
 
-class Seg2AnyPipeline(FluxPipeline):
+class Seg2AnyPipeline(Foldable, FluxPipeline):
     """FLUX that obeys masks and captions.
 
     >>> pipe = Seg2AnyPipeline.from_pretrained("examples/shapes/model")  # any FLUX folder, or a hub id
@@ -63,7 +64,6 @@ class Seg2AnyPipeline(FluxPipeline):
     cannot be used: they replace the attention, and with it the regions.
     """
 
-    card: AdapterCard | None = None  # what the loaded adapters were trained with
     _callback_tensor_inputs = ["latents"]
 
     @functools.wraps(FluxPipeline.__init__)  # from_pretrained reads which parts there are from the signature

@@ -20,6 +20,7 @@ from seg2any.errors import UserError
 from seg2any.layout import shown
 from seg2any.models.adapters import COND, DEFAULT, WEIGHTS_FILE
 from seg2any.models.card import AdapterCard, read_card
+from seg2any.models.folded_files import folded_adapters
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.preflight import ModelFacts
 
@@ -56,14 +57,34 @@ def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
     return replace(card, is_use_cond_token=card.is_use_cond_token and has_cond)
 
 
-def load_pipeline(model: str, adapter: Path | None, dtype: torch.dtype, device: torch.device) -> Seg2AnyPipeline:
-    """Load the weights and the adapters, if any, onto `device`. Raises UserError."""
+def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path | None:
+    """Where the adapters are: as given, or inside a model that was saved folded. UserError for two of them, and if
+    `fold` has nothing to do."""
+    inside = folded_adapters(model)
+    if inside and adapter:
+        raise UserError(
+            f"--lora_ckpt_path {adapter}: {model} has its adapters folded in already; leave --lora_ckpt_path out, "
+            "or give the model that the adapters were trained on"
+        )
+    if fold and (inside or not adapter):
+        reason = f"{model} is folded already; leave it out" if inside else "there is no adapter; give --lora_ckpt_path"
+        raise UserError(f"--fold: {reason}")
+    return inside or adapter
+
+
+def load_pipeline(
+    model: str, adapter: Path | None, dtype: torch.dtype, device: torch.device, fold: bool = False
+) -> Seg2AnyPipeline:
+    """Load the weights and the adapters, if any, onto `device`, folded if asked to. Raises UserError."""
     transformers.logging.disable_progress_bar()  # that of the pipeline's parts says enough
     with _explained(model):
         pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype)
     if adapter is not None:
         pipeline.load_adapters(str(adapter))
-    return pipeline.to(device)
+    pipeline.to(device)
+    if fold:
+        pipeline.fold()
+    return pipeline
 
 
 def choose_device(name: str | None) -> torch.device:

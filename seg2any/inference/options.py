@@ -125,6 +125,11 @@ class Options:
     weight_dtype: str | None = flag(
         None, "precision of the weights (default: bf16, on a CPU fp32)", choices=("fp32", "fp16", "bf16")
     )
+    fold: bool = flag(
+        False,
+        "merge the adapter into the weights first: same images, text and image tokens pay nothing for it",
+        action="store_true",
+    )
     batch_size: int = flag(1, "images made at a time, of layouts of equal size (default: 1)", type=whole(1))
     format: str = flag("png", "of the images (default: png)", choices=("png", "jpg", "webp"))
     overwrite: bool = flag(False, "make finished images again", action="store_true")

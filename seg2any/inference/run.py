@@ -13,7 +13,14 @@ from tqdm import tqdm
 
 from seg2any.inference.choices import Machine, choose_settings, shared_recipe
 from seg2any.inference.console import warn
-from seg2any.inference.model import choose_device, choose_dtype, load_pipeline, read_adapter_card, read_facts
+from seg2any.inference.model import (
+    adapter_folder,
+    choose_device,
+    choose_dtype,
+    load_pipeline,
+    read_adapter_card,
+    read_facts,
+)
 from seg2any.inference.options import Options
 from seg2any.inference.plan import Job, Plan, batches, make_plan
 from seg2any.inference.recipe import BrokenImage, read_recipe, save_image
@@ -30,7 +37,8 @@ MEMORY_WORDS = re.compile(r"out of memory|allocate memory|not enough memory", re
 def run(options: Options) -> None:
     """Do what `infer.py` was told. Raises UserError for bad input, and MemoryError that says what to turn on."""
     model = read_facts(options.pretrained_model_name_or_path)
-    settings, remarks = choose_settings(options, read_adapter_card(options.lora_ckpt_path))
+    adapter = adapter_folder(options.pretrained_model_name_or_path, options.lora_ckpt_path, options.fold)
+    settings, remarks = choose_settings(options, read_adapter_card(adapter))
     warn(remarks)
     survey = survey_layouts(options, settings, model)
     if options.check:
@@ -57,7 +65,7 @@ def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine
     """Make what is to do, and the panels that finished images lack."""
     if plan.to_do:
         pipeline = load_pipeline(
-            options.pretrained_model_name_or_path, options.lora_ckpt_path, machine.dtype, machine.device
+            options.pretrained_model_name_or_path, options.lora_ckpt_path, machine.dtype, machine.device, options.fold
         )
         make_images(plan.to_do, pipeline, options, settings)
     for job in plan.finished:

@@ -24,6 +24,7 @@ from torch import nn
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.models.card import CARD_KEY, AdapterCard, read_card, write_card
+from seg2any.models.fold import refuse_folded
 from seg2any.models.routing import COND, DEFAULT
 
 __all__ = ["COND", "DEFAULT", "AdapterCard", "add_adapters", "load_adapters", "save_adapters", "trainable_parameters"]
@@ -67,7 +68,9 @@ def add_adapters(
 
     The base weights are frozen. `alpha` None = `rank`; a delta is scaled by alpha / rank and starts at zero.
     `init_lora_weights` is peft's: True (uniform, as published) or "gaussian".
+    Raises UserError for a model that has an adapter folded into its weights.
     """
+    refuse_folded(transformer, "adding adapters")
     for name in (DEFAULT, COND) if is_use_cond_token else (DEFAULT,):
         config = LoraConfig(
             r=rank,
@@ -81,7 +84,10 @@ def add_adapters(
 
 
 def trainable_parameters(transformer: FluxTransformer2DModel) -> list[nn.Parameter]:
-    """Make exactly our adapters trainable, in float32 whatever the base weights are, and list their parameters."""
+    """Make exactly our adapters trainable, in float32 whatever the base weights are, and list their parameters.
+
+    Raises UserError for a folded model, whose `default` acts through the base weights."""
+    refuse_folded(transformer, "training")
     transformer.requires_grad_(False)
     chosen = []
     for path, parameter in transformer.named_parameters():
@@ -98,8 +104,17 @@ def load_adapters(
 
     `dtype` of the loaded weights: None = that of the base weights, for generation; float32 to train them further.
     Returns the card of the folder; `assumed` says that it has none and the published defaults were taken.
-    Raises `UserError` for a missing or broken file and for adapters of another model.
+    Raises `UserError` for a missing or broken file, for adapters of another model, and for a model that has an adapter
+    folded into its weights.
     """
+    refuse_folded(transformer, str(folder))
+    return read_adapters(transformer, folder, dtype)
+
+
+def read_adapters(
+    transformer: FluxTransformer2DModel, folder: str | os.PathLike, dtype: torch.dtype | None = None
+) -> AdapterCard:
+    """`load_adapters` whatever the base weights contain."""
     folder = Path(folder)
     files = {name: folder / name / WEIGHTS_FILE for name in (DEFAULT, COND)}
     if not files[DEFAULT].is_file():

@@ -49,13 +49,19 @@ def linear(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
     terms = [_delta(layer, part, rows, is_cond) for part, is_cond in zip(rows.split(x), (False, True), strict=False)]
     if all(term is None for term in terms):
         return y
-    add = y.add_ if type(layer.base_layer) is nn.Linear else y.add  # quantised layers hand out views
+    is_own = type(layer.base_layer) is nn.Linear  # quantised layers hand out views
     if len(terms) == 1:
-        return add(terms[0])
+        return y.add_(terms[0]) if is_own else y.add(terms[0])
+    if is_own and not torch.is_grad_enabled():
+        for part, term in zip(rows.split(y), terms, strict=True):
+            if term is not None:
+                part.add_(term)
+        return y
     zero = y.new_zeros(1)
     blank = [zero.expand(part.shape) for part in rows.split(y)]
     # one sum over all rows: its gradient reaches both adapters as views, in-place sums on row slices would copy it
-    return add(torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1))
+    total = torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1)
+    return y.add_(total) if is_own else y.add(total)
 
 
 def _delta(layer: LoraLayer, x: torch.Tensor, rows: Rows, is_cond: bool) -> torch.Tensor | None:
@@ -67,11 +73,22 @@ def _delta(layer: LoraLayer, x: torch.Tensor, rows: Rows, is_cond: bool) -> torc
     total = None
     for name in layer.lora_A:
         wanted = not layer.disable_adapters and name in layer.active_adapters
-        missing = (wanted and (name in rows.cond_adapters) == is_cond) - (name in layer.merged_adapters)
+        wanted = layer.scaling[name] if wanted and (name in rows.cond_adapters) == is_cond else 0.0
+        missing = wanted - scale_in_base(layer, name)
         if missing:
-            delta = _low_rank(layer, name, x) * (missing * layer.scaling[name])
+            delta = _low_rank(layer, name, x) * missing
             total = delta if total is None else total + delta
     return total
+
+
+def scale_in_base(layer: LoraLayer, name: str) -> float:
+    """The factor of an adapter's B A in the base weight; 0 = it is not there.
+
+    peft merges with the scale of the moment, does not write it down, and takes out again whatever is merged when an
+    adapter is added. So `seg2any.models.fold` keeps its own book, which peft does not read: `layer.folded`.
+    """
+    merged = layer.scaling[name] if name in layer.merged_adapters else 0.0
+    return merged + getattr(layer, "folded", {}).get(name, 0.0)
 
 
 def _low_rank(layer: LoraLayer, name: str, x: torch.Tensor) -> torch.Tensor:

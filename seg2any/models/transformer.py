@@ -26,6 +26,7 @@ from seg2any.attention.names import check_backend
 from seg2any.condition import Condition
 from seg2any.errors import UserError
 from seg2any.models.blocks import BlockContext, RegionalAttnProcessor, RegionalDoubleBlock, RegionalSingleBlock
+from seg2any.models.fold import is_folded, unfold
 from seg2any.models.routing import COND, DEFAULT, Rows, linear, refuse_unroutable
 
 
@@ -92,6 +93,18 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
             refuse_unroutable(self.peft_config[name].to_dict(), name)
         if loaded:
             self.set_adapter([*active, *loaded])
+
+    def delete_adapters(self, adapter_names: list[str] | str) -> None:
+        """As in diffusers; a folded adapter is taken out of the base weights first."""
+        if DEFAULT in ([adapter_names] if isinstance(adapter_names, str) else adapter_names) and is_folded(self):
+            unfold(self)
+        super().delete_adapters(adapter_names)
+
+    def unload_lora(self) -> None:
+        """As in diffusers; a folded adapter is taken out of the base weights first."""
+        if is_folded(self):
+            unfold(self)
+        super().unload_lora()
 
     def _active(self) -> list[str]:
         return list(self.active_adapters()) if getattr(self, "peft_config", None) else []
