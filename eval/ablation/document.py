@@ -1,0 +1,149 @@
+"""docs/ablation.md, written from what was measured; people write between its two marks only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from eval.ablation.measure import BOUNDS, TOKENS
+from eval.ablation.options import Options
+from eval.ablation.rows import KINDS, TRAINED, Row, compared_with
+from eval.ablation.trends import MARGIN, Checked, Runs, all_checked
+from eval.metrics.bootstrap import Difference, paired_difference
+from eval.results import Run
+from eval.shapes_report import FRACTIONS
+
+NUMBERS = ("colour", "pattern", "IoU", "boundary IoU", "leak", TOKENS)
+BEGIN, END = "<!-- written by hand, kept by the tool: begin -->", "<!-- end -->"
+RULES = f"""\
+A claim compares two rows on the same scenes with the same noise. "Higher" and "lower" hold if the 95 % interval of the
+paired difference lies on that side of 0 and are contradicted if it lies on the other; "equal" holds if the interval
+lies within ±{MARGIN} and is contradicted if it lies outside. Anything else is open. A trend holds if all its claims do.
+Intervals are bootstrapped over scenes with all their images and not corrected for the number of claims."""
+
+
+def document(options: Options, runs: Runs, previous: str | None) -> str:
+    """The text in Markdown; what was written by hand in `previous` is kept."""
+    parts = ["# Ablations on the shapes world", *_setting(options, runs), "## Which trends hold", RULES]
+    parts += ["\n".join(_trends(runs)), BEGIN, by_hand(previous), END]
+    for kind in options.kinds:
+        parts += [f"## {kind.capitalize()}: {KINDS[kind]}", "\n".join(_table(options, kind, runs))]
+    parts += ["## Pictures", "The first two scenes of each kind and their first seed, not chosen.", "![](ablation.png)"]
+    return "\n\n".join(parts) + "\n"
+
+
+def by_hand(previous: str | None) -> str:
+    """What stands between the marks of an earlier document."""
+    if not previous or BEGIN not in previous or END not in previous:
+        return ""
+    return previous.split(BEGIN, 1)[1].split(END, 1)[0].strip()
+
+
+def previous_text(path: Path) -> str | None:
+    return path.read_text(encoding="utf-8") if path.is_file() else None
+
+
+def _setting(options: Options, runs: Runs) -> Iterator[str]:
+    run = next(run for (_, name), run in runs.items() if name != BOUNDS)
+    made = run.settings
+    yield (
+        f"Written by `python -m eval.ablation`; only what follows the trends is by hand. {options.limit} unseen scenes "
+        f"of each kind, {options.seeds} seeds each, {made['num_inference_steps']} steps, {made['weight_dtype']}. "
+        f"Adapters: step {made['training_steps']}, sha256 {made['adapter']['sha256'][:12]}; commit {run.commit[:12]}; "
+        f"{run.machine['name']}."
+    )
+    yield (
+        "Rows without training steps of their own use those adapters with other settings than they were trained with. "
+        "That says what a part does in this model, not what a model without it would have learned; for that there are "
+        "the trained rows, one training run each."
+    )
+    missing = [name for name in TRAINED if name not in {row.name for row in options.rows}]
+    if missing:
+        yield f"Not trained yet: {', '.join(missing)}."
+
+
+def _trends(runs: Runs) -> Iterator[str]:
+    yield "| said | by | verdict | claims: difference and 95 % interval |"
+    yield "|---|---|---|---|"
+    for trend, found, verdict in all_checked(runs):
+        yield f"| {trend.text} | {trend.by} | **{verdict}** | {'<br>'.join(map(_claim, found))} |"
+
+
+def _claim(one: Checked) -> str:
+    claim = one.claim
+    return (
+        f"{claim.kind}: {claim.number} of {claim.a} {claim.expected} than {claim.b}".replace("equal than", "equal to")
+        + f": {_gap(claim.number, one.difference)}, {one.verdict}"
+    )
+
+
+def _table(options: Options, kind: str, runs: Runs) -> Iterator[str]:
+    yield "Below each value its difference to the row that it is compared with, bold where the interval leaves out 0."
+    yield ""
+    yield f"| row | steps | {' | '.join(NUMBERS)} | s/image |"
+    yield "|---|---|" + "---|" * (len(NUMBERS) + 1)
+    for source in sources(runs[kind, BOUNDS]):
+        yield f"| *{source}* | | {' | '.join(_bound(runs[kind, BOUNDS], source))} | |"
+    present = {name for of_kind, name in runs if of_kind == kind}
+    for row in (row for row in options.rows if row.name in present):
+        run, other = runs[kind, row.name], compared_with(row, present)
+        cells = [_cell(number, run, runs[kind, other] if other != row.name else None) for number in NUMBERS]
+        beside = "" if row.adapter is None else f" (beside {other})"
+        steps = "" if row.adapter is None else str(run.settings["training_steps"])
+        seconds = run.row(TOKENS).extra["seconds_per_image"]
+        yield f"| **{row.name}**: {row.told}{beside} | {steps} | {' | '.join(cells)} | {seconds:.2f} |"
+
+
+def sources(run: Run) -> list[str]:
+    return list(dict.fromkeys(row.source for row in run.rows))
+
+
+def _bound(run: Run, source: str) -> list[str]:
+    found = {row.name: row.value for row in run.rows if row.source == source}
+    return [_shown(number, found[number]) if number in found else "" for number in NUMBERS]
+
+
+def _cell(number: str, run: Run, other: Run | None) -> str:
+    value = _shown(number, run.row(number).value)
+    if other is None:
+        row = run.row(number)
+        return f"{value}<br>[{_shown(number, row.low)}, {_shown(number, row.high)}]"
+    gap = paired_difference(run.parts[number], other.parts[number])
+    text = _gap(number, gap)
+    return f"{value}<br>{f'**{text}**' if gap.is_clear else text}"
+
+
+def _gap(number: str, gap: Difference) -> str:
+    value, low, high = (_shown(number, part, "+") for part in (gap.value, gap.low, gap.high))
+    return f"{value} [{low}, {high}]"
+
+
+def _shown(number: str, value: float, sign: str = "") -> str:
+    """Shares in per cent, IoU as a fraction, tokens as a count."""
+    if number == TOKENS:
+        return f"{value:{sign}.0f}"
+    return f"{value:{sign}.3f}" if number in FRACTIONS else f"{100 * value:{sign}.1f}"
+
+
+def summary(rows: Sequence[Row], runs: Runs) -> dict:
+    """The document's numbers for programs."""
+    told = {row.name: row.told for row in rows}
+    content = [
+        {"kind": kind, "row": name, "told": told.get(name), "settings": run.settings, "commit": run.commit}
+        | {"numbers": [_number(row) for row in run.rows]}
+        for (kind, name), run in runs.items()
+    ]
+    trends = [
+        {"trend": trend.text, "by": trend.by, "verdict": verdict, "claims": [_checked(one) for one in found]}
+        for trend, found, verdict in all_checked(runs)
+    ]
+    return {"schema": 1, "trends": trends, "rows": content}
+
+
+def _number(row) -> dict:
+    return {"name": row.name, "source": row.source, "value": row.value, "low": row.low, "high": row.high, **row.extra}
+
+
+def _checked(one: Checked) -> dict:
+    gap = {"difference": one.difference.value, "low": one.difference.low, "high": one.difference.high}
+    return {**vars(one.claim), **gap, "scenes": one.difference.n, "verdict": one.verdict}

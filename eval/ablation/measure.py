@@ -1,0 +1,157 @@
+"""Making and judging the images of a row. What is finished is a file, which no later start makes again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from eval.ablation.options import Options
+from eval.ablation.rows import Row
+from eval.ablation.scenes import Scenes
+from eval.metrics.result import Result, mean
+from eval.results import Run, make_run, read_run, write_run
+from eval.shapes_judge import Verdict, judge
+from eval.shapes_results import results
+from eval.shapes_sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_pipeline, to_bytes
+from seg2any.errors import UserError
+from seg2any.files import atomic_write
+from seg2any.inference.choices import as_json
+from seg2any.inference.recipe import differences
+from seg2any.latents import pixels_per_token
+from seg2any.prepare import draw_layout
+from seg2any.settings import ConditionSettings
+
+TOKENS = "contour tokens"
+BOUNDS = "bounds"  # the file of ceiling and floors
+SHOWN = 2  # scenes of each kind, the first ones, whose first image is kept as a picture
+
+
+class Ablation:
+    """Rows on scenes, one pair of adapters in memory at a time."""
+
+    def __init__(self, options: Options, device: torch.device):
+        self.options, self.device = options, device
+        self.scenes = {kind: Scenes.draw(kind, options.limit, options.seeds, options.seed) for kind in options.kinds}
+        self.known_texts: dict = {}
+        self._adapter = self._pipeline = self._recipe = None
+
+    def open(self, row: Row) -> None:
+        """Load the row's adapters, unless they are loaded. Raises UserError."""
+        adapter, options = row.adapter or self.options.lora, self.options
+        if adapter != self._adapter:
+            self._pipeline, self._recipe = open_pipeline(options.model, adapter, options.weight_dtype, self.device)
+            self._pipeline.set_progress_bar_config(disable=True)
+            self._adapter = adapter
+
+    def settings(self, row: Row) -> ConditionSettings:
+        return self._pipeline.settings.override(row.changes)
+
+    def path(self, kind: str, name: str) -> Path:
+        return self.options.output / kind / f"{name}.json"
+
+    def finished(self, kind: str, name: str, recipe: Mapping) -> Run | None:
+        """The run in a row's file, if there is one. Raises UserError if it is of other settings."""
+        path = self.path(kind, name)
+        if self.options.overwrite or not path.exists():
+            return None
+        run = read_run(path)
+        if other := differences(run.settings, dict(recipe)):
+            told = ", ".join(other[:4])
+            raise UserError(f"{path}: was measured with another {told}; use --overwrite or another --output")
+        return run
+
+    def recipe(self, kind: str, row: Row | None) -> dict:
+        """Everything that a row's numbers depend on. None: those of ceiling and floors."""
+        options = self.options
+        shared = {"kind": kind, "scenes": options.limit, "data": self.scenes[kind].fingerprint}
+        common = {key: self._recipe[key] for key in ("model", "weight_dtype")} | shared
+        if row is None:
+            return common
+        drawn = {"seed": options.seed, "seeds": options.seeds, "num_inference_steps": options.num_inference_steps}
+        card = self._pipeline.card
+        trained = {"adapter": self._recipe["adapter"], "training_steps": None if card is None else card.step}
+        return common | drawn | trained | {"settings": as_json(self.settings(row)), "guidance_scale": GUIDANCE_SCALE}
+
+    def measure_bounds(self, kind: str) -> Run:
+        """Ceiling, the VAE's round trip and floors of a kind of scenes."""
+        recipe = self.recipe(kind, None)
+        run = self.finished(kind, BOUNDS, recipe)
+        if run is not None:
+            return run
+        samples = self.scenes[kind].samples
+        sources = bounds([sample.image for sample in samples], self._pipeline)
+        found = [
+            result
+            for name, images in sources.items()
+            for result in results(judged(images(), samples, f"{kind}, {name}"), name)
+        ]
+        return self._written(kind, BOUNDS, found, recipe)
+
+    def measure(self, row: Row, kind: str, bar: tqdm) -> Run:
+        """A row on one kind of scenes; the bar counts images."""
+        scenes, recipe = self.scenes[kind], self.recipe(kind, row)
+        run = self.finished(kind, row.name, recipe)
+        if run is not None:
+            bar.update(scenes.images)
+            return run
+        start, verdicts = time.perf_counter(), {}
+        shown = {sample.layout.name for sample in scenes.samples[:SHOWN]}
+        for batch in scenes.batches(self.options.batch_size):
+            images = self.generate(row, kind, batch, self.options.num_inference_steps)
+            for sample, of_sample in zip(batch, np.split(images, len(batch)), strict=True):
+                key = sample.layout.name
+                verdicts[key] = [judge(image, sample.layout) for image in of_sample]
+                if key in shown:
+                    with atomic_write(self.picture(kind, row.name, key)) as temporary:
+                        Image.fromarray(of_sample[0]).save(temporary)
+                bar.update(len(of_sample))
+        seconds = (time.perf_counter() - start) / scenes.images
+        return self._written(kind, row.name, [*per_seed(verdicts), self._tokens(row, kind, seconds)], recipe)
+
+    def generate(self, row: Row, kind: str, batch, num_inference_steps: int) -> np.ndarray:
+        """uint8 [scenes x seeds, H, W, 3], scene by scene."""
+        images = self._pipeline(
+            [sample.layout for sample in batch],
+            num_images_per_prompt=self.options.seeds,
+            seeds=self.scenes[kind].seeds_of(batch),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=GUIDANCE_SCALE,
+            settings=self.settings(row),
+            known_texts=self.known_texts,
+            output_type="np",
+        ).images
+        return to_bytes(images)
+
+    def picture(self, kind: str, name: str, key: str) -> Path:
+        return self.options.output / kind / "pictures" / name / f"{key}.png"
+
+    def _tokens(self, row: Row, kind: str, seconds: float) -> Result:
+        patch, settings = pixels_per_token(self._pipeline.vae), self.settings(row)
+        drawn = {
+            s.layout.name: draw_layout(s.layout.masks, SIZE, patch, settings).kept for s in self.scenes[kind].samples
+        }
+        counts = {key: 0.0 if kept is None else float(kept.sum()) for key, kept in drawn.items()}
+        return replace(mean(TOKENS, counts, better="lower"), extra={"seconds_per_image": round(seconds, 3)})
+
+    def _written(self, kind: str, name: str, found: list[Result], recipe: dict) -> Run:
+        hashes = {key: recipe[key] for key in ("data", "model", "adapter") if key in recipe}
+        run = make_run(f"shapes ablation, {kind}", found, recipe, hashes, self.device)
+        write_run(run, self.path(kind, name))
+        return run
+
+
+def per_seed(verdicts: Mapping[str, list[Verdict]]) -> list[Result]:
+    """The results over all images of each sample; `extra` says what each seed alone gives."""
+    count = min(map(len, verdicts.values()))
+    alone = [results({key: [found[k]] for key, found in verdicts.items()}) for k in range(count)]
+    by_name = [{result.name: result.value for result in of_seed} for of_seed in alone]
+    return [
+        replace(result, extra={"seeds": [of_seed[result.name] for of_seed in by_name]}) for result in results(verdicts)
+    ]

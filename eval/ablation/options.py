@@ -1,0 +1,87 @@
+"""The command line of `python -m eval.ablation`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from eval.ablation.rows import KINDS, REFERENCE, TRAINED, TRAINING_FREE, Row, trained_row
+from seg2any.inference.model import WEIGHT_DTYPES
+from seg2any.inference.options import whole
+
+TRAININGS = [f"  {name}: python train.py config/seg2any_shapes.yaml {config}" for name, (config, _) in TRAINED.items()]
+DETAILS = f"""\
+Rows that need no training: {", ".join(row.name for row in TRAINING_FREE)}.
+Rows that need training, by the names that the document knows:
+{chr(10).join(TRAININGS)}
+Train one, and give its folder: --variant trained-base=runs/ablation_base/checkpoint-1400
+
+A row that is finished is kept in OUTPUT/KIND/ROW.json, so the same command goes on where it stopped. Such a file can be
+given to eval.compare and eval.report, too. The document is about the rows that are there.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and where the results go. `rows` in the order in which they are measured and shown."""
+
+    model: str
+    lora: Path
+    output: Path
+    docs: Path
+    rows: tuple[Row, ...]
+    kinds: tuple[str, ...]
+    limit: int
+    seeds: int
+    seed: int
+    num_inference_steps: int
+    batch_size: int
+    device: str | None
+    weight_dtype: str | None
+    overwrite: bool
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> Options:
+    """Options of a command line, by default this process's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.ablation",
+        description="The paper's ablations on scenes of known truth: tables, pictures, and which trends hold.",
+        epilog=DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline folder (default: %(default)s)")
+    parser.add_argument("--lora", type=Path, default="examples/shapes/lora", help="adapters (default: %(default)s)")
+    parser.add_argument("--variant", action="append", default=[], metavar="NAME=FOLDER", help="a row trained for it")
+    parser.add_argument("--output", type=Path, default="result/ablation", help="folder (default: %(default)s)")
+    parser.add_argument("--docs", type=Path, help="folder for ablation.md, .json and .png (default: OUTPUT)")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, and the reference (default: all)")
+    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="of scenes")
+    parser.add_argument("--limit", type=whole(2), default=24, help="scenes of each kind (default: %(default)s)")
+    parser.add_argument("--seeds", type=whole(1), default=3, help="images of each scene (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=42, help="of the noise (default: %(default)s)")
+    parser.add_argument("--num_inference_steps", type=whole(1), default=20, help="default: %(default)s")
+    parser.add_argument("--batch_size", type=whole(1), default=12, help="images made at a time (default: %(default)s)")
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
+    parser.add_argument(
+        "--weight_dtype", choices=WEIGHT_DTYPES, help="default: bf16 where the device computes in it, else fp32"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="measure finished rows again")
+    given = vars(parser.parse_args(arguments))
+    variants = dict(_variant(parser, text) for text in given.pop("variant"))
+    chosen = given.pop("rows")
+    rows = {row.name: row for row in TRAINING_FREE} | variants
+    if unknown := [name for name in chosen or () if name not in rows]:
+        parser.error(f"--rows {unknown[0]}: no such row; choose of {', '.join(rows)}")
+    kept = tuple(row for row in rows.values() if chosen is None or row.name in (REFERENCE.name, *variants, *chosen))
+    given["kinds"] = tuple(kind for kind in KINDS if kind in given["kinds"])
+    given["docs"] = given["docs"] or given["output"]
+    return Options(rows=kept, **given)
+
+
+def _variant(parser: argparse.ArgumentParser, text: str) -> tuple[str, Row]:
+    name, _, folder = text.partition("=")
+    if not name or not folder or "/" in name or name in {row.name for row in TRAINING_FREE}:
+        parser.error(f"--variant {text}: give a name of its own and a folder, such as trained-base=runs/ablation_base")
+    return name, trained_row(name, Path(folder))
