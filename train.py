@@ -13,6 +13,7 @@ import sys
 
 from seg2any import config
 from seg2any.errors import UserError
+from seg2any.inference.console import plain_messages
 
 
 def main(arguments: list[str]) -> int:
@@ -21,19 +22,23 @@ def main(arguments: list[str]) -> int:
         print(__doc__.strip())
         return 0
     try:
-        settings = config.load(arguments)
-        from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
-        from seg2any.training.trainer import Trainer
-
-        if settings.dry_run:
-            print(describe(settings))
-            return 0
-        signal = Trainer(settings).fit()
-        return 128 + signal if signal else 0
+        with plain_messages():
+            return run(config.load(arguments))
     except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
         return fail(error, 2)
     except KeyboardInterrupt:
         return fail("interrupted; if there is a checkpoint, go on with --resume_from_checkpoint=latest", 130)
+
+
+def run(settings: config.Config) -> int:
+    from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
+    from seg2any.training.trainer import Trainer
+
+    if settings.dry_run:
+        print(describe(settings))
+        return 0
+    signal = Trainer(settings).fit()
+    return 128 + signal if signal else 0
 
 
 def fail(message: object, status: int) -> int:

@@ -14,9 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+import prepare_dataset_bucket_map
+import train
 from seg2any.data.catalog import open_data_set
 from seg2any.data.sacap.__main__ import main
 from tests import synthetic_data
+from tests.golden_root import REPOSITORY
 from tests.test_data_sets import keys, refused, rewrite, skipping
 
 BAD_NAME = b"/caf\xe9"  # Latin-1, as old archives have it
@@ -209,3 +212,19 @@ def test_the_tools_leave_out_the_rows_that_training_leaves_out(tmp_path: Path, c
     made.truths[1].image.unlink()  # of a row that nobody asks for
     assert main(["plan", str(path), "--output", str(tmp_path / "plan.parquet")]) == 0
     assert pq.read_table(tmp_path / "plan.parquet").num_rows == 2
+
+
+def test_the_scripts_say_in_one_line_what_is_left_out(tmp_path: Path, monkeypatch, capsys):
+    made = synthetic_data.make_ade20k(tmp_path)
+    made.truths[1].image.unlink()
+    params = made.params | {"cache_root": str(tmp_path / "cache")}
+    arguments = [str(REPOSITORY / "config/seg2any_ade20k.yaml"), "--data.val.type=null", "--resolution=128"]
+    arguments += [f"--data.train.params.{name}={value}" for name, value in params.items()]
+    arguments += [f"--model.pretrained_model_name_or_path={REPOSITORY / 'examples/shapes/model'}"]
+    monkeypatch.setattr(sys, "argv", ["prepare_dataset_bucket_map.py", *arguments, "--workers=1"])
+    for run in (prepare_dataset_bucket_map.main, lambda: train.main([*arguments, "--dry_run"])):
+        assert run() == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if "left out" in line]
+        assert len(lines) == 1 and "Warning" not in lines[0] and ".py" not in lines[0]
+        assert lines[0].startswith("warning: data set ade20k: 1 of 4 samples are left out; the first is ")
+        assert made.truths[1].key in lines[0]
