@@ -21,7 +21,9 @@ from seg2any.attention import (
     additive_mask,
     attend,
     auto,
+    kernel,
 )
+from seg2any.attention import pattern as pattern_module
 from seg2any.attention.flex import BLOCK, block_mask, sorted_pattern
 from seg2any.attention.grouped import grouping
 from seg2any.attention.names import BACKEND_NAMES
@@ -168,6 +170,44 @@ def regions_side_by_side(n: int, size: int) -> SampleTokens:
     for entity, columns in enumerate(np.array_split(np.arange(size), n)):
         masks[entity, : size // 2, columns] = True
     return SampleTokens((6,) + (3,) * n, masks, np.zeros((40, 2), int))
+
+
+@pytest.mark.parametrize(("name", "share"), [("grouped", 8), ("sdpa", 4), ("matmul", 4), ("auto", 4)])
+@pytest.mark.parametrize("method", ["hard", "base"])
+def test_generation_allocates_nothing_of_the_size_of_all_pairs(name, share, method):
+    tokens = layout_tokens([regions_side_by_side(8, 48)])
+    leaves, largest = random_leaves(tokens, n_heads=1), {}
+    for backend in (name, "dense"):
+        with Largest() as spy, torch.no_grad():
+            AttentionPlan(tokens, AttentionRules(method, (0, 0), 0.5, attention_backend=backend)).attend(0, *leaves)
+        largest[backend] = spy.n_elements
+    allowed = share if (name, method) != ("grouped", "base") else 1.01  # every image token sees all: keys, not pairs
+    assert largest[name] < tokens.kind.shape[1] ** 2 / allowed
+    assert largest["dense"] >= tokens.kind.shape[1] ** 2, "the spy would see it"
+
+
+@pytest.mark.parametrize("rules", OPTIONS, ids=str)
+@pytest.mark.parametrize("name", ["sdpa", "matmul"])
+def test_parts_of_the_queries_are_computed_as_all_together(name, rules, monkeypatch):
+    monkeypatch.setattr(pattern_module, "QUERIES_AT_A_TIME", 7)
+    monkeypatch.setattr(kernel, "MOST_SCORES", 64 * 3)
+    tokens = random_batch(5, grid=(8, 9))
+    leaves = random_leaves(tokens)
+    expected, found = (AttentionPlan(tokens, named(rules, backend)).attend(0, *leaves) for backend in ("dense", name))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rules", OPTIONS, ids=str)
+def test_generation_in_bfloat16_on_a_cpu_is_the_oracles_to_rounding(rules, monkeypatch):
+    monkeypatch.setattr(kernel, "_cpu_has_fast_bfloat16", lambda: True)
+    monkeypatch.setattr(auto, "FEW_TOKENS", {"sdpa": 0, "matmul": 0})
+    tokens = random_batch(6, grid=(8, 9))
+    leaves = random_leaves(tokens, head_dim=32).bfloat16()
+    expected = AttentionPlan(tokens, named(rules, "dense")).attend(0, *leaves.float())
+    for name in ("auto", "matmul", *(() if rules.method == "place" else ("grouped",))):
+        found = AttentionPlan(tokens, named(rules, name)).attend(0, *leaves)
+        assert found.dtype == torch.bfloat16
+        assert (found.float() - expected).norm() < 0.01 * expected.norm(), name
 
 
 def test_grouped_allocates_nothing_of_the_size_of_all_pairs():

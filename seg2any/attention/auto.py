@@ -6,11 +6,12 @@ import logging
 
 import torch
 
+from seg2any.attention.kernel import prefers_products, trains
 from seg2any.attention.pattern import AttentionPattern
 
 logger = logging.getLogger(__name__)
 
-FEW_TOKENS = 2048  # below, calls of a kernel cost more than pairs of tokens
+FEW_TOKENS = {"sdpa": 2048, "matmul": 1024}  # below, calls of a kernel cost more than pairs of tokens
 MOST_PAIRS = 0.7  # of all L x L pairs that `grouped` may compute, and
 MOST_COPIES = 10  # of every key that it may make,
 MOST_COPIES_IN_TRAINING = 6  # or keep for the backward pass
@@ -19,26 +20,27 @@ _said: set[tuple[object, ...]] = set()
 
 def choose(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> str:
     """The name of a backend. Says, once for each kind of device, block and answer, what it chose and why."""
-    trains = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
-    name, why = pattern.made(("auto", trains), lambda: _choice(pattern, trains))
-    about = (query.device.type, pattern.attention, trains, name)
+    training, masked = trains(query, key, value), "matmul" if prefers_products(query, key, value) else "sdpa"
+    name, why = pattern.made(("auto", training, masked), lambda: _choice(pattern, training, masked))
+    about = (query.device.type, pattern.attention, training, name)
     if about not in _said:
         _said.add(about)
-        task = "training" if trains else "generation"
+        task = "training" if training else "generation"
         logger.info(f"attention_backend auto: {name} for {task} in {pattern.attention.value} blocks, since {why}")
     return name
 
 
-def _choice(pattern: AttentionPattern, trains: bool) -> tuple[str, str]:
+def _choice(pattern: AttentionPattern, training: bool, masked: str) -> tuple[str, str]:
+    """masked: the quickest backend with a mask."""
     n_tokens = pattern.classes.index.shape[1]
-    if n_tokens < FEW_TOKENS:
-        return "sdpa", f"{n_tokens} tokens are few"
+    if n_tokens < FEW_TOKENS[masked]:
+        return masked, f"{n_tokens} tokens are few"
     if pattern.coverage is not None:
-        return "sdpa", "every image token has weights of its own"
+        return masked, "every image token has weights of its own"
     pairs, copies = _cost_of_groups(pattern)
-    most_copies = MOST_COPIES_IN_TRAINING if trains else MOST_COPIES
+    most_copies = MOST_COPIES_IN_TRAINING if training else MOST_COPIES
     why = f"{len(pattern.log_weights)} classes of tokens see {pairs:.0%} of all pairs and copy keys {copies:.1f} times"
-    return ("grouped" if pairs <= MOST_PAIRS and copies <= most_copies else "sdpa"), why
+    return ("grouped" if pairs <= MOST_PAIRS and copies <= most_copies else masked), why
 
 
 def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:

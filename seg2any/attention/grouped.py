@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seg2any.attention.kernel import kernel_dtype, masked_sdpa
+from seg2any.attention.kernel import kernel_dtype, quickest
 from seg2any.attention.names import check_backend
 from seg2any.attention.pattern import AttentionPattern
 from seg2any.tokens import Kind
@@ -113,7 +113,7 @@ def grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern
         q, k, v = (x.index_select(0, order).unflatten(0, (n, -1)) for x in (query, key, value))
         queries, keys, values = (x.split(layout.sizes, 1) for x in (q, k, v))
         parts = [
-            masked_sdpa(part, group.of(k, keys), group.of(v, values), group.mask(dtype))
+            quickest(part, group.of(k, keys), group.of(v, values), group.mask(dtype))
             for part, group in zip(queries, layout.groups, strict=True)
         ]
         outputs.append(torch.cat(parts, 1).flatten(0, 1))

@@ -1,9 +1,16 @@
-"""torch's fused attention, in the shapes and the precision of this repository."""
+"""The kernels that backends call, in the shapes and the precision of this repository."""
 
 from __future__ import annotations
 
+import functools
+import itertools
+
 import torch
 import torch.nn.functional as F
+
+from seg2any.precision import has_fast_bfloat16
+
+MOST_SCORES = 2**20  # of a head that `products` holds at a time: 2 MB, so that they stay in a core's cache
 
 
 def kernel_dtype(query: torch.Tensor) -> torch.dtype:
@@ -15,9 +22,54 @@ def kernel_dtype(query: torch.Tensor) -> torch.dtype:
 def masked_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """query [B, Lq, heads, d], key and value [B, Lk, heads, d] -> [B, Lq, heads, d].
+    """torch's fused kernel. query [B, Lq, heads, d], key and value [B, Lk, heads, d] -> [B, Lq, heads, d].
 
     mask: additive, in `kernel_dtype(query)`, broadcastable to [B, heads, Lq, Lk]; None = every query every key
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
+
+
+def products(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The same by two matrix products for a part of one head's queries at a time. Without gradients.
+
+    Scores are rounded to the precision of the inputs. mask: as above, one for all heads.
+    """
+    query, key, value = (x.to(kernel_dtype(query)) for x in (query, key, value))
+    n_rows, scale = max(64, MOST_SCORES // key.shape[1]), query.shape[-1] ** -0.5
+    mask, beta = (query.new_zeros(1, 1, 1, 1), 0) if mask is None else (mask, 1)
+    mask = mask.expand(len(query), 1, query.shape[1], -1)
+    output = torch.empty_like(query)
+    with torch.autocast(query.device.type, enabled=False):
+        for sample, head in itertools.product(range(len(query)), range(query.shape[2])):
+            keys, values = key[sample, :, head].T, value[sample, :, head]
+            for start in range(0, query.shape[1], n_rows):
+                part = slice(start, start + n_rows)
+                scores = torch.addmm(mask[sample, 0, part], query[sample, part, head], keys, beta=beta, alpha=scale)
+                output[sample, part, head] = scores.softmax(-1) @ values
+    return output
+
+
+def prefers_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether `products` is quicker than torch's fused kernel, which on CPUs makes little use of bfloat16 units."""
+    if query.device.type != "cpu" or kernel_dtype(query) != torch.bfloat16 or trains(query, key, value):
+        return False
+    return _cpu_has_fast_bfloat16()
+
+
+def quickest(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """The quicker of the two above."""
+    return (products if prefers_products(query, key, value) else masked_sdpa)(query, key, value, mask)
+
+
+def trains(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+
+
+@functools.cache
+def _cpu_has_fast_bfloat16() -> bool:
+    return has_fast_bfloat16("cpu")

@@ -18,6 +18,7 @@ from seg2any.errors import UserError
 from seg2any.tokens import Kind, TokenLayout
 
 T = TypeVar("T")
+QUERIES_AT_A_TIME = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,19 +110,30 @@ class AttentionPattern:
         together = present.mT @ present > 0
         return self.coverage is None and not self.log_weights[together].any()
 
-    def mask(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weights' logarithm for every pair of tokens, [B, 1, L, L]: the one place where L x L is made."""
-        return self.made(("mask", dtype), lambda: self._mask(dtype))
+    @property
+    def parts(self) -> list[slice]:
+        """The queries, so many at a time that their rows are of no account in memory."""
+        starts = range(0, self.classes.index.shape[1], QUERIES_AT_A_TIME)
+        return [slice(start, start + QUERIES_AT_A_TIME) for start in starts]
 
-    def _mask(self, dtype: torch.dtype) -> torch.Tensor:
-        index = self.classes.index
-        mask = self.log_weights.to(dtype)[index[:, :, None], index[:, None, :]]
+    def mask(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The weights' logarithm for every pair of tokens, [B, 1, L, L], made once."""
+        return self.made(("mask", dtype), lambda: self.rows(slice(None), dtype))
+
+    def rows(self, part: slice, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """The part of `mask` that is of some queries, [B, 1, queries, L]: copies of their classes' rows."""
+        index, class_rows = self.classes.index, self.made(("class rows", dtype), lambda: self._class_rows(dtype))
+        sample = torch.arange(len(index), device=index.device)[:, None]
+        rows = class_rows[sample, index[:, part]]
         if self.coverage is not None:
-            sample = torch.arange(len(index), device=index.device)[:, None, None]
-            log_weights = self.coverage.log_weights.to(dtype)
-            extra = log_weights[sample, self.coverage.entity[:, :, None], self.coverage.place[:, None]]
-            mask = mask + extra + extra.mT
-        return mask[:, None]
+            log_weights, entity, place = self.coverage.log_weights.to(dtype), self.coverage.entity, self.coverage.place
+            rows += log_weights[sample[:, None], entity[:, part, None], place[:, None]]
+            rows += log_weights[sample[:, None], entity[:, None], place[:, part, None]]
+        return rows[:, None]
+
+    def _class_rows(self, dtype: torch.dtype) -> torch.Tensor:
+        """[B, C, L]: log weights of every key for a query of each class, but for what `coverage` adds."""
+        return self.log_weights.to(dtype)[:, self.classes.index].movedim(1, 0).contiguous()
 
     def made(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returned on the first call with this key."""
