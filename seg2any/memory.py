@@ -85,13 +85,10 @@ def decode_in_parts(pipe: DiffusionPipeline) -> None:
     pipe.vae.enable_tiling()
 
 
-def adapter_dtype(transformer: FluxTransformer2DModel) -> torch.dtype | None:
-    """What loaded adapters are kept in where the base's own storage would ruin them; None: as the base."""
-    return transformer.dtype if is_fp8(transformer) else None
-
-
-def is_fp8(transformer: FluxTransformer2DModel) -> bool:
-    return any(parameter.dtype == FP8 for parameter in transformer.parameters())
+def refuse_further_loras(transformer: FluxTransformer2DModel) -> None:
+    """Raise UserError where peft would store a LoRA as the base weights are, in 8-bit floats that nothing computes."""
+    if any(parameter.dtype == FP8 for parameter in transformer.parameters()):
+        raise UserError("memory fp8: further LoRAs would be rounded to 8 bits; load the pipeline with int8 or nf4")
 
 
 def refresh_hooks(transformer: FluxTransformer2DModel) -> None:

@@ -96,7 +96,13 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
 
         Raises UserError for missing or broken files, and for adapters of another model.
         """
-        self.card = adapters.load_adapters(self.transformer, path, memory_modes.adapter_dtype(self.transformer))
+        self.card = adapters.load_adapters(self.transformer, path, self.transformer.dtype)
+        memory_modes.refresh_hooks(self.transformer)
+
+    def load_lora_weights(self, *args, **kwargs) -> None:
+        """A further LoRA beside ours, as in diffusers. Raises UserError in memory mode fp8."""
+        memory_modes.refuse_further_loras(self.transformer)
+        super().load_lora_weights(*args, **kwargs)
         memory_modes.refresh_hooks(self.transformer)
 
     def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:

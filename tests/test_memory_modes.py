@@ -1,0 +1,192 @@
+"""Memory modes: quantised bases under our adapters against the same weights unquantised, offloading, refusals."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+
+import pytest
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from diffusers.quantizers.bitsandbytes import bnb_quantizer
+from torch import nn
+
+from seg2any import Seg2AnyPipeline, memory
+from seg2any.errors import UserError
+from seg2any.models import adapters
+from tests import tiny_flux
+from tests.test_pipeline import CARD, CLOSE, MANY, ONE, THREE, fresh_pipe, latents_of
+
+CPU = torch.device("cpu")
+QUANTIZERS = {"int8": "BnB8BitDiffusersQuantizer", "nf4": "BnB4BitDiffusersQuantizer"}
+needs_bitsandbytes = pytest.mark.skipif(
+    not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def tiny_model(stock_pipe, tmp_path_factory):
+    """The folder of a pipeline whose layers are as wide as bitsandbytes wants them: multiples of 64."""
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)}
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel.from_config({**stock_pipe.transformer.config, **sizes})
+    folder = tmp_path_factory.mktemp("model")
+    FluxPipeline(**{**stock_pipe.components, "transformer": transformer}).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def lora(tiny_model, tmp_path_factory):
+    """A folder of adapters that matter."""
+    folder, pipe = tmp_path_factory.mktemp("lora"), Seg2AnyPipeline.from_pretrained(tiny_model)
+    adapters.add_adapters(pipe.transformer, rank=4, alpha=2)
+    torch.manual_seed(1)
+    for parameter in adapters.trainable_parameters(pipe.transformer):
+        nn.init.normal_(parameter, std=0.2)
+    pipe.save_adapters(folder, CARD)
+    return folder
+
+
+def load(model, lora, dtype=torch.float32, **arguments) -> Seg2AnyPipeline:
+    pipe = Seg2AnyPipeline.from_pretrained(model, dtype=dtype, **arguments)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.load_adapters(str(lora))
+    return pipe
+
+
+def copy_base(source: nn.Module, target: nn.Module, weight_of) -> None:
+    """Write `weight_of(layer)` of every Linear of the base into the layer of that name."""
+    for name, layer in source.named_modules():
+        if isinstance(layer, nn.Linear) and ".lora_" not in name:
+            target.get_submodule(name).weight.data.copy_(weight_of(layer))
+
+
+@pytest.fixture
+def bitsandbytes_on_a_cpu(monkeypatch):
+    """bitsandbytes has kernels for CPUs, diffusers asks for a GPU all the same."""
+    for name in QUANTIZERS.values():
+        monkeypatch.setattr(getattr(bnb_quantizer, name), "validate_environment", lambda *_, **__: None)
+        monkeypatch.setattr(getattr(bnb_quantizer, name), "update_device_map", lambda *_: {"": "cpu"})
+    monkeypatch.setattr(memory, "check_mode", lambda *_: None)
+
+
+@needs_bitsandbytes
+def test_nf4_computes_as_on_its_unpacked_weights(tiny_model, lora, bitsandbytes_on_a_cpu):
+    import bitsandbytes
+
+    quantised, plain = load(tiny_model, lora, memory="nf4", device="cpu"), load(tiny_model, lora)
+    layers = [m for m in quantised.transformer.modules() if isinstance(m, bitsandbytes.nn.Linear4bit)]
+    assert len(layers) > 20
+    before = latents_of(plain, MANY)
+    unpack = bitsandbytes.functional.dequantize_4bit
+    copy_base(quantised.transformer, plain.transformer, lambda m: unpack(m.weight.data, m.weight.quant_state))
+    expected = latents_of(plain, MANY)
+    error = (latents_of(quantised, MANY) - expected).abs().mean()  # its kernels keep the scales in bfloat16
+    assert error < (expected - before).abs().mean() / 10
+
+
+@needs_bitsandbytes
+def test_int8_is_near_the_unquantised_model_with_its_adapters(tiny_model, lora, bitsandbytes_on_a_cpu):
+    """It rounds activations as well, so there is no exact truth; the adapters change ten times as much as it does."""
+    quantised, plain = load(tiny_model, lora, memory="int8", device="cpu"), load(tiny_model, lora)
+    assert quantised.transformer.transformer_blocks[0].attn.to_q.base_layer.weight.dtype == torch.int8
+    expected = latents_of(plain, MANY)
+    error = (latents_of(quantised, MANY) - expected).abs().mean()
+    plain.transformer.disable_adapters()
+    assert 0 < error < (latents_of(plain, MANY) - expected).abs().mean() / 10
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("mode", ["int8", "nf4", "fp8"])
+def test_adapters_keep_the_precision_of_the_model(tiny_model, lora, mode, bitsandbytes_on_a_cpu):
+    pipe = load(tiny_model, lora, torch.bfloat16, memory=mode, device="cpu")
+    found = {p.dtype for name, p in pipe.transformer.named_parameters() if "lora_" in name}
+    assert found == {torch.bfloat16} == {latents_of(pipe, ONE).dtype}
+
+
+def test_fp8_computes_as_on_the_rounded_weights(tiny_model, lora):
+    small, plain = load(tiny_model, lora, memory="fp8", device="cpu"), load(tiny_model, lora)
+    stored = {name: p for name, p in small.transformer.named_parameters() if p.dtype == torch.float8_e4m3fn}
+    assert len(stored) > 20 and not any("lora_" in name for name in stored)
+    before = latents_of(plain, MANY)
+    for name, parameter in stored.items():
+        plain.transformer.get_parameter(name).data.copy_(parameter.data)
+    expected = latents_of(plain, MANY)
+    assert (expected - before).abs().max() > 0.01
+    assert torch.equal(latents_of(small, MANY), expected)
+    with pytest.raises(UserError, match="memory fp8: further LoRAs would be rounded"):
+        small.load_lora_weights({})
+
+
+def test_group_offload_moves_adapters_that_came_later(tiny_model, lora):
+    offloaded, plain = Seg2AnyPipeline.from_pretrained(tiny_model), load(tiny_model, lora)
+    memory.place(offloaded, "group_offload", CPU)
+    offloaded.load_adapters(str(lora))
+    offloaded.set_progress_bar_config(disable=True)
+    missing = [
+        name
+        for name, module in offloaded.transformer.named_modules()
+        if isinstance(module, nn.Linear) and not hasattr(module, "_diffusers_hook")
+    ]
+    assert missing == []
+    assert torch.equal(latents_of(offloaded, MANY), latents_of(plain, MANY))
+
+
+@pytest.mark.parametrize("mode", ["offload", "int8", "nf4", "fp8"])
+def test_networks_take_turns_on_a_gpu(stock_pipe, mode, monkeypatch):
+    pipe, calls = fresh_pipe(stock_pipe), []
+    monkeypatch.setattr(pipe, "enable_model_cpu_offload", lambda device: calls.append(device))
+    monkeypatch.setattr(pipe, "vae", stock_pipe.vae.__class__.from_config(stock_pipe.vae.config))
+    memory.place(pipe, mode, torch.device("cuda:1"))
+    assert calls == [torch.device("cuda:1")] and pipe.vae.use_slicing and pipe.vae.use_tiling
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "message"),
+    [
+        ("half", "cuda", "memory is 'half'; use one of full, offload, group_offload, int8, nf4, fp8"),
+        ("offload", "cpu", "memory offload: moves weights between a GPU and the CPU, and the device is cpu; use full"),
+        ("group_offload", "cpu", "memory group_offload: moves weights"),
+        ("fp8", "mps", "memory fp8: this device has no 8-bit floats"),
+    ]
+    + [(mode, "cpu", f"memory {mode} needs (a GPU, and there is none|bitsandbytes)") for mode in ("int8", "nf4")],
+)
+def test_what_a_device_cannot_do_is_refused_before_anything_is_loaded(mode, device, message):
+    with pytest.raises(UserError, match=message) as caught:
+        Seg2AnyPipeline.from_pretrained("/nowhere", memory=mode, device=device)
+    assert "\n" not in str(caught.value)
+
+
+class TestTrueCfg:
+    STEERED = {"negative_prompt": "a plain heart on a long and winding background", "true_cfg_scale": 3.0}
+
+    @pytest.mark.parametrize("more", [{}, {"attention_mask_method": "none", "num_images_per_prompt": 2}])
+    def test_one_pass_is_two_passes(self, tiny_model, lora, more, monkeypatch):
+        pipe, batches = load(tiny_model, lora), []
+        forward = pipe.transformer.forward
+        monkeypatch.setattr(
+            pipe.transformer, "forward", lambda **k: (batches.append(len(k["hidden_states"])), forward(**k))[1]
+        )
+        layouts = [ONE, THREE]
+        n_images = 2 * more.get("num_images_per_prompt", 1)
+        two = latents_of(pipe, layouts, **self.STEERED, **more, cfg_in_one_pass=False)
+        assert batches == [n_images] * 4
+        one = latents_of(pipe, layouts, **self.STEERED, **more, cfg_in_one_pass=True)
+        assert batches[4:] == [2 * n_images] * 2
+        torch.testing.assert_close(one, two, **CLOSE)
+        assert (two - latents_of(pipe, layouts, **more)).abs().max() > 0.1
+
+    def test_memory_decides(self, monkeypatch):
+        transformer = tiny_flux.tiny()
+        weights = sum(4 * p.numel() for p in transformer.parameters())
+        needed = memory.activation_bytes(transformer.config, 4, 100, 4) + weights
+        cuda = torch.device("cuda")
+        for free, fits in ((2 * needed, True), (2 * needed - 2, False)):
+            monkeypatch.setattr(memory, "free_bytes", lambda _, free=free: free)
+            assert memory.fits_doubled(transformer, 2, 100, cuda) is fits
+        assert not memory.fits_doubled(transformer, 2, 100, CPU)
+
+
+def test_modes_are_told_in_one_table():
+    named = re.findall(r"^(\w+)(?:, (\w+))?  +\S", memory.__doc__, re.MULTILINE)
+    assert [name for row in named[1:] for name in row if name] == list(memory.MEMORY_MODES)
