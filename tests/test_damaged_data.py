@@ -12,12 +12,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 import prepare_dataset_bucket_map
 import train
 from seg2any.data.catalog import open_data_set
 from seg2any.data.sacap.__main__ import main
+from seg2any.layout import Layout
 from tests import synthetic_data
 from tests.golden_root import REPOSITORY
 from tests.test_data_sets import keys, refused, rewrite, skipping
@@ -228,3 +229,35 @@ def test_the_scripts_say_in_one_line_what_is_left_out(tmp_path: Path, monkeypatc
         assert len(lines) == 1 and "Warning" not in lines[0] and ".py" not in lines[0]
         assert lines[0].startswith("warning: data set ade20k: 1 of 4 samples are left out; the first is ")
         assert made.truths[1].key in lines[0]
+
+
+@pytest.mark.parametrize("turn", [3, 6])
+def test_a_turn_in_exif_is_followed_nowhere(turn: int, tmp_path: Path):
+    """Neither of photos nor of masks: 6 swaps the sides, which would be noticed, 3 turns by half, which would not."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = turn
+    for name in ("ade20k", "sacap_1m", "folder"):
+        made = getattr(synthetic_data, f"make_{name}")(tmp_path / name)
+        truth = made.truths[0]
+        with Image.open(truth.image) as image:
+            stored = np.asarray(image)  # turned, it would differ by far more than what saving it again changes
+            image.save(truth.image, exif=exif, quality="keep")
+        data = open_data_set(name, made.params)
+        assert not data.left_out
+        sample = data[keys(data).index(truth.key)]
+        assert np.abs(sample.image.astype(int) - stored).max() < 16 and (sample.layout.masks == truth.masks).all()
+    mask = np.zeros((8, 16), bool)
+    mask[:4, :8] = True
+    (tmp_path / "one").mkdir()
+    Image.fromarray((mask * 255).astype(np.uint8)).save(tmp_path / "one/left.jpg", exif=exif, quality=100)
+    (tmp_path / "one/one.json").write_text('{"segments_info": [{"mask": "left.jpg", "text": "a square"}]}')
+    assert (Layout.read(tmp_path / "one").masks[0] == mask).all()
+
+
+def test_a_photo_that_lies_on_its_side_is_explained(tmp_path: Path):
+    made = synthetic_data.make_folder(tmp_path)
+    for truth in made.truths[:2]:
+        with Image.open(truth.image) as image:
+            image.transpose(Image.Transpose.ROTATE_90).save(truth.image)
+    reasons = [one.reason for one in skipping("folder", made.params).left_out]
+    assert len(reasons) == 2 and all("EXIF turns are not followed" in reason for reason in reasons)

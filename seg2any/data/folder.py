@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from seg2any.data.annotation import Annotation, MaskStack
 from seg2any.data.left_out import LeftOut, check_left_out
-from seg2any.data.pictures import check_photo, in_words, pictures_by_stem, read_photo
+from seg2any.data.pictures import check_photo, pictures_by_stem, read_photo, sizes_differ
 from seg2any.data.sample import Sample, SampleError
 from seg2any.errors import UserError
 from seg2any.layout import Layout, LayoutError
@@ -38,7 +38,7 @@ class FolderDataset:
             try:
                 layout = _read(path, key)
                 if (size := check_photo(photos[key])) != layout.size:
-                    raise SampleError(f"{path}: is {in_words(layout.size)} but {photos[key]} is {in_words(size)}")
+                    raise SampleError(sizes_differ(path, layout.size, photos[key], size))
                 digest.update(f"{key} {layout.digest()}\n".encode())
                 self._pairs.append((photos[key], path))
             except SampleError as error:

@@ -11,7 +11,7 @@ import numpy as np
 from seg2any.data.annotation import Annotation, LabelMap
 from seg2any.data.checked import check_pictures
 from seg2any.data.left_out import LeftOut, check_left_out
-from seg2any.data.pictures import check_photo, in_words, pictures_by_stem, read_label_map, read_photo
+from seg2any.data.pictures import check_photo, pictures_by_stem, read_label_map, read_photo, sizes_differ
 from seg2any.data.sample import Sample, SampleError
 from seg2any.layout import MAX_ENTITIES
 
@@ -65,7 +65,7 @@ class LabelMapDataset:
         for key, photo, labels in zip(paired, checked_photos, checked_maps, strict=True):
             fault = photo.fault or labels.fault
             if fault is None and photo.size != labels.size:
-                fault = f"{maps[key]}: is {in_words(labels.size)} but {photos[key]} is {in_words(photo.size)}"
+                fault = sizes_differ(maps[key], labels.size, photos[key], photo.size)
             if fault:
                 faults[key] = fault
                 continue

@@ -18,7 +18,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3]. A turn noted in EXIF is not followed: the masks were drawn on the pixels as stored."""
+    """uint8 [H, W, 3], as stored: see `seg2any.layout_files.images` for EXIF."""
     with _opened(path) as image:
         _refuse_deep(path, image)
         return np.asarray(image.convert("RGB"))
@@ -91,6 +91,12 @@ def pictures_by_stem(name: str, folder: Path) -> dict[str, Path]:
 def is_utf8(name: str) -> bool:
     """Whether a name from the disk is text: bytes that are not come as lone surrogates."""
     return name == name.encode(errors="ignore").decode()
+
+
+def sizes_differ(path: Path, size: tuple[int, int], photo: Path, photo_size: tuple[int, int]) -> str:
+    """What to say about masks and a photo of other sizes (H, W)."""
+    hint = "; EXIF turns are not followed, so turn the photo's pixels" if size == photo_size[::-1] else ""
+    return f"{path}: is {in_words(size)} but {photo} is {in_words(photo_size)}{hint}"
 
 
 def in_words(size: tuple[int, int]) -> str:

@@ -1,4 +1,8 @@
-"""Pictures from strangers: bounded in size, and every way of being damaged is one LayoutError."""
+"""Pictures from strangers: bounded in size, and every way of being damaged is one LayoutError.
+
+A turn noted in EXIF is not followed, here or in `seg2any.data.pictures`, as in the published code: pixels count as they
+are stored, of photos as of masks.
+"""
 
 from __future__ import annotations
 
