@@ -15,7 +15,7 @@ from html import escape
 from pathlib import Path
 
 from eval import report_parts as parts
-from eval.report_parts import Evaluation
+from eval.report_numbers import Evaluation, cards
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 
@@ -28,9 +28,7 @@ def page(evaluations: Sequence[Evaluation]) -> str:
     if len(benchmarks) > 1:
         raise UserError(f"{' and '.join(benchmarks)} are different benchmarks; make a report for each")
     title = f"{benchmarks[0]}: {' against '.join(one.name for one in evaluations)}"
-    sections = [
-        _section("Numbers", parts.cards(evaluations), parts.folded("All numbers", parts.numbers_table(evaluations)))
-    ]
+    sections = [_section("Numbers", cards(evaluations), parts.folded("All numbers", parts.numbers_table(evaluations)))]
     for other in evaluations[1:]:
         told = f"A is {evaluations[0].name}, B is {other.name}; both on the same samples"
         table = parts.comparison_table(evaluations[0], other)

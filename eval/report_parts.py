@@ -1,102 +1,15 @@
-"""The parts of a report page: numbers with their intervals, tables, samples, settings. Text in it is escaped."""
+"""The parts of a report page: tables, samples, settings. Text in it is escaped."""
 
 from __future__ import annotations
 
 import base64
-import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from eval.compare import compare
+from eval.compare import Compared, compare
 from eval.pictures import Shown, folder_of, read_pictures
-from eval.results import Row, Run, read_run
-
-GENERATED = "generated"  # the source of a model's own images, as in eval.metrics.result
-COLOURS = "abcd"  # classes of the style sheet, one per run
-ROW_HEIGHT, LEFT, RIGHT, WIDTH = 20, 118, 10, 400  # of the chart, in its own units
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """A JSON file, what it is called on the page, what is in it, and the class of its colour."""
-
-    path: Path
-    name: str
-    run: Run
-    colour: str
-
-    @classmethod
-    def read(cls, paths: Sequence[Path]) -> list[Evaluation]:
-        """Raises UserError."""
-        stems = [path.stem for path in paths]
-        names = stems if len(set(stems)) == len(stems) else [str(path.with_suffix("")) for path in paths]
-        colours = itertools.cycle(COLOURS)
-        return [cls(path, name, read_run(path), next(colours)) for path, name in zip(paths, names, strict=True)]
-
-
-def number(value: float | None) -> str:
-    """With as many digits as are worth reading."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{value:.4f}" if abs(value) < 10 else f"{value:.2f}"
-
-
-def interval(row: Row) -> str:
-    return f"{number(row.low)} to {number(row.high)}" if row.low is not None else "no interval"
-
-
-def cards(evaluations: Sequence[Evaluation]) -> str:
-    """One card per metric: its value in every run, drawn between ceiling and floors."""
-    names = list(dict.fromkeys(row.name for one in evaluations for row in one.run.rows))
-    return f'<div class="cards">{"".join(_card(name, evaluations) for name in names)}</div>'
-
-
-def _card(name: str, evaluations: Sequence[Evaluation]) -> str:
-    many = len(evaluations) > 1
-    found = [(one, row) for one in evaluations for row in one.run.rows if row.name == name]
-    values = "".join(
-        f'<p><span class="value {one.colour}">{number(row.value)}</span> <span class="soft">'
-        f"{escape(one.name) + ', ' if many else ''}95 %: {interval(row)}; {row.n} samples</span></p>"
-        for one, row in found
-        if row.source == GENERATED
-    )
-    lines = [(one.name if many and row.source == GENERATED else row.source, one.colour, row) for one, row in found]
-    told = f'<p class="soft">{found[0][1].better} is better</p>'
-    return f'<section class="card"><h3>{escape(name)}</h3>{values}{_chart(name, lines)}{told}</section>'
-
-
-def _chart(name: str, lines: Sequence[tuple[str, str, Row]]) -> str:
-    """A line per (label, colour, row): the value as a dot, its interval as a line, all on one scale."""
-    lines = [line for line in lines if math.isfinite(line[2].value)]
-    ends = [end for *_, row in lines for end in (row.value, row.low, row.high) if end is not None]
-    if not ends:
-        return ""
-    low, high = min(ends), max(ends)
-    low, high = (low, high) if high > low else (low - 1, high + 1)
-
-    def x(value: float) -> str:
-        return f"{LEFT + (value - low) / (high - low) * (WIDTH - LEFT - RIGHT):.1f}"
-
-    drawn = []
-    for place, (label, colour, row) in enumerate(lines):
-        y = ROW_HEIGHT * (place + 0.5)
-        told = escape(f"{label}: {number(row.value)}, 95 %: {interval(row)}")
-        ends_at = "" if row.low is None else f'x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}"'
-        drawn.append(
-            f'<g class="{colour if row.source == GENERATED else "other"}"><title>{told}</title>'
-            f'<text x="0" y="{y + 4}">{escape(_short(label))}</text>'
-            + (f'<line {ends_at} stroke="currentColor" stroke-width="3" opacity="0.5"/>' if ends_at else "")
-            + f'<circle cx="{x(row.value)}" cy="{y}" r="4" fill="currentColor"/></g>'
-        )
-    box = f"0 0 {WIDTH} {ROW_HEIGHT * len(lines)}"
-    return f'<svg class="chart" role="img" aria-label="{escape(name)}" viewBox="{box}">{"".join(drawn)}</svg>'
-
-
-def _short(text: str, length: int = 20) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+from eval.report_numbers import GENERATED, Evaluation, interval, number
 
 
 def numbers_table(evaluations: Sequence[Evaluation]) -> str:
@@ -111,9 +24,16 @@ def numbers_table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def comparison_table(first: Evaluation, other: Evaluation) -> str:
-    """Paired differences. Raises UserError for runs that cannot be compared."""
+    """Paired differences, those of ceilings and floors folded. Raises UserError for runs that cannot be compared."""
+    compared = list(compare(first.run, other.run))
+    ours = [row for row in compared if row.a.source == GENERATED]
+    bounds = [row for row in compared if row.a.source != GENERATED]
+    return _differences(ours) + (folded("Ceilings and floors", _differences(bounds)) if bounds else "")
+
+
+def _differences(compared: Iterable[Compared]) -> str:
     rows = []
-    for row in compare(first.run, other.run):
+    for row in compared:
         numbers = [number(row.a.value), number(row.b.value)]
         gap = row.difference
         paired = [number(gap.value), f"{number(gap.low)} to {number(gap.high)}", str(gap.n)] if gap else ["–"] * 3

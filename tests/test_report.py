@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import re
 from html.parser import HTMLParser
 from io import BytesIO
@@ -16,6 +17,7 @@ from eval.metrics.item import Item
 from eval.metrics.result import mean
 from eval.pictures import Shown, extremes, folder_of, read_pictures, save_pictures, side_by_side
 from eval.report import main
+from eval.report_numbers import distinct_names, number
 from eval.results import make_run, write_run
 from seg2any.errors import UserError
 from seg2any.layout import Layout
@@ -130,7 +132,7 @@ def test_several_runs_are_compared_in_pairs(tmp_path: Path):
     page, text = report(tmp_path, a, b)
     words = " ".join(page.text)
     assert "Differences" in words and "B is better" in words and "-0.0500" in words
-    assert f"A is {a.with_suffix('')}, B is {b.with_suffix('')}" in words  # the names alone are the same
+    assert "A is x, B is y" in words  # the names alone are the same
     assert len(page.images) == 2 * 4 * 5
 
 
@@ -181,3 +183,17 @@ def test_extremes_are_the_worst_and_the_best_and_no_sample_twice():
     assert extremes(scores, "lower", 1) == [("worst", "c", 0.9), ("best", "b", 0.1)]
     assert [key for _, key, _ in extremes(scores, "higher", 9)] == ["b", "a", "c", "d"]
     assert extremes({"a": 1.0}, "higher", 3) == [("worst", "a", 1.0)] and extremes({}, "higher", 3) == []
+
+
+def test_runs_are_named_by_what_tells_them_apart():
+    assert distinct_names([Path("r/hard.json"), Path("r/base.json")]) == ["hard", "base"]
+    assert distinct_names([Path("r/hard/all.json"), Path("r/base/all.json")]) == ["hard", "base"]
+    assert distinct_names([Path("r/a/x/all.json"), Path("r/b/y/all.json")]) == ["a/x", "b/y"]
+    assert distinct_names([Path("r/all.json"), Path("r/b/all.json")]) == ["all", "b/all"]
+    assert distinct_names([Path("r/all.json")] * 2)  # one file twice: any name will do
+
+
+def test_small_numbers_keep_their_sign_and_size():
+    assert [number(value) for value in (0.0, -0.0000321, 0.12345, 12.3456, math.nan, None)] == [
+        *("0.0000", "-3.2e-05", "0.1235", "12.35", "–", "–")
+    ]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from eval import report
 from eval.metrics.item import Item
 from eval.pictures import Shown, extremes, folder_of, save_pictures, side_by_side
-from eval.report_parts import Evaluation
+from eval.report_numbers import Evaluation
 from eval.results import Run, write_run
 from seg2any.files import atomic_write
 
