@@ -264,7 +264,7 @@ def test_block_masks_skip_what_no_token_sees_and_mark_what_all_see():
         classes = torch.from_numpy(rng.integers(0, 6, (2, 4, 1)) + rng.integers(0, 2, (2, 4, BLOCK))).clamp(max=5)
         pairs = sees[classes.flatten(1)[:, :, None], classes.flatten(1)[:, None]]
         pairs = pairs.unflatten(2, (4, BLOCK)).unflatten(1, (4, BLOCK)).transpose(2, 3)  # [B, 4, 4, BLOCK, BLOCK]
-        found = block_mask(classes.flatten(1), sees)
+        found = block_mask(classes.flatten(1), classes.flatten(1), sees)
         assert torch.equal(found.to_dense()[:, 0].bool(), pairs.any((-1, -2)))
         full = torch.zeros(2, 4, 4, dtype=torch.bool)
         for b, row in itertools.product(range(2), range(4)):
@@ -276,7 +276,7 @@ def test_sorting_by_class_empties_blocks():
     tokens = layout_tokens([regions_side_by_side(8, 64)])
     pattern = AttentionPlan(tokens, AttentionRules("hard", (0, 0))).pattern(0)
     as_they_come = torch.nn.functional.pad(pattern.classes.index, (0, -tokens.kind.shape[1] % BLOCK))
-    unsorted = block_mask(as_they_come, pattern.log_weights.isfinite())
+    unsorted = block_mask(as_they_come, as_they_come, pattern.log_weights.isfinite())
     assert sorted_pattern(pattern).block_mask.sparsity() > 1.5 * unsorted.sparsity()
 
 

@@ -90,7 +90,9 @@ def attend(
     pattern: AttentionPattern | None = None,
     attention_backend: str = "auto",
 ) -> torch.Tensor:
-    """query, key, value [B, L, heads, d] -> [B, L, heads, d]. pattern: who sees whom; None = every token every token.
+    """query [B, queries, heads, d], key and value [B, L, heads, d] -> [B, queries, heads, d].
+
+    pattern: who sees whom; None = every token every token
 
     Raises UserError for a backend that would lose the regions or cannot do what is asked of it.
     """

@@ -44,10 +44,14 @@ def _choice(pattern: AttentionPattern, training: bool, masked: str) -> tuple[str
 
 
 def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:
-    """Share of all L x L pairs that are seen, and how often each key would be copied for the classes that see it."""
-    index, seen = pattern.classes.index, (pattern.log_weights > -torch.inf).float()
-    counts = torch.zeros(len(index), len(seen), device=index.device)
-    counts.scatter_add_(1, index, torch.ones_like(index, dtype=torch.float32))
-    n_keys = counts @ seen.T  # [B, C] that a query of the class sees
-    pairs, copies = (counts * n_keys).sum() / index.shape[1], n_keys[counts > 0].sum()
-    return float(pairs / index.numel()), float(copies / index.numel())
+    """Share of all pairs of query and key that are seen, and how often keys would be copied for the classes that see
+    them."""
+    seen, n_keys = (pattern.log_weights > -torch.inf).float(), pattern.classes.index.numel()
+    none = seen.new_zeros(len(pattern.classes.index), len(seen))
+    asking, keys = (
+        none.scatter_add(1, index, torch.ones_like(index, dtype=none.dtype))
+        for index in (pattern.query_index, pattern.classes.index)
+    )
+    seen_by = keys @ seen.T  # [B, C] tokens that a query of the class sees
+    pairs, copies = (asking * seen_by).sum() / pattern.query_index.shape[1], seen_by[asking > 0].sum()
+    return float(pairs / n_keys), float(copies / n_keys)

@@ -28,24 +28,31 @@ FEWEST_CLASSES = 32  # the table of weights has this many rows or 2, 4, .. times
 class SortedPattern:
     """A pattern in the order of classes, padded to whole blocks.
 
-    order:     int64 [B, P], the token at each place; padding repeats token 0
-    place:     int64 [B, L], where each token is
-    score_mod: adds the log weights to scores; None = all seen with full weight
+    queries, keys: int64 [B, P], the token at each place; padding repeats token 0
+    place:         int64 [B, queries], where each query is
+    score_mod:     adds the log weights to scores; None = all seen with full weight
     """
 
-    order: torch.Tensor
+    queries: torch.Tensor
+    keys: torch.Tensor
     place: torch.Tensor
     block_mask: BlockMask
     score_mod: Callable | None
 
 
 def flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """[B, L, heads, d] -> [B, L, heads, d]. Raises UserError where gradients are needed but torch has none."""
+    """query [B, queries, heads, d], key and value [B, L, heads, d] -> [B, queries, heads, d].
+
+    Raises UserError where gradients are needed but torch has none.
+    """
     device = query.device.type
     if device != "cuda" and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
         raise UserError(f"attention_backend 'flex' trains on cuda only, not on {device}; use auto, grouped or sdpa")
     plan, dtype = pattern.made("sorted", lambda: sorted_pattern(pattern)), kernel_dtype(query)
-    query, key, value = (_reorder(x.to(dtype), plan.order).transpose(1, 2) for x in (query, key, value))
+    orders = (plan.queries, plan.keys, plan.keys)
+    query, key, value = (
+        _reorder(x.to(dtype), order).transpose(1, 2) for x, order in zip((query, key, value), orders, strict=True)
+    )
     attention = _compiled() if device == "cuda" else flex_attention
     out = attention(query, key, value, score_mod=plan.score_mod, block_mask=plan.block_mask)
     return _reorder(out.transpose(1, 2), plan.place)
@@ -63,15 +70,34 @@ def _reorder(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def sorted_pattern(pattern: AttentionPattern) -> SortedPattern:
-    classes = pattern.classes.index
-    order = classes.argsort(dim=1, stable=True)
-    n_padding = -classes.shape[1] % BLOCK
-    sorted_classes = F.pad(classes.gather(1, order), (0, n_padding), value=len(pattern.log_weights))
-    order, place = F.pad(order, (0, n_padding)), order.argsort(1)
+    queries, keys = (Sorted.of(index, pattern) for index in (pattern.query_index, pattern.classes.index))
     table = _table(pattern.log_weights)
-    blocks = block_mask(sorted_classes, table > -math.inf)
-    coverage = None if pattern.coverage is None else _sort_coverage(pattern.coverage, order, n_padding)
-    return SortedPattern(order, place, blocks, _score_mod(sorted_classes, table, coverage))
+    blocks = block_mask(queries.classes, keys.classes, table > -math.inf)
+    place = queries.order[:, : pattern.query_index.shape[1]].argsort(1)
+    return SortedPattern(queries.order, keys.order, place, blocks, _score_mod(queries, keys, table))
+
+
+@dataclass(frozen=True)
+class Sorted:
+    """Tokens in the order of their classes, padded to whole blocks with a class of their own.
+
+    order, classes: int64 [B, P]
+    coverage:       theirs, where the pattern has any; padding is neither text nor image
+    """
+
+    order: torch.Tensor
+    classes: torch.Tensor
+    coverage: Coverage | None
+
+    @classmethod
+    def of(cls, index: torch.Tensor, pattern: AttentionPattern) -> Sorted:
+        """index: int64 [B, tokens], the classes of the first tokens of the pattern."""
+        order = index.argsort(dim=1, stable=True)
+        n_padding = -index.shape[1] % BLOCK
+        classes = F.pad(index.gather(1, order), (0, n_padding), value=len(pattern.log_weights))
+        order = F.pad(order, (0, n_padding))
+        coverage = None if pattern.coverage is None else _sort_coverage(pattern.coverage, order, n_padding)
+        return cls(order, classes, coverage)
 
 
 def _table(log_weights: torch.Tensor) -> torch.Tensor:
@@ -83,21 +109,26 @@ def _table(log_weights: torch.Tensor) -> torch.Tensor:
     return table
 
 
-def block_mask(classes: torch.Tensor, sees: torch.Tensor) -> BlockMask:
-    """classes int64 [B, P] of the tokens, P whole blocks; sees bool [C, C] of query and key class.
+def block_mask(queries: torch.Tensor, keys: torch.Tensor, sees: torch.Tensor) -> BlockMask:
+    """queries, keys int64 [B, P], the classes of tokens, P whole blocks; sees bool [C, C] of query and key class.
 
     A pair of blocks is computed when any class of one sees any of the other, and without looking at each pair of
     tokens when all do.
     """
-    present = classes.new_zeros(*classes.unflatten(1, (-1, BLOCK)).shape[:2], len(sees), dtype=torch.float32)
-    present.scatter_(2, classes.unflatten(1, (-1, BLOCK)), 1)
-    seen, unseen = (present @ table.float() @ present.mT > 0 for table in (sees, ~sees))
+    asking, present = (_classes_present(classes.unflatten(1, (-1, BLOCK)), len(sees)) for classes in (queries, keys))
+    seen, unseen = (asking @ table.float() @ present.mT > 0 for table in (sees, ~sees))
     partial, full = (_listed(each[:, None]) for each in (seen & unseen, seen & ~unseen))
 
     def mask_mod(b, h, q, k):
-        return sees[classes[b, q], classes[b, k]]
+        return sees[queries[b, q], keys[b, k]]
 
     return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=BLOCK, mask_mod=mask_mod)
+
+
+def _classes_present(blocks: torch.Tensor, n_classes: int) -> torch.Tensor:
+    """int64 [B, n, BLOCK] -> float32 [B, n, C], 1 where any token of a block is of a class."""
+    none = torch.zeros(*blocks.shape[:2], n_classes, device=blocks.device)
+    return none.scatter(2, blocks, 1)
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -116,18 +147,19 @@ def _sort_coverage(coverage: Coverage, order: torch.Tensor, n_padding: int) -> C
     return Coverage(log_weights, entity, place)
 
 
-def _score_mod(classes: torch.Tensor, table: torch.Tensor, coverage: Coverage | None) -> Callable | None:
+def _score_mod(queries: Sorted, keys: Sorted, table: torch.Tensor) -> Callable | None:
     """`mask_mod` alone says what is not seen, except for parts of an image that a region does not cover."""
     log_weights = table.masked_fill(table == -math.inf, 0)
+    query_classes, key_classes, asking, seen = queries.classes, keys.classes, queries.coverage, keys.coverage
 
     def weighted(score, b, h, q, k):
-        return score + log_weights[classes[b, q], classes[b, k]]
+        return score + log_weights[query_classes[b, q], key_classes[b, k]]
 
     def covered(score, b, h, q, k):
-        text, image = coverage.entity, coverage.place
-        extra = coverage.log_weights[b, text[b, q], image[b, k]] + coverage.log_weights[b, text[b, k], image[b, q]]
-        return weighted(score, b, h, q, k) + extra
+        of_query = seen.log_weights[b, asking.entity[b, q], seen.place[b, k]]
+        of_key = seen.log_weights[b, seen.entity[b, k], asking.place[b, q]]
+        return weighted(score, b, h, q, k) + of_query + of_key
 
-    if coverage is not None:
+    if seen is not None:
         return covered
     return weighted if log_weights.any() else None

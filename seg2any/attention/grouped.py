@@ -48,19 +48,21 @@ class Group:
 class SameLayout:
     """Samples whose tokens are of equal classes, one by one.
 
-    tokens: int64 [n, L], of the flattened batch, in the order of classes
-    sizes:  tokens of every class, in each sample
-    groups: one for every class
+    tokens, queries: int64 [n, L] and [n, tokens that ask], of the flattened batch of each, in the order of classes
+    sizes, n_asking: tokens of every class, in each sample, and how many of them ask
+    groups:          one for every class
     """
 
     tokens: torch.Tensor
+    queries: torch.Tensor
     sizes: tuple[int, ...]
+    n_asking: tuple[int, ...]
     groups: tuple[Group, ...]
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """All of a batch. `place`: int64 [B * L], where the layouts' outputs, one after the other, have each token."""
+    """All of a batch. `place`: int64 [B * queries], where the layouts' outputs, one after another, have each query."""
 
     layouts: tuple[SameLayout, ...]
     place: torch.Tensor
@@ -74,6 +76,7 @@ def grouping(pattern: AttentionPattern) -> Grouping:
 def _grouping(pattern: AttentionPattern) -> Grouping:
     check_backend("grouped", pattern.rules.method)
     index, device = pattern.classes.index.cpu().numpy(), pattern.classes.index.device
+    n_queries = pattern.query_index.shape[1]
     samples_of: dict[bytes, list[int]] = {}
     for sample, row in enumerate(index):
         samples_of.setdefault(row.tobytes(), []).append(sample)
@@ -82,9 +85,14 @@ def _grouping(pattern: AttentionPattern) -> Grouping:
     for samples in samples_of.values():
         tokens, sizes, present = _sorted_by_class(index[samples[0]], kind)
         groups = [_group(row, sizes, device) for row in log_weights[np.ix_(present, present)]]
-        tokens = torch.from_numpy(np.array(samples)[:, None] * index.shape[1] + tokens).to(device)
-        layouts.append(SameLayout(tokens, tuple(sizes.tolist()), tuple(groups)))
-    return Grouping(tuple(layouts), torch.cat([layout.tokens.flatten() for layout in layouts]).argsort())
+        asks = tokens < n_queries
+        n_asking = np.add.reduceat(asks, sizes.cumsum() - sizes, dtype=int)
+        flat = [
+            torch.from_numpy(np.array(samples)[:, None] * length + chosen).to(device)
+            for length, chosen in ((index.shape[1], tokens), (n_queries, tokens[asks]))
+        ]
+        layouts.append(SameLayout(*flat, tuple(sizes.tolist()), tuple(n_asking.tolist()), tuple(groups)))
+    return Grouping(tuple(layouts), torch.cat([layout.queries.flatten() for layout in layouts]).argsort())
 
 
 def _sorted_by_class(row: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,17 +112,22 @@ def _group(log_weights: np.ndarray, sizes: np.ndarray, device: torch.device) -> 
 
 
 def grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """[B, L, heads, d] -> [B, L, heads, d]. Raises UserError for the method `place`."""
-    plan, dtype, shape = grouping(pattern), kernel_dtype(query), value.shape
+    """query [B, queries, heads, d], key and value [B, L, heads, d] -> [B, queries, heads, d].
+
+    Raises UserError for the method `place`.
+    """
+    plan, dtype, shape = grouping(pattern), kernel_dtype(query), query.shape
     query, key, value = (x.to(dtype).flatten(0, 1) for x in (query, key, value))
     outputs = []
     for layout in plan.layouts:
-        n, order = len(layout.tokens), layout.tokens.flatten()
-        q, k, v = (x.index_select(0, order).unflatten(0, (n, -1)) for x in (query, key, value))
-        queries, keys, values = (x.split(layout.sizes, 1) for x in (q, k, v))
+        n, asking, order = len(layout.tokens), layout.queries.flatten(), layout.tokens.flatten()
+        k, v = (x.index_select(0, order).unflatten(0, (n, -1)) for x in (key, value))
+        queries = query.index_select(0, asking).unflatten(0, (n, -1)).split(layout.n_asking, 1)
+        keys, values = (x.split(layout.sizes, 1) for x in (k, v))
         parts = [
             quickest(part, group.of(k, keys), group.of(v, values), group.mask(dtype))
             for part, group in zip(queries, layout.groups, strict=True)
+            if part.shape[1]
         ]
         outputs.append(torch.cat(parts, 1).flatten(0, 1))
     return torch.cat(outputs).index_select(0, plan.place).view(shape)

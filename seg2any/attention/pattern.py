@@ -73,17 +73,33 @@ class Coverage:
 
 @dataclass(frozen=True, eq=False)
 class AttentionPattern:
-    """The attention of one kind of block over a batch. What backends make of it is kept here and made once."""
+    """The attention of one kind of block over a batch. What backends make of it is kept here and made once.
+
+    n_queries: only the first so many tokens of each sample ask, while all are seen; None = all ask
+    """
 
     tokens: TokenLayout
     classes: TokenClasses
     attention: Attention
     rules: AttentionRules
+    n_queries: int | None = None
     _made: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tokens: TokenLayout, attention: Attention, rules: AttentionRules) -> AttentionPattern:
         return cls(tokens, TokenClasses.of(tokens), attention, rules)
+
+    def asked_by(self, n_queries: int) -> AttentionPattern:
+        """The same for the first so many tokens as queries."""
+        if n_queries == self.classes.index.shape[1]:
+            return self
+        given = (self.tokens, self.classes, self.attention, self.rules, n_queries)
+        return self.made(("asked by", n_queries), lambda: AttentionPattern(*given))
+
+    @property
+    def query_index(self) -> torch.Tensor:
+        """int64 [B, queries], the class of every token that asks."""
+        return self.classes.index[:, : self.n_queries]
 
     @cached_property
     def log_weights(self) -> torch.Tensor:
@@ -104,21 +120,22 @@ class AttentionPattern:
 
     @cached_property
     def is_open(self) -> bool:
-        """Whether every token sees every token of its sample with full weight."""
-        present = self.log_weights.new_zeros(len(self.classes.index), len(self.classes.kind))
-        present.scatter_(1, self.classes.index, 1)
-        together = present.mT @ present > 0
+        """Whether every query sees every token of its sample with full weight."""
+        none = self.log_weights.new_zeros(len(self.classes.index), len(self.classes.kind))
+        asking, seen = (none.scatter(1, index, 1) for index in (self.query_index, self.classes.index))
+        together = asking.mT @ seen > 0
         return self.coverage is None and not self.log_weights[together].any()
 
     @property
     def parts(self) -> list[slice]:
         """The queries, so many at a time that their rows are of no account in memory."""
-        starts = range(0, self.classes.index.shape[1], QUERIES_AT_A_TIME)
-        return [slice(start, start + QUERIES_AT_A_TIME) for start in starts]
+        n_queries = self.query_index.shape[1]
+        starts = range(0, n_queries, QUERIES_AT_A_TIME)
+        return [slice(start, min(start + QUERIES_AT_A_TIME, n_queries)) for start in starts]
 
     def mask(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """The weights' logarithm for every pair of tokens, [B, 1, L, L], made once."""
-        return self.made(("mask", dtype), lambda: self.rows(slice(None), dtype))
+        """The weights' logarithm for every pair of query and token, [B, 1, queries, L], made once."""
+        return self.made(("mask", dtype), lambda: self.rows(slice(self.n_queries), dtype))
 
     def rows(self, part: slice, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The part of `mask` that is of some queries, [B, 1, queries, L]: copies of their classes' rows."""

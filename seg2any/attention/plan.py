@@ -48,7 +48,8 @@ class AttentionPlan:
         return None if pattern.is_open else pattern.mask(dtype)
 
     def attend(self, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attention of one block, [B, L, heads, d] -> [B, L, heads, d]."""
+        """Attention of one block: query [B, queries, heads, d], the first of the tokens, or all; key and value
+        [B, L, heads, d] -> [B, queries, heads, d]."""
         if self.tap is not None:
             self.tap(block, query, key, self.mask(block, kernel_dtype(query)))
-        return attend(query, key, value, self.pattern(block), self.rules.attention_backend)
+        return attend(query, key, value, self.pattern(block).asked_by(query.shape[1]), self.rules.attention_backend)
