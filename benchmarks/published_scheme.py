@@ -1,16 +1,18 @@
 """The cost model of the published code, on our model and with our numbers: what benchmarks compare against.
 
-Written from its description, not from its text. Inside `published_scheme(transformer)`
-- image and condition tokens pass every layer in separate calls, and each call computes both adapters on all of its
-  tokens, one of them scaled to zero;
-- attention takes a dense float mask [B, heads, L, L], built image by image and region by region.
-Results equal ours to rounding (`tests/test_benchmarks.py`), so only the time differs.
+Written from its description, not from its text. Inside `published_scheme(n_heads)`
+- image and condition tokens are tensors of their own from the first block to the last, so nothing is cut or joined but
+  for the attention; every Linear is called once for each, with both adapters on all of its tokens, one scaled to zero;
+- attention takes a dense float mask [B, heads, L, L], built image by image and region by region, in the kernel's dtype.
+What both sides share flatters the published one: distinct captions are encoded once, the VAE is channels_last, and the
+adapters of text-only layers are routed for free. Results equal ours to rounding (`tests/test_benchmarks.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from unittest import mock
 from weakref import WeakKeyDictionary
 
@@ -19,10 +21,11 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from seg2any.attention import AttentionPlan
-from seg2any.attention.kernel import masked_sdpa
+from seg2any.attention.kernel import kernel_dtype, masked_sdpa
 from seg2any.attention.rules import Attention, AttentionRules
-from seg2any.models import blocks, transformer
-from seg2any.models.routing import Rows
+from seg2any.models import transformer
+from seg2any.models.blocks import RegionalDoubleBlock, RegionalSingleBlock, rotate
+from seg2any.models.routing import COND, Rows
 from seg2any.tokens import Kind, TokenLayout
 
 
@@ -33,27 +36,121 @@ def published_scheme(n_heads: int) -> Iterator[None]:
     A `Condition` keeps its masks, so one that is made per step has them built per step.
     """
     with (
-        mock.patch.object(blocks, "linear", linear_per_branch),
+        mock.patch.object(RegionalDoubleBlock, "forward", double_block),
+        mock.patch.object(RegionalSingleBlock, "forward", single_block),
         mock.patch.object(transformer, "linear", linear_per_branch),
         mock.patch.object(AttentionPlan, "attend", dense_attend(n_heads)),
     ):
         yield
 
 
-def linear_per_branch(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """layer(x), the condition rows in a call of their own, with every adapter on every row."""
+@dataclass(frozen=True)
+class Streams:
+    """What goes from block to block in place of [image | condition]: `main` is [image], in single blocks
+    [text | image], and `cond` the condition, if there is any."""
+
+    main: torch.Tensor
+    cond: torch.Tensor | None
+
+    @classmethod
+    def of(cls, x: torch.Tensor | Streams, rows: Rows) -> Streams:
+        if isinstance(x, Streams):
+            return x
+        return cls(*(part.contiguous() for part in rows.split(x)), *([] if rows.n_cond else [None]))
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter([self.main] if self.cond is None else [self.main, self.cond])
+
+    def __getitem__(self, index: tuple[slice, slice]) -> torch.Tensor:
+        """[:, :n]: the n image rows, with which the transformer goes on after the last block."""
+        return self.main[:, -index[1].stop :]
+
+
+def toggled(layer: nn.Module, x: torch.Tensor, is_cond: bool) -> torch.Tensor:
+    """layer(x) with every adapter computed, those of the other branch scaled to zero."""
     if not isinstance(layer, LoraLayer):
-        return torch.cat([layer(part) for part in rows.split(x)], 1)
-    outputs = []
-    for part, is_cond in zip(rows.split(x), (False, True), strict=False):
-        y = layer.base_layer(part)
-        for name in layer.active_adapters:
-            if name in layer.lora_A:
-                acts = (name in rows.cond_adapters) == is_cond
-                delta = layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](part)))
-                y = y + delta * (layer.scaling[name] * acts)
-        outputs.append(y)
-    return torch.cat(outputs, 1)
+        return layer(x)
+    y = layer.base_layer(x)
+    for name in layer.active_adapters:
+        if name in layer.lora_A:
+            delta = layer.lora_B[name](layer.lora_A[name](layer.lora_dropout[name](x)))
+            y = y + delta * (layer.scaling[name] * ((name == COND) == is_cond))
+    return y
+
+
+def linear_per_branch(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Before the blocks, where ours has [image | condition] in one tensor."""
+    return torch.cat([toggled(layer, part, i == 1) for i, part in enumerate(rows.split(x))], 1)
+
+
+def modulation(norm: nn.Module, temb: torch.Tensor, is_cond: bool) -> tuple[torch.Tensor, ...]:
+    embedded = norm.silu(temb[:, 1:] if is_cond else temb[:, :1])
+    return toggled(norm.linear, embedded, is_cond).unflatten(-1, (-1, temb.shape[-1])).unbind(-2)
+
+
+def project(attn: nn.Module, layers: tuple[nn.Module, ...], x: torch.Tensor, is_cond: bool) -> list[torch.Tensor]:
+    """Query, key and value, not yet normed."""
+    return [toggled(layer, x, is_cond).unflatten(-1, (-1, attn.head_dim)) for layer in layers]
+
+
+def attention(parts: list[tuple[torch.Tensor, ...]], rotation: torch.Tensor, context) -> list[torch.Tensor]:
+    """Queries, keys and values of several streams -> their outputs, each [B, L, D]."""
+    query, key, value = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
+    x = context.attend(rotate(query, rotation), rotate(key, rotation), value).flatten(2).to(query.dtype)
+    return [part.contiguous() for part in x.split([q.shape[1] for q, _, _ in parts], 1)]
+
+
+def double_block(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None, joint_attention_kwargs=None):
+    context, text, attn = joint_attention_kwargs["context"], encoder_hidden_states, self.attn
+    streams = list(Streams.of(hidden_states, context.rows))
+    mods = [modulation(self.norm1_context, temb, False)]
+    mods += [modulation(self.norm1, temb, is_cond) for is_cond in range(len(streams))]
+    q, k, v = project(
+        attn,
+        (attn.add_q_proj, attn.add_k_proj, attn.add_v_proj),
+        self.norm1_context.norm(text) * (1 + mods[0][1]) + mods[0][0],
+        False,
+    )
+    parts = [(attn.norm_added_q(q), attn.norm_added_k(k), v)]
+    for is_cond, (x, (shift, scale, *_)) in enumerate(zip(streams, mods[1:], strict=True)):
+        x = self.norm1.norm(x) * (1 + scale) + shift
+        q, k, v = project(attn, (attn.to_q, attn.to_k, attn.to_v), x, is_cond == 1)
+        parts.append((attn.norm_q(q), attn.norm_k(k), v))
+    text_out, *outs = attention(parts, image_rotary_emb, context)
+    text = finish(text, toggled(attn.to_add_out, text_out, False), mods[0], self.norm2_context, self.ff_context, False)
+    for is_cond, out in enumerate(outs):
+        out = toggled(attn.to_out[0], out, is_cond == 1)
+        streams[is_cond] = finish(streams[is_cond], out, mods[1 + is_cond], self.norm2, self.ff, is_cond == 1)
+    return text, Streams(streams[0], streams[1] if len(streams) > 1 else None)
+
+
+def finish(x, attended, mods, norm: nn.Module, ff: nn.Module, is_cond: bool) -> torch.Tensor:
+    """A double block after its attention, for one stream."""
+    _, _, gate, shift, scale, gate_ff = mods
+    x = x + gate * attended
+    inner = norm(x) * (1 + scale) + shift
+    inner = toggled(ff.net[2], ff.net[0].gelu(toggled(ff.net[0].proj, inner, is_cond)), is_cond)
+    return x + gate_ff * inner
+
+
+def single_block(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None, joint_attention_kwargs=None):
+    context, attn, text = joint_attention_kwargs["context"], self.attn, encoder_hidden_states
+    streams = Streams.of(hidden_states, context.rows)
+    if text is not None:  # the first of them
+        streams = Streams(torch.cat([text, streams.main], 1), streams.cond)
+    inner, parts, mods = [], [], []
+    for is_cond, x in enumerate(streams):
+        shift, scale, gate = modulation(self.norm, temb, is_cond == 1)
+        x = self.norm.norm(x) * (1 + scale) + shift
+        q, k, v = project(attn, (attn.to_q, attn.to_k, attn.to_v), x, is_cond == 1)
+        parts.append((attn.norm_q(q), attn.norm_k(k), v))
+        inner.append(self.act_mlp(toggled(self.proj_mlp, x, is_cond == 1)))
+        mods.append(gate)
+    outs = attention(parts, image_rotary_emb, context)
+    ends = []
+    for is_cond, (x, out, hidden, gate) in enumerate(zip(streams, outs, inner, mods, strict=True)):
+        ends.append(x + gate * toggled(self.proj_out, torch.cat([out, hidden], 2), is_cond == 1))
+    return None, Streams(ends[0], ends[1] if len(ends) > 1 else None)
 
 
 def dense_attend(n_heads: int):
@@ -65,8 +162,8 @@ def dense_attend(n_heads: int):
         attention, masks = self.rules.at(block), masks_of.setdefault(self, {})
         if attention not in masks:
             each = [dense_mask(self.tokens, sample, attention, self.rules) for sample in range(len(query))]
-            masks[attention] = torch.stack(each)[:, None].repeat(1, n_heads, 1, 1)
-        return masked_sdpa(query, key, value, masks[attention].to(query.dtype))
+            masks[attention] = torch.stack(each)[:, None].repeat(1, n_heads, 1, 1).to(kernel_dtype(query))
+        return masked_sdpa(query, key, value, masks[attention])
 
     return attend_densely
 

@@ -25,6 +25,6 @@ def test_the_published_scheme_computes_our_outputs_and_gradients(rules):
         grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
         results.append((output.detach(), grads))
     (ours, our_grads), (published, their_grads) = results
-    torch.testing.assert_close(published, ours, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(published, ours, rtol=1e-5, atol=5e-6)
     for name, grad in our_grads.items():
         torch.testing.assert_close(their_grads[name], grad, rtol=1e-4, atol=1e-7)

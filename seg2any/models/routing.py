@@ -76,7 +76,7 @@ def _delta(layer: LoraLayer, x: torch.Tensor, rows: Rows, is_cond: bool) -> torc
         wanted = layer.scaling[name] if wanted and (name in rows.cond_adapters) == is_cond else 0.0
         missing = wanted - scale_in_base(layer, name)
         if missing:
-            delta = _low_rank(layer, name, x) * missing
+            delta = _low_rank(layer, name, x, missing)
             total = delta if total is None else total + delta
     return total
 
@@ -91,11 +91,13 @@ def scale_in_base(layer: LoraLayer, name: str) -> float:
     return merged + getattr(layer, "folded", {}).get(name, 0.0)
 
 
-def _low_rank(layer: LoraLayer, name: str, x: torch.Tensor) -> torch.Tensor:
+def _low_rank(layer: LoraLayer, name: str, x: torch.Tensor, scale: float) -> torch.Tensor:
+    """B (scale A x): scaled where a row has r numbers instead of D_out."""
     down, up = layer.lora_A[name], layer.lora_B[name]
     if not torch.is_autocast_enabled(x.device.type):
         x = x.to(down.weight.dtype)
-    return up(down(layer.lora_dropout[name](x)))
+    inner = down(layer.lora_dropout[name](x))
+    return up(inner if scale == 1 else inner * scale)
 
 
 _NOT_LOW_RANK = (

@@ -50,10 +50,11 @@ def timestep_weighting(config: Config) -> TimestepWeighting:
 def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
     """The frozen FLUX on the device, its transformer in the weight dtype, everything with requires_grad off."""
     name, dtype = config.model.pretrained_model_name_or_path, weight_dtype(config, accelerator.device)
-    # The VAE is small, and its rounding errors would become part of the targets. CPUs encode text faster in fp32.
-    encoders = torch.float32 if accelerator.device.type == "cpu" else dtype
+    # bf16 moves latents by a third of what sampling their posterior does; fp16 overflows in FLUX's VAE.
+    vae = torch.float32 if dtype == torch.float16 else dtype
+    encoders = torch.float32 if accelerator.device.type == "cpu" else dtype  # CPUs encode text faster in fp32
     try:
-        dtypes = {"vae": torch.float32, "transformer": dtype, "default": encoders}
+        dtypes = {"vae": vae, "transformer": dtype, "default": encoders}
         pipeline = Seg2AnyPipeline.from_pretrained(
             name, dtype=dtypes, quantization_config=quantization_config(config.trainer.base_quantization, dtype)
         )

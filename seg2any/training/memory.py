@@ -11,7 +11,7 @@ rank r, D double and S single blocks, and e bytes per element (2 under bf16 or f
     kept activations    e B T (D (23 d + 6 r) + S (20 d + 6 r)), with gradient checkpointing e B T d (D + S)
     one block           e B T (23 d + 6 r): what checkpointing computes again, and the gradients of what is at work
     attention masks     2 e B T^2: one for SAA, one for AIA; attention itself is taken to keep no matrix
-    encoders            what no cache replaces: T5 and CLIP at e, the VAE at 4 bytes and one image's pass through it
+    encoders            what no cache replaces: T5, CLIP and VAE at e, and one image's pass through the VAE
     reserve             1 GiB: context, workspaces, fragments
 
 23 d, 20 d and 6 r are counted: what autograd keeps of a block on a CPU (tests/test_memory.py counts again).
@@ -63,7 +63,7 @@ def estimate(config: Config, transformer: nn.Module, tokens: int, encoders: Enco
     if trainer.gradient_checkpointing:
         kept = (double + single) * d
     elements = width * trainer.train_batch_size * tokens
-    pass_of_vae = 4 * 4 * 128 * config.resolution**2 if encoders.vae else 0  # 4 fp32 maps of 128 channels
+    pass_of_vae = 4 * width * 128 * config.resolution**2 if encoders.vae else 0  # 4 maps of 128 channels
     return {
         "frozen weights": frozen_bytes(transformer, trainer.base_quantization, width),
         "adapters": (4 + (width if width < 4 else 0)) * trained,
@@ -73,7 +73,7 @@ def estimate(config: Config, transformer: nn.Module, tokens: int, encoders: Enco
         "kept activations": elements * kept,
         "one block": elements * one_block,
         "attention masks": 2 * elements * tokens,
-        "encoders": width * encoders.text + 4 * encoders.vae + pass_of_vae,
+        "encoders": width * (encoders.text + encoders.vae) + pass_of_vae,
         "reserve": RESERVE,
     }
 
