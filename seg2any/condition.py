@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
@@ -14,6 +14,20 @@ from seg2any.tokens import TokenLayout
 
 
 @dataclass(frozen=True, eq=False)
+class ConditionKeys:
+    """Of each block, number -> keys and values [B, C, heads, d] of the condition tokens, after RoPE.
+
+    Empty: the transformer is to fill it. Filled: they stand for the condition tokens, which are left out.
+    """
+
+    of_block: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(x.untyped_storage().nbytes() for pair in self.of_block.values() for x in pair)
+
+
+@dataclass(frozen=True, eq=False)
 class Condition:
     """Captions, token layout, attention rules and condition tokens of a batch.
 
@@ -21,6 +35,7 @@ class Condition:
     pooled_prompt_embeds: [B, P] CLIP text embedding
     cond_hidden_states:   [B, C, channels] packed latents of the kept contour tokens, or None; pad rows are zero
     tap:                  see `AttentionPlan`
+    cond_keys:            what is known of the condition tokens before the first step, see `models.cond_cache`
 
     Frozen, so the masks in `plan` are built once for all the denoising steps that share this object.
     """
@@ -31,6 +46,7 @@ class Condition:
     rules: AttentionRules
     cond_hidden_states: torch.Tensor | None = None
     tap: Tap | None = None
+    cond_keys: ConditionKeys | None = None
 
     def __post_init__(self) -> None:
         n_cond = 0 if self.cond_hidden_states is None else self.cond_hidden_states.shape[1]

@@ -26,6 +26,7 @@ from seg2any.latents import decode_latents, pixels_per_token
 from seg2any.layout import Layout
 from seg2any.models import adapters
 from seg2any.models.card import AdapterCard
+from seg2any.models.cond_cache import ConditionCache
 from seg2any.models.foldable import Foldable
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.noise import image_generators, packed_noise
@@ -271,6 +272,7 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         latents, conditions = noise.to(device, dtype), [condition.to(device, dtype) for condition in conditions]
         timesteps = self._timesteps(latents.shape[1], sampling.num_inference_steps, device)
         self._guidance_scale, self._num_timesteps, self._interrupt = sampling.guidance_scale, len(timesteps), False
+        cond_cache = ConditionCache(self.transformer)
         with (
             self.progress_bar(total=len(timesteps)) as progress,
             step_cache(self.transformer, sampling.step_cache, len(timesteps)),
@@ -279,7 +281,8 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
                 if self.interrupt:
                     break
                 self._current_timestep = t
-                velocity = self._steered_velocity(latents, t, conditions, sampling.true_cfg_scale)
+                known = [cond_cache.of(condition, self.guidance_scale) for condition in conditions]
+                velocity = self._steered_velocity(latents, t, known, sampling.true_cfg_scale)
                 latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(dtype)
                 if sampling.callback_on_step_end is not None:
                     outputs = sampling.callback_on_step_end(self, step, t, {"latents": latents}) or {}

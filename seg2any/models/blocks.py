@@ -20,6 +20,7 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import nn
 
 from seg2any.attention import AttentionPlan, attend
+from seg2any.condition import ConditionKeys
 from seg2any.models.routing import Rows, linear
 
 TEXT = Rows()  # text rows have no condition among them
@@ -27,13 +28,24 @@ TEXT = Rows()  # text rows have no condition among them
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What a block knows beside its tensors: its number, its rows, and who attends to whom (None = everybody)."""
+    """What a block knows beside its tensors: its number, its rows, and who attends to whom (None = everybody).
+
+    cond_keys: keys and values of condition tokens, to be used or to be filled
+    """
 
     block: int
     rows: Rows
     plan: AttentionPlan | None
+    cond_keys: ConditionKeys | None = None
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        if self.cond_keys is not None:
+            if self.rows.n_cond:
+                own = (x[:, -self.rows.n_cond :].contiguous() for x in (key, value))
+                self.cond_keys.of_block[self.block] = tuple(own)
+            else:
+                known = self.cond_keys.of_block[self.block]
+                key, value = (torch.cat(pair, 1) for pair in zip((key, value), known, strict=True))
         if self.plan is None:
             return attend(query, key, value)
         return self.plan.attend(self.block, query, key, value)

@@ -24,6 +24,9 @@ class Foldable:
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """As in diffusers, without adapters unless `default` is folded: then the folder loads as what was saved."""
+        if not getattr(self.transformer, "peft_config", None):
+            super().save_pretrained(save_directory, **kwargs)
+            return
         if is_folded(self.transformer):
             save_adapters_of_folded(self.transformer, save_directory, self.card)
         plain = type(self)(**{**self.components, "transformer": without_adapters(self.transformer)})

@@ -134,16 +134,15 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         if condition is None:
             x, positions = hidden_states, stock_positions(txt_ids, img_ids)
         else:
-            x, positions = (
-                with_condition_rows(condition, hidden_states, encoder_hidden_states),
-                condition.tokens.positions,
-            )
+            x = with_condition_rows(condition, hidden_states, encoder_hidden_states)
+            positions = condition.tokens.positions[:, : encoder_hidden_states.shape[1] + x.shape[1]]
         rows = Rows(x.shape[1] - hidden_states.shape[1], self.cond_adapters)
 
         # in the dtype of the input: that of x_embedder's output, 16 bit under autocast, would round the time to 1/250
         temb = self._time_embedding(timestep.to(hidden_states.dtype), guidance, pooled_projections, rows)
         image, text = linear(self.x_embedder, x, rows), self.context_embedder(encoder_hidden_states)
         rotation = self._rotation(positions)
+        plan, cond_keys = (condition.plan, condition.cond_keys) if condition else (None, None)
 
         doubles, singles = self.transformer_blocks, self.single_transformer_blocks
         residuals = [
@@ -151,7 +150,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
             *control_residuals(controlnet_single_block_samples, len(singles)),
         ]
         for number, (block, residual) in enumerate(zip([*doubles, *singles], residuals, strict=True)):
-            context = {"context": BlockContext(number, rows, condition.plan if condition else None)}
+            context = {"context": BlockContext(number, rows, plan, cond_keys)}
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 text, image = self._gradient_checkpointing_func(block, image, text, temb, rotation, context)
             else:
@@ -199,12 +198,12 @@ def condition_of(joint_attention_kwargs: dict[str, Any] | None) -> Condition | N
 
 
 def with_condition_rows(condition: Condition, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """[B, I + C, channels]: the image tokens, then the condition's."""
+    """[B, I + C, channels]: the image tokens, then the condition's if their keys are not known already."""
     tokens = condition.tokens
     given, expected = (*text.shape[:2], image.shape[1]), (tokens.batch_size, tokens.n_text, tokens.n_image)
     if given != expected:
         raise UserError(f"(batch, text, image) tokens are {given} but the condition was prepared for {expected}")
-    if condition.cond_hidden_states is None:
+    if condition.cond_hidden_states is None or (condition.cond_keys and condition.cond_keys.of_block):
         return image
     return torch.cat([image, condition.cond_hidden_states.to(image.dtype)], 1)
 
