@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,29 +106,55 @@ def _photo(image_root: Path, row: Row) -> Path:
 
 
 def _faults(columns: pa.Table, image_root: Path) -> np.ndarray:
-    """uint8 [rows]: what is wrong with each, 0 for nothing. One listing per folder, no file is opened."""
+    """uint8 [rows]: what is wrong with each, 0 for nothing. One listing per folder, no file is opened.
+
+    Of all rows nothing but the names and some numbers is held at once: 70 MB for a million.
+    """
     faults = columns["fault"].to_numpy().copy()
+    hashes = np.zeros(len(faults), np.int64)  # of names without suffix
     names = columns["imagename"].combine_chunks()
-    stems = pc.replace_substring_regex(names, r"\.[^.]*$", "")
-    jsons = pc.binary_join_element_wise(stems, "json", ".")
-    groups = columns["image_group"].combine_chunks().dictionary_encode()
-    codes = groups.indices.to_numpy()
-    order = np.argsort(codes, kind="stable")
-    starts = np.searchsorted(codes[order], np.arange(len(groups.dictionary) + 1))
-    for group, start, end in zip(groups.dictionary.to_pylist(), starts[:-1], starts[1:], strict=True):
-        numbers = order[start:end]
-        files = _listing(image_root / group)
-        is_there = (
-            pc.is_in(names.take(numbers), files).to_numpy(zero_copy_only=False),
-            pc.is_in(jsons.take(numbers), files).to_numpy(zero_copy_only=False),
-        )
-        for there, fault in zip(is_there, (NO_IMAGE, NO_JSON), strict=True):
-            faults[numbers[~there & (faults[numbers] == 0)]] = fault
+    for group, rows in _by_folder(columns["image_group"]):
+        images, files = names.take(pa.array(rows)), _listing(image_root / group)
+        stems = _stems(images)
+        jsons = pc.binary_join_element_wise(stems, "json", ".")
+        for wanted, fault in ((images, NO_IMAGE), (jsons, NO_JSON)):
+            there = pc.is_in(wanted, files).to_numpy(zero_copy_only=False)
+            faults[rows[~there & (faults[rows] == 0)]] = fault
+        hashes[rows] = [hash(stem) for stem in stems.to_pylist()]
     usable = np.flatnonzero(faults == 0)
-    codes = stems.take(usable).dictionary_encode().indices.to_numpy()
-    first = np.unique(codes, return_index=True)[1]
-    faults[np.delete(usable, first)] = REPEATED
+    alike = usable[_not_unique(hashes[usable])]
+    first = np.unique(_stems(names.take(pa.array(alike))).dictionary_encode().indices, return_index=True)[1]
+    faults[np.delete(alike, first)] = REPEATED
     return faults
+
+
+def _by_folder(groups: pa.ChunkedArray) -> Iterator[tuple[str, np.ndarray]]:
+    """Every group and the numbers of its rows, ascending."""
+    numbers: dict[str, int] = {}
+    codes = [np.zeros(0, np.int32)]
+    for chunk in groups.chunks:
+        encoded = chunk.dictionary_encode()
+        known = [numbers.setdefault(group, len(numbers)) for group in encoded.dictionary.to_pylist()]
+        codes.append(np.array(known, np.int32)[encoded.indices.to_numpy()])
+    codes = np.concatenate(codes)
+    order = np.argsort(codes, kind="stable")
+    counts = np.bincount(codes, minlength=len(numbers))
+    stops = np.cumsum(counts)
+    for group, start, stop in zip(numbers, stops - counts, stops, strict=True):
+        yield group, order[start:stop]
+
+
+def _stems(names: pa.Array) -> pa.Array:
+    """Names without their suffix."""
+    return pc.replace_substring_regex(names, r"\.[^.]*$", "")
+
+
+def _not_unique(values: np.ndarray) -> np.ndarray:
+    """int64 [K]: where the values that occur several times are, ascending."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    same = np.flatnonzero(ordered[1:] == ordered[:-1])
+    return np.unique(order[np.concatenate([same, same + 1])])
 
 
 def _listing(folder: Path) -> pa.Array:
