@@ -1,10 +1,17 @@
-"""The schemes that benchmarks compare compute the same thing."""
+"""The schemes that benchmarks compare compute the same thing, and the tables end in a line that says where from."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
+from benchmarks import attention, step
+from benchmarks.clock import in_turn
 from benchmarks.published_scheme import published_scheme
+from benchmarks.scenes import ellipses
 from seg2any.attention import AttentionRules
+from seg2any.errors import UserError
 from tests.tiny_flux import CONFIG, adapted, condition, run, sample
 
 
@@ -28,3 +35,58 @@ def test_the_published_scheme_computes_our_outputs_and_gradients(rules):
     torch.testing.assert_close(published, ours, rtol=1e-5, atol=5e-6)
     for name, grad in our_grads.items():
         torch.testing.assert_close(their_grads[name], grad, rtol=1e-4, atol=1e-7)
+
+
+def test_the_step_benchmark_keeps_its_table_bars_and_circumstances(tmp_path, capsys):
+    words = ["--size", "tiny", "--rounds", "1", "--sides", "64", "--skip_attention"]
+    assert step.main([*words, "--output", str(tmp_path / "new" / "step.json")]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    kept = json.loads((tmp_path / "new" / "step.json").read_text())
+    assert json.loads(printed[-1]) == kept and {"machine", "versions", "commit"} <= kept.keys()
+    assert [row["scheme"] for row in kept["results"]] == ["plain", "published", "routed", "folded"] * 3
+    assert [row["n_entities"] for row in kept["results"]] == [1] * 4 + [8] * 4 + [20] * 4
+    assert all(
+        len(row["seconds"]) == 1 and (row["image_seconds"] is None) == (row["n_entities"] != 8)
+        for row in kept["results"]
+    )
+    assert [bar["bound"] for bar in kept["bars"]] == [1.5, 1.1, 1.1]
+    by_name = {(row["n_entities"], row["scheme"]): row["seconds"][0] for row in kept["results"]}
+    assert kept["bars"][0]["value"] == by_name[8, "published"] / by_name[8, "folded"]
+    assert kept["bars"][1]["value"] == by_name[8, "folded"] / by_name[8, "plain"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
+def test_the_size_of_flux_is_refused_without_cuda_in_one_line(capsys):
+    assert step.main(["--size", "flux-dev"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_schemes_that_differ_are_not_timed():
+    with pytest.raises(UserError, match="outputs of folded and published differ by 10.0%"):
+        step.check_agreement({"published": torch.ones(9), "folded": torch.full((9,), 1.1)})
+    with pytest.raises(UserError, match="differ by nan"):
+        step.check_agreement({"published": torch.ones(9), "folded": torch.full((9,), torch.nan)})
+
+
+def test_the_attention_benchmark_measures_a_mask_in_one_call_beside_every_backend(capsys):
+    options = attention.parse_options(["--tokens", "64", "--entities", "2", "--heads", "2", "--rounds", "1"])
+    found = attention.measure(options)
+    assert [result["block"] for result in found] == ["AIA", "SAA"]
+    assert found[0]["seconds"].keys() == {"one mask", "auto", "sdpa", "grouped", "matmul", "dense", "open"}
+
+
+def test_ellipses_cover_the_same_share_whatever_their_number_and_do_not_overlap():
+    for n in (1, 8, 20):
+        masks = ellipses(512, n)
+        assert len(masks) == n and masks.sum(0).max() == 1
+        assert abs(masks.mean((1, 2)).sum() - np.pi / 4) < 0.01
+
+
+def test_works_take_turns_and_the_first_round_does_not_count():
+    calls = []
+    seconds = in_turn({name: lambda name=name: calls.append(name) for name in "abc"}, 2, "cpu")
+    assert "".join(calls) == "abcbcacab" and {name: len(each) for name, each in seconds.items()} == {
+        "a": 2,
+        "b": 2,
+        "c": 2,
+    }

@@ -1,0 +1,226 @@
+"""Time of a denoising step and of a whole image: the published scheme, ours and plain FLUX, side by side in one run.
+
+    python -m benchmarks.step                    # a FLUX of 332 million random weights on a CPU, 1024 image tokens
+    python -m benchmarks.step --size flux-dev    # FLUX.1-dev's size on CUDA: 512, 1024 and 2048 px, batches of 1 and 4
+
+The schemes are those of `benchmarks/step_schemes.py`, the image that of `benchmarks/scenes.py`; text encoders and VAE
+are left out. Before anything is timed, their outputs must agree. Then come the bars: `attention alone` is one AIA block
+at 4096 image tokens and 24 heads against torch's kernel with a dense float mask, `growth` the time per token of 20
+entities over that of 1, since captions and contours of 20 entities are also more tokens. The last line is JSON; it is
+kept in benchmarks/results. `--clock cpu` measures processor time, for a machine that others use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from benchmarks import attention
+from benchmarks.clock import CLOCKS, in_turn, timed
+from benchmarks.scenes import PATCH
+from benchmarks.step_schemes import SIZES, Case, Given, Models, Scheme, schemes_of
+from seg2any.errors import UserError
+from seg2any.precision import has_fast_bfloat16
+from seg2any.provenance import circumstances
+
+RESULTS = Path(__file__).parent / "results"
+OURS = "folded"
+MOST_DIFFERENCE = 0.02  # of the schemes' outputs, relative: what bfloat16 leaves
+DEFAULTS = {  # sides, batch sizes, steps of a whole image
+    "cpu": ((512,), (1,), 4),
+    "flux-dev": ((512, 1024, 2048), (1, 4), 28),
+    "tiny": ((128,), (1,), 2),
+}
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number and what it must reach."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    def __str__(self) -> str:
+        bound = f"{'>=' if self.at_least else '<='} {self.bound:g}"
+        return f"{self.name:<58}{self.value:>8.2f}  {bound:>8}  {'met' if self.is_met else 'MISSED'}"
+
+
+def measure(options: argparse.Namespace, models: Models) -> list[dict]:
+    """One row for each case and scheme."""
+    results = []
+    print(
+        f"{'px':>5}{'entities':>9}{'batch':>6}{'tokens':>7}  {'scheme':<10}{'step s, least':>14}{'median':>8}", end=""
+    )
+    print(f"{'of plain':>9}{'published/':>11}{'image s':>9}{'GiB':>6}")
+    for case in cases(options):
+        given = Given(models, case, torch.device(options.device), torch.bfloat16)
+        rows = measure_case(options, given)
+        least = {row["scheme"]: min(row["seconds"]) for row in rows}
+        for row in rows:
+            image = f"{row['image_seconds']:>9.2f}" if row["image_seconds"] else f"{'-':>9}"
+            memory = f"{row['working_gib']:>6.1f}" if row["working_gib"] is not None else f"{'-':>6}"
+            this = least[row["scheme"]]
+            print(f"{case.side:>5}{case.n_entities:>9}{case.batch_size:>6}{row['tokens']:>7}  ", end="")
+            print(f"{row['scheme']:<10}{this:>14.3f}{statistics.median(row['seconds']):>8.3f}", end="")
+            print(f"{this / least['plain']:>9.2f}{least['published'] / this:>11.2f}{image}{memory}", flush=True)
+        results += rows
+    return results
+
+
+def cases(options: argparse.Namespace) -> list[Case]:
+    return [
+        Case(side, n_entities, batch)
+        for side in options.sides
+        for batch in options.batch
+        for n_entities in options.entities
+    ]
+
+
+def measure_case(options: argparse.Namespace, given: Given) -> list[dict]:
+    """The steps of all schemes in turn; whole images at the middle number of entities."""
+    schemes, noise = schemes_of(given), given.latents()
+    prepared = {scheme.name: scheme.prepare() for scheme in schemes}
+
+    def step(scheme: Scheme) -> torch.Tensor:
+        with scheme.context():
+            return scheme.step(prepared[scheme.name], noise, 0.5)
+
+    check_agreement({scheme.name: step(scheme).float() for scheme in schemes if scheme.name != "plain"})
+    works = {scheme.name: lambda scheme=scheme: step(scheme) for scheme in schemes}
+    seconds = in_turn(works, options.rounds, options.device, options.clock)
+    makes_images = options.image_steps and given.case.n_entities == sorted(options.entities)[len(options.entities) // 2]
+    rows = []
+    for scheme in schemes:
+        image = None
+        if makes_images:
+            image = timed(lambda scheme=scheme: scheme.image(noise, options.image_steps), options.device, options.clock)
+        rows.append(
+            asdict(given.case)
+            | {"scheme": scheme.name, "tokens": n_tokens(prepared[scheme.name], given.case)}
+            | {"seconds": seconds[scheme.name], "image_seconds": image, "image_steps": options.image_steps}
+            | {"working_gib": working_memory(works[scheme.name], options.device)}
+        )
+    return rows
+
+
+def check_agreement(outputs: dict[str, torch.Tensor]) -> None:
+    expected = outputs["published"]
+    for name, output in outputs.items():
+        difference = float((output - expected).norm() / expected.norm())
+        if not difference < MOST_DIFFERENCE:
+            raise UserError(f"the outputs of {name} and published differ by {difference:.1%}; one of them is wrong")
+
+
+def n_tokens(prepared: object, case: Case) -> int:
+    return prepared[0].shape[1] + case.n_image if isinstance(prepared, tuple) else prepared.tokens.kind.shape[1]
+
+
+def working_memory(work, device: str) -> float | None:
+    """GiB at the peak of a step above what lies there before it: weights, embeddings, kept masks. CUDA only."""
+    if not device.startswith("cuda"):
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    work()
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**30
+
+
+def bars(options: argparse.Namespace, results: list[dict]) -> list[Bar]:
+    """What is asked of 8 entities, of growth, and of attention alone, as far as it was measured."""
+    least = {(r["side"], r["batch_size"], r["n_entities"], r["scheme"]): min(r["seconds"]) for r in results}
+    tokens = {(r["side"], r["n_entities"]): r["tokens"] for r in results if r["scheme"] == OURS}
+    found = []
+    for side, batch in sorted({key[:2] for key in least}):
+        where = f"{side} px, batch of {batch}"
+        if 8 in options.entities:
+            plain, published, ours = (least[side, batch, 8, name] for name in ("plain", "published", OURS))
+            found.append(Bar(f"{where}, 8 entities: published / ours", published / ours, 1.5, at_least=True))
+            at_most = 1.05 if options.device.startswith("cuda") and side >= 1024 else 1.1
+            found.append(Bar(f"{where}, 8 entities: ours / plain FLUX", ours / plain, at_most))
+        if {1, 20} <= set(options.entities):
+            growth = least[side, batch, 20, OURS] / least[side, batch, 1, OURS]
+            more = tokens[side, 20] / tokens[side, 1]
+            found.append(Bar(f"{where}: growth per token (time {growth:.2f}, tokens {more:.2f})", growth / more, 1.1))
+    return found
+
+
+def attention_bars(options: argparse.Namespace) -> list[Bar]:
+    """AIA alone, 4096 image tokens, 24 heads; and the time to build what an image's steps share."""
+    words = ["--tokens", "4096", "--entities", "8", "20", "--blocks", "AIA", "--backends", "auto", "--dtype", "bf16"]
+    words += ["--rounds", str(options.rounds), "--device", options.device, "--clock", options.clock]
+    eight, twenty = attention.measure(attention.parse_options(words))
+    return [
+        Bar("attention alone, AIA, 8 entities: dense mask / ours", eight["speedup"]["auto"], 1.7, at_least=True),
+        Bar("attention plan, 4096 image tokens, 20 entities: ms", twenty["plan_ms"], 10),
+    ]
+
+
+def parse_options(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="cpu", help="flux-dev needs CUDA (default: cpu)")
+    parser.add_argument("--sides", type=int, nargs="+", help="of the image, in pixels (default: as above)")
+    parser.add_argument("--entities", type=int, nargs="+", default=[1, 8, 20], help="regions (default: 1 8 20)")
+    parser.add_argument("--batch", type=int, nargs="+", help="images at a time (default: 1; flux-dev 1 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="after one that does not count (default: 5)")
+    parser.add_argument("--image_steps", type=int, help="of a whole image; 0: none (default: 4; flux-dev 28)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall")
+    parser.add_argument("--skip_attention", action="store_true", help="no bars of attention alone")
+    parser.add_argument(
+        "--output", type=Path, help="file for the JSON line (default: benchmarks/results/step_SIZE.json)"
+    )
+    options = parser.parse_args(words)
+    options.device = "cuda" if options.size == "flux-dev" else "cpu"
+    sides, batch, image_steps = DEFAULTS[options.size]
+    options.sides, options.batch = options.sides or list(sides), options.batch or list(batch)
+    options.image_steps = image_steps if options.image_steps is None else options.image_steps
+    options.output = options.output or RESULTS / f"step_{options.size}.json"
+    return options
+
+
+def check(options: argparse.Namespace) -> None:
+    if options.size == "flux-dev" and not torch.cuda.is_available():
+        raise UserError("--size flux-dev needs a CUDA device with 60 GB of memory; without one, measure --size cpu")
+    if options.device == "cpu" and not has_fast_bfloat16("cpu"):
+        print("this CPU has no bfloat16 instructions: times say little", file=sys.stderr)
+    if odd := [side for side in options.sides if side % (4 * PATCH)]:
+        raise UserError(f"--sides {odd[0]}: give multiples of {4 * PATCH}")
+
+
+@torch.no_grad()
+def main(words: list[str] | None = None) -> int:
+    options = parse_options(words)
+    try:
+        check(options)
+        models = Models.random(SIZES[options.size], torch.device(options.device), torch.bfloat16)
+        n_weights = sum(weight.numel() for weight in models.stock.parameters())
+        print(f"{n_weights / 1e6:.0f} million weights, bf16, {options.device}, {torch.get_num_threads()} threads")
+        results = measure(options, models)
+        del models
+        found = bars(options, results) + ([] if options.skip_attention else attention_bars(options))
+    except UserError as error:
+        print(f"benchmarks.step: {error}", file=sys.stderr)
+        return 2
+    print(*found, sep="\n")
+    about = {"benchmark": "step", "size": options.size, "weights": n_weights, "clock": options.clock}
+    bars_met = [asdict(bar) | {"is_met": bar.is_met} for bar in found]
+    line = json.dumps(about | {"bars": bars_met, "results": results} | circumstances(options.device))
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(line + "\n", encoding="utf-8")
+    print(line)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
