@@ -25,6 +25,7 @@ from seg2any.settings import ConditionSettings
 from seg2any.training import cache, store
 from seg2any.training.loading import Loading
 from seg2any.training.store import DamagedShardWarning, MemoryStore, ShardStore, key_of
+from tests.synthetic_data import make_ade20k, make_folder
 
 SETTINGS = ConditionSettings(max_sequence_length=48, regional_max_sequence_length=12)
 HALF = {"rtol": 1e-3, "atol": 1e-3}  # fp16 storage
@@ -134,6 +135,7 @@ class Blind:
 class Unreadable:
     def __init__(self, data):
         self.data, self.key, self.fingerprint = data, data.key, data.fingerprint
+        self.photo_digest = data.photo_digest
 
     def __len__(self):
         return len(self.data)
@@ -158,6 +160,25 @@ def test_a_cache_is_used_only_for_the_same_data_settings_and_weights(data, stock
     prints += [cache.latents_fingerprint("a", preparation, stock_pipe)]
     texts += [cache.texts_fingerprint("a", SETTINGS, stock_pipe)]
     assert len(set(prints)) == len(prints) and len(set(texts)) == len(texts)
+
+
+@pytest.mark.parametrize("make", [make_ade20k, make_folder])
+def test_a_photo_that_is_replaced_is_encoded_again_and_no_other(make, stock_pipe, tmp_path, monkeypatch):
+    made, encoded = make(tmp_path, n=3), []
+
+    def opened():
+        data = open_data_set(make.__name__.removeprefix("make_"), made.params)
+        return loading(stock_pipe, folder=tmp_path / "cache", latents=True).source(data)
+
+    encode = cache.encode_latents
+    monkeypatch.setattr(cache, "encode_latents", lambda *args: encoded.append(args) or encode(*args))
+    before = opened()[0]
+    assert len(encoded) == 3 and same(opened()[0], before) and len(encoded) == 3
+    photo = next(truth.image for truth in made.truths if truth.key == opened().key(0))
+    Image.fromarray(255 - np.asarray(Image.open(photo))).save(photo)
+    after = opened()[0]
+    assert len(encoded) == 4 and not same(after.image, before.image)
+    assert same(after.layout.contour, before.layout.contour)
 
 
 def test_dropping_the_caption_leaves_a_sample_that_never_had_one(data, stock_pipe):

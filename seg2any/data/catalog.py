@@ -43,6 +43,9 @@ class DataSet(Protocol):
     def annotation(self, index: int) -> Annotation:
         """Everything but the image, without reading the image."""
 
+    def photo_digest(self, index: int) -> str:
+        """Differs for different photos of one key; "" where they never change."""
+
     def fingerprint(self) -> str:
         """sha256 hex digest of what decides keys, captions and regions; changes when any of them changes."""
 

@@ -31,6 +31,7 @@ class FolderDataset:
         left_out = [LeftOut(key, f"{photos[key]}: no layout has its name") for key in photos.keys() - layouts.keys()]
         digest = hashlib.sha256()
         self._pairs: list[tuple[Path, Path]] = []
+        self._photo_digests: list[str] = []
         for key, path in tqdm(layouts.items(), desc="read layouts", unit="layout", disable=len(layouts) < 1000):
             if key not in photos:
                 left_out.append(LeftOut(key, f"{path}: no photo {key}.* in {image_root}"))
@@ -41,6 +42,7 @@ class FolderDataset:
                     raise SampleError(sizes_differ(path, layout.size, photos[key], size))
                 digest.update(f"{key} {layout.digest()}\n".encode())
                 self._pairs.append((photos[key], path))
+                self._photo_digests.append(hashlib.sha256(photos[key].read_bytes()).hexdigest())
             except SampleError as error:
                 left_out.append(LeftOut(key, str(error)))
         self.left_out = tuple(sorted(left_out, key=lambda one: one.key))
@@ -60,6 +62,9 @@ class FolderDataset:
     def annotation(self, index: int) -> Annotation:
         layout = _read(self._pairs[index][1], self.key(index))
         return Annotation(layout.name, MaskStack(layout.masks), layout.captions, layout.caption)
+
+    def photo_digest(self, index: int) -> str:
+        return self._photo_digests[index]
 
     def fingerprint(self) -> str:
         """Of names, masks and captions."""

@@ -61,6 +61,7 @@ class LabelMapDataset:
             [maps[key] for key in paired], self._check, repr(legend), _kept_in(cache_root, name, segm_root, "labels")
         )
         self._pairs: list[tuple[Path, Path]] = []
+        self._photo_digests: list[str] = []
         digest = hashlib.sha256(repr(legend).encode())
         for key, photo, labels in zip(paired, checked_photos, checked_maps, strict=True):
             fault = photo.fault or labels.fault
@@ -70,6 +71,7 @@ class LabelMapDataset:
                 faults[key] = fault
                 continue
             self._pairs.append((photos[key], maps[key]))
+            self._photo_digests.append(photo.digest)
             digest.update(f"{key} {labels.digest}\n".encode())
         self._fingerprint = digest.hexdigest()
         self.left_out = tuple(LeftOut(key, faults[key]) for key in sorted(faults))
@@ -90,6 +92,9 @@ class LabelMapDataset:
         values = self.legend.values(labels, path)
         captions = tuple(self.legend.captions[value] for value in values)
         return Annotation(self.key(index), LabelMap(labels, values), captions)
+
+    def photo_digest(self, index: int) -> str:
+        return self._photo_digests[index]
 
     def fingerprint(self) -> str:
         """Of names and bytes of the label maps and of the captions."""

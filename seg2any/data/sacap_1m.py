@@ -69,6 +69,10 @@ class SACap1MDataset:
             raise SampleError(str(error)) from None
         return Annotation(path.stem, RunLengths(size, runs), captions, row.caption)
 
+    def photo_digest(self, index: int) -> str:
+        """SA-1B's photos never change; a million are not read to know it."""
+        return ""
+
     def fingerprint(self) -> str:
         """Of the parquet's bytes and the rows in use. SA-1B's jsons never change; they are not read for it."""
         return hashlib.sha256(self.table.digest().encode() + self.rows.astype("<i8").tobytes()).hexdigest()

@@ -151,6 +151,9 @@ class ShapesDataset:
     def key(self, index: int) -> str:
         return f"{self.split}_{self.kind}_{index:05d}"
 
+    def photo_digest(self, index: int) -> str:
+        return ""
+
     def annotation(self, index: int) -> Annotation:
         layout = self[index].layout
         return Annotation(self.key(index), MaskStack(layout.masks), layout.captions, layout.caption)

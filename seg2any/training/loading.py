@@ -18,7 +18,7 @@ from seg2any.text import TextKey
 from seg2any.training import cache
 from seg2any.training.counts import TokenCounts, read_or_count
 from seg2any.training.encoded import EncodedSample, add_embeddings, texts_of_entry
-from seg2any.training.reader import Preparation, Reader, read_ahead
+from seg2any.training.reader import Preparation, Reader, latents_key, read_ahead
 from seg2any.training.source import LiveEncoder, Source
 from seg2any.training.store import Store, key_of
 
@@ -59,20 +59,16 @@ class Loading:
 
     def _reading(self, data: DataSet, count: int, counts: TokenCounts | None) -> tuple[Reader, LiveEncoder]:
         """The reader of the first `count` samples and what encodes them; their caches are complete after this."""
-        keys = [key_of(data.key(index)) for index in range(count)] if self._caches_samples else []
-        latents = self._latents(data, keys, counts) if self.options.cache_latents else None
+        latents = self._latents(data, count, counts) if self.options.cache_latents else None
         names = self._class_names(data) if self.options.cache_text != "none" else {}
-        texts = self._texts(data, keys, counts, latents, names) if self.options.cache_text == "all" else None
+        texts = self._texts(data, count, counts, latents, names) if self.options.cache_text == "all" else None
         drops = self.options.caption_dropout > 0
         return Reader(data, self.preparation, latents, texts), LiveEncoder(self.pipeline, self.settings, names, drops)
 
-    @property
-    def _caches_samples(self) -> bool:
-        return self.options.cache_latents or self.options.cache_text == "all"
-
-    def _latents(self, data: DataSet, keys: list[bytes], counts: TokenCounts | None) -> Store:
+    def _latents(self, data: DataSet, count: int, counts: TokenCounts | None) -> Store:
         fingerprint = cache.latents_fingerprint(data.fingerprint(), self.preparation, self.pipeline)
         store = cache.open_store(self.options.cache_dir, "latents", fingerprint)
+        keys = [latents_key(data, index) for index in range(count)]
         with_std = self.settings.vae_posterior == "sample"
         if counts:
             width = 4 * self.pipeline.vae.config.latent_channels * (2 if with_std else 1)
@@ -86,12 +82,13 @@ class Loading:
     def _texts(
         self,
         data: DataSet,
-        keys: list[bytes],
+        count: int,
         counts: TokenCounts | None,
         latents: Store | None,
         names: dict[TextKey, Tensor],
     ) -> Store:
         store = self._text_store(data)
+        keys = [key_of(data.key(index)) for index in range(count)]
         if counts:
             pooled = 2 * len(keys) * self.pipeline.text_encoder.config.hidden_size
             rows = 0 if names else int(counts.text.sum()) * self.pipeline.text_encoder_2.config.d_model

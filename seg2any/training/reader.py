@@ -65,9 +65,9 @@ class Reader:
     def __call__(self, index: int) -> ReadSample:
         """Raises SampleError if the sample cannot be used."""
         key = self.data.key(index)
-        texts = _stored(self.texts, key) if self.texts else {}
+        texts = _stored(self.texts, key_of(key)) if self.texts else {}
         if self.latents:
-            entry = _stored(self.latents, key)
+            entry = _stored(self.latents, latents_key(self.data, index))
             return ReadSample(index, key, captions_of_entry(entry), entry, texts=texts)
         sample = self.data[index]
         size = self.preparation.size(sample.layout.size)
@@ -79,9 +79,14 @@ class Reader:
     def captions(self, index: int) -> Captions:
         """Without the pixels. Raises as reading the whole sample does."""
         if self.latents:
-            return captions_of_entry(_stored(self.latents, self.data.key(index)))
+            return captions_of_entry(_stored(self.latents, latents_key(self.data, index)))
         annotation = self.data.annotation(index)
         return Captions(annotation.caption, annotation.captions)
+
+
+def latents_key(data: DataSet, index: int) -> bytes:
+    """Of a sample in the latents' cache: another photo of the same name is another sample."""
+    return key_of(*filter(None, (data.key(index), data.photo_digest(index))))
 
 
 def fault_entry(error: UserError) -> Entry:
@@ -90,8 +95,8 @@ def fault_entry(error: UserError) -> Entry:
     return {"fault": np.frombuffer(line.encode(), np.uint8)}
 
 
-def _stored(store: Store, key: str) -> Entry:
-    entry = store.read(key_of(key))
+def _stored(store: Store, key: bytes) -> Entry:
+    entry = store.read(key)
     if "fault" in entry:
         raise SampleError(entry["fault"].tobytes().decode())
     return entry
