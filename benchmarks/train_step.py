@@ -113,7 +113,10 @@ def trainer_of(scheme: Scheme, config: Config, folder: Path) -> Trainer:
     model = replace(config.model, attention_backend=scheme.backend or config.model.attention_backend)
     project = replace(config.project, output_dir=str(folder / scheme.name))
     val = replace(config.data.val, type=None, target=None)
-    return Trainer(replace(config, trainer=options, model=model, project=project, data=replace(config.data, val=val)))
+    trainer = Trainer(replace(config, trainer=options, model=model, project=project, data=replace(config.data, val=val)))
+    if scheme.published:
+        trainer.pipeline.vae.to(memory_format=torch.contiguous_format)  # channels_last is ours
+    return trainer
 
 
 def timed_step(trainer: Trainer, scheme: Scheme) -> tuple[float, float]:
