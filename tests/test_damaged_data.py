@@ -16,6 +16,7 @@ from PIL import ExifTags, Image
 
 import prepare_dataset_bucket_map
 import train
+from seg2any.data import left_out
 from seg2any.data.catalog import open_data_set
 from seg2any.data.sacap.__main__ import main
 from seg2any.layout import Layout
@@ -229,6 +230,26 @@ def test_the_scripts_say_in_one_line_what_is_left_out(tmp_path: Path, monkeypatc
         assert len(lines) == 1 and "Warning" not in lines[0] and ".py" not in lines[0]
         assert lines[0].startswith("warning: data set ade20k: 1 of 4 samples are left out; the first is ")
         assert made.truths[1].key in lines[0]
+
+
+def test_all_that_is_left_out_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(left_out, "LISTED", 3)
+    for name, listed in (("ade20k", "ade20k-training-left_out.tsv"), ("sacap_1m", "anno_train-left_out.tsv")):
+        made = getattr(synthetic_data, f"make_{name}")(tmp_path / name, n=6)
+        path = tmp_path / name / "cache" / listed
+        params = made.params | {"cache_root": str(path.parent)}
+        photos = {truth.key: truth.image.read_bytes() for truth in made.truths}
+        for count in (5, 2):
+            for truth in made.truths[:count]:
+                truth.image.unlink()
+            data = skipping(name, params)
+            lines = [line.split("\t") for line in path.read_text().splitlines()]
+            assert lines[:3] == [[one.key, one.reason] for one in list(data.left_out)[:3]]
+            assert lines[3:] == ([["...", "and 2 more"]] if count == 5 else [])
+            assert f"(all: {path})" in refused(name, params, "fail")
+            for truth in made.truths[:count]:
+                truth.image.write_bytes(photos[truth.key])
+        assert len(open_data_set(name, params)) == 6 and not path.exists()
 
 
 @pytest.mark.parametrize("turn", [3, 6])

@@ -186,13 +186,14 @@ def map_path(config: Config) -> Path:
 def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> Origin:
     """What a map of `data` depends on. `tokenizer` is T5's, `patch` the pixels per token side, 16 for FLUX.1.
 
-    Raises UserError for sizes that hold no token.
+    Raises UserError for sizes that hold no token, and for sizes that data.*.params state otherwise than the run.
     """
     if config.resolution // config.cond_scale_factor < patch:
         raise UserError(
             f"resolution: {config.resolution} with cond_scale_factor {config.cond_scale_factor} is less than one token "
             f"of {patch} pixels; raise resolution, or lower cond_scale_factor"
         )
+    _check_repeated(config)
     return Origin(
         rows=len(data),
         annotations=data.fingerprint(),
@@ -204,6 +205,17 @@ def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> O
         max_sequence_length=config.model.max_sequence_length,
         regional_max_sequence_length=config.model.regional_max_sequence_length,
     )
+
+
+def _check_repeated(config: Config) -> None:
+    """Published configs repeat sizes of the run among a data set's parameters, where they change nothing here."""
+    for side in ("train", "val"):
+        params = getattr(config.data, side).params
+        for name in ("resolution", "cond_scale_factor"):
+            said, used = params.get(name), getattr(config, name)
+            if said is not None and said != used:
+                where = f"data.{side}.params.{name}"
+                raise UserError(f"{where}: is {said}, but {name} is {used}; give --{name}, and {where} the same or not")
 
 
 def tokenizer_digest(tokenizer: object) -> str:

@@ -55,10 +55,16 @@ class LabelMapDataset:
         faults = {key: f"{photos[key]}: {segm_root} holds no label map {key}.*" for key in photos.keys() - maps.keys()}
         faults |= {key: f"{maps[key]}: {image_root} holds no photo {key}.*" for key in maps.keys() - photos.keys()}
         checked_photos = check_pictures(
-            [photos[key] for key in paired], check_photo, "photo", _kept_in(cache_root, name, image_root, "photos")
+            [photos[key] for key in paired],
+            check_photo,
+            "photo",
+            _kept_in(cache_root, name, image_root, "photos.parquet"),
         )
         checked_maps = check_pictures(
-            [maps[key] for key in paired], self._check, repr(legend), _kept_in(cache_root, name, segm_root, "labels")
+            [maps[key] for key in paired],
+            self._check,
+            repr(legend),
+            _kept_in(cache_root, name, segm_root, "labels.parquet"),
         )
         self._pairs: list[tuple[Path, Path]] = []
         self._photo_digests: list[str] = []
@@ -75,7 +81,8 @@ class LabelMapDataset:
             digest.update(f"{key} {labels.digest}\n".encode())
         self._fingerprint = digest.hexdigest()
         self.left_out = tuple(LeftOut(key, faults[key]) for key in sorted(faults))
-        check_left_out(name, self.left_out, len(photos.keys() | maps.keys()), on_error)
+        listed = _kept_in(cache_root, name, image_root, "left_out.tsv")
+        check_left_out(name, self.left_out, len(photos.keys() | maps.keys()), on_error, listed)
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -114,4 +121,4 @@ def _present(labels: np.ndarray) -> list[int]:
 
 
 def _kept_in(cache_root: Path | None, name: str, folder: Path, what: str) -> Path | None:
-    return cache_root / f"{name}-{folder.name}-{what}.parquet" if cache_root else None
+    return cache_root / f"{name}-{folder.name}-{what}" if cache_root else None

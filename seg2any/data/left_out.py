@@ -8,10 +8,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 
 from seg2any.errors import UserError
+from seg2any.files import atomic_write
 
 ON_ERROR = ("skip", "fail")
+LISTED = 10_000  # samples: of SACap-1M a million may be left out because their tars were not fetched
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,21 @@ class LeftOutWarning(UserWarning):
     """The data set holds less than the files promise."""
 
 
-def check_left_out(name: str, left_out: Sequence[LeftOut], total: int, on_error: str) -> None:
-    """Warn of samples that are left out of `total`. Raises UserError if nothing remains, and for `on_error` "fail"."""
+def check_left_out(
+    name: str, left_out: Sequence[LeftOut], total: int, on_error: str, listed_in: Path | None = None
+) -> None:
+    """Warn of samples that are left out of `total`, and write key and reason of each into `listed_in`, a table with
+    tabs, if its folder can be written. Raises UserError if nothing remains, and for `on_error` "fail"."""
     if on_error not in ON_ERROR:
         raise UserError(f"data set {name}: on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
     if total == 0:
         raise UserError(f"data set {name}: holds no sample; check its paths")
+    is_listed = listed_in is not None and _is_listed(listed_in, left_out)
     if not left_out:
         return
     first = f"the first is {left_out[0].key}: {left_out[0].reason}"
+    if is_listed and len(left_out) > 1:
+        first += f" (all: {listed_in})"
     if len(left_out) == total:
         raise UserError(f"data set {name}: none of {total} samples can be used; {first}")
     if on_error == "fail":
@@ -45,3 +55,20 @@ def check_left_out(name: str, left_out: Sequence[LeftOut], total: int, on_error:
     warnings.warn(
         f"data set {name}: {len(left_out)} of {total} samples are left out; {first}", LeftOutWarning, stacklevel=3
     )
+
+
+def _is_listed(path: Path, left_out: Sequence[LeftOut]) -> bool:
+    """Write one line each, of at most LISTED; no file if there is none. False if the folder cannot be written."""
+    lines = [f"{one.key}\t{' '.join(one.reason.split())}\n" for one in islice(left_out, LISTED)]
+    if len(left_out) > LISTED:
+        lines.append(f"...\tand {len(left_out) - LISTED} more\n")
+    text = "".join(lines)
+    try:
+        if not text:
+            path.unlink(missing_ok=True)
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+            with atomic_write(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+    except OSError:
+        return False
+    return True

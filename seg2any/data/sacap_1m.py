@@ -45,7 +45,8 @@ class SACap1MDataset:
         faults = _faults(self.table.columns, self.image_root)
         self.rows = np.flatnonzero(faults == 0)
         self.left_out: Sequence[LeftOut] = _LeftOutRows(self.table, self.image_root, faults)
-        check_left_out("sacap_1m", self.left_out, len(faults), on_error)
+        listed = self.cache_root / f"{self.table.path.stem}-left_out.tsv" if self.cache_root else None
+        check_left_out("sacap_1m", self.left_out, len(faults), on_error, listed)
 
     def __len__(self) -> int:
         return len(self.rows)
