@@ -18,11 +18,11 @@ from seg2any.contour import resize_masks
 from seg2any.data.catalog import DataSet
 from seg2any.errors import UserError
 from seg2any.inference.recipe import BrokenImage, differences, read_recipe, save_image
-from seg2any.inference.run import MAX_KNOWN_TEXTS
 from seg2any.layout import Layout
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.settings import ConditionSettings
 from seg2any.text import TruncationWarning
+from seg2any.text_cache import TextCache
 
 PIL_QUALITY = 75  # Pillow's default for JPEG: what the published images were saved with
 
@@ -121,7 +121,7 @@ def make_images(
 ) -> None:
     """Block by block, each image written, whole or not at all, as soon as its block is done."""
     pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step", disable=not shown)
-    known_texts = {}
+    known_texts = TextCache(pipeline)
     n_images = sum(len(block.missing) for block in blocks)
     with tqdm(total=n_images, desc="images", unit="image", disable=not shown) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # class names are short, and captions of data sets are given
@@ -141,6 +141,4 @@ def make_images(
                 if image in block.missing:
                     recipe = task.recipe_of(image, layouts[image.index])
                     save_image(picture, recipe, image.path, quality=PIL_QUALITY)
-            if len(known_texts) > MAX_KNOWN_TEXTS:
-                known_texts.clear()
             bar.update(len(block.missing))

@@ -45,6 +45,7 @@ class Region:
     iou               of the drawn shape with the visible mask, 0..1
     boundary_iou      the same for the band of BOUNDARY pixels inside the outlines
     leak              share of the eroded region that shows the colour of another entity of the scene, 0..1
+    coloured          share of it that shows the colour of any entity of the scene, its own included, 0..1
     """
 
     caption: str
@@ -55,6 +56,7 @@ class Region:
     iou: float
     boundary_iou: float
     leak: float
+    coloured: float
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def judge(image: np.ndarray, layout: Layout) -> Verdict:
     drawn = drawn_shapes(image, masks, attributes)
     regions = tuple(
         Region(
-            caption, *_colour(image, mask, wanted), *_pattern(image, mask, shape, wanted), *_overlap(shape, mask), leak
+            caption, *_colour(image, mask, wanted), *_pattern(image, mask, shape, wanted), *_overlap(shape, mask), *leak
         )
         for caption, mask, shape, wanted, leak in zip(
             layout.captions, masks, drawn, attributes, _leaks(image, masks, attributes), strict=True
@@ -136,22 +138,21 @@ def _pattern(image: np.ndarray, mask: np.ndarray, drawn: np.ndarray, wanted: Att
     return seen, seen == wanted.pattern
 
 
-def _leaks(image: np.ndarray, masks: np.ndarray, attributes: list[Attributes]) -> list[float]:
-    """Share of each eroded region in the colour of another entity, one number per entity."""
+def _leaks(image: np.ndarray, masks: np.ndarray, attributes: list[Attributes]) -> list[tuple[float, float]]:
+    """Shares of each eroded region in the colour of another entity, and of any: a pair per entity."""
     palette = {wanted.colour: to_lab(COLOURS[wanted.colour]) for wanted in attributes}
     leaks = []
     for mask, wanted in zip(masks, attributes, strict=True):
         colours = image[core_of(mask)]
         others = [tone for colour, tone in palette.items() if colour != wanted.colour]
-        if not others:
-            leaks.append(0.0)
-            continue
         own = np.float32(COLOURS[wanted.colour])
         # A blend of the own colour and ink can look like another colour: dark orange is brown.
         blend = own + ink_share(np.float32(colours), own)[:, None] * (np.float32(INK) - own)
         pixels = to_lab(colours)
-        theirs = np.min([distance(pixels, tone) for tone in others], 0)
-        leaks.append(float(((theirs < DISTINCT) & (theirs < distance(pixels, to_lab(blend)))).mean()))
+        to_own = distance(pixels, to_lab(blend))
+        theirs = np.min([np.full(len(pixels), np.inf), *(distance(pixels, tone) for tone in others)], 0)
+        leaked = (theirs < DISTINCT) & (theirs < to_own)
+        leaks.append((float(leaked.mean()), float((leaked | (to_own < DISTINCT)).mean())))
     return leaks
 
 

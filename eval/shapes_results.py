@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from eval.metrics.result import Parts, Result, pooled
+from eval.metrics.result import Result, pooled
 from eval.shapes_judge import Verdict
 
 OF_REGION = {  # field of a region's verdict -> name of the number
@@ -15,7 +15,9 @@ OF_REGION = {  # field of a region's verdict -> name of the number
     "leak": "leak",
 }
 OF_IMAGE = {"background_right": "background", "clutter": "clutter"}
-LOWER_IS_BETTER = ("leak", "clutter")
+# A region that shows nothing leaks nothing, so the leak is also told as a share of what is in any entity's colour.
+LEAK_WHERE_COLOURED = "leak where coloured"
+LOWER_IS_BETTER = ("leak", LEAK_WHERE_COLOURED, "clutter")
 
 
 def results(verdicts: Mapping[str, Sequence[Verdict]], source: str = "generated") -> list[Result]:
@@ -23,11 +25,16 @@ def results(verdicts: Mapping[str, Sequence[Verdict]], source: str = "generated"
 
     A number that no image has anything to say about, such as the background of unnamed ones, is left out.
     """
+    by_name = {
+        name: {key: _sum_and_count(of_sample, field) for key, of_sample in verdicts.items()}
+        for field, name in (OF_REGION | OF_IMAGE).items()
+    }
+    by_name[LEAK_WHERE_COLOURED] = {key: _leak_and_coloured(of_sample) for key, of_sample in verdicts.items()}
     found = []
-    for field, name in (OF_REGION | OF_IMAGE).items():
-        parts = {key: {"": _sum_and_count(of_sample, field)} for key, of_sample in verdicts.items()}
-        if any(count for of_sample in parts.values() for _, count in of_sample.values()):
-            found.append(pooled(name, _counted(parts), source=source, better=_better(name)))
+    for name, sums in by_name.items():
+        parts = {key: {"": of_sample} for key, of_sample in sums.items() if of_sample[1]}
+        if parts:
+            found.append(pooled(name, parts, source=source, better="lower" if name in LOWER_IS_BETTER else "higher"))
     return found
 
 
@@ -37,9 +44,6 @@ def _sum_and_count(verdicts: Sequence[Verdict], field: str) -> tuple[float, floa
     return sum(known), float(len(known))
 
 
-def _counted(parts: Parts) -> Parts:
-    return {key: of_sample for key, of_sample in parts.items() if of_sample[""][1]}
-
-
-def _better(name: str) -> str:
-    return "lower" if name in LOWER_IS_BETTER else "higher"
+def _leak_and_coloured(verdicts: Sequence[Verdict]) -> tuple[float, float]:
+    regions = [region for verdict in verdicts for region in verdict.regions]
+    return sum(region.leak for region in regions), sum(region.coloured for region in regions)

@@ -54,7 +54,7 @@ def summarise(verdicts: Iterable[Verdict]) -> dict[str, float]:
     """The numbers by the names of the verdicts' fields."""
     fields = {name: field for field, name in (OF_REGION | OF_IMAGE).items()}
     verdicts = list(verdicts)
-    found = {fields[result.name]: result.value for result in results({"": verdicts})}
+    found = {fields.get(result.name, result.name): result.value for result in results({"": verdicts})}
     regions = sum(len(verdict.regions) for verdict in verdicts)
     return {**found, "images": len(verdicts), "regions": regions}
 
@@ -246,3 +246,23 @@ def test_what_cannot_be_judged_is_refused():
         judge(image[:4], Layout(masks, ("a red circle",)))
     with pytest.raises(UserError, match="empty or hidden"):
         judge(image, Layout(np.concatenate([masks, masks]), ("a red circle", "a blue circle")))
+
+
+def test_a_leak_is_also_told_among_what_is_coloured():
+    """Half of a red circle in the blue of its neighbour, and the same with most of both figures left out."""
+    truth = Scene(
+        (Figure("circle", "red", "plain", (64, 64), 40), Figure("circle", "blue", "plain", (190, 190), 40)), "sand"
+    )
+    whole, masks = truth.render()
+    leaked = whole.copy()
+    leaked[masks[0] & (np.arange(256) < 64)] = COLOURS["blue"]
+    erased = leaked.copy()
+    erased[(masks[0] | masks[1]) & (np.arange(256)[:, None] % 4 > 0)] = BACKGROUNDS["sand"]
+    found = [
+        {result.name: result.value for result in results({"": [judged(image, truth)]})}
+        for image in (whole, leaked, erased)
+    ]
+    assert [numbers["leak"] for numbers in found] == pytest.approx([0, 0.25, 0.0625], abs=0.01)
+    assert [numbers["leak where coloured"] for numbers in found] == pytest.approx([0, 0.25, 0.25], abs=0.01)
+    nothing = results({"": [judged(np.full_like(whole, BACKGROUNDS["sand"]), truth)]})
+    assert "leak where coloured" not in {result.name for result in nothing}

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from eval.ablation.measure import BOUNDS, TOKENS
 from eval.ablation.options import Options
-from eval.ablation.rows import KINDS, TRAINED, Row, compared_with
+from eval.ablation.rows import KINDS, REFERENCE, TRAINED, Row, compared_with
 from eval.ablation.trends import MARGIN, Checked, Runs, all_checked
 from eval.metrics.bootstrap import Difference, paired_difference
+from eval.results import Row as Number
 from eval.results import Run
 from eval.shapes_report import FRACTIONS
+from eval.shapes_results import LEAK_WHERE_COLOURED
 
-NUMBERS = ("colour", "pattern", "IoU", "boundary IoU", "leak", TOKENS)
+NUMBERS = ("colour", "pattern", "IoU", "boundary IoU", "leak", LEAK_WHERE_COLOURED, TOKENS)
 BEGIN, END = "<!-- written by hand, kept by the tool: begin -->", "<!-- end -->"
 RULES = f"""\
 A claim compares two rows on the same scenes with the same noise. "Higher" and "lower" hold if the 95 % interval of the
@@ -57,24 +59,26 @@ def _setting(options: Options, runs: Runs) -> Iterator[str]:
         "That says what a part does in this model, not what a model without it would have learned; for that there are "
         "the trained rows, one training run each."
     )
+    yield (
+        "Colour, pattern and leaks in per cent of regions and of their pixels. A region that shows nothing leaks "
+        f"nothing; “{LEAK_WHERE_COLOURED}” is the share of another entity's colour in what has any entity's colour."
+    )
     missing = [name for name in TRAINED if name not in {row.name for row in options.rows}]
     if missing:
         yield f"Not trained yet: {', '.join(missing)}."
 
 
 def _trends(runs: Runs) -> Iterator[str]:
-    yield "| said | by | verdict | claims: difference and 95 % interval |"
+    yield "| said | by | verdict | claims, with difference and 95 % interval |"
     yield "|---|---|---|---|"
     for trend, found, verdict in all_checked(runs):
-        yield f"| {trend.text} | {trend.by} | **{verdict}** | {'<br>'.join(map(_claim, found))} |"
-
-
-def _claim(one: Checked) -> str:
-    claim = one.claim
-    return (
-        f"{claim.kind}: {claim.number} of {claim.a} {claim.expected} than {claim.b}".replace("equal than", "equal to")
-        + f": {_gap(claim.number, one.difference)}, {one.verdict}"
-    )
+        lines = [f"*{found[0].claim.a}* less *{found[0].claim.b}*"] if found else []
+        lines += [
+            f"{one.claim.kind}, {one.claim.number} {one.claim.expected}: {_gap(one.claim.number, one.difference)}, "
+            f"{one.verdict}"
+            for one in found
+        ]
+        yield f"| {trend.text} | {trend.by} | **{verdict}** | {'<br>'.join(lines)} |"
 
 
 def _table(options: Options, kind: str, runs: Runs) -> Iterator[str]:
@@ -104,6 +108,8 @@ def _bound(run: Run, source: str) -> list[str]:
 
 
 def _cell(number: str, run: Run, other: Run | None) -> str:
+    if number not in run.parts or (other is not None and number not in other.parts):
+        return _shown(number, run.row(number).value) if number in run.parts else "nothing"
     value = _shown(number, run.row(number).value)
     if other is None:
         row = run.row(number)
@@ -127,9 +133,10 @@ def _shown(number: str, value: float, sign: str = "") -> str:
 
 def summary(rows: Sequence[Row], runs: Runs) -> dict:
     """The document's numbers for programs."""
-    told = {row.name: row.told for row in rows}
+    told = {row.name: {"told": row.told, "changes": dict(row.changes)} for row in rows}
     content = [
-        {"kind": kind, "row": name, "told": told.get(name), "settings": run.settings, "commit": run.commit}
+        {"kind": kind, "row": name, **told.get(name, {}), "commit": run.commit}
+        | {key: run.settings[key] for key in ("adapter", "training_steps") if key in run.settings}
         | {"numbers": [_number(row) for row in run.rows]}
         for (kind, name), run in runs.items()
     ]
@@ -137,10 +144,11 @@ def summary(rows: Sequence[Row], runs: Runs) -> dict:
         {"trend": trend.text, "by": trend.by, "verdict": verdict, "claims": [_checked(one) for one in found]}
         for trend, found, verdict in all_checked(runs)
     ]
-    return {"schema": 1, "trends": trends, "rows": content}
+    shared = next(run.settings for (_, name), run in runs.items() if name == REFERENCE.name)
+    return {"schema": 1, "settings": shared, "trends": trends, "rows": content}
 
 
-def _number(row) -> dict:
+def _number(row: Number) -> dict:
     return {"name": row.name, "source": row.source, "value": row.value, "low": row.low, "high": row.high, **row.extra}
 
 

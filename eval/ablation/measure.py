@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from eval.results import Run, make_run, read_run, write_run
 from eval.shapes_judge import Verdict, judge
 from eval.shapes_results import results
 from eval.shapes_sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_pipeline, to_bytes
+from seg2any.data.sample import Sample
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.inference.choices import as_json
@@ -27,6 +28,7 @@ from seg2any.inference.recipe import differences
 from seg2any.latents import pixels_per_token
 from seg2any.prepare import draw_layout
 from seg2any.settings import ConditionSettings
+from seg2any.text_cache import TextCache
 
 TOKENS = "contour tokens"
 BOUNDS = "bounds"  # the file of ceiling and floors
@@ -39,8 +41,7 @@ class Ablation:
     def __init__(self, options: Options, device: torch.device):
         self.options, self.device = options, device
         self.scenes = {kind: Scenes.draw(kind, options.limit, options.seeds, options.seed) for kind in options.kinds}
-        self.known_texts: dict = {}
-        self._adapter = self._pipeline = self._recipe = None
+        self._adapter = self._pipeline = self._recipe = self._texts = None
 
     def open(self, row: Row) -> None:
         """Load the row's adapters, unless they are loaded. Raises UserError."""
@@ -48,7 +49,7 @@ class Ablation:
         if adapter != self._adapter:
             self._pipeline, self._recipe = open_pipeline(options.model, adapter, options.weight_dtype, self.device)
             self._pipeline.set_progress_bar_config(disable=True)
-            self._adapter = adapter
+            self._adapter, self._texts = adapter, TextCache(self._pipeline)
 
     def settings(self, row: Row) -> ConditionSettings:
         return self._pipeline.settings.override(row.changes)
@@ -115,7 +116,7 @@ class Ablation:
         seconds = (time.perf_counter() - start) / scenes.images
         return self._written(kind, row.name, [*per_seed(verdicts), self._tokens(row, kind, seconds)], recipe)
 
-    def generate(self, row: Row, kind: str, batch, num_inference_steps: int) -> np.ndarray:
+    def generate(self, row: Row, kind: str, batch: Sequence[Sample], num_inference_steps: int) -> np.ndarray:
         """uint8 [scenes x seeds, H, W, 3], scene by scene."""
         images = self._pipeline(
             [sample.layout for sample in batch],
@@ -124,7 +125,7 @@ class Ablation:
             num_inference_steps=num_inference_steps,
             guidance_scale=GUIDANCE_SCALE,
             settings=self.settings(row),
-            known_texts=self.known_texts,
+            known_texts=self._texts,
             output_type="np",
         ).images
         return to_bytes(images)
