@@ -24,13 +24,14 @@ import torch
 from benchmarks import attention
 from benchmarks.clock import CLOCKS, in_turn, timed
 from benchmarks.scenes import PATCH
-from benchmarks.step_schemes import SIZES, Case, Given, Models, Scheme, schemes_of
+from benchmarks.step_schemes import ISOLATED, SIZES, Case, Given, Models, Scheme, schemes_of
 from seg2any.errors import UserError
 from seg2any.precision import has_fast_bfloat16
 from seg2any.provenance import circumstances
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "folded"
+NOT_COMPARED = ("plain", ISOLATED)
 MOST_DIFFERENCE = 0.02  # of the schemes' outputs, relative: what bfloat16 leaves
 DEFAULTS = {  # sides, batch sizes, steps of a whole image
     "cpu": ((512,), (1,), 4),
@@ -97,7 +98,7 @@ def measure_case(options: argparse.Namespace, given: Given) -> list[dict]:
         with scheme.context():
             return scheme.step(prepared[scheme.name], noise, 0.5)
 
-    check_agreement({scheme.name: step(scheme).float() for scheme in schemes if scheme.name != "plain"})
+    check_agreement({scheme.name: step(scheme).float() for scheme in schemes if scheme.name not in NOT_COMPARED})
     works = {scheme.name: lambda scheme=scheme: step(scheme) for scheme in schemes}
     seconds = in_turn(works, options.rounds, options.device, options.clock)
     makes_images = options.image_steps and given.case.n_entities == sorted(options.entities)[len(options.entities) // 2]

@@ -4,6 +4,8 @@ plain      stock FLUX.1 of diffusers: the same image tokens, its 512 padded text
 published  `benchmarks/published_scheme.py`: a dense float mask, both adapters on all tokens, a pass for each stream
 routed     ours as adapters are loaded: each on its own tokens
 folded     ours after `fold()`: one adapter in the weights, its difference to the other on the condition's tokens
+isolated   folded, and the condition sees only itself: a pass before the first step, keys and values after it. Adapters
+           have to be trained for that, so it is another function than the three above
 """
 
 from __future__ import annotations
@@ -22,11 +24,14 @@ from benchmarks.scenes import CAPTION_TOKENS, PATCH, scene
 from seg2any.attention import AttentionRules
 from seg2any.condition import Condition
 from seg2any.models.adapters import add_adapters
+from seg2any.models.cond_cache import with_keys
 from seg2any.models.fold import fold
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.settings import ConditionSettings
 
 PLAIN_TEXT_TOKENS = 512
+GUIDANCE = 3.5
+ISOLATED = "isolated"
 
 
 @dataclass(frozen=True)
@@ -147,14 +152,14 @@ class Given:
         batch, width = self.case.batch_size, self.models.stock.config.pooled_projection_dim
         return {
             "timestep": torch.full((batch,), time, device=self.device, dtype=self.dtype),
-            "guidance": torch.full((batch,), 3.5, device=self.device),
+            "guidance": torch.full((batch,), GUIDANCE, device=self.device),
             "pooled_projections": self.tensor(batch, width, seed=1),
             "return_dict": False,
         }
 
-    def condition(self) -> Condition:
+    def condition(self, cond_attention: str = "bidirectional") -> Condition:
         """All from masks to condition but the encoders."""
-        chosen = AttentionRules("hard", self.models.size.aia_blocks)
+        chosen = AttentionRules("hard", self.models.size.aia_blocks, cond_attention=cond_attention)
         settings = ConditionSettings(chosen, cond_scale_factor=1 if self.case.side <= 512 else 2)
         case = self.case
         tokens = scene(case.side, case.n_entities, settings, case.text_tokens, case.batch_size).to(self.device)
@@ -177,7 +182,12 @@ def schemes_of(given: Given) -> list[Scheme]:
         Scheme("published", given.condition, regional_step(given, models.ours), published),
         Scheme("routed", given.condition, regional_step(given, models.ours)),
         Scheme("folded", given.condition, regional_step(given, models.folded)),
+        Scheme(ISOLATED, functools.partial(isolated, given), regional_step(given, models.folded)),
     ]
+
+
+def isolated(given: Given) -> Condition:
+    return with_keys(given.models.folded, given.condition(cond_attention="isolated"), GUIDANCE)
 
 
 def regional_step(
