@@ -46,7 +46,7 @@ coco_stuff() { launch config/seg2any_coco_stuff.yaml "$@"; }
 
 # Tokens of a million samples are counted first, once, by all cores.
 sacap_1m() {
-    "$PYTHON" prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --data.train.params.is_group_bucket=True
+    "$PYTHON" prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --data.train.params.is_group_bucket=True "$@"
     launch config/seg2any_sacap_1m.yaml --data.train.params.is_group_bucket=True "$@"
 }
 

@@ -528,6 +528,18 @@ def test_the_published_command_line_under_torchrun_equals_one_process(tmp_path: 
         assert len(open_map(data, tokenizer, 16, settings)) == 6
 
 
+def test_train_sh_counts_the_data_it_trains_on(tmp_path: Path):
+    stub = tmp_path / "python"
+    stub.write_text('#!/bin/sh\necho "$@"\n')
+    stub.chmod(0o755)
+    subset = "--data.train.params.seg_caption_path=subset.parquet"
+    command, environment = ["bash", "train.sh", "sacap_1m", subset], os.environ | {"PYTHON": str(stub)}
+    said = subprocess.run(command, check=True, cwd=REPOSITORY, env=environment, capture_output=True, text=True).stdout
+    counting, training = (line.split() for line in said.splitlines())
+    assert (counting[0], training[0]) == ("prepare_dataset_bucket_map.py", "train.py")
+    assert counting[1:] == training[1:] and counting[-1] == subset
+
+
 def test_wrong_input_is_one_line(tmp_path: Path, monkeypatch, capsys):
     made = synthetic_data.make_sacap_1m(tmp_path, 3)
     path = published_config(tmp_path, made.params)
