@@ -72,6 +72,14 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         if backend != "native":
             check_backend(backend)
 
+    def enable_parallelism(self, **_: Any) -> None:
+        """Refused. Diffusers' context parallelism exchanges heads for tokens inside of its own attention call, which
+        takes no pattern; its tensor parallelism cuts the weights that adapters are routed by."""
+        raise UserError(
+            "enable_parallelism would cut text, image and condition without their attention mask, and the regions "
+            "would vanish; give each GPU images of its own: torchrun --nproc_per_node GPUS infer.py ..."
+        )
+
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str = DEFAULT) -> None:
         """As in diffusers, but adapters that were active stay active."""
         refuse_unroutable(adapter_config.to_dict(), adapter_name)
