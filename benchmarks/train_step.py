@@ -2,10 +2,13 @@
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step config/seg2any_ade20k.yaml --trainer.train_batch_size=4 --rounds 10
+    python -m benchmarks.train_step --size flux-dev    # random weights on CUDA: samples a second and peak memory
 
 One model, one data set, the same batches, the steps in turn. `published` runs T5, CLIP and VAE in every step, builds a
 dense float mask image by image, and computes both adapters on all tokens (`benchmarks/published_scheme.py`); `ours`
-with the same networks live, and with caches. Losses of the three must agree. The last line is JSON.
+with the same networks live, and with caches. Losses of the three must agree. The default is the shipped config with the
+published batch of 4, in bf16 where the CPU computes in it. With --size see `benchmarks/train_sizes.py`. The last line
+is JSON; `--clock cpu` measures processor time, for a machine that others use.
 """
 
 from __future__ import annotations
@@ -16,12 +19,13 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from benchmarks import train_sizes
+from benchmarks.clock import CLOCKS, timed
 from benchmarks.published_scheme import published_scheme
 from seg2any import config as configs
 from seg2any.config import Config
@@ -29,6 +33,10 @@ from seg2any.errors import UserError
 from seg2any.provenance import circumstances
 from seg2any.training.trainer import Trainer
 
+DEFAULT = (
+    *("config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64", "--trainer.train_batch_size=4"),
+    "--dataloader_num_workers=0",  # so that reading is part of the step
+)
 CACHED = {"cache_text": "all", "cache_latents": True}
 LIVE = {"cache_text": "none", "cache_latents": False}
 
@@ -64,16 +72,21 @@ class LastLoss:
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5, help="steps of each scheme (default: %(default)s)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: %(default)s")
+    parser.add_argument("--size", choices=train_sizes.SIDES, help="random weights of this size; flux-dev needs CUDA")
     parser.add_argument("--output", type=Path, help="append the JSON line to this file")
     options, overrides = parser.parse_known_args(arguments)
     try:
-        config = configs.load(overrides or ["config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64"])
-        with tempfile.TemporaryDirectory() as folder:
-            report = measure(config, options.rounds, Path(folder))
+        if options.size:
+            report = measure_size(options.size, options.rounds)
+        else:
+            config = configs.load([*(() if has_file(overrides) else DEFAULT), *overrides])
+            with tempfile.TemporaryDirectory() as folder:
+                report = measure(config, options.rounds, options.clock, Path(folder))
     except UserError as error:
         print(f"benchmarks.train_step: {error}", file=sys.stderr)
         return 2
-    print(table(report))
+    print(train_sizes.table(report["rows"]) if options.size else table(report))
     line = json.dumps(report)
     print(line)
     if options.output:
@@ -83,14 +96,24 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def measure(config: Config, rounds: int, folder: Path) -> dict:
+def has_file(words: list[str]) -> bool:
+    return bool(words) and not words[0].startswith("--")
+
+
+def measure_size(name: str, rounds: int) -> dict:
+    rows = train_sizes.measure(name, rounds)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return {"benchmark": "train_step", "size": name, "rounds": rounds, "rows": rows} | circumstances(device)
+
+
+def measure(config: Config, rounds: int, clock: str, folder: Path) -> dict:
     """Seconds per step of every scheme, the first round left out."""
     trainers = {scheme.name: trainer_of(scheme, config, folder) for scheme in SCHEMES}
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(rounds + 1):
         losses = []
         for scheme in SCHEMES:
-            took, loss = timed_step(trainers[scheme.name], scheme)
+            took, loss = timed_step(trainers[scheme.name], scheme, clock)
             seconds[scheme.name].append(took)
             losses.append(loss)
         if max(losses) - min(losses) > 1e-3 * max(losses):
@@ -105,6 +128,8 @@ def measure(config: Config, rounds: int, folder: Path) -> dict:
         "batch_size": config.trainer.train_batch_size,
         "resolution": config.resolution,
         "rounds": rounds,
+        "clock": clock,
+        "precision": str(trainers[published].velocity.dtype),
     } | circumstances(trainers[published].accelerator.device)
 
 
@@ -113,27 +138,21 @@ def trainer_of(scheme: Scheme, config: Config, folder: Path) -> Trainer:
     model = replace(config.model, attention_backend=scheme.backend or config.model.attention_backend)
     project = replace(config.project, output_dir=str(folder / scheme.name))
     val = replace(config.data.val, type=None, target=None)
-    trainer = Trainer(replace(config, trainer=options, model=model, project=project, data=replace(config.data, val=val)))
+    trainer = Trainer(
+        replace(config, trainer=options, model=model, project=project, data=replace(config.data, val=val))
+    )
     if scheme.published:
         trainer.pipeline.vae.to(memory_format=torch.contiguous_format)  # channels_last is ours
     return trainer
 
 
-def timed_step(trainer: Trainer, scheme: Scheme) -> tuple[float, float]:
+def timed_step(trainer: Trainer, scheme: Scheme, clock: str) -> tuple[float, float]:
     """-> seconds, loss."""
     log = LastLoss()
     heads = trainer.pipeline.transformer.config.num_attention_heads
     with published_scheme(heads) if scheme.published else contextlib.nullcontext():
-        synchronise(trainer.accelerator.device)
-        began = time.perf_counter()
-        trainer.step(log)
-        synchronise(trainer.accelerator.device)
-    return time.perf_counter() - began, log.loss
-
-
-def synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        took = timed(lambda: trainer.step(log), trainer.accelerator.device, clock)
+    return took, log.loss
 
 
 def table(report: dict) -> str:

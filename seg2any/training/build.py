@@ -18,7 +18,7 @@ from seg2any.models.adapters import COND, DEFAULT, AdapterCard, add_adapters, lo
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.settings import ConditionSettings
 from seg2any.training.parallel import weight_dtype
-from seg2any.training.quantize import quantization_config
+from seg2any.training.quantize import follow_autocast, quantization_config
 from seg2any.training.run_data import data_set_name
 
 
@@ -63,6 +63,7 @@ def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
         module.requires_grad_(False)
     pipeline.to(accelerator.device)
+    follow_autocast(pipeline.transformer)
     pipeline.vae.to(memory_format=torch.channels_last)  # a convolution's fastest layout
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

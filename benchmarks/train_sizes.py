@@ -1,0 +1,148 @@
+"""Training steps of a transformer with random weights, as the memory presets in config/ set it up.
+
+What caches give is random numbers, and T5, CLIP and VAE are not there; nothing is downloaded. A step is one sample of
+1024 px with 8 regions and its contour at 512 px: noise, forward, backward, clipping, AdamW.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.clock import in_turn
+from benchmarks.published_scheme import published_scheme
+from benchmarks.step_schemes import SIZES, Case, Given, Models, Size
+from seg2any import config as configs
+from seg2any import flow
+from seg2any.config import Config
+from seg2any.errors import UserError
+from seg2any.models.adapters import add_adapters, trainable_parameters
+from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.training.memory import GIB, Encoders, Launch, estimate
+from seg2any.training.optimizer import make_optimizer
+from seg2any.training.quantize import follow_autocast
+from seg2any.training.velocity import Velocity
+
+CONFIGS = Path(__file__).parents[1] / "config"
+SIDES = {"flux-dev": 1024, "tiny": 128}
+N_REGIONS = 8
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: a memory preset, by the published scheme or by ours."""
+
+    name: str
+    preset: str
+    published: bool = False
+
+    def config(self, size: Size, side: int) -> Config:
+        files = [str(CONFIGS / "seg2any_sacap_1m.yaml"), str(CONFIGS / f"{self.preset}.yaml")]
+        return configs.load([*files, f"--model.rank={size.rank}", f"--resolution={side}"])
+
+
+ROWS = (
+    Row("published, bf16", "memory_48gb", published=True),
+    Row("ours, bf16", "memory_48gb"),
+    Row("ours, nf4", "memory_24gb"),
+)
+
+
+def measure(name: str, rounds: int, device: str | None = None) -> list[dict[str, object]]:
+    """One row after the other, each alone in memory. Raises UserError without CUDA for FLUX.1-dev's size."""
+    if name == "flux-dev" and not torch.cuda.is_available():
+        raise UserError("--size flux-dev needs a CUDA device with 60 GB of memory; without one, leave --size out")
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return [measure_row(row, SIZES[name], SIDES[name], rounds, where) for row in ROWS]
+
+
+def measure_row(row: Row, size: Size, side: int, rounds: int, device: torch.device) -> dict[str, object]:
+    config = row.config(size, side)
+    transformer = random_transformer(size, config, device)
+    given = Given(Models(size, *[transformer] * 3), Case(side, N_REGIONS), device, torch.float32)
+    step = training_step(transformer, config, given)
+    is_cuda = device.type == "cuda"
+    if is_cuda:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    with published_scheme(size.n_heads) if row.published else contextlib.nullcontext():
+        (seconds,) = in_turn({row.name: step}, rounds, device).values()
+    tokens = given.condition().tokens.kind.shape[1]
+    expected = estimate(config, transformer, tokens, Encoders(), Launch())
+    return {
+        "row": row.name,
+        "preset": row.preset,
+        "tokens": tokens,
+        "samples_per_s": 1 / statistics.median(seconds),
+        "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if is_cuda else None,
+        "estimated_gib": sum(expected.values()) / GIB,
+    }
+
+
+def random_transformer(size: Size, config: Config, device: torch.device) -> Seg2AnyTransformer2DModel:
+    """Frozen, in bf16 or nf4 on the device, with both adapters in fp32."""
+    torch.manual_seed(0)
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)  # never the float32 weights of FLUX.1-dev, 48 GB
+    try:
+        with torch.device(device):
+            transformer = Seg2AnyTransformer2DModel(**size.config()).requires_grad_(False)
+    finally:
+        torch.set_default_dtype(default)
+    if config.trainer.base_quantization == "nf4":
+        quantise(transformer, device)
+        follow_autocast(transformer)
+    add_adapters(transformer, size.rank, size.rank)
+    trainable_parameters(transformer)
+    if config.trainer.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    return transformer.train()
+
+
+def quantise(module: nn.Module, device: torch.device) -> None:
+    """Every Linear to nf4, in place, as diffusers does when it loads a model."""
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    for name, child in module.named_children():
+        if not isinstance(child, nn.Linear):
+            quantise(child, device)
+            continue
+        layer = Linear4bit(
+            child.in_features, child.out_features, child.bias is not None, torch.bfloat16, quant_type="nf4"
+        )
+        layer.weight = Params4bit(child.weight.data.cpu(), requires_grad=False, quant_type="nf4")
+        layer.bias = child.bias
+        setattr(module, name, layer.to(device))
+
+
+def training_step(transformer: nn.Module, config: Config, given: Given) -> Callable[[], None]:
+    """What the trainer does with a sample that caches hold."""
+    parameters = [p for p in transformer.parameters() if p.requires_grad]
+    optimizer = make_optimizer(config, parameters, 1)
+    velocity = Velocity(transformer, config.trainer.guidance_scale, torch.bfloat16)
+    x0, noise = given.latents(), given.tensor(*given.latents().shape, seed=4)
+    s = torch.full((len(x0),), 0.5, device=x0.device)
+
+    def step() -> None:
+        prediction = velocity(flow.interpolate(x0, noise, s), s, given.condition())
+        flow.loss(prediction, flow.velocity(x0, noise), torch.ones_like(s)).backward()
+        nn.utils.clip_grad_norm_(parameters, config.optimizer.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+def table(rows: list[dict[str, object]]) -> str:
+    lines = [f"{'scheme':<18}{'tokens':>7}{'samples/s':>11}{'peak GiB':>10}{'estimated':>11}"]
+    for row in rows:
+        peak = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
+        rate, expected = row["samples_per_s"], row["estimated_gib"]
+        lines.append(f"{row['row']:<18}{row['tokens']:>7}{rate:>11.3f}{peak:>10}{expected:>11.1f}")
+    return "\n".join(lines)
