@@ -173,13 +173,14 @@ class TestPipeline:
             latents_of(isolated, THREE, **arguments), uncached(THREE, **arguments), atol=1e-4, rtol=0
         )
 
-    def test_a_step_cache_that_never_skips_changes_nothing(self, isolated, uncached):
-        arguments = {"num_inference_steps": 4, "negative_prompt": "a plain heart", "true_cfg_scale": 2.0}
-        cached = {**arguments, "step_cache": FirstBlockCacheConfig(threshold=0.0)}
-        for _ in range(2):
-            torch.testing.assert_close(
-                latents_of(isolated, MANY, **cached), uncached(MANY, **arguments), atol=1e-4, rtol=0
-            )
+    @pytest.mark.parametrize("threshold", [0.0, 1e9], ids=["never skips", "always skips"])
+    def test_step_caches_do_as_without(self, isolated, uncached, threshold):
+        """They may not take the pass of the condition for a step, whose blocks could be skipped."""
+        arguments = {"num_inference_steps": 3, "step_cache": FirstBlockCacheConfig(threshold=threshold)}
+        arguments |= {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0, "cfg_in_one_pass": False}
+        torch.testing.assert_close(
+            latents_of(isolated, MANY, **arguments), uncached(MANY, **arguments), atol=1e-4, rtol=0
+        )
 
     def test_offloaded_by_blocks(self, isolated, uncached):
         expected, cpu = uncached(MANY), torch.device("cpu")

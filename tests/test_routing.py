@@ -74,6 +74,7 @@ def test_without_a_condition_a_style_acts_as_in_stock():
         {"init_lora_weights": "loftq"},
         {"alora_invocation_tokens": [1]},
         {"bias": "all"},
+        {"lora_bias": True},
         {"modules_to_save": ["proj_out"]},
     ],
     ids=str,

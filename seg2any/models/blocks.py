@@ -19,7 +19,8 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import nn
 
-from seg2any.attention import AttentionPlan, attend
+from seg2any.attention import AttentionPlan
+from seg2any.attention.kernel import masked_sdpa
 from seg2any.condition import ConditionKeys
 from seg2any.models.routing import Rows, linear
 
@@ -47,7 +48,7 @@ class BlockContext:
                 known = self.cond_keys.of_block[self.block]
                 key, value = (torch.cat(pair, 1) for pair in zip((key, value), known, strict=True))
         if self.plan is None:
-            return attend(query, key, value)
+            return masked_sdpa(query, key, value)  # stock FLUX to the bit
         return self.plan.attend(self.block, query, key, value)
 
 

@@ -105,5 +105,3 @@ def _add(layer: LoraLayer, scale: float) -> None:
     down, up, base = layer.lora_A[DEFAULT], layer.lora_B[DEFAULT], layer.base_layer
     delta = up.weight.float().to(base.weight.device) @ down.weight.float().to(base.weight.device)
     base.weight.copy_(base.weight.float().add_(delta, alpha=scale))
-    if up.bias is not None:
-        base.bias.copy_(base.bias.float().add_(up.bias.float().to(base.bias.device), alpha=scale))

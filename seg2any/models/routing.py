@@ -6,6 +6,7 @@ rows are said with every call, so there is no switch to forget, and a call witho
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,39 +47,44 @@ def linear(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
     if not isinstance(layer, LoraLayer):
         return layer(x)
     y = layer.base_layer(x)
-    terms = [_delta(layer, part, rows, is_cond) for part, is_cond in zip(rows.split(x), (False, True), strict=False)]
+    is_own = type(layer.base_layer) is nn.Linear  # quantised layers hand out views
+    if is_own and not torch.is_grad_enabled():
+        for is_cond, (part, out) in enumerate(zip(rows.split(x), rows.split(y), strict=True)):
+            for name, factor in _missing(layer, rows, bool(is_cond)):
+                out.add_(_low_rank(layer, name, part, factor))
+        return y
+    terms = [_delta(layer, part, rows, bool(is_cond)) for is_cond, part in enumerate(rows.split(x))]
     if all(term is None for term in terms):
         return y
-    is_own = type(layer.base_layer) is nn.Linear  # quantised layers hand out views
     if len(terms) == 1:
-        return y.add_(terms[0]) if is_own else y.add(terms[0])
-    if is_own and not torch.is_grad_enabled():
-        for part, term in zip(rows.split(y), terms, strict=True):
-            if term is not None:
-                part.add_(term)
-        return y
-    zero = y.new_zeros(1)
-    blank = [zero.expand(part.shape) for part in rows.split(y)]
-    # one sum over all rows: its gradient reaches both adapters as views, in-place sums on row slices would copy it
-    total = torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1)
+        total = terms[0]
+    else:
+        zero = y.new_zeros(1)
+        blank = [zero.expand(part.shape) for part in rows.split(y)]
+        # one sum over all rows: its gradient reaches both adapters as views, in-place sums on row slices would copy it
+        total = torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1)
     return y.add_(total) if is_own else y.add(total)
 
 
 def _delta(layer: LoraLayer, x: torch.Tensor, rows: Rows, is_cond: bool) -> torch.Tensor | None:
-    """Sum of the deltas that the base weight lacks on these rows, [B, L, D_out], or None.
+    """Sum of the deltas that the base weight lacks on these rows, [B, L, D_out], or None."""
+    deltas = [_low_rank(layer, name, x, factor) for name, factor in _missing(layer, rows, is_cond)]
+    return functools.reduce(torch.add, deltas) if deltas else None
 
-    A merged adapter is in the base weight, so it acts on all rows: it is not added again on its own rows, and it is
-    taken back on the others.
+
+def _missing(layer: LoraLayer, rows: Rows, is_cond: bool) -> list[tuple[str, float]]:
+    """Adapters, and how often their B A is missing in the base weight on the condition rows, or on the others.
+
+    An adapter that is in the base weight acts on all rows: it is not added again on its own rows, and it is taken back
+    on the others.
     """
-    total = None
+    found = []
     for name in layer.lora_A:
         wanted = not layer.disable_adapters and name in layer.active_adapters
         wanted = layer.scaling[name] if wanted and (name in rows.cond_adapters) == is_cond else 0.0
-        missing = wanted - scale_in_base(layer, name)
-        if missing:
-            delta = _low_rank(layer, name, x, missing)
-            total = delta if total is None else total + delta
-    return total
+        if wanted != scale_in_base(layer, name):
+            found.append((name, wanted - scale_in_base(layer, name)))
+    return found
 
 
 def scale_in_base(layer: LoraLayer, name: str) -> float:
@@ -103,7 +109,7 @@ def _low_rank(layer: LoraLayer, name: str, x: torch.Tensor, scale: float) -> tor
 _NOT_LOW_RANK = (
     *("use_dora", "use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "velora_config"),
     *("monteclora_config", "kasa_config", "modules_to_save", "target_parameters", "trainable_token_indices"),
-    "layer_replication",
+    *("layer_replication", "lora_bias"),
 )
 _LOW_RANK_STARTS = (True, False, "gaussian", "eva", "orthogonal")
 _FOREIGN_WEIGHTS = {"lora_magnitude_vector": "use_dora", "dora_scale": "use_dora", ".lokr_": "LoKr", ".hada_": "LoHa"}

@@ -1,0 +1,138 @@
+"""Time of a denoising step of a FLUX folder with its adapters, and what folding and keeping the condition save.
+
+    python -m benchmarks.fold                                # the small model of this repository
+    python -m benchmarks.fold --model FLUX.1-dev --lora ckpt/sacap_1m/checkpoint-20000 --layout my.json \\
+        --device cuda --dtype bf16
+
+plain     FLUX without adapters: the same image, its caption padded to the adapter's max_sequence_length
+unfolded  the adapters as they are loaded
+folded    `default` in the weights
+kept      folded, the condition isolated and computed once, before the first step; `once` says how long that takes
+
+The schemes run in turn. The numbers of `kept` hold for adapters that were trained isolated; others run as fast, but
+see another contour. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import statistics
+import sys
+from collections.abc import Callable
+
+import torch
+
+from benchmarks.clock import CLOCKS, in_turn
+from seg2any.condition import Condition
+from seg2any.errors import UserError
+from seg2any.inference.model import WEIGHT_DTYPES
+from seg2any.latents import pixels_per_token
+from seg2any.layout import Layout
+from seg2any.models.cond_cache import with_keys
+from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.prepare import assemble, encode_layouts, image_size
+from seg2any.provenance import circumstances
+from seg2any.settings import ConditionSettings
+
+GUIDANCE = 3.5
+
+
+def load(options: argparse.Namespace, adapted: bool) -> Seg2AnyPipeline:
+    pipe = Seg2AnyPipeline.from_pretrained(options.model, dtype=WEIGHT_DTYPES[options.dtype])
+    if adapted:
+        pipe.load_adapters(options.lora)
+    return pipe.to(options.device)
+
+
+def prepare(pipe: Seg2AnyPipeline, layout: Layout, settings: ConditionSettings) -> Condition:
+    size = image_size([layout], None, None, pixels_per_token(pipe.vae) * settings.cond_scale_factor)
+    encoded = encode_layouts([layout], size, pipe, settings)
+    generators = [torch.Generator().manual_seed(0)]
+    return assemble(encoded, settings, generators).to(pipe.device, pipe.transformer.dtype)
+
+
+@torch.no_grad()
+def step(transformer: Seg2AnyTransformer2DModel, condition: Condition) -> torch.Tensor:
+    """The velocity of noise in the middle of the way, [1, image tokens, channels]."""
+    tokens, embeds = condition.tokens, condition.prompt_embeds
+    latents = embeds.new_ones(1, tokens.n_image, transformer.config.in_channels)
+    return transformer(
+        hidden_states=latents,
+        timestep=embeds.new_full([1], 0.5),
+        guidance=embeds.new_full([1], GUIDANCE) if transformer.config.guidance_embeds else None,
+        encoder_hidden_states=embeds,
+        pooled_projections=condition.pooled_prompt_embeds,
+        joint_attention_kwargs={"condition": condition},
+        return_dict=False,
+    )[0]
+
+
+def measure(options: argparse.Namespace) -> dict[str, object]:
+    """Median seconds of every scheme, with the tokens of a step and the bytes that are kept."""
+    layout = Layout.read(options.layout)
+    plain, routed, folded = (load(options, adapted) for adapted in (False, True, True))
+    folded.fold()
+    settings = routed.settings
+    isolated = dataclasses.replace(settings, rules=dataclasses.replace(settings.rules, cond_attention="isolated"))
+    condition, alone = prepare(routed, layout, settings), prepare(folded, layout, isolated)
+    kept = with_keys(folded.transformer, alone, GUIDANCE)
+    given = {
+        "plain": (plain, prepare(plain, layout, settings.override({"method": "none"}))),
+        "unfolded": (routed, condition),
+        "folded": (folded, condition),
+        "kept": (folded, kept),
+    }
+    works: dict[str, Callable[[], object]] = {
+        name: lambda pipe=pipe, given=given: step(pipe.transformer, given) for name, (pipe, given) in given.items()
+    }
+    works["once"] = lambda: with_keys(folded.transformer, alone, GUIDANCE)
+    seconds = in_turn(works, options.rounds, options.device, options.clock)
+    tokens = condition.tokens
+    return {
+        "seconds": {name: statistics.median(each) for name, each in seconds.items()},
+        "tokens": {"image": tokens.n_image, "text": tokens.n_text, "condition": tokens.n_cond},
+        "plain_text_tokens": given["plain"][1].tokens.n_text,
+        "kept_bytes": kept.cond_keys.n_bytes,
+    }
+
+
+def table(report: dict) -> str:
+    seconds, tokens = report["seconds"], report["tokens"]
+    sizes = ", ".join(f"{number} {kind}" for kind, number in tokens.items())
+    lines = [
+        f"{sizes} tokens; plain: {report['plain_text_tokens']} text tokens; kept: {report['kept_bytes'] / 1e6:.1f} MB"
+    ]
+    for name, each in seconds.items():
+        lines.append(f"{name:<10}{each * 1e3:8.1f} ms {each / seconds['plain']:6.2f} of plain")
+    return "\n".join(lines)
+
+
+def parse_options(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="examples/shapes/model", help="FLUX folder (default: the small model)")
+    parser.add_argument("--lora", default="examples/shapes/lora", help="its adapters (default: the small model's)")
+    parser.add_argument("--layout", default="examples/shapes/masks/eight.json", help="what is to be made")
+    parser.add_argument("--rounds", type=int, default=10, help="after one that does not count (default: 10)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
+    parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="fp32", help="default: fp32")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
+    return parser.parse_args(words)
+
+
+def main() -> int:
+    options = parse_options()
+    try:
+        report = measure(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(report))
+    print(json.dumps({"options": vars(options), **report, **circumstances(options.device)}))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
