@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from seg2any.inference.options import Options
+from seg2any.inference.processes import Process
 from seg2any.inference.recipe import BrokenImage, check_recipe_fits, differences, read_recipe
 from seg2any.inference.survey import Surveyed, image_paths, panel_path
 from seg2any.layout import MAX_SEED
+
+ALONE = Process()
 
 
 @dataclass(frozen=True)
@@ -29,17 +32,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """jobs to do, jobs whose image is there already, and remarks about the latter."""
+    """Of one process: jobs to do, jobs whose image is there already, and remarks about the latter."""
 
     to_do: tuple[Job, ...]
     finished: tuple[Job, ...]
     remarks: tuple[str, ...]
 
 
-def make_plan(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict) -> Plan:
+def make_plan(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict, process: Process = ALONE) -> Plan:
     """Compare what is asked for with what is in the output folder. Raises UserError for recipes that do not fit."""
     to_do, finished, remarks = [], [], []
-    for job in _jobs(layouts, options, shared_recipe):
+    for job in own_jobs(list(_jobs(layouts, options, shared_recipe)), options.batch_size, process):
         remark = None if options.overwrite else _look_at(job)
         if options.overwrite or not job.path.exists() or remark == BROKEN:
             check_recipe_fits(job.recipe, job.path)
@@ -49,6 +52,13 @@ def make_plan(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict
         if remark:
             remarks.append(f"{job.path}: {remark}")
     return Plan(tuple(to_do), tuple(finished), tuple(remarks))
+
+
+def own_jobs(jobs: Sequence[Job], batch_size: int, process: Process) -> list[Job]:
+    """The share of a process: whole batches of those that one process would make. It depends on nothing that other
+    processes do meanwhile, so no image is made twice or left out."""
+    own = {job.path for batch in process.share(list(batches(jobs, batch_size))) for job in batch}
+    return [job for job in jobs if job.path in own]
 
 
 def batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
