@@ -31,7 +31,7 @@ from seg2any.provenance import circumstances
 
 RESULTS = Path(__file__).parent / "results"
 OURS = "folded"
-NOT_COMPARED = ("plain", ISOLATED)
+NOT_COMPARED = ("plain", "kernel", ISOLATED)
 MOST_DIFFERENCE = 0.02  # of the schemes' outputs, relative: what bfloat16 leaves
 DEFAULTS = {  # sides, batch sizes, steps of a whole image
     "cpu": ((512,), (1,), 4),

@@ -1,6 +1,7 @@
 """The ways to make an image that `benchmarks.step` compares, all on one set of weights.
 
 plain      stock FLUX.1 of diffusers: the same image tokens, its 512 padded text tokens, no adapter; the floor
+kernel     plain FLUX with our attention kernel: how much of our lead is that kernel's and how much what we leave out
 published  `benchmarks/published_scheme.py`: a dense float mask, both adapters on all tokens, a pass for each stream
 routed     ours as adapters are loaded: each on its own tokens
 folded     ours after `fold()`: one adapter in the weights, its difference to the other on the condition's tokens
@@ -179,6 +180,7 @@ def schemes_of(given: Given) -> list[Scheme]:
     published = functools.partial(published_scheme, models.size.n_heads)
     return [
         Scheme("plain", lambda: token_ids(given), lambda ids, x, t: plain_step(given, ids, x, t)),
+        Scheme("kernel", lambda: token_ids(given), lambda ids, x, t: plain_step(given, ids, x, t, models.folded)),
         Scheme("published", given.condition, regional_step(given, models.ours), published),
         Scheme("routed", given.condition, regional_step(given, models.ours)),
         Scheme("folded", given.condition, regional_step(given, models.folded)),
@@ -213,9 +215,14 @@ def token_ids(given: Given) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def plain_step(
-    given: Given, ids: tuple[torch.Tensor, torch.Tensor, torch.Tensor], latents: torch.Tensor, time: float
+    given: Given,
+    ids: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+    latents: torch.Tensor,
+    time: float,
+    model: FluxTransformer2DModel | None = None,
 ) -> torch.Tensor:
+    """By the stock model, or by another one without a condition."""
     text, text_ids, image_ids = ids
-    return given.models.stock(
+    return (model or given.models.stock)(
         hidden_states=latents, encoder_hidden_states=text, txt_ids=text_ids, img_ids=image_ids, **given.shared(time)
     )[0]

@@ -43,8 +43,15 @@ def test_the_step_benchmark_keeps_its_table_bars_and_circumstances(tmp_path, cap
     printed = capsys.readouterr().out.splitlines()
     kept = json.loads((tmp_path / "new" / "step.json").read_text())
     assert json.loads(printed[-1]) == kept and {"machine", "versions", "commit"} <= kept.keys()
-    assert [row["scheme"] for row in kept["results"]] == ["plain", "published", "routed", "folded", "isolated"] * 3
-    assert [row["n_entities"] for row in kept["results"]] == [1] * 5 + [8] * 5 + [20] * 5
+    assert [row["scheme"] for row in kept["results"]] == [
+        "plain",
+        "kernel",
+        "published",
+        "routed",
+        "folded",
+        "isolated",
+    ] * 3
+    assert [row["n_entities"] for row in kept["results"]] == [1] * 6 + [8] * 6 + [20] * 6
     assert all(
         len(row["seconds"]) == 1 and (row["image_seconds"] is None) == (row["n_entities"] != 8)
         for row in kept["results"]
