@@ -8,6 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from seg2any import config
+from seg2any.errors import UserError
+from seg2any.training import parallel
 from tests import tiny_run
 
 # Noise belongs to the sample, so only the order of sums differs. LoRA dropout draws per process: it is off. A large
@@ -74,3 +77,22 @@ def assert_state_is_the_same(ours, theirs):
         for key in ("exp_avg", "exp_avg_sq"):
             torch.testing.assert_close(first["optimizer"][name][key], moments[key], rtol=1e-4, atol=1e-7)
         assert float(first["optimizer"][name]["step"]) == float(moments["step"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [(3, "ZeRO stage 3 leaves each process a part of every parameter"), (0, "ZeRO stage 0 is not supported")],
+)
+def test_other_stages_of_zero_are_refused_with_the_reason(stage, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parallel._configure_deepspeed({"zero_optimization": {"stage": stage}}, config.load([]))
+    assert "\n" not in str(caught.value) and "config/deepspeed_stage2.yaml" in str(caught.value)
+
+
+def test_fsdp_is_refused_with_the_reason(monkeypatch):
+    class Launched:
+        device, distributed_type = torch.device("cpu"), parallel.DistributedType.FSDP
+
+    monkeypatch.setattr(parallel, "Accelerator", lambda **_: Launched())
+    with pytest.raises(UserError, match="FSDP leaves each process a part of every parameter, .* use DDP or DeepSpeed"):
+        parallel.make_accelerator(config.load(["--mixed_precision=no"]))

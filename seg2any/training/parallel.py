@@ -20,6 +20,8 @@ from seg2any.config import Config
 from seg2any.errors import UserError
 from seg2any.precision import has_fast_bfloat16
 
+# Not the routing of adapters, which calls every layer as a module, but what is done to them between steps.
+WHOLE_PARAMETERS = "leaves each process a part of every parameter, and checkpoints and the average need whole adapters"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -42,7 +44,7 @@ def make_accelerator(config: Config) -> Accelerator:
         _configure_deepspeed(accelerator.deepspeed_plugin.deepspeed_config, config)
     elif accelerator.distributed_type in (DistributedType.FSDP, DistributedType.MEGATRON_LM):
         kind = accelerator.distributed_type.value
-        raise UserError(f"launcher: {kind} shards what the adapters are routed by; use DDP or DeepSpeed ZeRO-2")
+        raise UserError(f"launcher: {kind} {WHOLE_PARAMETERS}; use DDP or DeepSpeed ZeRO-2")
     return accelerator
 
 
@@ -64,7 +66,8 @@ def _configure_deepspeed(deepspeed: dict, config: Config) -> None:
     """Our config decides; the launcher's file only says which stage and which buckets."""
     zero = deepspeed["zero_optimization"]
     if zero["stage"] not in (1, 2):
-        raise UserError(f"launcher: DeepSpeed ZeRO stage {zero['stage']}; use stage 2, as config/deepspeed_stage2.yaml")
+        reason = f" {WHOLE_PARAMETERS}" if zero["stage"] == 3 else " is not supported"
+        raise UserError(f"launcher: DeepSpeed ZeRO stage {zero['stage']}{reason}; use config/deepspeed_stage2.yaml")
     if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
         raise UserError("launcher: DeepSpeed's offload_optimizer_device is not supported; set it to none")
     if config.mixed_precision == "fp16":
