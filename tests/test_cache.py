@@ -239,7 +239,7 @@ def test_shards_are_cut_by_size_and_many_stay_readable(tmp_path, monkeypatch):
     assert [int(shards.read(key_of(number))["a"][0, 0]) for number in (0, 4, 2, 0, 3, 1)] == [0, 4, 2, 0, 3, 1]
 
 
-@pytest.mark.parametrize("damage", ["cut", "header", "ends"])
+@pytest.mark.parametrize("damage", ["cut", "header", "ends", "empty"])
 def test_a_damaged_shard_is_removed_and_its_entries_are_missing(tmp_path, damage):
     shards = ShardStore(tmp_path)
     for number in range(2):
@@ -249,6 +249,9 @@ def test_a_damaged_shard_is_removed_and_its_entries_are_missing(tmp_path, damage
     if damage == "ends":
         keys = {"keys": np.zeros((1, 16), np.uint8), "ends": np.array([9]), "entries": np.zeros(4, np.uint8)}
         save_file(keys, first)
+    elif damage == "empty":
+        nothing = np.zeros(0, np.uint8)
+        save_file({"keys": nothing.reshape(0, 16), "ends": nothing.astype(np.int64), "entries": nothing}, first)
     else:
         content = first.read_bytes()
         first.write_bytes(content[:-1] if damage == "cut" else b"\xff" * 20 + content[20:])

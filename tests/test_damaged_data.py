@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,6 +231,18 @@ def test_the_scripts_say_in_one_line_what_is_left_out(tmp_path: Path, monkeypatc
         assert len(lines) == 1 and "Warning" not in lines[0] and ".py" not in lines[0]
         assert lines[0].startswith("warning: data set ade20k: 1 of 4 samples are left out; the first is ")
         assert made.truths[1].key in lines[0]
+
+
+def test_of_many_processes_one_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = synthetic_data.make_ade20k(tmp_path)
+    made.truths[0].image.unlink()
+    monkeypatch.setenv("RANK", "3")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(open_data_set("ade20k", made.params)) == 3
+    assert "1 of 4 samples" in refused("ade20k", made.params, "fail")
+    monkeypatch.setenv("RANK", "0")
+    assert len(skipping("ade20k", made.params)) == 3
 
 
 def test_all_that_is_left_out_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

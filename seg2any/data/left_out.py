@@ -5,6 +5,7 @@ The order of the remaining samples depends on the files alone, so it is the same
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -52,6 +53,8 @@ def check_left_out(
             f"data set {name}: {len(left_out)} of {total} samples cannot be used; {first}; "
             "mend them, or leave them out with --data.on_error=skip"
         )
+    if os.environ.get("RANK", "0") != "0":
+        return  # all processes of a run find the same, and the first says it
     warnings.warn(
         f"data set {name}: {len(left_out)} of {total} samples are left out; {first}", LeftOutWarning, stacklevel=3
     )

@@ -176,7 +176,7 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     try:
         with safe_open(path, framework="np") as file:
             keys, ends = file.get_tensor("keys"), file.get_tensor("ends")
-            if len(keys) == len(ends) and file.get_slice("entries").get_shape() == [int(ends[-1])]:
+            if 0 < len(keys) == len(ends) and file.get_slice("entries").get_shape() == [int(ends[-1])]:
                 return np.ascontiguousarray(keys).view(f"S{KEY_BYTES}")[:, 0], ends
     except FileNotFoundError:
         return None  # another process has found the damage first
