@@ -7,6 +7,7 @@ the same ones for both, so what makes a sample hard for both cancels. "clear" sa
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -70,13 +71,16 @@ def table(compared: Sequence[Compared]) -> str:
             lines.append(f"{start} {row.a.value - row.b.value:>10.4f}  {'':^23} {'':>7}  {row.verdict}")
             continue
         difference = row.difference
-        bounds = f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+        bounds = "" if math.isnan(difference.low) else f"[{difference.low:+.4f}, {difference.high:+.4f}]"
         lines.append(f"{start} {difference.value:>+10.4f}  {bounds:^23} {difference.n:>7}  {row.verdict}")
     return "\n".join(lines)
 
 
-def left_out(a: Run, b: Run) -> Iterator[str]:
-    """One line per number that cannot be compared, or not over all of its samples."""
+def remarks(a: Run, b: Run) -> Iterator[str]:
+    """What to know about a comparison: data that may not be the same, numbers that cannot be compared, or not over all
+    of their samples; a line each."""
+    if a.hashes.get("data") != b.hashes.get("data"):
+        yield "A and B were measured on data of different hashes; what has one name may not be the same sample"
     ours, theirs = {row.label for row in a.rows}, {row.label for row in b.rows}
     for label in sorted(ours ^ theirs):
         yield f"{label}: only in {'A' if label in ours else 'B'}"
@@ -100,7 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eval.compare: {error}", file=sys.stderr)
         return 2
     print(f"A: {options.a}\nB: {options.b}\n\n{table(compared)}")
-    for line in left_out(a, b):
+    for line in remarks(a, b):
         print(f"note: {line}")
     return 0
 

@@ -15,6 +15,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # started as a file, as published
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from eval.command import exit_status
 from eval.labels import ClassTable, Conversion, convert_folder, label_files
 from seg2any.errors import UserError
 
@@ -47,15 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("-o", "--out_dir", type=Path, help="default: COCO_PATH")
     parser.add_argument("--nproc", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
-    try:
-        print(convert(options.coco_path, options.out_dir or options.coco_path, max(1, options.nproc)))
-    except (UserError, OSError) as error:
-        print(f"eval.convert_coco_stuff164k: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.convert_coco_stuff164k: interrupted; start again to go on", file=sys.stderr)
-        return 130
-    return 0
+    target = options.out_dir or options.coco_path
+    return exit_status(
+        f"eval.{Path(__file__).stem}",
+        lambda: print(convert(options.coco_path, target, max(1, options.nproc))),
+    )
 
 
 if __name__ == "__main__":

@@ -15,8 +15,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+if not __package__:  # started as a file, as published
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 import numpy as np
 
+from eval.command import exit_status
 from eval.labels import ClassTable, Conversion, convert_folder, label_files
 from seg2any.errors import UserError
 
@@ -53,16 +57,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.size < 1:
         parser.error(f"--size {options.size}: give at least 1")
-    try:
-        paths = options.input_path, options.output_path
-        print(convert(*paths, options.size, options.data_set, max(1, options.nproc)))
-    except (UserError, OSError) as error:
-        print(f"eval.convert_labelsize_512: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.convert_labelsize_512: interrupted; start again to go on", file=sys.stderr)
-        return 130
-    return 0
+    paths = options.input_path, options.output_path
+    return exit_status(
+        f"eval.{Path(__file__).stem}",
+        lambda: print(convert(*paths, options.size, options.data_set, max(1, options.nproc))),
+    )
 
 
 if __name__ == "__main__":

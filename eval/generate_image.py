@@ -16,6 +16,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+if not __package__:  # started as a file, as published
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from eval.command import exit_status
 from seg2any.config import Config, load
 from seg2any.errors import UserError
 from seg2any.inference.console import plain_messages, warn
@@ -184,23 +188,14 @@ def describe(request: Request, data: DataSet, settings: ConditionSettings, machi
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted."""
-    try:
+
+    def run() -> None:
         request = parse_request(arguments)
         with plain_messages():
             generate(request)
-    except (UserError, OSError) as error:  # OSError: an output folder that cannot be written
-        return fail(error, 2)
-    except MemoryError as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail("interrupted; the images written so far are complete, start again to go on", 130)
-    return 0
 
-
-def fail(message: object, status: int) -> int:
-    for line in str(message).splitlines():
-        print(f"eval.generate_image: {line}", file=sys.stderr)
-    return status
+    advice = "the images written so far are complete, start again to go on"
+    return exit_status("eval.generate_image", run, advice)
 
 
 if __name__ == "__main__":

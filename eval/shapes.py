@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eval.command import exit_status
 from eval.generated import Generated, discard_leftovers, read_image, write_run
 from eval.generation import Task, make_images, plan
 from eval.metrics.item import Item
@@ -36,7 +37,6 @@ from eval.shapes_sources import (
 )
 from eval.stopwatch import Stopwatch
 from seg2any.data.shapes import ShapesDataset
-from seg2any.errors import UserError
 from seg2any.inference.console import plain_messages
 from seg2any.inference.model import WEIGHT_DTYPES, choose_device
 from seg2any.pipeline import Seg2AnyPipeline
@@ -172,17 +172,10 @@ def run(options: Options) -> None:
 
 
 def main() -> int:
-    """Exit status: 0 measured (whether the bars are met or not), 2 wrong input, 130 interrupted."""
-    try:
-        with plain_messages():
-            run(parse_options())
-    except (UserError, OSError) as error:  # OSError: an output folder that cannot be written
-        print(f"eval.shapes: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.shapes: interrupted; start again to go on", file=sys.stderr)
-        return 130
-    return 0
+    """Exit status: 0 measured (whether the bars are met or not), 1 out of memory, 2 wrong input, 130 interrupted."""
+    options = parse_options()
+    with plain_messages():
+        return exit_status("eval.shapes", lambda: run(options))
 
 
 if __name__ == "__main__":

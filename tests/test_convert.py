@@ -153,3 +153,15 @@ def test_a_folder_without_label_maps_is_told(tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "stuffthingmaps" / "val2017").mkdir(parents=True)
     assert convert_coco_stuff164k.main([str(tmp_path)]) == 2
     assert "holds no .png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("published", [True, False], ids=["as a file", "as a module"])
+def test_both_ways_to_start_a_converter(published: bool, tmp_path: Path):
+    write(tmp_path / "in" / "a.png", np.full((3, 4), 7, np.uint8))
+    name = "eval/convert_labelsize_512.py" if published else "eval.convert_labelsize_512"
+    flags = ["--input_path", tmp_path / "in", "--output_path", tmp_path / "out", "--size", "8", "--nproc", "2"]
+    where = tmp_path if published else REPOSITORY  # a file is found from anywhere
+    command = [sys.executable, *([REPOSITORY / name] if published else ["-m", name]), *flags]
+    done = subprocess.run(list(map(str, command)), cwd=where, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (read(tmp_path / "out" / "a.png") == 7).all() and "1 label maps converted" in done.stdout

@@ -233,6 +233,14 @@ def test_wrong_input_is_one_line(more: list[str], message: str, tmp_path: Path, 
     assert message in told and told.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
+def test_it_can_be_started_as_a_file(tmp_path: Path):
+    """`accelerate launch eval/generate_image.py`, as published; up to where the package's own modules are needed."""
+    command = [sys.executable, REPOSITORY / "eval" / "generate_image.py", *arguments(tmp_path / "out")]
+    flags = ["--lora_ckpt_path", "nowhere"]
+    done = subprocess.run([*map(str, command), *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "eval.generate_image: " in done.stderr and "nowhere" in done.stderr, done.stderr
+
+
 def test_no_config_is_told(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit, match="2"):
         parse_request(["--output_path", "x"])

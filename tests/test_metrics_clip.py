@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil, CLIPModel
 
+from eval.metrics.bootstrap import interval
 from eval.metrics.clip import Clip, clip_score
 from eval.metrics.item import Item
 from seg2any.errors import UserError
@@ -75,8 +76,9 @@ def test_long_captions_keep_their_end_and_the_published_cut_forgets_what_they_sa
 
 def test_a_mean_below_0_counts_as_0(clip: Clip, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(clip, "of_images", lambda images: -clip.of_captions([SHORT] * len(images)))
-    whole, _ = clip_score([item("a", SHORT, 0)], clip)
+    whole, _ = clip_score([item("a", SHORT, 0), item("b", SHORT, 0)], clip)
     assert whole.value == 0 and whole.per_sample["a"] == pytest.approx(-100, abs=1e-3)
+    assert interval(whole) == (0, 0)
 
 
 def test_what_is_missing_is_named(clip: Clip, tmp_path: Path):

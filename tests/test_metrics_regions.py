@@ -182,6 +182,8 @@ def test_every_image_is_encoded_once_and_comes_with_ceiling_and_floors(sam: Sam2
     assert whole["generated"].per_sample["a"] == pytest.approx(expected)
     assert torch.equal(encoded[6], encoded[0]) and torch.equal(encoded[7], encoded[1])  # shuffled: the same images
     assert torch.equal(encoded[4], encoded[5]) and encoded[4].std(dim=(2, 3)).max() < 1e-6  # grey
+    alone = class_agnostic_iou(lambda: generated[:1], lambda: real[:1], sam)  # nothing to shuffle
+    assert {result.source for result in alone} == {"generated", "real images", "grey images"}
     with pytest.raises(UserError, match="'x' comes without a layout"):
         class_agnostic_iou(lambda: [Item("x", generated[0].image)], lambda: real, sam)
 

@@ -154,6 +154,26 @@ def test_comparison_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.Capt
     assert main([str(tmp_path / "a.json"), str(tmp_path / "c.json")]) == 2
 
 
+def test_one_sample_says_nothing_about_others(tmp_path: Path, capsys: pytest.CaptureFixture):
+    for name, value in (("a", 1.0), ("b", 0.5)):
+        write_run(make_run("x", [mean("IoU", {"s0": value})], {}, {}), tmp_path / f"{name}.json")
+    row = read_run(tmp_path / "a.json").row("IoU")
+    assert (row.value, row.low, row.high) == (1, None, None)
+    assert main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    out = capsys.readouterr().out
+    assert "undecided" in out and "+0.5000" in out and "nan" not in out
+
+
+def test_comparison_says_if_the_data_may_be_others(tmp_path: Path, capsys: pytest.CaptureFixture):
+    results = [mean("IoU", {"s0": 1.0, "s1": 0.5})]
+    for name, digest in (("a", "1"), ("b", "2"), ("c", "1")):
+        write_run(make_run("x", results, {}, {"data": digest}), tmp_path / f"{name}.json")
+    assert main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    assert "data of different hashes" in capsys.readouterr().out
+    assert main([str(tmp_path / "a.json"), str(tmp_path / "c.json")]) == 0
+    assert "note:" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("order", "expected"),
     [

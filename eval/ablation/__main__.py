@@ -14,6 +14,7 @@ from eval.ablation.measure import BOUNDS, Ablation
 from eval.ablation.options import Options, parse_options
 from eval.ablation.panels import panel
 from eval.ablation.rows import REFERENCE
+from eval.command import exit_status
 from eval.results import Run
 from eval.shapes_judge import judge
 from seg2any.errors import UserError
@@ -85,18 +86,10 @@ def _write(ablation: Ablation, runs: dict[tuple[str, str], Run]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
+    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
     options = parse_options(arguments)
-    try:
-        with plain_messages():
-            run(options)
-    except (UserError, OSError) as error:
-        print(f"eval.ablation: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("eval.ablation: interrupted; the rows that are finished are kept, start again to go on", file=sys.stderr)
-        return 130
-    return 0
+    with plain_messages():
+        return exit_status("eval.ablation", lambda: run(options), "finished rows are kept, start again to go on")
 
 
 if __name__ == "__main__":

@@ -41,17 +41,18 @@ def draws(n: int, resamples: int, seed: int = SEED) -> np.ndarray:
 def bootstrap_interval(
     per_sample: Mapping[str, float], resamples: int = RESAMPLES, level: float = LEVEL, seed: int = SEED
 ) -> tuple[float, float]:
-    """(low, high) of the mean over samples."""
+    """(low, high) of the mean over samples; (nan, nan) for one sample."""
     return _percentiles(_values({key: {"": (value, 1.0)} for key, value in per_sample.items()}, resamples, seed), level)
 
 
 def interval(result: Result, resamples: int = RESAMPLES, level: float = LEVEL, seed: int = SEED) -> tuple[float, float]:
-    """(low, high) of a result; (nan, nan) if it has nothing to resample.
+    """(low, high) of a result; (nan, nan) if it has nothing to resample, or one sample only.
 
     Distances between sets rise when a set has repetitions, so theirs is the spread of the resamples around the value.
     """
     if result.parts:
-        return _percentiles(_values(result.parts, resamples, seed), level)
+        low, high = _percentiles(_values(result.parts, resamples, seed), level)
+        return max(low, result.least), max(high, result.least)
     return _around(result.value, np.asarray(result.resamples), level)
 
 
@@ -77,6 +78,8 @@ def paired_resamples(values: tuple[float, float], a: Sequence[float], b: Sequenc
 def _values(parts: Parts, resamples: int, seed: int) -> np.ndarray:
     """The pooled value of each resample, float64 [resamples]."""
     _, _, numerators, denominators = table(parts)
+    if len(numerators) < 2:
+        return np.full(resamples, np.nan)  # what one sample says is not the same for all samples
     counts = draws(len(numerators), resamples, seed).astype(np.float64)
     tops, bottoms = counts @ numerators, counts @ denominators
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -86,6 +89,8 @@ def _values(parts: Parts, resamples: int, seed: int) -> np.ndarray:
 
 
 def _percentiles(values: np.ndarray, level: float) -> tuple[float, float]:
+    if np.isnan(values).all():
+        return math.nan, math.nan
     low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -82,7 +82,10 @@ def clip_score(items: Iterable[Item], clip: Clip, source: str = "generated") -> 
         mean(name, {key: float(np.mean(values)) for key, values in scores.items()}, source=source)
         for name, scores in (("CLIP score", whole), ("CLIP score, captions cut as published", published))
     )
-    return [replace(one, value=max(one.value, 0.0), extra={"captions_too_long": len(too_long)}) for one in results]
+    return [
+        replace(one, value=max(one.value, 0.0), least=0.0, extra={"captions_too_long": len(too_long)})
+        for one in results
+    ]
 
 
 class CmmdNetwork:

@@ -26,6 +26,7 @@ class Result:
     parts       sample key -> class -> (numerator, denominator); the value is the mean over the classes of the
                 quotients of the sums. Means over samples and regions and pooled IoU all have this form.
     resamples   values on resampled sets where there are no parts, each drawn as `bootstrap.draws` draws
+    least       neither value nor interval is reported below it
     """
 
     name: str
@@ -36,6 +37,7 @@ class Result:
     better: str = "higher"
     parts: Parts = field(default_factory=dict)
     resamples: tuple[float, ...] = ()
+    least: float = -math.inf
 
 
 def pooled(

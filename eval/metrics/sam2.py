@@ -83,16 +83,16 @@ def class_agnostic_iou(
     generated: Callable[[], Iterable[Item]], real: Callable[[], Iterable[Item]], judge: Sam2Judge
 ) -> list[Result]:
     """The overlap of regions in generated images, in real ones (ceiling), in grey ones and in images of other samples
-    (floors). Both arguments start anew whenever they are called; their items have layouts."""
-    sources = {
-        "generated": generated,
-        "real images": real,
-        "grey images": lambda: grey(generated()),
-        "shuffled images": lambda: shuffled(generated()),
-    }
-    return [
-        result for source, items in sources.items() for result in region_overlap(NAME, _found(items(), judge), source)
-    ]
+    (floors; the last of several samples only). Both arguments start anew whenever they are called; their items have
+    layouts."""
+
+    def measured(source: str, items: Iterable[Item]) -> list[Result]:
+        return region_overlap(NAME, _found(items, judge), source)
+
+    results = measured("generated", generated())
+    several = len(results[0].per_sample) > 1
+    results += measured("real images", real()) + measured("grey images", grey(generated()))
+    return results + (measured("shuffled images", shuffled(generated())) if several else [])
 
 
 def _found(items: Iterable[Item], judge: Sam2Judge) -> Iterator[FoundRegions]:

@@ -52,9 +52,10 @@ class Benchmark:
             yield Item(self.data.key(index), sample.image, layout=sample.layout)
 
     def bounds(self) -> dict[str, Iterator[Item]]:
-        """Name -> items of one group that no model made, with labels: the photos stretched to the images' size, and two
-        floors."""
-        return {REAL: self._stretched(), GREY: grey(self._stretched()), SHUFFLED: shuffled(self._stretched())}
+        """Name -> items of one group that no model made, with labels: the photos stretched to the images' size, and the
+        floors, of which one needs several samples."""
+        found = {REAL: self._stretched(), GREY: grey(self._stretched())}
+        return found | ({SHUFFLED: shuffled(self._stretched())} if self.samples > 1 else {})
 
     def item(self, index: int, group: int = 0) -> Item:
         """One generated image."""

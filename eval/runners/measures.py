@@ -3,7 +3,7 @@ before hours of measuring."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,14 +15,15 @@ from eval.metrics.deeplab import DeepLabSegmenter
 from eval.metrics.dinov2 import Dinov2Network
 from eval.metrics.frechet import frechet
 from eval.metrics.inception import InceptionNetwork
-from eval.metrics.item import Item
+from eval.metrics.item import Item, shuffled
 from eval.metrics.leakage import caption_leak, colour_leak
 from eval.metrics.mask2former import Mask2FormerSegmenter
+from eval.metrics.preference import image_reward, preference_score
 from eval.metrics.result import Result
 from eval.metrics.sam2 import Sam2Judge, class_agnostic_iou
 from eval.metrics.seam import seam_score
 from eval.metrics.semantic import Segmenter, semantic_iou
-from eval.runners.items import REAL, Benchmark
+from eval.runners.items import REAL, SHUFFLED, Benchmark
 from eval.vqa.answers import Answers, Judge
 from eval.vqa.endpoint import EndpointJudge
 from eval.vqa.local import LocalJudge
@@ -71,8 +72,7 @@ def _miou(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device)
     segmenter: Segmenter = cls(judges[used], device)
 
     def results(benchmark: Benchmark) -> list[Result]:
-        bounds = benchmark.bounds() if benchmark.samples > 1 else {}
-        sources = {"generated": benchmark.images(), **bounds}
+        sources = {"generated": benchmark.images(), **benchmark.bounds()}
         return [semantic_iou(items, segmenter, table.names, source) for source, items in sources.items()]
 
     def seen(item: Item, benchmark: Benchmark) -> np.ndarray:
@@ -95,6 +95,14 @@ def _regions(benchmark: Benchmark, judges: Mapping[str, str], device: torch.devi
     return Measure(lambda benchmark: class_agnostic_iou(benchmark.images, benchmark.real, judge), ("sam2",), seen)
 
 
+def _read_against(benchmark: Benchmark, groups: list[int] | None = None) -> Iterator[tuple[str, Iterable[Item]]]:
+    """The generated images, the real ones as the ceiling, and as the floor the generated ones of other samples."""
+    yield "generated", benchmark.images(groups)
+    yield REAL, benchmark.real()
+    if benchmark.samples > 1:
+        yield SHUFFLED, shuffled(benchmark.images(groups))
+
+
 def _fid(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
     network = InceptionNetwork(judges["inception"], device)
     return Measure(lambda benchmark: [frechet("FID", benchmark.real(), benchmark.images(), network)], ("inception",))
@@ -115,7 +123,7 @@ def _clip(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device)
 
     # The published number is of the first image of every sample.
     def results(benchmark: Benchmark) -> list[Result]:
-        return [*clip_score(benchmark.images([0]), clip), *clip_score(benchmark.real(), clip, REAL)]
+        return [result for source, items in _read_against(benchmark, [0]) for result in clip_score(items, clip, source)]
 
     return Measure(results, ("clip",))
 
@@ -132,9 +140,18 @@ def _caption_leak(benchmark: Benchmark, judges: Mapping[str, str], device: torch
     clip = Clip(judges["clip"], device)
 
     def results(benchmark: Benchmark) -> list[Result]:
-        return [caption_leak(benchmark.images(), clip), caption_leak(benchmark.real(), clip, REAL)]
+        return [caption_leak(items, clip, source) for source, items in _read_against(benchmark)]
 
     return Measure(results, ("clip",))
+
+
+def _image_reward(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+    name, score = "ImageReward", image_reward(judges["image_reward"], device)
+
+    def results(benchmark: Benchmark) -> list[Result]:
+        return [preference_score(name, items, score, source) for source, items in _read_against(benchmark)]
+
+    return Measure(results, ("image_reward",))
 
 
 def _vqa(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
@@ -159,4 +176,5 @@ LOADERS: dict[str, Loader] = {
     "colour_leak": _colour_leak,
     "caption_leak": _caption_leak,
     "vqa": _vqa,
+    "image_reward": _image_reward,
 }

@@ -19,9 +19,11 @@ JUDGES = {
     "deeplab": (str(WEIGHTS / DEEPLAB), "judge of COCO-Stuff: file of mmsegmentation"),
     "sam2": ("facebook/sam2.1-hiera-large", "judge of regions: folder or hub id"),
     "vqa": ("http://localhost:8000/v1", "judge of questions: OpenAI-compatible address, or a folder or hub id"),
+    "image_reward": ("ImageReward-v1.0", "weights of ImageReward, as its package calls them"),
     "vqa_model": ("Qwen/Qwen2-VL-72B-Instruct", "what the judge of questions is called at that address"),
 }
 METRICS = ("miou", "regions", "clip", "fid", "cmmd", "fdd", "seam", "colour_leak", "caption_leak", "vqa")
+METRICS += ("image_reward",)  # needs a package of its own
 DEFAULTS = {  # data set -> what is measured unless --metrics says otherwise, the ranking one first
     "ade20k": ("miou", "fid", "cmmd", "fdd", "seam"),
     "coco_stuff": ("miou", "fid", "cmmd", "fdd", "seam"),
