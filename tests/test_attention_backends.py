@@ -191,6 +191,7 @@ def test_generation_allocates_nothing_of_the_size_of_all_pairs(name, share, meth
 def test_parts_of_the_queries_are_computed_as_all_together(name, rules, monkeypatch):
     monkeypatch.setattr(pattern_module, "QUERIES_AT_A_TIME", 7)
     monkeypatch.setattr(kernel, "MOST_SCORES", 64 * 3)
+    monkeypatch.setattr(kernel, "FEW_PAIRS", 0)
     tokens = random_batch(5, grid=(8, 9))
     leaves = random_leaves(tokens)
     expected, found = (AttentionPlan(tokens, named(rules, backend)).attend(0, *leaves) for backend in ("dense", name))

@@ -12,7 +12,7 @@ from seg2any.attention.pattern import AttentionPattern
 logger = logging.getLogger(__name__)
 
 FEW_TOKENS = {"sdpa": 2048, "matmul": 1024}  # below, calls of a kernel cost more than pairs of tokens
-MOST_PAIRS = 0.7  # of all L x L pairs that `grouped` may compute, and
+MOST_PAIRS = {"sdpa": 0.7, "matmul": 0.6}  # share of all L x L that `grouped` may compute in its place, and
 MOST_COPIES = 10  # of every key that it may make,
 MOST_COPIES_IN_TRAINING = 6  # or keep for the backward pass
 _said: set[tuple[object, ...]] = set()
@@ -40,7 +40,7 @@ def _choice(pattern: AttentionPattern, training: bool, masked: str) -> tuple[str
     pairs, copies = _cost_of_groups(pattern)
     most_copies = MOST_COPIES_IN_TRAINING if training else MOST_COPIES
     why = f"{len(pattern.log_weights)} classes of tokens see {pairs:.0%} of all pairs and copy keys {copies:.1f} times"
-    return ("grouped" if pairs <= MOST_PAIRS and copies <= most_copies else masked), why
+    return ("grouped" if pairs <= MOST_PAIRS[masked] and copies <= most_copies else masked), why
 
 
 def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:

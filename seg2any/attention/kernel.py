@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from seg2any.precision import has_fast_bfloat16
 
 MOST_SCORES = 2**20  # of a head that `products` holds at a time: 2 MB, so that they stay in a core's cache
+FEW_PAIRS = 4096  # of a query and a key: below, heads are quicker together than one by one
 
 
 def kernel_dtype(query: torch.Tensor) -> torch.dtype:
@@ -33,7 +34,7 @@ def masked_sdpa(
 def products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The same by two matrix products for a part of one head's queries at a time. Without gradients.
+    """The same by two matrix products, for a part of one head's queries at a time if they are many. Without gradients.
 
     Scores are rounded to the precision of the inputs. mask: as above, one for all heads.
     """
@@ -43,6 +44,11 @@ def products(
     mask = mask.expand(len(query), 1, query.shape[1], -1)
     output = torch.empty_like(query)
     with torch.autocast(query.device.type, enabled=False):
+        if query.shape[1] * key.shape[1] <= FEW_PAIRS:
+            queries, keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
+            bias = mask.expand(-1, query.shape[2], -1, -1).flatten(0, 1)
+            scores = torch.baddbmm(bias, queries, keys.mT, beta=beta, alpha=scale)
+            return (scores.softmax(-1) @ values).unflatten(0, (len(query), -1)).transpose(1, 2)
         for sample, head in itertools.product(range(len(query)), range(query.shape[2])):
             keys, values = key[sample, :, head].T, value[sample, :, head]
             for start in range(0, query.shape[1], n_rows):
