@@ -9,7 +9,8 @@ unfolded  the adapters as they are loaded
 folded    `default` in the weights
 kept      folded, the condition isolated and computed once, before the first step; `once` says how long that takes
 
-The schemes run in turn. The numbers of `kept` hold for adapters that were trained isolated; others run as fast, but
+Before anything is timed, `folded` must say what `unfolded` says, and `kept` what its condition says when it is computed
+in the step. The schemes run in turn. The times of `kept` are those of adapters that were trained isolated; others would
 see another contour. The last line is JSON.
 """
 
@@ -38,6 +39,7 @@ from seg2any.provenance import circumstances
 from seg2any.settings import ConditionSettings
 
 GUIDANCE = 3.5
+MOST_DIFFERENCE = 0.02  # of outputs that should be equal, relative: what bfloat16 leaves
 
 
 def load(options: argparse.Namespace, adapted: bool) -> Seg2AnyPipeline:
@@ -70,6 +72,12 @@ def step(transformer: Seg2AnyTransformer2DModel, condition: Condition) -> torch.
     )[0]
 
 
+def check_equal(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    difference = float((found - expected).norm() / expected.norm())
+    if not difference <= MOST_DIFFERENCE:
+        raise UserError(f"{name} says something else than it should, by {difference:.1%}; its time would mean nothing")
+
+
 def measure(options: argparse.Namespace) -> dict[str, object]:
     """Median seconds of every scheme, with the tokens of a step and the bytes that are kept."""
     layout = Layout.read(options.layout)
@@ -85,6 +93,8 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         "folded": (folded, condition),
         "kept": (folded, kept),
     }
+    check_equal("folded", step(folded.transformer, condition), step(routed.transformer, condition))
+    check_equal("kept", step(folded.transformer, kept), step(folded.transformer, alone))
     works: dict[str, Callable[[], object]] = {
         name: lambda pipe=pipe, given=given: step(pipe.transformer, given) for name, (pipe, given) in given.items()
     }

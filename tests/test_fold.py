@@ -12,6 +12,7 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 from torch import nn
 
+from benchmarks import fold as benchmark
 from seg2any import Seg2AnyPipeline
 from seg2any.errors import UserError
 from seg2any.inference.recipe import read_recipe
@@ -283,6 +284,33 @@ def copied(pipe: Seg2AnyPipeline) -> Seg2AnyPipeline:  # noqa: F811
     twin = Seg2AnyPipeline(**{**pipe.components, "transformer": copy.deepcopy(pipe.transformer)})
     twin.set_progress_bar_config(disable=True)
     return twin
+
+
+def test_the_benchmark_measures_all_schemes_and_refuses_to_time_wrong_ones(
+    tiny_model,
+    pipe,  # noqa: F811
+    tmp_path,
+    capsys,
+    monkeypatch,
+):
+    pipe.save_adapters(tmp_path / "lora", CARD)
+    ONE.write(tmp_path / "one.json")
+    words = [
+        "",
+        "--rounds=1",
+        f"--model={tiny_model}",
+        f"--lora={tmp_path / 'lora'}",
+        f"--layout={tmp_path / 'one.json'}",
+    ]
+    monkeypatch.setattr("sys.argv", words)
+    assert benchmark.main() == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(report["seconds"]) == ["plain", "unfolded", "folded", "kept", "once"]
+    blocks, width = 5, 32
+    assert report["kept_bytes"] == 2 * blocks * width * report["tokens"]["condition"] * 4
+    monkeypatch.setattr(Seg2AnyPipeline, "fold", lambda pipe: pipe.transformer.disable_adapters())
+    assert benchmark.main() == 2
+    assert "folded says something else" in capsys.readouterr().err
 
 
 class TestInfer:

@@ -42,7 +42,7 @@ class BlockContext:
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if self.cond_keys is not None:
             if self.rows.n_cond:
-                own = (x[:, -self.rows.n_cond :].contiguous() for x in (key, value))
+                own = (x[:, -self.rows.n_cond :].clone() for x in (key, value))  # not a view that holds all rows
                 self.cond_keys.of_block[self.block] = tuple(own)
             else:
                 known = self.cond_keys.of_block[self.block]
