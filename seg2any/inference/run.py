@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -23,6 +24,7 @@ from seg2any.inference.model import (
 )
 from seg2any.inference.options import Options
 from seg2any.inference.plan import Job, Plan, batches, make_plan
+from seg2any.inference.processes import Process
 from seg2any.inference.recipe import BrokenImage, read_recipe, save_image
 from seg2any.inference.survey import read_quietly, survey_layouts, write_report
 from seg2any.pipeline import Seg2AnyPipeline
@@ -36,49 +38,56 @@ MEMORY_WORDS = re.compile(r"out of memory|allocate memory|not enough memory", re
 
 def run(options: Options) -> None:
     """Do what `infer.py` was told. Raises UserError for bad input, and MemoryError that says what to turn on."""
+    process = Process.of(os.environ)
+    if not process.is_first and options.check:
+        return None
     model = read_facts(options.pretrained_model_name_or_path)
     adapter = adapter_folder(options.pretrained_model_name_or_path, options.lora_ckpt_path, options.fold)
     settings, remarks = choose_settings(options, read_adapter_card(adapter))
-    warn(remarks)
+    if process.is_first:
+        warn(remarks)
     survey = survey_layouts(options, settings, model)
     if options.check:
         warn(survey.left_out)
         report = write_report(survey, settings, options.output_path)
         print(*(layout.report for layout in survey.layouts), f"report: {report}", sep="\n")
         return survey.stop_at_problems(options.strict)
-    if not options.strict:
+    if not options.strict and process.is_first:
         warn(survey.warnings)
     survey.stop_at_problems(options.strict)
 
-    device = choose_device(options.device)
+    device = choose_device(process.device_name(options.device))
     machine = Machine(device, choose_dtype(options.weight_dtype, device))
-    plan = make_plan(survey.layouts, options, shared_recipe(options, settings, machine))
+    plan = make_plan(survey.layouts, options, shared_recipe(options, settings, machine), process)
     warn(plan.remarks)
-    print(f"{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
+    print(f"{process}{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
     options.output_path.mkdir(parents=True, exist_ok=True)  # fails here rather than after the first image is made
     with explained_memory(options, settings, machine):
-        carry_out(plan, options, settings, machine)
-    print(f"images are in {options.output_path}")
+        carry_out(plan, options, settings, machine, process.is_first)
+    print(f"{process}images are in {options.output_path}")
 
 
-def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine: Machine) -> None:
-    """Make what is to do, and the panels that finished images lack."""
+def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine: Machine, shown: bool) -> None:
+    """Make what is to do, and the panels that finished images lack. shown: progress bars."""
     if plan.to_do:
         pipeline = load_pipeline(
             options.pretrained_model_name_or_path, options.lora_ckpt_path, machine.dtype, machine.device, options.fold
         )
-        make_images(plan.to_do, pipeline, options, settings)
+        make_images(plan.to_do, pipeline, options, settings, shown)
     for job in plan.finished:
         if options.save_panels and not job.panel_path.exists():
             with Image.open(job.path) as image:
                 save_panel(job, image, options)
 
 
-def make_images(jobs: Sequence[Job], pipeline: Seg2AnyPipeline, options: Options, settings: ConditionSettings) -> None:
+def make_images(
+    jobs: Sequence[Job], pipeline: Seg2AnyPipeline, options: Options, settings: ConditionSettings, shown: bool
+) -> None:
     """Batch by batch, each image written as soon as its batch is done."""
-    pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step")
+    pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step", disable=not shown)
     known_texts = {}
-    with tqdm(total=len(jobs), desc="images", unit="image") as progress, warnings.catch_warnings():
+    bar = tqdm(total=len(jobs), desc="images", unit="image", disable=not shown)
+    with bar as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # pre-flight has said so
         for batch in batches(jobs, options.batch_size):
             images = pipeline(

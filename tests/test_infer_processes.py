@@ -1,0 +1,132 @@
+"""`infer.py` in several processes: each image is made once, and it is the image that one process makes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from infer import main
+from seg2any.errors import UserError
+from seg2any.inference.plan import own_jobs
+from seg2any.inference.processes import Process
+from tests.golden_root import REPOSITORY
+from tests.test_infer import command, environment, files, layout
+from tests.tiny_flux import tiny
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.fixture
+def masks(tmp_path: Path) -> Path:
+    for number in range(5):
+        layout(f"l{number}", side=64 if number < 3 else 80, seed=number).write(tmp_path / "masks" / f"l{number}.json")
+    return tmp_path / "masks"
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """`infer.py` as one of the processes of a launcher, without the seconds that a new process takes."""
+
+    def run(rank: int = 0, count: int = 1, **flags: object) -> str:
+        for name, value in (("RANK", rank), ("WORLD_SIZE", count)):
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr(sys, "argv", command(**flags)[1:])
+        assert main() == 0
+        return capsys.readouterr().out
+
+    return run
+
+
+def pixels(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(Image.open(path)) for path in folder.iterdir()}
+
+
+def test_two_processes_make_the_images_of_one_and_each_once(masks: Path, tmp_path: Path, call):
+    flags = {"seg_mask_path": masks, "batch_size": 2}
+    call(output_path=tmp_path / "one", **flags)
+    words = [*TORCHRUN, *command(output_path=tmp_path / "two", **flags)[1:]]
+    both = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment())
+    assert both.returncode == 0, both.stderr
+    expected, found = pixels(tmp_path / "one"), pixels(tmp_path / "two")
+    assert expected.keys() == found.keys() == {f"l{number}.png" for number in range(5)}
+    assert all(np.array_equal(expected[name], found[name]) for name in expected)
+    for who, n in (("process 1 of 2", 4), ("process 2 of 2", 1)):  # batches l0 l1, l2, l3 l4
+        assert f"{who}: {n} images to make on cpu in float32, 0 are there already" in both.stdout
+    (tmp_path / "two" / "l4.png").unlink()
+    flags["output_path"] = tmp_path / "two"
+    assert "process 2 of 2: 0 images to make on cpu in float32, 1 are there already" in call(1, 2, **flags)
+    assert "process 1 of 2: 1 images to make on cpu in float32, 3 are there already" in call(0, 2, **flags)
+    assert files(tmp_path / "two") == sorted(expected)
+
+
+def test_the_failure_of_one_process_ends_the_run_with_an_error_and_soon(masks: Path, tmp_path: Path):
+    broken = tmp_path / "fails.py"
+    broken.write_text(
+        "import os, runpy, sys\n"
+        "if os.environ['RANK'] == '1': sys.exit(7)\n"
+        f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
+        f"runpy.run_path({str(REPOSITORY / 'infer.py')!r}, run_name='__main__')\n"
+    )
+    flags = {"seg_mask_path": masks, "output_path": tmp_path / "out", "num_images_per_prompt": 500}
+    began = time.monotonic()
+    words = [*TORCHRUN, str(broken), *command(**flags)[2:]]
+    failed = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment())
+    assert failed.returncode != 0 and "exitcode  : 7" in failed.stderr
+    assert time.monotonic() - began < 200
+    names = files(tmp_path / "out") if (tmp_path / "out").exists() else []
+    assert all(name.endswith(".png") for name in names), "nothing half-written"
+
+
+def test_one_image_on_several_gpus_is_refused_in_one_line():
+    from diffusers import ContextParallelConfig
+
+    with pytest.raises(UserError, match="regions would vanish; give each GPU images of its own") as caught:
+        tiny().enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    assert "\n" not in str(caught.value)
+
+
+class Item:
+    """As much of a job as sharing looks at."""
+
+    def __init__(self, number: int, size: int):
+        self.path = Path(f"{number}.png")
+        report = type("Report", (), {"mask_size": (size, size)})()
+        self.layout = type("Surveyed", (), {"report": report})()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 40])
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_shares_are_whole_batches_and_together_everything_once(count: int, batch_size: int):
+    sizes = np.random.default_rng(count).integers(1, 4, 23)
+    jobs = [Item(number, size) for number, size in enumerate(sizes)]
+    shares = [own_jobs(jobs, batch_size, Process(index, count)) for index in range(count)]
+    assert sorted(job.path for share in shares for job in share) == sorted(job.path for job in jobs)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 3 * batch_size
+    assert own_jobs(jobs, batch_size, Process()) == jobs
+
+
+def test_the_launcher_says_who_a_process_is():
+    assert Process.of({}) == Process() and str(Process()) == ""
+    told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
+    assert Process.of(told) == Process(5, 8, 1, 4) and str(Process.of(told)) == "process 6 of 8: "
+    with pytest.raises(UserError, match="RANK 2 of WORLD_SIZE 2"):
+        Process.of({"RANK": "2", "WORLD_SIZE": "2"})
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert [Process(i, 4, i % 2, 2).device_name(None) for i in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert Process(1, 2, 1, 2).device_name("cuda") == "cuda:1"
+    assert Process(1, 2, 1, 2).device_name("cpu") == Process(1, 2, 1, 2, True).device_name(None) == "cpu"
+    assert Process().device_name("cuda:1") == "cuda:1" and Process().device_name(None) is None
+    with pytest.raises(UserError, match="3 processes, but 2 GPUs here"):
+        Process(2, 3, 2, 3).device_name(None)
+    with pytest.raises(UserError, match="--device cuda:1: all 2 processes would share it"):
+        Process(0, 2, 0, 2).device_name("cuda:1")
