@@ -19,12 +19,14 @@ import importlib.util
 import torch
 from diffusers import DiffusionPipeline, FluxTransformer2DModel, PipelineQuantizationConfig
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from diffusers.quantizers.quantization_config import BitsAndBytesConfig
 
 from seg2any.errors import UserError
 from seg2any.memory_estimate import activation_bytes
 from seg2any.modes import MEMORY_MODES
 
+SMALLER = {"full": "offload", "offload": "nf4", "int8": "nf4", "fp8": "nf4", "nf4": "group_offload"}
 FP8 = torch.float8_e4m3fn
 
 
@@ -43,6 +45,13 @@ def check_mode(mode: str, device: torch.device, flag: str = "memory") -> None:
         check_bitsandbytes(f"{flag} {mode}", device, "full")
     if mode == "fp8" and device.type == "mps":
         raise UserError(f"{flag} fp8: this device has no 8-bit floats; use full or offload")
+
+
+def next_mode(mode: str, device: torch.device) -> str | None:
+    """The mode to turn to when memory is short, None if there is none that takes less."""
+    if device.type == "cpu":
+        return "fp8" if mode == "full" else None
+    return SMALLER.get(mode)
 
 
 def check_bitsandbytes(what: str, device: torch.device, instead: str) -> None:
@@ -71,7 +80,9 @@ def place(pipe: DiffusionPipeline, mode: str, device: torch.device) -> None:
         return
     decode_in_parts(pipe)
     if mode == "fp8":
-        pipe.transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=pipe.transformer.dtype)
+        kept = (*DEFAULT_SKIP_MODULES_PATTERN, "lora_")
+        dtype = pipe.transformer.dtype
+        pipe.transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype, skip_modules_pattern=kept)
     if mode == "group_offload":
         is_cuda = device.type == "cuda"  # the only one with streams
         pipe.enable_group_offload(device, offload_type="leaf_level", use_stream=is_cuda)

@@ -100,6 +100,11 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         self.card = adapters.load_adapters(self.transformer, path, self.transformer.dtype)
         memory_modes.refresh_hooks(self.transformer)
 
+    def compile(self) -> None:
+        """Compile the transformer's blocks, once for each kind and not again for other layouts: token counts are
+        symbols, and attention, which knows the layout, stays outside."""
+        self.transformer.compile_repeated_blocks(dynamic=True)
+
     def load_lora_weights(self, *args, **kwargs) -> None:
         """A further LoRA beside ours, as in diffusers. Raises UserError in memory mode fp8."""
         memory_modes.refuse_further_loras(self.transformer)

@@ -24,6 +24,10 @@ CacheConfig = FirstBlockCacheConfig | MagCacheConfig | TaylorSeerCacheConfig
 # Measured by `python -m benchmarks.step_cache --calibrate`; FLUX.1's come with diffusers.
 MAG_RATIOS = {
     (19, 38, 3072): tuple(FLUX_MAG_RATIOS.tolist()),
+    (3, 5, 192): (  # examples/shapes
+        *(1.0, 1.0313, 0.9895, 1.0042, 0.9837, 0.9712, 0.9858, 0.9727, 0.9677, 0.9715),
+        *(0.9608, 0.964, 0.9677, 0.962, 0.9602, 0.9613, 0.9642, 0.9689, 0.9765, 0.9985),
+    ),
 }
 
 
@@ -40,15 +44,20 @@ def cache_config(name: str, transformer: FluxTransformer2DModel, num_inference_s
     return None
 
 
-def _mag_ratios(transformer: FluxTransformer2DModel) -> list[float]:
+def sizes_of(transformer: FluxTransformer2DModel) -> tuple[int, int, int]:
+    """Double blocks, single blocks and width."""
     sizes = transformer.config
-    key = (sizes.num_layers, sizes.num_single_layers, sizes.num_attention_heads * sizes.attention_head_dim)
-    if key not in MAG_RATIOS:
+    return sizes.num_layers, sizes.num_single_layers, sizes.num_attention_heads * sizes.attention_head_dim
+
+
+def _mag_ratios(transformer: FluxTransformer2DModel) -> list[float]:
+    double, single, width = sizes = sizes_of(transformer)
+    if sizes not in MAG_RATIOS:
         raise UserError(
-            f"step_cache mag: nobody has measured a model of {key[0]} + {key[1]} blocks of width {key[2]}; "
+            f"step_cache mag: nobody has measured a model of {double} + {single} blocks of width {width}; "
             "use first_block or taylorseer, or `python -m benchmarks.step_cache --calibrate`"
         )
-    return list(MAG_RATIOS[key])
+    return list(MAG_RATIOS[sizes])
 
 
 @contextmanager
@@ -67,6 +76,8 @@ def step_cache(
         return
     if transformer.is_cache_enabled:
         raise UserError("step_cache: the transformer has a cache already; call transformer.disable_cache() first")
+    if any(block._compiled_call_impl is not None for block in transformer.single_transformer_blocks):
+        raise UserError("step_cache: compiled blocks would be compiled again for every call; use one of the two")
     transformer.enable_cache(config)
     try:
         yield

@@ -16,7 +16,7 @@ from tests.golden_root import REPOSITORY
 # Lowest first. A name stands for the module and for everything inside the package. A new module needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
     ("seg2any.errors", "seg2any.files", "seg2any.precision", "seg2any.provenance", "seg2any.modes"),
-    ("seg2any.layout", "seg2any.layout_files", "seg2any.config", "seg2any.flow"),
+    ("seg2any.layout", "seg2any.layout_files", "seg2any.config", "seg2any.config_values", "seg2any.flow"),
     ("seg2any.contour",),
     ("seg2any.tokens",),
     ("seg2any.attention",),
@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("seg2any.memory_estimate", "seg2any.step_cache", "seg2any.text_cache"),
     ("seg2any.memory",),
     ("seg2any.pipeline",),
-    ("seg2any.preflight", "seg2any.visualize"),
+    ("seg2any.preflight", "seg2any.visualize", "seg2any.weightless"),
     ("seg2any.inference",),
     ("seg2any.data",),
     ("seg2any.training", "seg2any.segment"),

@@ -7,14 +7,20 @@ from importlib.metadata import version
 
 import torch
 
+from seg2any.errors import UserError
 from seg2any.inference.model import known_folder, known_model
 from seg2any.inference.options import Options
+from seg2any.memory import check_mode
 from seg2any.models.card import AdapterCard, package_version
+from seg2any.modes import QUANTISED, STEP_CACHES
 from seg2any.settings import ConditionSettings, settings_of
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 # A knob for the user rather than a property of the adapter: turning it is no cause for a warning.
 FREE = "cond2image_attention_weight"
+
+# Their hooks, or bitsandbytes' 8-bit products, cut blocks into pieces and are compiled again and again.
+NOT_COMPILED = ("group_offload", "int8", *(name for name in STEP_CACHES if name != "none"))
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,23 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         "model": known_model(options.pretrained_model_name_or_path),
         "adapter": adapter and known_folder(adapter),
         "weight_dtype": machine.precision,
+        # only what changes the image, and only if it does: images of a time without these flags stay finished
+        **({"quantization": options.memory} if options.memory in QUANTISED else {}),
+        **({"step_cache": options.step_cache} if options.step_cache != "none" else {}),
         "device": machine.device.type,
         "versions": {"seg2any": package_version(), **{name: version(name) for name in LIBRARIES}},
     }
+
+
+def check_modes(options: Options, machine: Machine) -> None:
+    """Raise UserError for flags that do not go with the device or with each other."""
+    check_mode(options.memory, machine.device, "--memory")
+    if options.memory == "group_offload" and options.step_cache != "none":
+        raise UserError(
+            f"--step_cache {options.step_cache}: leaves out layers that --memory group_offload has sent for"
+        )
+    if options.compile and machine.device.type == "cpu":
+        raise UserError("--compile: on a CPU compiling takes longer than it saves; leave it out")
+    for flag, value in (("memory", options.memory), ("step_cache", options.step_cache)):
+        if options.compile and value in NOT_COMPILED:
+            raise UserError(f"--compile: does not go with --{flag} {value}; leave out one of them")

@@ -21,6 +21,7 @@ def plain_messages() -> Iterator[None]:
     """
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it tells what kernels it lacks
     shown = set()
 
     def show(message: Warning | str, *place: object) -> None:

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from seg2any.errors import UserError
 from seg2any.layout import shown
+from seg2any.memory import check_mode, place
 from seg2any.models.adapters import COND, DEFAULT, WEIGHTS_FILE
 from seg2any.models.card import AdapterCard, read_card
 from seg2any.models.folded_files import folded_adapters
@@ -35,7 +36,7 @@ def read_facts(model: str) -> ModelFacts:
 
 def read_small_files(model: str) -> tuple[int, PreTrainedTokenizerBase]:
     """Pixels per token and the T5 tokenizer of a FLUX pipeline (folder or hub id). Raises UserError."""
-    with _explained(model):
+    with explained(model):
         vae = AutoencoderKL.load_config(model, subfolder="vae")
         tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer_2")
     return 2 * 2 ** (len(vae["block_out_channels"]) - 1), tokenizer
@@ -73,17 +74,28 @@ def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path
 
 
 def load_pipeline(
-    model: str, adapter: Path | None, dtype: torch.dtype, device: torch.device, fold: bool = False
+    model: str,
+    adapter: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    fold: bool = False,
+    memory: str = "full",
 ) -> Seg2AnyPipeline:
-    """Load the weights and the adapters, if any, onto `device`, folded if asked to. Raises UserError."""
+    """Load the weights and the adapters, if any, for `device`, folded if asked to. Raises UserError."""
     transformers.logging.disable_progress_bar()  # that of the pipeline's parts says enough
-    with _explained(model):
-        pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype)
+    check_mode(memory, device, "--memory")
+    # bitsandbytes quantises while it loads; all other modes come last: what they move or store has to be complete
+    quantised = {"memory": memory, "device": device} if memory in ("int8", "nf4") else {}
+    with explained(model):
+        pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype, **quantised)
     if adapter is not None:
         pipeline.load_adapters(str(adapter))
-    pipeline.to(device)
+    if memory == "full":
+        pipeline.to(device)
     if fold:
         pipeline.fold()
+    if memory != "full" and not quantised:
+        place(pipeline, memory, device)
     return pipeline
 
 
@@ -129,7 +141,7 @@ def weights_digest(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def _explained(model: str) -> Iterator[None]:
+def explained(model: str) -> Iterator[None]:
     """Turn what the libraries raise about a missing or damaged model into a UserError."""
     flag = f"--pretrained_model_name_or_path {model}"
     folder = Path(model)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seg2any.layout import MAX_SEED
+from seg2any.modes import MEMORY_MODES, STEP_CACHES
 
 DESCRIPTION = """\
 Segmentation masks and captions in, images out.
@@ -130,6 +131,17 @@ class Options:
         "merge the adapter into the weights first: same images, text and image tokens pay nothing for it",
         action="store_true",
     )
+    memory: str = flag(
+        "full", "what is quantised or waits on the CPU, see the README (default: full)", choices=MEMORY_MODES
+    )
+    vae_tiling: bool = flag(
+        False, "decode images one by one and large ones in tiles; on in all modes but full", action="store_true"
+    )
+    estimate: bool = flag(
+        False, "only print how much memory each mode would take; loads no weights", action="store_true"
+    )
+    step_cache: str = flag("none", "skip work that changes little from step to step", choices=STEP_CACHES)
+    compile: bool = flag(False, "compile the blocks: minutes once, then faster, on a GPU", action="store_true")
     batch_size: int = flag(1, "images made at a time, of layouts of equal size (default: 1)", type=whole(1))
     format: str = flag("png", "of the images (default: png)", choices=("png", "jpg", "webp"))
     overwrite: bool = flag(False, "make finished images again", action="store_true")

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from seg2any.inference.choices import Machine, choose_settings, shared_recipe
+from seg2any.inference.choices import Machine, check_modes, choose_settings, shared_recipe
 from seg2any.inference.console import warn
+from seg2any.inference.estimate import describe
 from seg2any.inference.model import (
     adapter_folder,
     choose_device,
@@ -27,19 +28,20 @@ from seg2any.inference.plan import Job, Plan, batches, make_plan
 from seg2any.inference.processes import Process
 from seg2any.inference.recipe import BrokenImage, read_recipe, save_image
 from seg2any.inference.survey import read_quietly, survey_layouts, write_report
+from seg2any.memory import decode_in_parts, next_mode
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.settings import ConditionSettings
 from seg2any.text import TruncationWarning
+from seg2any.text_cache import TextCache
 from seg2any.visualize import panel
 
-MAX_KNOWN_TEXTS = 512  # embeddings kept between batches: 200 MB at FLUX.1-dev's size
 MEMORY_WORDS = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)  # of MPS, CPU, Windows
 
 
 def run(options: Options) -> None:
     """Do what `infer.py` was told. Raises UserError for bad input, and MemoryError that says what to turn on."""
     process = Process.of(os.environ)
-    if not process.is_first and options.check:
+    if not process.is_first and (options.check or options.estimate):
         return None
     model = read_facts(options.pretrained_model_name_or_path)
     adapter = adapter_folder(options.pretrained_model_name_or_path, options.lora_ckpt_path, options.fold)
@@ -58,6 +60,9 @@ def run(options: Options) -> None:
 
     device = choose_device(process.device_name(options.device))
     machine = Machine(device, choose_dtype(options.weight_dtype, device))
+    if options.estimate:
+        return print(describe(survey, options, settings, machine))
+    check_modes(options, machine)
     plan = make_plan(survey.layouts, options, shared_recipe(options, settings, machine), process)
     warn(plan.remarks)
     print(f"{process}{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
@@ -71,8 +76,17 @@ def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine
     """Make what is to do, and the panels that finished images lack. shown: progress bars."""
     if plan.to_do:
         pipeline = load_pipeline(
-            options.pretrained_model_name_or_path, options.lora_ckpt_path, machine.dtype, machine.device, options.fold
+            options.pretrained_model_name_or_path,
+            options.lora_ckpt_path,
+            machine.dtype,
+            machine.device,
+            options.fold,
+            options.memory,
         )
+        if options.vae_tiling:
+            decode_in_parts(pipeline)
+        if options.compile:
+            pipeline.compile()
         make_images(plan.to_do, pipeline, options, settings, shown)
     for job in plan.finished:
         if options.save_panels and not job.panel_path.exists():
@@ -85,7 +99,7 @@ def make_images(
 ) -> None:
     """Batch by batch, each image written as soon as its batch is done."""
     pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step", disable=not shown)
-    known_texts = {}
+    known_texts = TextCache(pipeline)
     bar = tqdm(total=len(jobs), desc="images", unit="image", disable=not shown)
     with bar as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # pre-flight has said so
@@ -99,14 +113,13 @@ def make_images(
                 seeds=[job.seed for job in batch],
                 settings=settings,
                 known_texts=known_texts,
+                step_cache=options.step_cache,
             ).images
             for job, image in zip(batch, images, strict=True):
                 discard_panel(job)
                 save_image(image, job.recipe, job.path)
                 if options.save_panels:
                     save_panel(job, image, options)
-            if len(known_texts) > MAX_KNOWN_TEXTS:
-                known_texts.clear()
             progress.update(len(batch))
 
 
@@ -135,6 +148,7 @@ def explained_memory(options: Options, settings: ConditionSettings, machine: Mac
             raise
         advice = [f"--batch_size 1 (now {options.batch_size})"] if options.batch_size > 1 else []
         advice += ["--weight_dtype bf16"] if machine.dtype == torch.float32 else []
+        advice += [f"--memory {smaller}"] if (smaller := next_mode(options.memory, machine.device)) else []
         advice += ["a smaller --height and --width"]
         advice += ["--cond_scale_factor 2"] if settings.is_use_cond_token and settings.cond_scale_factor == 1 else []
         advice += ["--device cpu"] if machine.device.type != "cpu" else []

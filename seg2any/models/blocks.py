@@ -39,6 +39,7 @@ class BlockContext:
     plan: AttentionPlan | None
     cond_keys: ConditionKeys | None = None
 
+    @torch.compiler.disable  # or blocks would be compiled again for every layout; flex compiles itself all the same
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         if self.cond_keys is not None:
             if self.rows.n_cond:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from diffusers import AutoencoderKL
 from huggingface_hub.errors import HFValidationError
 from torch import nn
-from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
 
 from seg2any.config import Config
 from seg2any.data.catalog import ClosedSet
@@ -15,13 +12,13 @@ from seg2any.data.sampler import LengthBatches
 from seg2any.errors import UserError
 from seg2any.latents import pixels_per_token
 from seg2any.models.adapters import add_adapters
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.training import build
 from seg2any.training.counts import TokenCounts, count_some
 from seg2any.training.memory import Encoders, Launch, estimate, table
 from seg2any.training.parallel import is_deepspeed, make_accelerator, weight_dtype
 from seg2any.training.run_data import open_data
+from seg2any.weightless import weightless_pipeline
 
 DESCRIBED_SAMPLES = 64  # at most so many are counted to tell a data set's numbers of tokens
 
@@ -31,7 +28,11 @@ def describe(config: Config) -> str:
     accelerator, settings = make_accelerator(config), build.condition_settings(config)
     build.timestep_weighting(config)
     raw = open_data(config)
-    pipeline = weightless_pipeline(config.model.pretrained_model_name_or_path)
+    name = config.model.pretrained_model_name_or_path
+    try:
+        pipeline = weightless_pipeline(name)
+    except (OSError, HFValidationError) as error:
+        raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
     add_adapters(pipeline.transformer, config.model.rank, build.lora_alpha(config), 0.0, config.model.is_use_cond_token)
     n_samples = len(raw.train)
     some = range(0, n_samples, -(-n_samples // DESCRIBED_SAMPLES))
@@ -56,24 +57,6 @@ def describe(config: Config) -> str:
     lines.append(f"{n_samples:,} samples, {batches:,} batches per epoch and process; counted in {len(some)} of them")
     lines.append(f"{build.number_of_steps(config, batches):,} steps")
     return "\n".join(lines)
-
-
-def weightless_pipeline(name: str) -> Seg2AnyPipeline:
-    """The pipeline `name` with its tokenizers, and with networks on the meta device: all sizes, no weights."""
-    try:
-        with torch.device("meta"):
-            networks = {
-                "transformer": Seg2AnyTransformer2DModel.from_config(
-                    Seg2AnyTransformer2DModel.load_config(name, subfolder="transformer")
-                ),
-                "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(name, subfolder="vae")),
-                "text_encoder": CLIPTextModel(AutoConfig.from_pretrained(name, subfolder="text_encoder")),
-                "text_encoder_2": T5EncoderModel(AutoConfig.from_pretrained(name, subfolder="text_encoder_2")),
-            }
-        networks["transformer"].requires_grad_(False)
-        return Seg2AnyPipeline.from_pretrained(name, **networks)
-    except (OSError, HFValidationError) as error:
-        raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
 
 
 def _encoders(config: Config, pipeline: Seg2AnyPipeline, is_closed: bool) -> Encoders:

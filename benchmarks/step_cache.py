@@ -1,0 +1,160 @@
+"""Step caches: time per image and quality with each, side by side in one run.
+
+    python -m benchmarks.step_cache --scenes 20
+    python -m benchmarks.step_cache --calibrate --scenes 4
+
+The same unseen scenes of the `shapes` world are made without a cache and with each, in turn, and judged from their
+pixels as by `python -m eval.shapes`. The last line is JSON. `--calibrate` measures what cache `mag` has to know of a
+model instead, and prints the line that `seg2any/step_cache.py` lacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import io
+import json
+import statistics
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import MagCacheConfig
+from tqdm import tqdm
+
+from benchmarks.clock import CLOCKS, timed
+from eval.shapes_judge import Verdict, judge
+from eval.shapes_results import results
+from eval.shapes_sources import open_pipeline
+from seg2any.data.sample import Sample
+from seg2any.data.shapes import ShapesDataset
+from seg2any.errors import UserError
+from seg2any.inference.model import choose_device
+from seg2any.modes import STEP_CACHES
+from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.provenance import circumstances
+from seg2any.step_cache import sizes_of
+from seg2any.text_cache import TextCache
+
+SHOWN = ("colour", "pattern", "IoU", "boundary IoU", "leak")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Of one cache: seconds of every image, and the judge's means in 0..1 by name."""
+
+    seconds: list[float]
+    quality: dict[str, float]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 measured, 2 wrong input."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="examples/shapes/model", help="pipeline folder (default: %(default)s)")
+    parser.add_argument("--lora", type=Path, default="examples/shapes/lora", help="adapter folder (%(default)s)")
+    parser.add_argument("--scenes", type=int, default=20, help="of the test split (default: %(default)s)")
+    parser.add_argument("--num_inference_steps", type=int, default=20, help="(default: %(default)s)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that others use")
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
+    parser.add_argument("--weight_dtype", help="bf16, fp16 or fp32 (default: bf16 where the device is fast in it)")
+    parser.add_argument("--calibrate", action="store_true", help="measure a model for cache mag")
+    parser.add_argument("--output", type=Path, help="append the JSON line to this file")
+    options = parser.parse_args(arguments)
+    try:
+        device = choose_device(options.device)
+        pipe, recipe = open_pipeline(options.model, options.lora, options.weight_dtype, device)
+        pipe.set_progress_bar_config(disable=True)
+        scenes = ShapesDataset("test", options.scenes)
+        samples = [scenes[index] for index in range(len(scenes))]
+        if options.calibrate:
+            print(f"    {sizes_of(pipe.transformer)}: {calibrate(pipe, samples, options.num_inference_steps)},")
+            return 0
+        measured = measure(pipe, samples, options.num_inference_steps, options.clock)
+    except UserError as error:
+        print(f"benchmarks.step_cache: {error}", file=sys.stderr)
+        return 2
+    report = summary(measured) | {
+        "benchmark": "step_cache",
+        "scenes": len(samples),
+        "num_inference_steps": options.num_inference_steps,
+        "clock": options.clock,
+        "recipe": recipe,
+    }
+    report |= circumstances(device)
+    print(table(report))
+    line = json.dumps(report)
+    print(line)
+    if options.output:
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        with open(options.output, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    return 0
+
+
+def measure(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int, clock: str) -> dict[str, Measured]:
+    """Every scene with every cache, one image at a time; the first scene once more before anything counts."""
+    texts, device = TextCache(pipe), pipe.vae.device
+    seconds: dict[str, list[float]] = {name: [] for name in STEP_CACHES}
+    verdicts: dict[str, dict[str, list[Verdict]]] = {name: {} for name in STEP_CACHES}
+
+    def make(sample: Sample, cache: str) -> tuple[float, np.ndarray]:
+        images = []
+        took = timed(
+            lambda: images.extend(
+                pipe(
+                    sample.layout, num_inference_steps=steps, step_cache=cache, known_texts=texts, output_type="np"
+                ).images
+            ),
+            device,
+            clock,
+        )
+        return took, np.round(255 * images[0]).astype(np.uint8)
+
+    make(samples[0], "none")
+    for number, sample in enumerate(tqdm(samples, "scenes", leave=False)):
+        start = number % len(STEP_CACHES)
+        for cache in STEP_CACHES[start:] + STEP_CACHES[:start]:
+            took, image = make(sample, cache)
+            seconds[cache].append(took)
+            verdicts[cache][sample.layout.name] = [judge(image, sample.layout)]
+    return {
+        cache: Measured(seconds[cache], {result.name: result.value for result in results(verdicts[cache])})
+        for cache in STEP_CACHES
+    }
+
+
+def calibrate(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int) -> tuple[float, ...]:
+    """The mean over scenes of what diffusers measures and prints."""
+    found = []
+    for sample in samples:
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            config = MagCacheConfig(calibrate=True, num_inference_steps=steps)
+            pipe(sample.layout, num_inference_steps=steps, step_cache=config, output_type="latent")
+        (line,) = (line for line in printed.getvalue().splitlines() if line.startswith("[") and line.endswith("]"))
+        found.append(ast.literal_eval(line))
+    return tuple(round(float(ratio), 4) for ratio in np.mean(found, axis=0))
+
+
+def summary(measured: dict[str, Measured]) -> dict:
+    medians = {cache: statistics.median(found.seconds) for cache, found in measured.items()}
+    return {
+        "seconds_per_image": medians,
+        "time_ratio": {cache: seconds / medians["none"] for cache, seconds in medians.items()},
+        "quality": {cache: found.quality for cache, found in measured.items()},
+    }
+
+
+def table(report: dict) -> str:
+    lines = [f"{'cache':<14}{'s/image':>9}{'ratio':>8}" + "".join(f"{name:>14}" for name in SHOWN)]
+    for cache, seconds in report["seconds_per_image"].items():
+        quality = "".join(f"{report['quality'][cache].get(name, float('nan')):>14.4f}" for name in SHOWN)
+        lines.append(f"{cache:<14}{seconds:>9.2f}{report['time_ratio'][cache]:>8.2f}{quality}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    torch.set_grad_enabled(False)
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Step caches on our blocks, and compiled blocks over changing layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+from torch._dynamo.utils import counters
+
+from seg2any import Layout, Seg2AnyPipeline, step_cache
+from seg2any.attention import AttentionRules
+from seg2any.errors import UserError
+from seg2any.models import adapters
+from seg2any.modes import STEP_CACHES
+from tests import tiny_flux
+from tests.test_pipeline import HARD, MANY, ONE, THREE, fresh_pipe
+
+SIX_STEPS = {"num_inference_steps": 6, "output_type": "latent", "max_sequence_length": 24}
+STEERED = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}
+SIZES = (2, 3, 32)  # of the test model: blocks and width
+# Configurations that never skip, and others that skip whatever they can: all but `computed` of six steps.
+NEVER = {
+    "first_block": FirstBlockCacheConfig(threshold=0.0),
+    "mag": MagCacheConfig(threshold=0.0, num_inference_steps=6, mag_ratios=[0.9] * 6),
+    "taylorseer": TaylorSeerCacheConfig(cache_interval=1, taylor_factors_dtype=torch.float32),
+}
+ALWAYS = {
+    "first_block": (FirstBlockCacheConfig(threshold=1e9), 1),
+    "mag": (MagCacheConfig(threshold=1e9, num_inference_steps=6, mag_ratios=[1.0] * 6, max_skip_steps=9), 1),
+    "taylorseer": (TaylorSeerCacheConfig(cache_interval=9, taylor_factors_dtype=torch.float32), 4),
+}
+
+
+@pytest.fixture(scope="module")
+def pipe(stock_pipe) -> Seg2AnyPipeline:
+    pipe = fresh_pipe(stock_pipe)
+    adapters.add_adapters(pipe.transformer, rank=4, alpha=2)
+    torch.manual_seed(1)
+    for parameter in adapters.trainable_parameters(pipe.transformer):
+        torch.nn.init.normal_(parameter, std=0.1)
+    return pipe
+
+
+def latents(pipe: Seg2AnyPipeline, layouts: Layout | list[Layout], **arguments) -> torch.Tensor:
+    return pipe(layouts, **{**SIX_STEPS, **HARD, **arguments}).images
+
+
+@pytest.fixture
+def attended(pipe) -> Iterator[list[int]]:
+    """One entry per step that computed the attention of the second block."""
+    calls = []
+    layer = pipe.transformer.transformer_blocks[1].attn.to_q.base_layer
+    handle = layer.register_forward_hook(lambda *_: calls.append(1))
+    yield calls
+    handle.remove()
+
+
+@pytest.mark.parametrize("name", NEVER)
+@pytest.mark.parametrize("more", [{}, STEERED, {**STEERED, "cfg_in_one_pass": True}], ids=["", "cfg", "one pass"])
+def test_a_cache_that_never_skips_changes_nothing(pipe, name, more):
+    assert torch.equal(latents(pipe, MANY, step_cache=NEVER[name], **more), latents(pipe, MANY, **more))
+    assert not pipe.transformer.is_cache_enabled
+
+
+@pytest.mark.parametrize("name", ALWAYS)
+def test_a_cache_that_skips_computes_less_and_starts_afresh_for_every_call(pipe, name, attended):
+    config, computed = ALWAYS[name]
+    first = latents(pipe, THREE, step_cache=config)
+    assert len(attended) == computed
+    latents(pipe, ONE, step_cache=config)  # other numbers of tokens
+    assert torch.equal(latents(pipe, THREE, step_cache=config), first)
+    assert len(attended) == 3 * computed
+    attended.clear()
+    plain = latents(pipe, THREE)
+    assert len(attended) == 6 and not torch.equal(plain, first)
+
+
+@pytest.mark.parametrize("name", [name for name in STEP_CACHES if name != "none"])
+def test_caches_by_name(pipe, name, monkeypatch):
+    monkeypatch.setitem(step_cache.MAG_RATIOS, SIZES, (1.0, 0.99, 0.98))
+    found = latents(pipe, MANY, step_cache=name)
+    assert torch.isfinite(found).all()
+    expected = latents(pipe, MANY)
+    assert (found - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_what_cannot_be_is_refused_in_one_line(pipe):
+    for name, message in {
+        "fast": "step_cache is 'fast'; use one of none, first_block",
+        "mag": "nobody has measured",
+    }.items():
+        with pytest.raises(UserError, match=message):
+            latents(pipe, ONE, step_cache=name)
+    pipe.transformer.enable_cache(NEVER["first_block"])
+    try:
+        with pytest.raises(UserError, match="has a cache already"):
+            latents(pipe, ONE, step_cache="taylorseer")
+    finally:
+        pipe.transformer.disable_cache()
+
+
+def test_a_cache_left_over_from_an_interrupted_call_is_forgotten(pipe):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    expected = latents(pipe, ONE)
+    pipe.transformer.enable_cache(ALWAYS["first_block"][0])
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            latents(pipe, THREE, callback_on_step_end=stop)
+        assert torch.allclose(latents(pipe, ONE, num_inference_steps=1), latents(pipe, ONE, num_inference_steps=1))
+        latents(pipe, ONE)
+    finally:
+        pipe.transformer.disable_cache()
+    assert torch.equal(latents(pipe, ONE), expected)
+
+
+def test_compiled_blocks_serve_all_layouts_and_are_not_compiled_again():
+    rules = AttentionRules("hard", (0, 1))
+    plain, compiled = (tiny_flux.tiny(num_layers=1, num_single_layers=1) for _ in range(2))
+    compiled.compile_repeated_blocks(dynamic=True, backend="eager")
+    graphs = []
+    with torch.no_grad():
+        for seeds, n_entities, n_cond in (((0, 1), 2, 3), ((2, 3), 5, 7), ((4, 5), 1, 11)):
+            given = tiny_flux.condition([tiny_flux.sample(seed, n_entities, n_cond) for seed in seeds], rules)
+            torch.testing.assert_close(tiny_flux.run(compiled, given), tiny_flux.run(plain, given))
+            graphs.append(counters["stats"]["unique_graphs"])
+    assert 0 < graphs[0] == graphs[1] == graphs[2]
