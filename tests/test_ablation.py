@@ -25,6 +25,7 @@ from eval.results import make_run, read_run
 from eval.shapes_judge import judge
 from seg2any.config import load
 from seg2any.data.shapes import ShapesDataset
+from seg2any.models.card import AdapterCard
 from seg2any.settings import ConditionSettings
 from tests.golden_root import REPOSITORY
 
@@ -78,6 +79,8 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     monkeypatch.setattr("eval.shapes_sources.round_trip", lambda images, pipeline: iter(images))
     for module in ("eval.ablation.measure", "eval.shapes_sources"):
         monkeypatch.setattr(f"{module}.judge", judge_once)
+    card = AdapterCard(max_sequence_length=33)
+    monkeypatch.setattr("eval.ablation.measure.read_adapter_card", lambda folder: card)
     monkeypatch.setattr(command, "_seconds_per_image", lambda ablation, kind: 30.0)
     return one
 
@@ -87,26 +90,18 @@ def run(tmp_path: Path, *flags: str) -> int:
 
 
 def test_trends_are_found_where_they_were_painted(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
-    flags = ("--rows", "hard-unfiltered", "hard-no-contour", "base", "base-no-contour", "none")
+    flags = ("--rows", "hard-unfiltered", "hard-no-contour", "base", "none", "none-bare")
     assert run(tmp_path, *flags) == 0
     assert "6 rows of 6 images; 36 images to make, about 18 minutes" in capsys.readouterr().out
     out = tmp_path / "out"
-    trends = {
-        entry["trend"].split(" (")[0]: entry for entry in json.loads((out / "ablation.json").read_text())["trends"]
-    }
+    trends: dict[str, dict] = {}
+    for entry in json.loads((out / "ablation.json").read_text())["trends"]:
+        trends.setdefault(entry["trend"].split(" (")[0], entry)  # the second of a name needs training
     assert trends["a semantic mask gives every region its attribute"]["verdict"] == "holds"
-    assert trends["the contour gives the shape"]["verdict"] in (
-        "holds",
-        "not measured",
-    )  # the second one needs training
+    contour = trends["the contour gives the shape"]
+    assert contour["verdict"] == "holds" and all(claim["low"] > 0 for claim in contour["claims"])
     assert trends["the filter means equal quality with fewer tokens"]["verdict"] == "holds"
     assert trends["isolation means less leakage in crowded scenes"]["verdict"] == "not measured"
-    contour = next(
-        entry
-        for entry in json.loads((out / "ablation.json").read_text())["trends"]
-        if entry["claims"][:1] and entry["claims"][0]["b"] == "hard-no-contour"
-    )
-    assert contour["verdict"] == "holds" and all(claim["low"] > 0 for claim in contour["claims"])
 
     text = (out / "ablation.md").read_text()
     for row in TRAINING_FREE:
@@ -224,7 +219,9 @@ def test_rows_are_the_grid_and_name_settings_that_exist():
     assert {
         (m, c, f) for m in ("hard", "base", "place") for c, f in ((True, True), (True, False), (False, True))
     } <= grid
-    assert len({repr(one) for one in settings}) == len(TRAINING_FREE)
+    assert len({(repr(one), row.is_bare) for one, row in zip(settings, TRAINING_FREE, strict=True)}) == len(
+        TRAINING_FREE
+    )
     assert {row for trend in TRENDS for claim in trend.claims for row in (claim.a, claim.b)} <= rows.keys()
 
 
@@ -244,6 +241,23 @@ def test_configs_of_trained_rows_say_what_is_different(name: str):
             "trained-isolated": {"cond_attention"},
         }[name]
     )
+
+
+def test_the_base_model_alone_has_no_adapters(tmp_path: Path, painter: Painter, monkeypatch: pytest.MonkeyPatch):
+    opened = []
+
+    def open_pipeline(model, adapter, *_):
+        opened.append(adapter)
+        return painter, {
+            "model": {"id": "painter"},
+            "adapter": adapter and {"path": str(adapter), "sha256": "0" * 64},
+        } | {"weight_dtype": "float32"}
+
+    monkeypatch.setattr("eval.ablation.measure.open_pipeline", open_pipeline)
+    assert run(tmp_path, "--rows", "none-bare", "--lora", "lora") == 0
+    assert opened == [Path("lora"), None]
+    made = read_run(tmp_path / "out" / "normal" / "none-bare.json").settings
+    assert made["adapter"] is None and made["settings"]["max_sequence_length"] == 33
 
 
 def test_bad_flags_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -56,8 +57,8 @@ def _setting(options: Options, runs: Runs) -> Iterator[str]:
     )
     yield (
         "Rows without training steps of their own use those adapters with other settings than they were trained with. "
-        "That says what a part does in this model, not what a model without it would have learned; for that there are "
-        "the trained rows, one training run each."
+        "That says what a part does in this model, not what a model without it would have learned: adapters trained "
+        "with AIA know little of attention without it. For that there are the trained rows, one training run each."
     )
     yield (
         "Colour, pattern and leaks in per cent of regions and of their pixels. A region that shows nothing leaks "
@@ -124,8 +125,10 @@ def _gap(number: str, gap: Difference) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _shown(number: str, value: float, sign: str = "") -> str:
+def _shown(number: str, value: float | None, sign: str = "") -> str:
     """Shares in per cent, IoU as a fraction, tokens as a count."""
+    if value is None or math.isnan(value):
+        return "–"
     if number == TOKENS:
         return f"{value:{sign}.0f}"
     return f"{value:{sign}.3f}" if number in FRACTIONS else f"{100 * value:{sign}.1f}"

@@ -24,10 +24,11 @@ from seg2any.data.sample import Sample
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.inference.choices import as_json
+from seg2any.inference.model import read_adapter_card
 from seg2any.inference.recipe import differences
 from seg2any.latents import pixels_per_token
 from seg2any.prepare import draw_layout
-from seg2any.settings import ConditionSettings
+from seg2any.settings import ConditionSettings, settings_of
 from seg2any.text_cache import TextCache
 
 TOKENS = "contour tokens"
@@ -45,14 +46,17 @@ class Ablation:
 
     def open(self, row: Row) -> None:
         """Load the row's adapters, unless they are loaded. Raises UserError."""
-        adapter, options = row.adapter or self.options.lora, self.options
-        if adapter != self._adapter:
+        options = self.options
+        adapter = None if row.is_bare else row.adapter or options.lora
+        if self._pipeline is None or adapter != self._adapter:
             self._pipeline, self._recipe = open_pipeline(options.model, adapter, options.weight_dtype, self.device)
             self._pipeline.set_progress_bar_config(disable=True)
             self._adapter, self._texts = adapter, TextCache(self._pipeline)
 
     def settings(self, row: Row) -> ConditionSettings:
-        return self._pipeline.settings.override(row.changes)
+        # The base model alone has no card; it reads captions as long as the adapters under test do.
+        card = read_adapter_card(self.options.lora) if row.is_bare else None
+        return (self._pipeline.settings if card is None else settings_of(card)).override(row.changes)
 
     def path(self, kind: str, name: str) -> Path:
         return self.options.output / kind / f"{name}.json"

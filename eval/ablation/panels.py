@@ -12,7 +12,7 @@ from seg2any.visualize import overlay_picture
 SIDE, GAP, HEAD = 112, 4, 16  # pixels
 COLOURS = 128
 # Of the rows that need no training; all of the trained ones are shown.
-ROWS = ("hard", "base", "place", "none", "hard-no-contour", "hard-unfiltered", "gamma-0.2", "aia-0-7")
+ROWS = ("hard", "base", "place", "none-bare", "hard-no-contour", "hard-unfiltered", "gamma-0.2", "aia-0-7")
 
 
 def panel(ablation: Ablation) -> Image.Image:

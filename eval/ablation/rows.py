@@ -20,12 +20,14 @@ class Row:
     told     what it is, in a few words
     changes  settings by the names that `ConditionSettings.override` takes; the others are as the adapters were trained
     adapter  folder of adapters that were trained for this row; None: those under test
+    is_bare  the base model without any adapters
     """
 
     name: str
     told: str
     changes: Mapping[str, object] = field(default_factory=dict)
     adapter: Path | None = None
+    is_bare: bool = False
 
 
 REFERENCE = Row(
@@ -52,7 +54,8 @@ TRAINING_FREE = (
     _with("place-unfiltered", "soft map, all contour tokens", method="place", **UNFILTERED),
     _with("place-no-contour", "soft map, no contour tokens", method="place", **NO_CONTOUR),
     # It reads the global caption only: there is no contour to switch off or to filter.
-    _with("none", "no masks, no contour: the global caption", method="none"),
+    _with("none", "no masks, no contour: the global caption, adapters as they are", method="none"),
+    Row("none-bare", "the base model with the global caption, no adapters", {"method": "none"}, is_bare=True),
     _with("aia-0-2", "AIA in blocks 0 to 2, the double ones", hard_attn_block_range=(0, 2)),
     _with("aia-6-7", "AIA in blocks 6 and 7, the last", hard_attn_block_range=(6, 7)),
     _with("aia-0-7", "AIA in every block", hard_attn_block_range=(0, 7)),
