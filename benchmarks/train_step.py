@@ -33,10 +33,7 @@ from seg2any.errors import UserError
 from seg2any.provenance import circumstances
 from seg2any.training.trainer import Trainer
 
-DEFAULT = (
-    *("config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64", "--trainer.train_batch_size=4"),
-    "--dataloader_num_workers=0",  # so that reading is part of the step
-)
+DEFAULT = ("config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64", "--trainer.train_batch_size=4")
 CACHED = {"cache_text": "all", "cache_latents": True}
 LIVE = {"cache_text": "none", "cache_latents": False}
 

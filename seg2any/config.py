@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from seg2any.config_values import check_values
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 
@@ -157,42 +157,6 @@ class Config:
             temporary.write_text(self.to_yaml(), encoding="utf-8")
 
 
-# The objects that are made of a value check it themselves; here is what nothing else would notice.
-CHOICES = {
-    "model.use_lora_bias": (False,),
-    "mixed_precision": ("auto", "no", "fp16", "bf16"),
-    "project.report_to": (None, "tensorboard", "wandb"),
-    "data.on_error": ("skip", "fail"),
-    "data.aspect": ("stretch", "bucket"),
-    "trainer.optimizer": ("adamw", "adamw8bit"),
-    "trainer.base_quantization": ("none", "8bit", "nf4"),
-    "trainer.sampler": ("length", "published"),
-    "trainer.cache_text": ("none", "classes", "all"),
-}
-AT_LEAST_ONE = (
-    *("resolution", "cond_scale_factor", "model.rank", "model.lora_alpha", "model.num_inference_steps"),
-    *("model.max_sequence_length", "model.regional_max_sequence_length", "eval.num_images_per_prompt"),
-    *("trainer.train_batch_size", "trainer.gradient_accumulation_steps", "trainer.num_train_epochs"),
-    *("trainer.max_train_steps", "trainer.checkpointing_steps", "trainer.checkpoints_total_limit"),
-    *("trainer.validation_steps", "trainer.validation_loss_steps", "trainer.num_validation_samples"),
-    *("trainer.log_steps", "trainer.cache_batch_size", "trainer.max_skipped_steps"),
-)
-AT_LEAST_ZERO = (
-    *("seed", "dataloader_num_workers", "scheduler.lr_warmup_steps", "trainer.num_validation_images"),
-    *("optimizer.adam_weight_decay", "trainer.guidance_scale", "eval.guidance_scale"),
-)
-POSITIVE = ("trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
-PROBABILITIES = ("model.lora_dropout", "trainer.caption_dropout", "trainer.cond_dropout")
-DECAYS = ("optimizer.adam_beta1", "optimizer.adam_beta2", "trainer.ema_decay")
-BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
-    (AT_LEAST_ONE, lambda value: value >= 1, "it must be at least 1"),
-    (AT_LEAST_ZERO, lambda value: 0 <= value < math.inf, "it must be at least 0"),
-    (POSITIVE, lambda value: 0 < value < math.inf, "it must be positive"),
-    (PROBABILITIES, lambda value: 0 <= value <= 1, "it must lie in [0, 1]"),
-    (DECAYS, lambda value: 0 <= value < 1, "it must be at least 0 and less than 1"),
-)
-
-
 def load(arguments: Sequence[str]) -> Config:
     """`CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins. Raises UserError."""
     merged = OmegaConf.structured(Config)
@@ -207,7 +171,7 @@ def load(arguments: Sequence[str]) -> Config:
             merged = OmegaConf.merge(merged, content)
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
-    _check_values(merged)
+    check_values(merged)
     return OmegaConf.to_object(merged)
 
 
@@ -270,19 +234,3 @@ def _paths(schema: type, prefix: str = ""):
 
 def _first(schema: type) -> str:
     return dataclasses.fields(schema)[0].name
-
-
-def _check_values(config) -> None:
-    def wrong(key: str, rule: str):
-        return UserError(f"{key}: {OmegaConf.select(config, key)!r} is not possible; {rule}")
-
-    for key, choices in CHOICES.items():
-        if OmegaConf.select(config, key) not in choices:
-            raise wrong(key, f"choose one of {', '.join(map(str, choices))}")
-    for keys, is_possible, rule in BOUNDS:
-        for key in keys:
-            value = OmegaConf.select(config, key)
-            if value is not None and not is_possible(value):  # the keys that may be null have their own meaning for it
-                raise wrong(key, rule)
-    if len(config.model.hard_attn_block_range) != 2:
-        raise wrong("model.hard_attn_block_range", "give first and last block, both included, such as [19,37]")
