@@ -3,9 +3,9 @@
 With e bytes per element, a batch of B images of H x W pixels, L tokens each (text + image + condition), width d:
 
     text       e (T (4 f + 4 w) + h t^2)     T5 of width w, feed-forward f, h heads; T tokens of captions padded to t
-    denoising  e B L d (13.3 + 2.2 adapters) + e B L^2 p,  and 1.8 e B L d more for e < 4: RoPE is computed in fp32
-               one block at its widest: residual, attention, and the feed-forward layer's 4 d before and after its GELU.
-               p masks, one for each kind of attention (SAA, AIA), shared by all heads; p = 0 for backends without
+    denoising  e B L d (13.3 + 0.8 adapters), and 3.1 e B L d more for e < 4: RoPE is computed in fp32
+               one block at its widest: residual, attention, and the feed-forward layer's 4 d before and after its GELU;
+               no mask is held as a whole
     decoding   e B H W max(5 c0, 3 c1)        c0, c1: channels of the VAE's two widest maps; B = 1 and at most a tile
                                               of the VAE's own size where it decodes in parts
 
@@ -35,7 +35,7 @@ from torch import nn
 GIB = 2**30
 RESERVE = GIB
 BYTES_OF_LINEAR = {"int8": 1.0, "nf4": 0.52, "fp8": 1.0}  # nf4: 4 bits, and a scale for every 64 weights
-WIDEST_BLOCK, OF_ADAPTERS, OF_ROPE = 13.3, 2.2, 1.8
+WIDEST_BLOCK, OF_ADAPTERS, OF_ROPE = 13.3, 0.8, 3.1
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,6 @@ class Request:
 
     n_tokens   of the longest sample: text, image and condition
     n_captions tokens of all captions that T5 reads in one pass, padding included; `caption_length` of one
-    n_masks    kinds of attention that need a mask
     """
 
     size: tuple[int, int]
@@ -52,7 +51,6 @@ class Request:
     n_tokens: int
     n_captions: int
     caption_length: int
-    n_masks: int = 1
 
 
 @dataclass(frozen=True)
@@ -74,13 +72,12 @@ def predict(networks: Networks, request: Request, mode: str, width: int) -> dict
             request.batch,
             request.n_tokens,
             width,
-            n_masks=request.n_masks,
             has_adapters=networks.n_adapter > 0,
         ),
         "decoding": decoder_bytes(networks.vae.config, request, width, in_parts=mode != "full"),
     }
     weights = {
-        "text": sum(_stored(network, mode, width) for network in networks.text_encoders),
+        "text": (sum if mode == "full" else max)(_stored(network, mode, width) for network in networks.text_encoders),
         "denoising": transformer_bytes(networks.transformer, mode, width) + width * networks.n_adapter,
         "decoding": _stored(networks.vae, mode, width),
     }
@@ -89,13 +86,11 @@ def predict(networks: Networks, request: Request, mode: str, width: int) -> dict
     return {stage: weights[stage] + activations[stage] for stage in weights}
 
 
-def activation_bytes(
-    sizes: Mapping[str, Any], batch: int, n_tokens: int, width: int, n_masks: int = 1, has_adapters: bool = True
-) -> int:
+def activation_bytes(sizes: Mapping[str, Any], batch: int, n_tokens: int, width: int, has_adapters: bool = True) -> int:
     """What a forward pass of the transformer without gradients has alive at once, beside its weights and inputs."""
     d = sizes["num_attention_heads"] * sizes["attention_head_dim"]
     rows = WIDEST_BLOCK + OF_ADAPTERS * has_adapters + OF_ROPE * (width < 4)
-    return int(width * batch * n_tokens * (rows * d + n_masks * n_tokens))
+    return int(width * batch * n_tokens * rows * d)
 
 
 def t5_bytes(sizes: Any, request: Request, width: int) -> int:

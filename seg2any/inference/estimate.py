@@ -73,7 +73,6 @@ def request_of(reports: Sequence[LayoutReport], settings: ConditionSettings) -> 
         n_tokens=max(_n_tokens(report, settings) for report in reports),
         n_captions=min(max(in_passes), TOKENS_PER_PASS),
         caption_length=settings.max_sequence_length,
-        n_masks={"none": 0, "hard": 2}.get(settings.rules.method, 1),
     )
 
 
