@@ -152,4 +152,5 @@ def all_checked(runs: Runs) -> Iterator[tuple[Trend, list[Checked], str]]:
     """Every trend with its claims and the verdict on it."""
     for trend in TRENDS:
         found = checked(trend, runs)
-        yield trend, found, verdict(found)
+        partly = f", {len(found)} of {len(trend.claims)} claims measured" if 0 < len(found) < len(trend.claims) else ""
+        yield trend, found, verdict(found) + partly
