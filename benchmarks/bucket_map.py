@@ -42,7 +42,7 @@ from seg2any.provenance import circumstances
 SIZE = (1500, 2250)
 MASKS, CAPTIONED = 100, 6
 LABELS_SIZE, CLASSES = (480, 640), (10, 20)
-ROUND = 20  # samples that each way counts in turn
+ROUND = 128  # samples that each way counts in turn: a part of the map has twice as many
 WORDS = (
     "a",
     "the",
@@ -63,7 +63,7 @@ WORDS = (
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=60, help="samples of each kind")
+    parser.add_argument("--images", type=int, default=ROUND, help="samples of each kind")
     parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline whose T5 tokenizer is used")
     parser.add_argument("--output", type=Path, help="append the JSON lines to this file")
     options = parser.parse_args()

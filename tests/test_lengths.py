@@ -114,6 +114,10 @@ def test_counts_of_label_maps_follow_the_definition(dtype):
         values = rng.permutation(8)[: rng.integers(0, 8)] * (1 if dtype == np.uint8 else 300)
         regions = LabelMap(labels, tuple(int(value) for value in values))
         assert count_regions(regions, *rest) == by_definition(regions, *rest), (stored, rest, values)
+        background = int(labels[0, 0])
+        others = tuple(value for value in np.unique(labels).tolist() if value != background)
+        regions = LabelMap(labels, others, background)
+        assert count_regions(regions, *rest) == by_definition(regions, *rest), (stored, rest, background)
 
 
 def test_a_photograph_of_usual_size():

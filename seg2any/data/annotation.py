@@ -17,10 +17,14 @@ from seg2any.layout_files.rle import draw_runs
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """Disjoint regions: `labels` uint8 or uint16 [H, W], region i is where it equals `values[i]`."""
+    """Disjoint regions: `labels` uint8 or uint16 [H, W], region i is where it equals `values[i]`.
+
+    background  the only other value there may be; None if there may be several
+    """
 
     labels: np.ndarray
     values: tuple[int, ...]
+    background: int | None = None
 
     @property
     def size(self) -> tuple[int, int]:

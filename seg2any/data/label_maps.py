@@ -98,7 +98,7 @@ class LabelMapDataset:
         labels = read_label_map(path)
         values = self.legend.values(labels, path)
         captions = tuple(self.legend.captions[value] for value in values)
-        return Annotation(self.key(index), LabelMap(labels, values), captions)
+        return Annotation(self.key(index), LabelMap(labels, values, self.legend.background), captions)
 
     def photo_digest(self, index: int) -> str:
         return self._photo_digests[index]
@@ -116,8 +116,8 @@ class LabelMapDataset:
 def _present(labels: np.ndarray) -> list[int]:
     """The values of uint8 [H, W], ascending. Every value ends somewhere, and a map of regions has few ends."""
     flat = labels.ravel()
-    ends = flat[np.flatnonzero(np.append(flat[1:] != flat[:-1], True))]
-    return np.flatnonzero(np.bincount(ends)).tolist()
+    ends = flat[np.flatnonzero(flat[1:] != flat[:-1])]
+    return np.flatnonzero(np.bincount(np.append(ends, flat[-1]))).tolist()
 
 
 def _kept_in(cache_root: Path | None, name: str, folder: Path, what: str) -> Path | None:

@@ -119,14 +119,14 @@ def _count_runs(regions: RunLengths, grid: Grid) -> RegionCounts:
 def _count_labels(regions: LabelMap, grid: Grid) -> RegionCounts:
     values = np.asarray(regions.values, regions.labels.dtype)
     labels = _resized(regions.labels, grid)
-    is_region, is_centre = (np.zeros(np.iinfo(labels.dtype).max + 1, bool) for _ in range(2))
-    is_region[values] = True
+    is_centre = np.zeros(np.iinfo(labels.dtype).max + 1, bool)
     is_centre[_at_centres(labels, grid)] = True
     owning = is_centre[values]
     # Most regions own a token, so only few are looked for in every pixel.
     shown = np.array([owns or (labels == value).any() for value, owns in zip(values, owning, strict=True)], bool)
     stored = np.array([has or (regions.labels == value).any() for value, has in zip(values, shown, strict=True)], bool)
-    edges = _unequal_to_a_neighbour(labels) & _looked_up(is_region, labels)
+    edges = _unequal_to_a_neighbour(labels)
+    edges &= _is_region(labels, regions)
     return RegionCounts(tokens_of_raster(edges, grid), _flags(stored, shown, owning))
 
 
@@ -164,20 +164,23 @@ def _at_centres(raster: np.ndarray, grid: Grid) -> np.ndarray:
     return raster[grid.centres[0][:, None], grid.centres[1]]
 
 
-def _looked_up(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """`table[labels]`, bool; OpenCV is many times faster at it for bytes."""
-    return table[labels] if labels.dtype != np.uint8 else cv2.LUT(labels, table.view(np.uint8)).view(bool)
+def _is_region(labels: np.ndarray, regions: LabelMap) -> np.ndarray:
+    """bool [H, W]: pixels whose label is one of the values."""
+    if regions.background is not None:
+        return labels != regions.background
+    table = np.zeros(np.iinfo(labels.dtype).max + 1, bool)
+    table[list(regions.values)] = True
+    return table[labels]
 
 
 def _unequal_to_a_neighbour(labels: np.ndarray) -> np.ndarray:
     """bool [H, W]: whether a 4-neighbour has another label; outside the picture is another label."""
-    unequal = np.zeros(labels.shape, bool)
-    unequal[[0, -1]] = unequal[:, [0, -1]] = True
+    unequal = np.ones(labels.shape, bool)
     rows, columns = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
-    unequal[1:] |= rows
-    unequal[:-1] |= rows
-    unequal[:, 1:] |= columns
-    unequal[:, :-1] |= columns
+    np.logical_or(rows[1:], rows[:-1], out=unequal[1:-1])
+    unequal[:, 1:-1] |= columns[:, 1:]
+    unequal[:, 1:-1] |= columns[:, :-1]
+    unequal[:, [0, -1]] = True
     return unequal
 
 
