@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from seg2any.config_values import check_values
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
+from seg2any.modes import IN_TRAINING, NOT_IN_TRAINING
 
 
 @dataclass
@@ -165,6 +166,7 @@ def load(arguments: Sequence[str]) -> Config:
             content = OmegaConf.to_container(values, resolve=True) if values is not None else {}
             if not isinstance(content, dict):
                 raise UserError(f"{source}: a config is a mapping of keys to values")
+            _translate_memory(content, source)
             _check_keys(content, Config, source)
             if content.get("mixed_precision") is False:  # yaml reads an unquoted `no` as false
                 content["mixed_precision"] = "no"
@@ -173,6 +175,18 @@ def load(arguments: Sequence[str]) -> Config:
             raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
     check_values(merged)
     return OmegaConf.to_object(merged)
+
+
+def _translate_memory(content: dict, source: str) -> None:
+    """`memory`, the flag of infer.py, is another word for trainer.base_quantization, where a mode can train."""
+    if "memory" not in content:
+        return
+    mode = content.pop("memory")
+    if mode in NOT_IN_TRAINING:
+        raise UserError(f"{source}: memory {mode} cannot train: {NOT_IN_TRAINING[mode]}; use full, int8 or nf4")
+    if mode not in IN_TRAINING:
+        raise UserError(f"{source}: memory is {mode!r}; use one of {', '.join(IN_TRAINING)}")
+    content.setdefault("trainer", {})["base_quantization"] = IN_TRAINING[mode]
 
 
 def _sources(arguments: list[str]):

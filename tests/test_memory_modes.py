@@ -11,9 +11,10 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.quantizers.bitsandbytes import bnb_quantizer
 from torch import nn
 
-from seg2any import Seg2AnyPipeline, memory
+from seg2any import Seg2AnyPipeline, config, memory
 from seg2any.errors import UserError
 from seg2any.models import adapters
+from seg2any.modes import NOT_IN_TRAINING
 from tests import tiny_flux
 from tests.test_pipeline import CARD, CLOSE, MANY, ONE, THREE, fresh_pipe, latents_of
 
@@ -155,6 +156,22 @@ def test_what_a_device_cannot_do_is_refused_before_anything_is_loaded(mode, devi
     with pytest.raises(UserError, match=message) as caught:
         Seg2AnyPipeline.from_pretrained("/nowhere", memory=mode, device=device)
     assert "\n" not in str(caught.value)
+
+
+def test_training_knows_the_flag():
+    words = {mode: config.load([f"--memory={mode}"]).trainer.base_quantization for mode in ("full", "int8", "nf4")}
+    assert words == {"full": "none", "int8": "8bit", "nf4": "nf4"}
+    assert config.load(["--memory=nf4", "--trainer.base_quantization=8bit"]).trainer.base_quantization == "8bit"
+    for mode, reason in (
+        ("offload", "cannot train: a step needs the transformer"),
+        ("group_offload", "cannot train: the backward pass needs"),
+        ("fp8", "cannot train: the backward pass keeps"),
+        ("half", "memory is 'half'; use one of full, int8, nf4"),
+    ):
+        with pytest.raises(UserError, match=reason) as caught:
+            config.load([f"--memory={mode}"])
+        assert "\n" not in str(caught.value)
+    assert {*words, *NOT_IN_TRAINING} == {*memory.MEMORY_MODES}
 
 
 class TestTrueCfg:
