@@ -290,6 +290,18 @@ def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
     assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("--resolution=72", "image size 72x72 .* multiples of 16"),
+        ("--scheduler.lr_scheduler=cosin", "scheduler.lr_scheduler: 'cosin'"),
+    ],
+)
+def test_dry_run_refuses_what_a_run_would_refuse(arguments, extra, message):
+    with pytest.raises(UserError, match=message):
+        describe(config.load([*arguments, extra, "--dry_run"]))
+
+
 def test_dry_run_reads_no_more_than_some_samples(arguments, monkeypatch):
     read, original = set(), ShapesDataset.__getitem__
     monkeypatch.setattr(ShapesDataset, "__getitem__", lambda self, i: read.add(i) or original(self, i))

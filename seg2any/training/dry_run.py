@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
@@ -13,6 +14,7 @@ from seg2any.errors import UserError
 from seg2any.latents import pixels_per_token
 from seg2any.models.adapters import add_adapters
 from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.prepare import size_in_tokens
 from seg2any.training import build
 from seg2any.training.counts import TokenCounts, count_some
 from seg2any.training.memory import Encoders, Launch, estimate, table
@@ -34,6 +36,8 @@ def describe(config: Config) -> str:
     except (OSError, HFValidationError) as error:
         raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
     add_adapters(pipeline.transformer, config.model.rank, build.lora_alpha(config), 0.0, config.model.is_use_cond_token)
+    if config.data.aspect == "stretch":
+        size_in_tokens((config.resolution, config.resolution), pipeline.vae, settings.cond_scale_factor)
     n_samples = len(raw.train)
     some = range(0, n_samples, -(-n_samples // DESCRIBED_SAMPLES))
     patch = pixels_per_token(pipeline.vae)
@@ -55,7 +59,9 @@ def describe(config: Config) -> str:
     sampler = LengthBatches(np.zeros((n_samples, 2)), config.trainer.train_batch_size, world=accelerator.num_processes)
     batches = sampler.batches_per_epoch
     lines.append(f"{n_samples:,} samples, {batches:,} batches per epoch and process; counted in {len(some)} of them")
-    lines.append(f"{build.number_of_steps(config, batches):,} steps")
+    steps = build.number_of_steps(config, batches)
+    build.make_schedule(config, torch.optim.SGD([torch.zeros(1)], lr=1.0), steps)  # raises for what a run would refuse
+    lines.append(f"{steps:,} steps")
     return "\n".join(lines)
 
 
