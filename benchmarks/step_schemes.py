@@ -17,6 +17,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
@@ -29,6 +30,7 @@ from seg2any.models.cond_cache import with_keys
 from seg2any.models.fold import fold
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.settings import ConditionSettings
+from seg2any.tokens import SampleTokens, layout_tokens
 
 PLAIN_TEXT_TOKENS = 512
 GUIDANCE = 3.5
@@ -173,6 +175,17 @@ class Given:
             self.tensor(case.batch_size, tokens.n_cond, config.in_channels, seed=3),
         )
 
+    def plain_condition(self) -> Condition:
+        """The tokens of plain FLUX, all of which see each other."""
+        config, side = self.models.stock.config, self.case.side // PATCH
+        sample = SampleTokens((PLAIN_TEXT_TOKENS,), np.zeros((0, side, side), bool))
+        return Condition(
+            self.tensor(self.case.batch_size, PLAIN_TEXT_TOKENS, config.joint_attention_dim, seed=2),
+            self.tensor(self.case.batch_size, config.pooled_projection_dim, seed=1),
+            layout_tokens([sample] * self.case.batch_size).to(self.device),
+            AttentionRules("none"),
+        )
+
 
 def schemes_of(given: Given) -> list[Scheme]:
     """All that are compared, the floor first."""
@@ -180,7 +193,7 @@ def schemes_of(given: Given) -> list[Scheme]:
     published = functools.partial(published_scheme, models.size.n_heads)
     return [
         Scheme("plain", lambda: token_ids(given), lambda ids, x, t: plain_step(given, ids, x, t)),
-        Scheme("kernel", lambda: token_ids(given), lambda ids, x, t: plain_step(given, ids, x, t, models.folded)),
+        Scheme("kernel", given.plain_condition, regional_step(given, models.folded)),
         Scheme("published", given.condition, regional_step(given, models.ours), published),
         Scheme("routed", given.condition, regional_step(given, models.ours)),
         Scheme("folded", given.condition, regional_step(given, models.folded)),
@@ -215,14 +228,9 @@ def token_ids(given: Given) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 
 def plain_step(
-    given: Given,
-    ids: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
-    latents: torch.Tensor,
-    time: float,
-    model: FluxTransformer2DModel | None = None,
+    given: Given, ids: tuple[torch.Tensor, torch.Tensor, torch.Tensor], latents: torch.Tensor, time: float
 ) -> torch.Tensor:
-    """By the stock model, or by another one without a condition."""
     text, text_ids, image_ids = ids
-    return (model or given.models.stock)(
+    return given.models.stock(
         hidden_states=latents, encoder_hidden_states=text, txt_ids=text_ids, img_ids=image_ids, **given.shared(time)
     )[0]
