@@ -115,6 +115,9 @@ def test_fp8_computes_as_on_the_rounded_weights(tiny_model, lora):
     expected = latents_of(plain, MANY)
     assert (expected - before).abs().max() > 0.01
     assert torch.equal(latents_of(small, MANY), expected)
+    late = load(tiny_model, lora)
+    memory.place(late, "fp8", CPU)  # after the adapters, as infer.py does
+    assert torch.equal(latents_of(late, MANY), expected)
     with pytest.raises(UserError, match="memory fp8: further LoRAs would be rounded"):
         small.load_lora_weights({})
 
@@ -192,6 +195,19 @@ class TestTrueCfg:
         assert batches[4:] == [2 * n_images] * 2
         torch.testing.assert_close(one, two, **CLOSE)
         assert (two - latents_of(pipe, layouts, **more)).abs().max() > 0.1
+
+    def test_both_passes_see_the_same_sample_of_the_contour(self, tiny_model, lora, monkeypatch):
+        pipe, seen = load(tiny_model, lora), []
+        forward = pipe.transformer.forward
+        monkeypatch.setattr(
+            pipe.transformer,
+            "forward",
+            lambda **k: (seen.append(k["joint_attention_kwargs"]["condition"].cond_hidden_states), forward(**k))[1],
+        )
+        for in_one_pass in (False, True):
+            latents_of(pipe, [ONE, THREE], **self.STEERED, num_inference_steps=1, cfg_in_one_pass=in_one_pass)
+        wanted, opposed, both = seen
+        assert torch.equal(wanted, opposed) and torch.equal(both, torch.cat([wanted, opposed]))
 
     def test_memory_decides(self, monkeypatch):
         transformer = tiny_flux.tiny()
