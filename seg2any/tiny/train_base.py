@@ -41,8 +41,8 @@ class Stage:
 
 
 STAGES = (
-    Stage(size=128, steps=3000, batch_size=32, kinds={"single": 0.7, "few": 0.3}),
-    Stage(size=256, steps=1000, batch_size=16, kinds={"single": 0.35, "normal": 0.55, "crowded": 0.1}),
+    Stage(size=128, steps=3350, batch_size=32, kinds={"single": 0.7, "few": 0.3}),
+    Stage(size=256, steps=1100, batch_size=16, kinds={"single": 0.35, "normal": 0.55, "crowded": 0.1}),
 )
 SCENES = {
     "single": {"kind": "single"},
@@ -87,7 +87,7 @@ def main() -> None:
     parser.add_argument(
         "--steps", type=int, nargs=len(STAGES), default=steps, help="of each stage (default: %(default)s)"
     )
-    parser.add_argument("--scenes", type=int, default=8000, help="of each stage")
+    parser.add_argument("--scenes", type=int, default=6000, help="of each stage")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
