@@ -148,7 +148,7 @@ def test_bars_are_those_of_the_generated_images():
 
 def test_the_table_has_a_line_per_number_and_a_column_per_source():
     found = [mean("IoU", {"a": 0.25, "b": 0.75}), mean("IoU", {"a": 1.0, "b": 1.0}, source="rendered (ceiling)")]
-    lines = table(make_run("shapes", [*found, mean("leak", {"a": 0.256})], {}, {})).splitlines()
+    lines = table(make_run("shapes", [*found, mean("leak", {"a": 0.256, "b": 0.256})], {}, {})).splitlines()
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
     assert lines[1].split() == ["IoU", "0.500", "[0.250,", "0.750]", "1.000"]
     assert lines[2].split() == ["leak", "25.6", "%", "[25.6,", "25.6]", "-"]

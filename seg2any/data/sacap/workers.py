@@ -106,12 +106,21 @@ def _work(work: Callable[[Task, Meter], Result], task: Task, number: int) -> Res
 
 @contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C: they are stopped in good order. This process sees it afterwards."""
+    """Processes started in here never see Ctrl-C: they are stopped in good order. This process sees it afterwards.
+
+    Blocking it is not enough for that: the kernel may hand it to another thread, such as the progress bar's, and Python
+    would interrupt this one all the same.
+    """
+    seen: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if seen:
+        raise KeyboardInterrupt
 
 
 def _show(bar: tqdm, progress: Progress) -> None:
