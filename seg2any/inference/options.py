@@ -168,4 +168,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         required = field.metadata.get("required", False)
         default = {} if required else {"default": field.default}
         parser.add_argument(f"--{field.name}", **default, **field.metadata)
-    return Options(**vars(parser.parse_args(arguments)))
+    options = Options(**vars(parser.parse_args(arguments)))
+    if options.check and options.estimate:
+        parser.error("--check and --estimate each make no images but a report of their own; give one of them")
+    return options

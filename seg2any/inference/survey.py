@@ -68,7 +68,7 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
         try:
             layout, found = read_quietly(path, options.snap_colors)
             size = image_size([layout], options.height, options.width, unit)
-            _check_usable(path, layout, size, settings)
+            _check_usable(path, layout, size, options, settings)
             report = check_layout(layout, size, settings, model, known_warnings=found)
         except UserError as error:
             errors.append(str(error))
@@ -111,9 +111,11 @@ def _save_overlay(layout: Layout, report: LayoutReport, folder: Path) -> None:
         overlay_with_legend(layout, report.image_size).save(temporary)
 
 
-def _check_usable(path: Path, layout: Layout, size: tuple[int, int], settings: ConditionSettings) -> None:
+def _check_usable(
+    path: Path, layout: Layout, size: tuple[int, int], options: Options, settings: ConditionSettings
+) -> None:
     if 0 in size:
-        height, width = layout.size
+        height, width = options.height or layout.size[0], options.width or layout.size[1]
         raise LayoutError(f"{path}: {width}x{height} is smaller than one token; use --height and --width")
     if settings.is_plain and layout.caption is None:
         raise LayoutError(f"{path}: caption is missing, and --attention_mask_method none uses nothing else; add it")
