@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from seg2any.errors import UserError
 from seg2any.latents import pack
-from seg2any.layout import Layout
+from seg2any.layout import Layout, shown
 
 
 def packed_noise(grid: tuple[int, int], channels: int, generator: torch.Generator | None = None) -> Tensor:
@@ -33,7 +34,7 @@ def image_generators(
                without a seed gets one from torch's global generator
     generator  instead of seeds: one per image, or one that all images draw from in turn
 
-    Raises UserError if both are given, or not as many as there are images.
+    Raises UserError if both are given, not as many as there are images, or what is no seed.
     """
     count = len(layouts) * per_layout
     if per_layout < 1:
@@ -42,12 +43,24 @@ def image_generators(
         raise UserError("seeds and generator both say where the noise comes from; give one of them")
     if isinstance(generator, torch.Generator):
         return [generator] * count
+    if isinstance(seeds, int):
+        raise UserError(f"seeds is {seeds}; give a list, one per image")
     if generator is None:
         seeds = _own_seeds(layouts, per_layout) if seeds is None else seeds
-        generator = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+        generator = [torch.Generator().manual_seed(_checked(seed)) for seed in seeds]
     if len(generator) != count:
         raise UserError(f"{len(generator)} seeds or generators for {count} images; give one per image")
     return list(generator)
+
+
+def _checked(seed: object) -> int:
+    try:
+        number = operator.index(seed)  # an integer of Python, numpy or torch
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**64:
+        raise UserError(f"seed {shown(seed)}: give a whole number of at least 0 and below 2**64")
+    return number
 
 
 def _own_seeds(layouts: Sequence[Layout], per_layout: int) -> list[int]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+import os
 import warnings
 from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 
 import numpy as np
 import torch
@@ -50,8 +53,11 @@ class Sampling:
     callback_on_step_end: Callback | None = None
 
     def __post_init__(self) -> None:
-        if self.num_inference_steps < 1:
-            raise UserError(f"num_inference_steps is {self.num_inference_steps}; give at least 1")
+        if not isinstance(self.num_inference_steps, int) or self.num_inference_steps < 1:
+            raise UserError(f"num_inference_steps is {self.num_inference_steps!r}; give a whole number of at least 1")
+        for name in ("guidance_scale", "true_cfg_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise UserError(f"{name} is {getattr(self, name)}; give a finite number")
 
 
 class Seg2AnyPipeline(Foldable, FluxPipeline):
@@ -171,7 +177,7 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
 
         Raises UserError for layouts of different sizes and for settings that do not fit together.
         """
-        layouts = [layouts] if isinstance(layouts, Layout) else list(layouts)
+        layouts = [layouts] if isinstance(layouts, (Layout, str, os.PathLike)) else list(layouts)
         settings = (settings or self.settings).override(
             {
                 "method": attention_mask_method,
@@ -188,10 +194,12 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         if true_cfg_scale > 1 and negative_prompt is None:
             warnings.warn("true_cfg_scale does nothing without negative_prompt; give one, it may be ''", stacklevel=2)
             true_cfg_scale = 1.0
+        if not isinstance(negative_prompt, (str, NoneType)):
+            raise UserError("negative_prompt is one string, for all images of a call; call once per negative prompt")
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
         sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, step_cache, callback_on_step_end)
-        self._check_blocks(settings)
+        self.check_blocks(settings)
         size = image_size(layouts, height, width, pixels_per_token(self.vae) * settings.cond_scale_factor)
         grid = size_in_tokens(size, self.vae)
         generators = image_generators(layouts, num_images_per_prompt, seeds, generator)
@@ -215,7 +223,8 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         """What the loaded adapters were trained with; the published settings without adapters or without a card."""
         return ConditionSettings() if self.card is None else settings_of(self.card)
 
-    def _check_blocks(self, settings: ConditionSettings) -> None:
+    def check_blocks(self, settings: ConditionSettings) -> None:
+        """Warn if the settings name blocks that the transformer does not have."""
         first, last = settings.rules.hard_attn_block_range
         n_blocks = len(self.transformer.transformer_blocks) + len(self.transformer.single_transformer_blocks)
         if settings.rules.method == "hard" and last >= n_blocks:

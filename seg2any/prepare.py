@@ -20,7 +20,7 @@ from seg2any.condition import Condition
 from seg2any.contour import condition_image, kept_tokens, to_signed
 from seg2any.errors import UserError
 from seg2any.latents import Posterior, encode_images, pixels_per_token
-from seg2any.layout import Layout
+from seg2any.layout import MAX_PIXELS, Layout, shown
 from seg2any.noise import packed_noise
 from seg2any.settings import ConditionSettings
 from seg2any.text import EncodedText, Prompt, TextEncoders, TextKey, encode_texts
@@ -100,9 +100,11 @@ def encode_layouts(
 
     known  text embeddings of earlier calls, extended by this one (see `encode_texts`).
 
-    Raises UserError if `size` does not suit the token grids, or if plain FLUX lacks a global caption.
+    Raises UserError if `size` does not suit the token grids, or if a layout lacks the captions that it needs.
     """
     size_in_tokens(size, encoders.vae, settings.cond_scale_factor)
+    if any(layout.caption is None and not layout.captions for layout in layouts):
+        raise UserError("a layout has no region and no `caption`, so there is nothing to draw; add one of them")
     prompts = [prompt_for(layout.caption, layout.captions, settings) for layout in layouts]
     texts = encode_texts(prompts, encoders, known)
     return [
@@ -219,12 +221,20 @@ def size_in_tokens(size: tuple[int, int], vae: AutoencoderKL, cond_scale_factor:
 def image_size(layouts: Sequence[Layout], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
     """(H, W) of a batch's images: as given, else the layouts' own, rounded down to multiples.
 
-    Raises UserError if there is no layout or their sizes differ.
+    Raises UserError if there is no layout or something else among them, if their sizes differ, or if no memory could
+    hold the image.
     """
+    for layout in layouts:
+        if not isinstance(layout, Layout):
+            raise UserError(f"{shown(layout)} is no Layout; give Layout.read(path)")
     sizes = {layout.size for layout in layouts}
     if len(sizes) != 1:
         found = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)) or "none"
         raise UserError(f"layouts of one size (height x width) make a batch, found {found}; call once per size")
     own_height, own_width = sizes.pop()
     height, width = own_height if height is None else height, own_width if width is None else width
+    if height * width > MAX_PIXELS:
+        raise UserError(
+            f"an image of {width}x{height} is more than {MAX_PIXELS >> 20} megapixels; give a smaller height and width"
+        )
     return height // multiple * multiple, width // multiple * multiple

@@ -254,6 +254,7 @@ class TestBadInput:
             ["--seg_mask_path", "x", "--hard_attn_block_range", "3"],
             ["--seg_mask_path", "x", "--cond2image_attention_weight", "2"],
             ["--seg_mask_path", "x", "--steps", "3"],
+            ["--seg_mask_path", "x", "--check", "--estimate"],
         ],
     )
     def test_wrong_arguments(self, arguments: list[str], capsys: pytest.CaptureFixture):
@@ -298,6 +299,8 @@ class TestSurvey:
         tiny, collision = survey.errors
         assert "d.json: 20x20 is smaller than one token" in tiny
         assert "a.json" in collision and "a.npz" in collision and "rename one" in collision
+        (flat,) = survey_layouts(self.options(folder / "b.json", height=8), ConditionSettings(), FACTS).errors
+        assert "b.json: 64x8 is smaller than one token" in flat
 
     def test_plain_flux_needs_a_global_caption(self, folder: Path):
         Layout(np.ones((1, 64, 64), dtype=bool), ("a",)).write(folder / "d.json")
@@ -310,6 +313,10 @@ class TestSurvey:
         assert {item.report.image_size for item in survey.layouts} == {(96, 64)}
         survey = survey_layouts(self.options(folder), ConditionSettings(cond_scale_factor=2), FACTS)
         assert [item.report.image_size for item in survey.layouts] == [(64, 64), (64, 64), (64, 64)]
+
+    def test_sizes_that_no_memory_holds_are_refused_before_masks_are_drawn_at_them(self, folder: Path):
+        survey = survey_layouts(self.options(folder, height=2**16, width=2**16), ConditionSettings(), FACTS)
+        assert len(survey.errors) == 3 and "65536x65536 is more than 64 megapixels" in survey.errors[0]
 
 
 class TestPlan:
