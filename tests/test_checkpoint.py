@@ -7,6 +7,7 @@ from torch import nn
 
 from seg2any.errors import UserError
 from seg2any.training.checkpoint import STATE, Average, Checkpoints, Identity, Trainable
+from seg2any.training.state_file import write_state
 
 
 def save(checkpoints, step):
@@ -66,8 +67,80 @@ def test_latest_passes_over_a_damaged_checkpoint(tmp_path, damage):
 def test_a_truncated_state_is_damaged(tmp_path):
     state = save(Checkpoints(tmp_path), 1) / STATE
     state.write_bytes(state.read_bytes()[:-40])
-    with pytest.warns(UserWarning, match="damaged"):
-        assert Checkpoints(tmp_path).load("latest") is None
+    with pytest.raises(UserError, match="damaged"):
+        Checkpoints(tmp_path).load(str(state.parent))
+
+
+def test_a_state_with_one_wrong_byte_is_damaged(tmp_path):
+    def write(folder):
+        pass
+
+    state = Checkpoints(tmp_path).save(1, write, {"weights": {"w": torch.arange(100.0)}}) / STATE
+    content = bytearray(state.read_bytes())
+    content[-7] ^= 1
+    state.write_bytes(content)
+    with pytest.raises(UserError, match="damaged"):
+        Checkpoints(tmp_path).load(str(state.parent))
+
+
+@pytest.mark.parametrize("size", [None, 0, 7])
+def test_a_checkpoint_whose_adapters_are_gone_or_cut_is_damaged(tmp_path, size):
+    def write(folder):
+        (folder / "default").mkdir()
+        (folder / "default" / "weights").write_bytes(b"12345678")
+
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        adapter = checkpoints.save(step, write, {"number": {"value": step}}) / "default" / "weights"
+    adapter.unlink() if size is None else os.truncate(adapter, size)
+    with pytest.warns(UserWarning, match="checkpoint-2/default/weights: missing or cut short"):
+        assert checkpoints.load("latest")[1] == {"number": {"value": 1}}
+
+
+def test_a_state_that_is_no_mapping_is_damaged(tmp_path):
+    path = tmp_path / "checkpoint-1" / STATE
+    path.parent.mkdir()
+    write_state(path, [])
+    with pytest.raises(UserError, match="damaged"):
+        Checkpoints(tmp_path).load(str(path.parent))
+
+
+def test_latest_says_so_if_all_are_damaged(tmp_path):
+    (save(Checkpoints(tmp_path), 1) / STATE).write_bytes(b"")
+    with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="every checkpoint .* is damaged"):
+        Checkpoints(tmp_path).load("latest")
+
+
+def test_rotation_keeps_what_was_just_written_before_a_damaged_later_one(tmp_path):
+    checkpoints = Checkpoints(tmp_path, limit=1)
+    save(Checkpoints(tmp_path), 2)
+    (save(Checkpoints(tmp_path), 9) / STATE).write_bytes(b"")
+    save(checkpoints, 3)
+    assert os.listdir(tmp_path) == ["checkpoint-3"]
+
+
+def test_a_save_removes_what_killed_ones_left(tmp_path):
+    for left in (".checkpoint-1.01234567.tmp", ".checkpoint-1.01234567.old"):
+        (tmp_path / left / "default").mkdir(parents=True)
+    save(Checkpoints(tmp_path), 2)
+    assert os.listdir(tmp_path) == ["checkpoint-2"]
+
+
+def test_check_refuses_before_anything_is_loaded(tmp_path):
+    mine, other = save(Checkpoints(tmp_path / "mine"), 1), save(Checkpoints(tmp_path / "other"), 1)
+    checkpoints = Checkpoints(tmp_path / "mine")
+    for allowed in ("latest", str(mine)):
+        checkpoints.check(allowed)
+    Checkpoints(tmp_path / "new").check(str(other))
+    Checkpoints(tmp_path / "new").check(None)
+    for wanted in (None, str(other)):
+        with pytest.raises(UserError, match="mine holds checkpoints of another run"):
+            checkpoints.check(wanted)
+    with pytest.raises(UserError, match="nowhere is not a folder"):
+        checkpoints.check("nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="project.output_dir: .* cannot be written"):
+        Checkpoints(tmp_path / "file" / "run").check(None)
 
 
 def test_a_path_that_is_no_checkpoint_is_named(tmp_path):

@@ -25,6 +25,7 @@ from seg2any.errors import UserError
 from seg2any.training.state_file import DamagedState, read_state, write_state
 
 STATE = "training_state.safetensors"
+FILES = "files"  # in the state: the adapter files beside it, and their bytes
 
 
 class Stateful(Protocol):
@@ -136,47 +137,90 @@ class Checkpoints:
         temporary.mkdir(parents=True)
         try:
             write(temporary)
-            write_state(temporary / STATE, state)
+            write_state(temporary / STATE, {**state, FILES: _sizes(temporary)})
             _sync(temporary)
             _remove(final)
             os.replace(temporary, final)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
-        self._rotate()
+        self._rotate(final)
         return final
 
-    def _rotate(self) -> None:
+    def _rotate(self, written: Path) -> None:
+        """Down to `limit`. `written` stays whatever its step: later ones may be damaged. What killed runs left goes."""
         if self.limit is not None:
-            for path in list(self.steps().values())[: -max(1, self.limit)]:
+            others = [path for path in self.steps().values() if path != written]
+            for path in others[: max(0, len(others) - self.limit + 1)]:
                 _remove(path)
+        for pattern in (".checkpoint-*.tmp", ".checkpoint-*.old"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path, ignore_errors=True)
+
+    def check(self, wanted: str | None) -> None:
+        """Before anything expensive: raise UserError for what `load` and `save` would meet later.
+
+        That is a path that is no folder, a folder that holds another run, or one that cannot be written.
+        """
+        place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UserError(f"project.output_dir: {self.folder} cannot be written; choose another folder")
+        path = check_path(wanted)
+        if self.steps() and (wanted is None or (path and path.resolve().parent != self.folder.resolve())):
+            raise UserError(
+                f"project.output_dir: {self.folder} holds checkpoints of another run; "
+                "continue it with --resume_from_checkpoint latest, or choose another folder"
+            )
 
     def load(self, wanted: str) -> tuple[Path, dict[str, Any]] | None:
         """(folder, state of every named object) of `latest` or of any path; None if `latest` finds none.
 
-        `latest` passes over damaged checkpoints with a warning. Raises UserError if a path is not a checkpoint.
+        `latest` passes over damaged checkpoints with a warning. Raises UserError if a path is not a complete
+        checkpoint, and if `latest` finds damaged ones only.
         """
-        if wanted != "latest":
-            path = Path(wanted)
-            if not path.is_dir():
-                raise UserError(
-                    f"resume_from_checkpoint: {path} is not a folder; give `latest` or a checkpoint-N folder"
-                )
+        if (path := check_path(wanted)) is not None:
             return path, _read_state(path)
-        for path in reversed(self.steps().values()):
+        steps = self.steps()
+        for path in reversed(steps.values()):
             try:
                 return path, _read_state(path)
             except UserError as error:
                 warnings.warn(f"passing over a damaged checkpoint: {error}", stacklevel=2)
+        if steps:
+            raise UserError(f"project.output_dir: every checkpoint in {self.folder} is damaged; choose another folder")
         return None
 
 
+def check_path(wanted: str | None) -> Path | None:
+    """The folder that `resume_from_checkpoint` names, None for `latest` and for nothing. Raises UserError."""
+    if wanted in (None, "latest"):
+        return None
+    path = Path(wanted)
+    if not path.is_dir():
+        raise UserError(f"resume_from_checkpoint: {path} is not a folder; give `latest` or a checkpoint-N folder")
+    if not (path / STATE).exists():
+        raise UserError(f"{path}: no {STATE} in it, so no training can resume from it; give a checkpoint-N folder")
+    return path
+
+
 def _read_state(path: Path) -> dict[str, Any]:
+    """Of a checkpoint that is complete: its adapters are beside it as they were written."""
     try:
-        return read_state(path / STATE)
+        state = read_state(path / STATE)
     except FileNotFoundError:
         raise UserError(f"{path}: no {STATE} in it, so no training can resume from it") from None
-    except (DamagedState, OSError) as error:
+    except DamagedState as error:
         raise UserError(f"{error}; resume from another checkpoint") from None
+    except OSError as error:
+        raise UserError(f"{path / STATE}: {error}; resume from another checkpoint") from None
+    for name, size in state.pop(FILES, {}).items():
+        if not (path / name).is_file() or (path / name).stat().st_size != size:
+            raise UserError(f"{path / name}: missing or cut short; resume from another checkpoint")
+    return state
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file of the adapters."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.glob("*/*"))}
 
 
 def _sync(folder: Path) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, uint8
 
 TENSOR = "tensor"  # {"tensor": name} stands for a tensor of the file
 
@@ -20,8 +21,16 @@ class DamagedState(ValueError):
 def write_state(path: Path, state: dict[str, Any]) -> None:
     """`state`: dicts, lists, numbers, texts and tensors, nested as they like."""
     tensors: dict[str, Tensor] = {}
-    described = _without_tensors(state, "", tensors)
-    save_file(tensors, path, metadata={"state": json.dumps(described)})
+    described = json.dumps(_without_tensors(state, "", tensors))
+    save_file(tensors, path, metadata={"state": described, "crc32": _checksum(described, tensors)})
+
+
+def _checksum(described: str, tensors: dict[str, Tensor]) -> str:
+    """Of everything: a disk that loses a block leaves the file's length and header as they were."""
+    value = zlib.crc32(described.encode())
+    for name in sorted(tensors):
+        value = zlib.crc32(tensors[name].reshape(-1).view(uint8).numpy(), value)
+    return f"{value:08x}"
 
 
 def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -39,10 +48,17 @@ def read_state(path: Path) -> dict[str, Any]:
     """What was written, tensors on the CPU, tuples as lists. Raises FileNotFoundError, or DamagedState."""
     try:
         with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {})["state"])
-            return _with_tensors(described, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        described = metadata["state"]
+        if metadata.get("crc32") not in (None, _checksum(described, tensors)):  # None: written before there was one
+            raise ValueError
+        state = _with_tensors(json.loads(described), tensors)
     except (SafetensorError, KeyError, ValueError) as error:
         raise DamagedState(f"{path}: damaged ({type(error).__name__})") from None
+    if not isinstance(state, dict):
+        raise DamagedState(f"{path}: damaged (no state in it)")
+    return state
 
 
 def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
