@@ -17,11 +17,12 @@ from seg2any.errors import UserError
 from seg2any.latents import Posterior
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.training import build
+from seg2any.training.checkpoint import STATE
 from seg2any.training.dry_run import describe
 from seg2any.training.log import RunLog
 from seg2any.training.parallel import make_accelerator
 from seg2any.training.source import Batch
-from seg2any.training.state_file import read_state
+from seg2any.training.state_file import read_state, write_state
 from seg2any.training.trainer import Trainer
 from tests import tiny_run
 from tests.tiny_run import losses, rows
@@ -67,10 +68,18 @@ def test_resume_accepts_any_path_and_refuses_another_run(arguments, tmp_path):
     resume = f"--resume_from_checkpoint={tmp_path / 'run' / 'checkpoint-2'}"
     trainer = fit([*elsewhere, resume, "--trainer.max_train_steps=3"])
     assert trainer.progress.step == 3 and (tmp_path / "elsewhere" / "checkpoint-3").is_dir()
-    with pytest.raises(UserError, match="elsewhere holds checkpoints of another run"):
-        fit(elsewhere)
+    for other in ([], [resume]):
+        with pytest.raises(UserError, match="elsewhere holds checkpoints of another run"):
+            fit([*elsewhere, *other])
+    latest = [*elsewhere, "--resume_from_checkpoint=latest"]
     with pytest.raises(UserError, match="trainer.learning_rate: 0.01 in the checkpoint, 0.001 now"):
-        fit([*elsewhere, resume, "--trainer.learning_rate=1e-3"])
+        fit([*latest, "--trainer.learning_rate=1e-3"])
+    state = tmp_path / "elsewhere" / "checkpoint-3" / STATE
+    assert "past trainer.max_train_steps" in Trainer(config.load([*latest, "--trainer.max_train_steps=2"])).resume()
+    assert "past" not in Trainer(config.load([*latest, "--trainer.max_train_steps=3"])).resume()
+    write_state(state, {key: value for key, value in read_state(state).items() if key != "progress"})
+    with pytest.raises(UserError, match="checkpoint-3: its state has no 'progress'"):
+        Trainer(config.load(latest)).resume()
 
 
 def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, tiny_model, tmp_path):
@@ -216,6 +225,8 @@ def test_images_are_written_by_the_live_transformer(arguments, tmp_path):
         "--trainer.num_validation_samples=3",
     ]
     images = ["--trainer.num_validation_images=2", "--trainer.validation_steps=1", "--model.num_inference_steps=2"]
+    with pytest.warns(UserWarning, match="trainer.num_validation_images: 7, but data.val has 5"):
+        Trainer(config.load([*arguments, *val, "--trainer.num_validation_images=7"]))
     fit([*arguments, *val, *images, "--trainer.max_train_steps=1", "--trainer.validation_loss_steps=1"])
     written = sorted(path.relative_to(tmp_path / "run" / "gen_imgs") for path in tmp_path.rglob("gen_imgs/*/*"))
     assert [str(path) for path in written] == ["step-1/000.png", "step-1/001.png", "step-1/panels"]
@@ -294,12 +305,22 @@ def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
     ("extra", "message"),
     [
         ("--resolution=72", "image size 72x72 .* multiples of 16"),
-        ("--scheduler.lr_scheduler=cosin", "scheduler.lr_scheduler: 'cosin'"),
+        (
+            "--scheduler.lr_scheduler=cosin",
+            "scheduler.lr_scheduler: 'cosin' is not possible; choose one of linear, cosine,",
+        ),
+        ("--scheduler.lr_scheduler=piecewise_constant", "scheduler.lr_scheduler: 'piecewise_constant' is not possible"),
+        ("--resume_from_checkpoint=/nowhere", "resume_from_checkpoint: /nowhere is not a folder"),
     ],
 )
 def test_dry_run_refuses_what_a_run_would_refuse(arguments, extra, message):
     with pytest.raises(UserError, match=message):
         describe(config.load([*arguments, extra, "--dry_run"]))
+
+
+def test_dry_run_warns_of_blocks_that_the_model_does_not_have(arguments):
+    with pytest.warns(UserWarning, match="hard_attn_block_range 90 99 .* acts in 0"):
+        describe(config.load([*arguments, "--model.hard_attn_block_range=[90,99]", "--dry_run"]))
 
 
 def test_dry_run_reads_no_more_than_some_samples(arguments, monkeypatch):

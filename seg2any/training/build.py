@@ -6,7 +6,7 @@ import re
 
 import torch
 from accelerate import Accelerator
-from diffusers.optimization import get_scheduler
+from diffusers.optimization import SchedulerType, get_scheduler
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
@@ -20,6 +20,9 @@ from seg2any.settings import ConditionSettings
 from seg2any.training.parallel import weight_dtype
 from seg2any.training.quantize import follow_autocast, quantization_config
 from seg2any.training.run_data import data_set_name
+
+# One of diffusers' schedules takes rules that no key here gives.
+SCHEDULES = tuple(kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT)
 
 
 def condition_settings(config: Config) -> ConditionSettings:
@@ -143,6 +146,9 @@ def number_of_steps(config: Config, batches_per_epoch: int) -> int:
 
 def make_schedule(config: Config, optimizer: torch.optim.Optimizer, last_step: int):
     schedule = config.scheduler
+    if schedule.lr_scheduler not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise UserError(f"scheduler.lr_scheduler: '{schedule.lr_scheduler}' is not possible; choose one of {known}")
     try:
         return get_scheduler(
             schedule.lr_scheduler,

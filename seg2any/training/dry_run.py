@@ -16,6 +16,7 @@ from seg2any.models.adapters import add_adapters
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.prepare import size_in_tokens
 from seg2any.training import build
+from seg2any.training.checkpoint import check_path
 from seg2any.training.counts import TokenCounts, count_some
 from seg2any.training.memory import Encoders, Launch, estimate, table
 from seg2any.training.parallel import is_deepspeed, make_accelerator, weight_dtype
@@ -29,12 +30,14 @@ def describe(config: Config) -> str:
     """Counts the tokens of a few samples. Raises UserError for what is wrong with the config or the data."""
     accelerator, settings = make_accelerator(config), build.condition_settings(config)
     build.timestep_weighting(config)
+    check_path(config.resume_from_checkpoint)
     raw = open_data(config)
     name = config.model.pretrained_model_name_or_path
     try:
         pipeline = weightless_pipeline(name)
     except (OSError, HFValidationError) as error:
         raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
+    pipeline.check_blocks(settings)
     add_adapters(pipeline.transformer, config.model.rank, build.lora_alpha(config), 0.0, config.model.is_use_cond_token)
     if config.data.aspect == "stretch":
         size_in_tokens((config.resolution, config.resolution), pipeline.vae, settings.cond_scale_factor)

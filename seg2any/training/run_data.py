@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -64,7 +65,10 @@ def load_data(
     val, shown = None, []
     if raw.val is not None:
         val = loading.samples(raw.val, min(config.trainer.num_validation_samples, len(raw.val)))
-        shown = [raw.val[i].layout for i in range(min(config.trainer.num_validation_images, len(raw.val)))]
+        wanted = config.trainer.num_validation_images
+        if wanted > len(raw.val):
+            warnings.warn(f"trainer.num_validation_images: {wanted}, but data.val has {len(raw.val)}", stacklevel=2)
+        shown = [raw.val[i].layout for i in range(min(wanted, len(raw.val)))]
     prompts = [prompt_for(layout.caption, layout.captions, settings) for layout in shown]
     shown_texts = dict(encode_keys(list({key for prompt in prompts for key in prompt}), pipeline))
     _let_go(pipeline, raw.train, config)

@@ -58,6 +58,8 @@ class Trainer:
         self.settings = build.condition_settings(config)
         self.weighting = build.timestep_weighting(config)
         check_tracker(config)
+        self.checkpoints = Checkpoints(self.folder, self.options.checkpoints_total_limit)
+        self.checkpoints.check(config.resume_from_checkpoint)
         self.accelerator = make_accelerator(config)
         raw = open_data(config)
         processes = self.accelerator.num_processes
@@ -69,6 +71,7 @@ class Trainer:
         torch.manual_seed(config.seed)  # of the adapters' initial weights: the same on every rank
 
         self.pipeline = build.load_pipeline(config, self.accelerator)
+        self.pipeline.check_blocks(self.settings)
         build.attach_adapters(self.pipeline.transformer, config)
         self.data = load_data(raw, config, self.pipeline, self.settings, self.accelerator)
 
@@ -95,14 +98,14 @@ class Trainer:
         self.velocity, self.optimizer = self.accelerator.prepare(velocity, optimizer, **placement)
         self.validation = Validation(config, self.data, self.settings, self.pipeline, velocity, self.accelerator)
         self.progress = Progress()
-        self.checkpoints = Checkpoints(self.folder, self.options.checkpoints_total_limit)
 
     @property
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs, by name. What is random follows from the step alone."""
         scaler = self.accelerator.scaler  # of fp16
-        return ({} if scaler is None else {"scaler": scaler}) | {
-            "identity": self.identity,
+        return {
+            "identity": self.identity,  # first: what differs is named before anything is loaded
+            **({} if scaler is None else {"scaler": scaler}),
             "adapters": self.trainable,
             "average": self.average,
             "optimizer": self.moments,
@@ -239,18 +242,16 @@ class Trainer:
         wanted = self.config.resume_from_checkpoint
         found = self.checkpoints.load(wanted) if wanted else None
         if found is None:
-            if self.checkpoints.steps():
-                raise UserError(
-                    f"project.output_dir: {self.folder} holds checkpoints of another run; "
-                    "continue it with --resume_from_checkpoint latest, or choose another folder"
-                )
             return f"new run in {self.folder}" + (", there is no checkpoint to resume from" if wanted else "")
         path, saved = found
         for name, item in self.state.items():
+            if name not in saved:
+                raise UserError(f"{path}: its state has no '{name}'; it was written by another version of train.py")
             item.load_state_dict(saved[name])
         for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
             group["lr"] = rate
         steps = set(gather_object([self.progress.step]))
         if len(steps) > 1:
             raise UserError(f"{path.parent}: processes found different checkpoints; give them one shared folder")
-        return f"resumed from {path} at step {self.progress.step}"
+        past = ", past trainer.max_train_steps, so nothing is left to train" if steps.pop() > self.last_step else ""
+        return f"resumed from {path} at step {self.progress.step}{past}"
