@@ -14,11 +14,11 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write to; it replaces `path` on success and is removed on any error.
 
     The temporary name keeps the suffix, because image libraries choose the format from it, and is unique, so several
-    writers may race for the same file.
+    writers may race for the same file; it is short, so what has a legal name can be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:32]}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
     try:
         yield temporary
         with open(temporary, "rb") as written:

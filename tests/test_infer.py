@@ -344,6 +344,11 @@ class TestPlan:
         assert [job.path.name for job in plan.finished] == ["a.png"] and "not made by this program" in plan.remarks[0]
         assert len(self.plan(folder, overwrite=True).to_do) == 3
 
+    def test_a_folder_in_the_place_of_an_image_is_known_before(self, folder: Path):
+        (folder.parent / "out" / "b.png").mkdir(parents=True)
+        with pytest.raises(UserError, match="b.png: is a folder"):
+            self.plan(folder)
+
     def test_captions_that_do_not_fit_a_jpeg_are_known_before(self, folder: Path):
         layout("a", captions=("x" * 70000, "b")).write(folder / "a.json")
         with pytest.raises(UserError, match="a.jpg: the captions are too long .* use --format png"):
@@ -388,6 +393,11 @@ class TestRecipe:
             path.write_bytes(whole[:length])
             with pytest.raises(BrokenImage):
                 read_recipe(path)
+
+    def test_is_written_under_any_name_that_is_legal(self, tmp_path: Path):
+        path = tmp_path / f"{'n' * 251}.png"
+        save_image(Image.new("RGB", (2, 2)), {"seed": 1}, path)
+        assert read_recipe(path) == {"seed": 1} and files(tmp_path) == [path.name]
 
     def test_what_differs_is_named(self):
         other = {**self.RECIPE, "seed": 4, "settings": {"range": [1, 3]}, "versions": {"torch": "2"}, "new": 1}

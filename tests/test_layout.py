@@ -160,6 +160,7 @@ class TestNpz:
             ({"masks": np.array(["a"])}, "masks are"),
             ({"masks": np.zeros((0, 2, 3), dtype=bool)}, "at least one region"),
             ({"masks": np.zeros((1, 2, 3), dtype=bool)}, r"masks\[0\] has no pixel"),
+            ({"masks": np.full((1, 2, 3), np.nan)}, "masks hold NaN"),
             ({"captions": np.array(["a", "b"])}, "1 masks but 2 captions"),
             ({"captions": np.array([1])}, "captions are int64"),
             ({"captions": np.array([{}], dtype=object)}, "cannot be read as npz"),

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seg2any.errors import UserError
 from seg2any.inference.options import Options
 from seg2any.inference.processes import Process
 from seg2any.inference.recipe import BrokenImage, check_recipe_fits, differences, read_recipe
@@ -40,9 +41,12 @@ class Plan:
 
 
 def make_plan(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict, process: Process = ALONE) -> Plan:
-    """Compare what is asked for with what is in the output folder. Raises UserError for recipes that do not fit."""
+    """Compare what is asked for with what is in the output folder. Raises UserError for recipes and names that do not
+    fit."""
     to_do, finished, remarks = [], [], []
     for job in own_jobs(list(_jobs(layouts, options, shared_recipe)), options.batch_size, process):
+        if job.path.is_dir():
+            raise UserError(f"{job.path}: is a folder, and an image is to be called so; move it away")
         remark = None if options.overwrite else _look_at(job)
         if options.overwrite or not job.path.exists() or remark == BROKEN:
             check_recipe_fits(job.recipe, job.path)

@@ -27,10 +27,10 @@ class Process:
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Process:
         """Raises UserError for a launcher that contradicts itself."""
-        index, count = int(environment.get("RANK", 0)), int(environment.get("WORLD_SIZE", 1))
+        index, count = _whole(environment, "RANK", 0), _whole(environment, "WORLD_SIZE", 1)
         if not 0 <= index < count:
             raise UserError(f"RANK {index} of WORLD_SIZE {count}: there is no such process; check the launcher")
-        local, local_count = int(environment.get("LOCAL_RANK", index)), int(environment.get("LOCAL_WORLD_SIZE", count))
+        local, local_count = _whole(environment, "LOCAL_RANK", index), _whole(environment, "LOCAL_WORLD_SIZE", count)
         return cls(index, count, local, local_count, environment.get("ACCELERATE_USE_CPU", "").lower() == "true")
 
     @property
@@ -61,3 +61,10 @@ class Process:
         if asked in (None, "cuda") and self.local >= (n_devices := torch.cuda.device_count()):
             raise UserError(f"{self.local_count} processes, but {n_devices} GPUs here; start one process for each GPU")
         return f"cuda:{self.local}" if asked in (None, "cuda") else asked
+
+
+def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
+    try:
+        return int(environment.get(name, default))
+    except ValueError:
+        raise UserError(f"{name} is {environment[name]!r} and no number; check the launcher") from None

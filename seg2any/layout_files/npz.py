@@ -22,6 +22,8 @@ def read_npz(path: Path) -> Layout:
     masks = arrays["masks"]
     if masks.dtype.kind not in "biuf" or masks.ndim != 3:
         raise LayoutError(f"{path}: masks are {masks.dtype} {list(masks.shape)}; save a bool array [N, H, W]")
+    if masks.dtype.kind == "f" and np.isnan(masks).any():
+        raise LayoutError(f"{path}: masks hold NaN, which is neither in a region nor out of it; save a bool array")
     masks = masks.astype(bool)
     if len(masks) == 0:
         raise LayoutError(f"{path}: masks are {list(masks.shape)}; a layout needs at least one region")
