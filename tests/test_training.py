@@ -105,13 +105,13 @@ def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, ti
 
 def test_a_new_run_starts_from_given_adapters_without_rounding(arguments, tmp_path):
     first = fit([*arguments, "--trainer.max_train_steps=1"])
-    start = f"--model.lora_ckpt_path={tmp_path / 'run' / 'checkpoint-1'}"
-    second = Trainer(config.load([*arguments, start, "--mixed_precision=no"]))
+    start = [f"--model.lora_ckpt_path={tmp_path / 'run' / 'checkpoint-1'}", f"--project.output_dir={tmp_path / 'new'}"]
+    second = Trainer(config.load([*arguments, *start, "--mixed_precision=no"]))
     assert second.progress.step == 0 and second.trainable.parameters.keys() == first.trainable.parameters.keys()
     for ours, average in zip(second.trainable.parameters.values(), first.average.values, strict=True):
         assert ours.requires_grad and torch.equal(ours, average)
     with pytest.raises(UserError, match="checkpoint-1 has a cond/; change model.is_use_cond_token"):
-        Trainer(config.load([*arguments, start, "--model.is_use_cond_token=false"]))
+        Trainer(config.load([*arguments, *start, "--model.is_use_cond_token=false"]))
 
 
 def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, tiny_model):
