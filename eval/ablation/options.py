@@ -16,7 +16,7 @@ DETAILS = f"""\
 Rows that need no training: {", ".join(row.name for row in TRAINING_FREE)}.
 Rows that need training, by the names that the document knows:
 {chr(10).join(TRAININGS)}
-Train one, and give its folder: --variant trained-base=runs/ablation_base/checkpoint-1400
+Train one, and give its folder: --variant trained-base=runs/ablation_base/checkpoint-2800
 
 A row that is finished is kept in OUTPUT/KIND/ROW.json, so the same command goes on where it stopped. Such a file can be
 given to eval.compare and eval.report, too. The document is about the rows that are there.
