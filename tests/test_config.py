@@ -83,10 +83,16 @@ def test_saved_config_loads_as_the_same_config(tmp_path):
     assert config.load([str(tmp_path / "config.yaml")]) == loaded
 
 
-@pytest.mark.parametrize("path", sorted((REPOSITORY / "config").glob("seg2any_*.yaml")), ids=lambda path: path.stem)
+RUNS = [*(REPOSITORY / "config").glob("seg2any_*.yaml"), *(REPOSITORY / "config").glob("ablation_*.yaml")]
+SHAPES = REPOSITORY / "config" / "seg2any_shapes.yaml"
+
+
+@pytest.mark.parametrize("path", sorted(RUNS), ids=lambda path: path.stem)
 def test_shipped_configs_load_and_hold_only_what_differs(path):
-    config.load([str(path)])
-    default = yaml.safe_load(Config().to_yaml())
+    over_shapes = path.stem == "seg2any_shapes_edges" or path.stem.startswith("ablation_")
+    below = [str(SHAPES)] if over_shapes else []
+    config.load([*below, str(path)])
+    default = yaml.safe_load(config.load(below).to_yaml())
 
     def repeated(content, reference, prefix=""):
         for key, value in content.items():
