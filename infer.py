@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 
-from seg2any.errors import UserError
+from seg2any.command import exit_status
 from seg2any.inference.console import plain_messages
 from seg2any.inference.options import Options, parse_options
 from seg2any.layout import Layout
@@ -14,18 +14,11 @@ from seg2any.layout import Layout
 def main() -> int:
     """Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted."""
     options = parse_options()
-    try:
-        with plain_messages():
-            run(options)
-    except (UserError, OSError) as error:  # OSError: an output folder that cannot be written
-        return fail(error, 2)
-    except MemoryError as error:
-        return fail(error, 1)
-    except KeyboardInterrupt:
-        return fail("interrupted; the images written so far are complete, start again to go on", 130)
-    return 0
+    advice = "the images written so far are complete, start again to go on"
+    return exit_status("infer.py", lambda: run(options), advice)
 
 
+@plain_messages()
 def run(options: Options) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run looks again, and says what it left out
@@ -33,12 +26,6 @@ def run(options: Options) -> None:
     from seg2any.inference.run import run  # takes seconds to import: not before --help is answered
 
     run(options)
-
-
-def fail(message: object, status: int) -> int:
-    for line in str(message).splitlines():
-        print(f"infer.py: {line}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

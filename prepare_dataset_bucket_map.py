@@ -15,12 +15,13 @@ import os
 import sys
 
 from seg2any import config
+from seg2any.command import exit_status
 from seg2any.errors import UserError
 from seg2any.inference.console import plain_messages
 
 
 def main() -> int:
-    """Exit status: 0 done, 2 wrong input, 130 interrupted."""
+    """Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(
         usage="%(prog)s CONFIG.yaml ... [--section.key=value ...] [--workers N] [--shard i/n]",
         description=__doc__,
@@ -34,16 +35,10 @@ def main() -> int:
         "--shard", default="0/1", help="i/n: count one n-th, i from 0; the last to finish writes the map"
     )
     options, arguments = parser.parse_known_args()
-    try:
-        with plain_messages():
-            run(options, arguments)
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
-        return fail(error, 2)
-    except KeyboardInterrupt:
-        return fail("interrupted; run the same command again to go on", 130)
-    return 0
+    return exit_status(parser.prog, lambda: run(options, arguments), "run the same command again to go on")
 
 
+@plain_messages()
 def run(options: argparse.Namespace, arguments: list[str]) -> None:
     if not arguments:
         raise UserError("no config is given; see --help")
@@ -60,11 +55,6 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     data = catalog.open_data_set(catalog.data_set_name(section), section.params, on_error)
     counter = RowCounter(data, tokenizer, bucket_map.origin_of(data, tokenizer, patch, settings), on_error)
     print(count_map.count_map(path, counter, share, workers, show_progress=os.environ.get("RANK", "0") == "0"))
-
-
-def fail(message: object, status: int) -> int:
-    print(f"prepare_dataset_bucket_map.py: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

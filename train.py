@@ -12,25 +12,22 @@ from __future__ import annotations
 import sys
 
 from seg2any import config
-from seg2any.errors import UserError
+from seg2any.command import exit_status
 from seg2any.inference.console import plain_messages
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 trained to the end, 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM."""
+    """Exit status: 0 trained to the end, 1 out of memory, 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM."""
     if not arguments or arguments[0] in ("-h", "--help"):
         print(__doc__.strip())
         return 0
-    try:
-        with plain_messages():
-            return run(config.load(arguments))
-    except (UserError, OSError) as error:  # OSError: a full disk, a folder that cannot be written
-        return fail(error, 2)
-    except KeyboardInterrupt:
-        return fail("interrupted; if there is a checkpoint, go on with --resume_from_checkpoint=latest", 130)
+    advice = "if there is a checkpoint, go on with --resume_from_checkpoint=latest"
+    return exit_status("train.py", lambda: run(arguments), advice)
 
 
-def run(settings: config.Config) -> int:
+@plain_messages()
+def run(arguments: list[str]) -> int:
+    settings = config.load(arguments)
     from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
     from seg2any.training.trainer import Trainer
 
@@ -39,11 +36,6 @@ def run(settings: config.Config) -> int:
         return 0
     signal = Trainer(settings).fit()
     return 128 + signal if signal else 0
-
-
-def fail(message: object, status: int) -> int:
-    print(f"train.py: {message}", file=sys.stderr)
-    return status
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from pathlib import Path
 if not __package__:  # started as a file, as published
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.command import exit_status
 from eval.labels import ClassTable, Conversion, convert_folder, label_files
+from seg2any.command import exit_status
 from seg2any.errors import UserError
 
 SPLITS = ("train2017", "val2017")

@@ -20,8 +20,8 @@ if not __package__:  # started as a file, as published
 
 import numpy as np
 
-from eval.command import exit_status
 from eval.labels import ClassTable, Conversion, convert_folder, label_files
+from seg2any.command import exit_status
 from seg2any.errors import UserError
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 if not __package__:  # started as a file, as published
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from eval.command import exit_status
+from seg2any.command import exit_status
 from seg2any.config import Config, load
 from seg2any.errors import UserError
 from seg2any.inference.console import plain_messages, warn

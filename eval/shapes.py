@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.command import exit_status
 from eval.generated import Generated, discard_leftovers, read_image, write_run
 from eval.generation import Task, make_images, plan
 from eval.metrics.item import Item
@@ -36,6 +35,7 @@ from eval.shapes_sources import (
     open_pipeline,
 )
 from eval.stopwatch import Stopwatch
+from seg2any.command import exit_status
 from seg2any.data.shapes import ShapesDataset
 from seg2any.inference.console import plain_messages
 from seg2any.inference.model import WEIGHT_DTYPES, choose_device

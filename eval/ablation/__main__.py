@@ -14,9 +14,9 @@ from eval.ablation.measure import BOUNDS, Ablation
 from eval.ablation.options import Options, parse_options
 from eval.ablation.panels import panel
 from eval.ablation.rows import REFERENCE
-from eval.command import exit_status
 from eval.results import Run
 from eval.shapes_judge import judge
+from seg2any.command import exit_status
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.inference.console import plain_messages

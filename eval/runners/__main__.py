@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from eval.command import exit_status
 from eval.runners.options import parse_options
+from seg2any.command import exit_status
 from seg2any.inference.console import plain_messages
 
 

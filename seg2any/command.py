@@ -1,4 +1,4 @@
-"""How the commands of this package end."""
+"""How the commands of this project end."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Callable
 from seg2any.errors import UserError
 
 
-def exit_status(program: str, run: Callable[[], object], advice: str = "start again to go on") -> int:
+def exit_status(program: str, run: Callable[[], int | None], advice: str = "start again to go on") -> int:
     """Run and say what went wrong, a line each, after the name of the program; `advice` is for who interrupted it.
 
-    0 done, 1 out of memory, 2 wrong input or a file that cannot be written, 130 interrupted.
+    0 done, or what `run` returns; 1 out of memory, 2 wrong input or a file that cannot be written, 130 interrupted.
     """
     try:
-        run()
-        return 0
+        return run() or 0
     except (UserError, OSError) as error:
         message, status = str(error), 2
     except MemoryError as error:
