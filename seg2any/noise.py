@@ -22,6 +22,21 @@ def packed_noise(grid: tuple[int, int], channels: int, generator: torch.Generato
     return pack(torch.randn(1, channels, 2 * grid[0], 2 * grid[1], generator=generator, device=device)).cpu()
 
 
+def initial_noise(
+    grid: tuple[int, int], channels: int, generators: Sequence[torch.Generator], given: Tensor | None = None
+) -> Tensor:
+    """[images, h*w, 4*channels] where an image starts: one generator for each, or as `given`.
+
+    Raises UserError for given latents of another shape.
+    """
+    if given is None:
+        return torch.cat([packed_noise(grid, channels, generator) for generator in generators])
+    shape = (len(generators), grid[0] * grid[1], 4 * channels)
+    if tuple(given.shape) != shape:
+        raise UserError(f"latents are {list(given.shape)}; these images need {list(shape)} (images, tokens, channels)")
+    return given
+
+
 def image_generators(
     layouts: Sequence[Layout],
     per_layout: int,

@@ -1,63 +1,34 @@
-"""Layouts in, images out: encode, assemble a `Condition`, denoise, decode.
-
-The loop is our own and not stock FluxPipeline's: with true CFG the two passes of a step have different text lengths,
-hence different conditions, and the stock loop hands both passes the same one.
-"""
+"""Layouts in, images out: encode the captions and contours, assemble conditions, denoise, decode."""
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 import os
 import warnings
-from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
-from types import NoneType
+from collections.abc import MutableMapping, Sequence
 
-import numpy as np
 import torch
 from diffusers import FluxPipeline
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from torch import Tensor
 
 from seg2any import memory as memory_modes
-from seg2any.condition import Condition
+from seg2any.denoise import Callback, Sampling, denoise
 from seg2any.errors import UserError
 from seg2any.latents import decode_latents, pixels_per_token
 from seg2any.layout import Layout
 from seg2any.models import adapters
 from seg2any.models.card import AdapterCard
-from seg2any.models.cond_cache import ConditionCache
 from seg2any.models.foldable import Foldable
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.noise import image_generators, packed_noise
-from seg2any.prepare import EncodedLayout, assemble, encode_layouts, image_size, prompt_for, size_in_tokens
+from seg2any.noise import image_generators, initial_noise
+from seg2any.prepare import encode_layouts, image_size, size_in_tokens
 from seg2any.settings import ConditionSettings, settings_of
-from seg2any.step_cache import CacheConfig, step_cache
-from seg2any.text import TextKey, encode_texts
+from seg2any.step_cache import CacheConfig
+from seg2any.text import TextKey
+from seg2any.true_cfg import TrueCFG, conditions_of
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-Callback = Callable[[FluxPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How a batch is denoised, once its conditions are known."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    true_cfg_scale: float = 1.0
-    step_cache: str | CacheConfig = "none"
-    callback_on_step_end: Callback | None = None
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.num_inference_steps, int) or self.num_inference_steps < 1:
-            raise UserError(f"num_inference_steps is {self.num_inference_steps!r}; give a whole number of at least 1")
-        for name in ("guidance_scale", "true_cfg_scale"):
-            if not math.isfinite(getattr(self, name)):
-                raise UserError(f"{name} is {getattr(self, name)}; give a finite number")
 
 
 class Seg2AnyPipeline(Foldable, FluxPipeline):
@@ -191,30 +162,23 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
                 "regional_max_sequence_length": regional_max_sequence_length,
             },
         )
-        if true_cfg_scale > 1 and negative_prompt is None:
-            warnings.warn("true_cfg_scale does nothing without negative_prompt; give one, it may be ''", stacklevel=2)
-            true_cfg_scale = 1.0
-        if not isinstance(negative_prompt, (str, NoneType)):
-            raise UserError("negative_prompt is one string, for all images of a call; call once per negative prompt")
+        self.check_blocks(settings)
+        true_cfg = TrueCFG(negative_prompt, true_cfg_scale, cfg_in_one_pass)
+        sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, step_cache, callback_on_step_end)
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
-        sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, step_cache, callback_on_step_end)
-        self.check_blocks(settings)
         size = image_size(layouts, height, width, pixels_per_token(self.vae) * settings.cond_scale_factor)
         grid = size_in_tokens(size, self.vae)
         generators = image_generators(layouts, num_images_per_prompt, seeds, generator)
+        noise = initial_noise(grid, self.transformer.config.in_channels // 4, generators, latents)
         known_texts = {} if known_texts is None else known_texts
 
-        samples = _repeat(encode_layouts(layouts, size, self, settings, known_texts), num_images_per_prompt)
-        noise = self._initial_noise(latents, grid, generators)
-        opposed = None
-        if sampling.true_cfg_scale > 1:
-            opposed = self._say_to_all(negative_prompt, samples, settings, known_texts)
-        conditions = self._conditions(samples, opposed, settings, generators, cfg_in_one_pass)
-        tokens = self._denoise(noise, conditions, sampling)
-        images = tokens
+        encoded = encode_layouts(layouts, size, self, settings, known_texts)
+        samples = [sample for sample in encoded for _ in range(num_images_per_prompt)]
+        conditions = conditions_of(self, samples, settings, generators, true_cfg, known_texts)
+        images = denoise(self, noise, conditions, sampling)
         if output_type != "latent":
-            images = self.image_processor.postprocess(decode_latents(tokens, grid, self.vae), output_type=output_type)
+            images = self.image_processor.postprocess(decode_latents(images, grid, self.vae), output_type=output_type)
         self.maybe_free_model_hooks()
         return FluxPipelineOutput(images=images)
 
@@ -233,123 +197,3 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
                 f"(0 to {n_blocks - 1}); attribute isolation acts in {max(n_blocks - first, 0)} of them",
                 stacklevel=3,
             )
-
-    def _say_to_all(
-        self,
-        text: str,
-        encoded: Sequence[EncodedLayout],
-        settings: ConditionSettings,
-        known: MutableMapping[TextKey, Tensor],
-    ) -> list[EncodedLayout]:
-        """The same samples with `text` as global caption, also of those that have none, and as every region's."""
-        prompts = [prompt_for(text, [text] * len(sample.masks), settings) for sample in encoded]
-        texts = encode_texts(prompts, self, known)
-        return [dataclasses.replace(sample, text=text) for sample, text in zip(encoded, texts, strict=True)]
-
-    def _initial_noise(
-        self, given: Tensor | None, grid: tuple[int, int], generators: Sequence[torch.Generator]
-    ) -> Tensor:
-        """[images, tokens, 4C] in fp32 on the CPU, one generator per image unless `given`."""
-        channels = self.transformer.config.in_channels // 4
-        if given is None:
-            return torch.cat([packed_noise(grid, channels, generator) for generator in generators])
-        shape = (len(generators), grid[0] * grid[1], 4 * channels)
-        if tuple(given.shape) != shape:
-            raise UserError(
-                f"latents are {list(given.shape)}; these images need {list(shape)} (images, tokens, channels)"
-            )
-        return given
-
-    def _conditions(
-        self,
-        samples: Sequence[EncodedLayout],
-        opposed: Sequence[EncodedLayout] | None,
-        settings: ConditionSettings,
-        generators: Sequence[torch.Generator],
-        in_one_pass: bool | None,
-    ) -> list[Condition]:
-        """One per pass of a step: of the samples; with true CFG of the opposed as well, or of both in one batch."""
-        if opposed is None:
-            return [assemble(samples, settings, generators)]
-        copies = {generator: generator.clone_state() for generator in generators}
-        again = [copies[generator] for generator in generators]  # the same sample of the contour for both
-        if in_one_pass is None:
-            n_tokens = max(sample.n_tokens for sample in [*samples, *opposed])
-            in_one_pass = memory_modes.fits_doubled(self.transformer, len(samples), n_tokens, self._execution_device)
-        if in_one_pass:
-            return [assemble([*samples, *opposed], settings, [*generators, *again])]
-        return [assemble(samples, settings, generators), assemble(opposed, settings, again)]
-
-    def _denoise(self, noise: Tensor, conditions: Sequence[Condition], sampling: Sampling) -> Tensor:
-        """Integrate the flow from noise [B, I, 4C] to image latents of that shape, in the dtype of the embeddings."""
-        device, dtype = self._execution_device, conditions[0].prompt_embeds.dtype
-        latents, conditions = noise.to(device, dtype), [condition.to(device, dtype) for condition in conditions]
-        timesteps = self._timesteps(latents.shape[1], sampling.num_inference_steps, device)
-        self._guidance_scale, self._num_timesteps, self._interrupt = sampling.guidance_scale, len(timesteps), False
-        cond_cache = ConditionCache(self.transformer)
-        with (
-            self.progress_bar(total=len(timesteps)) as progress,
-            step_cache(self.transformer, sampling.step_cache, len(timesteps)),
-        ):
-            for step, t in enumerate(timesteps):
-                if self.interrupt:
-                    break
-                self._current_timestep = t
-                known = [cond_cache.of(condition, self.guidance_scale) for condition in conditions]
-                velocity = self._steered_velocity(latents, t, known, sampling.true_cfg_scale)
-                latents = self.scheduler.step(velocity, t, latents, return_dict=False)[0].to(dtype)
-                if sampling.callback_on_step_end is not None:
-                    outputs = sampling.callback_on_step_end(self, step, t, {"latents": latents}) or {}
-                    latents = outputs.get("latents", latents)
-                progress.update()
-        self._current_timestep = None
-        return latents
-
-    def _timesteps(self, n_tokens: int, num_inference_steps: int, device: torch.device) -> Tensor:
-        """FLUX's schedule: equal steps, shifted by the number of image tokens."""
-        config = self.scheduler.config
-        mu = calculate_shift(
-            n_tokens,
-            config.get("base_image_seq_len", 256),
-            config.get("max_image_seq_len", 4096),
-            config.get("base_shift", 0.5),
-            config.get("max_shift", 1.15),
-        )
-        even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        sigmas = None if config.get("use_flow_sigmas") else even
-        timesteps, _ = retrieve_timesteps(self.scheduler, num_inference_steps, device, sigmas=sigmas, mu=mu)
-        self.scheduler.set_begin_index(0)
-        return timesteps
-
-    def _steered_velocity(
-        self, latents: Tensor, t: Tensor, conditions: Sequence[Condition], true_cfg_scale: float
-    ) -> Tensor:
-        """dx/ds with true CFG if there are two conditions, or one for twice the images: theirs and the opposed."""
-        copies = torch.cat([latents] * (conditions[0].tokens.batch_size // len(latents)))
-        names = ("cond", "uncond")[: len(conditions)]
-        passes = [self._velocity(name, copies, t, given) for name, given in zip(names, conditions, strict=True)]
-        velocities = torch.cat(passes).split(len(latents))
-        if len(velocities) == 1:
-            return velocities[0]
-        wanted, away = velocities
-        return away + true_cfg_scale * (wanted - away)
-
-    def _velocity(self, name: str, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        """dx/ds at time `t` (0 to 1000), [B, I, 4C]. `name` tells step caches the two passes of true CFG apart."""
-        guidance = None
-        if self.transformer.config.guidance_embeds:
-            guidance = torch.full([len(latents)], self.guidance_scale, device=latents.device)
-        with self.transformer.cache_context(name):
-            return self.transformer(
-                hidden_states=latents,
-                timestep=t.expand(len(latents)).to(latents.dtype) / 1000,
-                guidance=guidance,
-                encoder_hidden_states=condition.prompt_embeds,
-                pooled_projections=condition.pooled_prompt_embeds,
-                joint_attention_kwargs={"condition": condition},
-                return_dict=False,
-            )[0]
-
-
-def _repeat(samples: Sequence[EncodedLayout], times: int) -> list[EncodedLayout]:
-    return [sample for sample in samples for _ in range(times)]

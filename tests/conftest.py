@@ -51,6 +51,22 @@ def stock_pipe():
     return pipe
 
 
+@pytest.fixture(scope="module")
+def pipe(stock_pipe):
+    """Ours around its own copy of the stock transformer, with adapters that do something; leave it as it is."""
+    import torch
+
+    from seg2any.models import adapters
+    from tests.tiny_pipeline import fresh_pipe
+
+    pipe = fresh_pipe(stock_pipe)
+    adapters.add_adapters(pipe.transformer, rank=4, alpha=2)
+    torch.manual_seed(1)
+    for parameter in adapters.trainable_parameters(pipe.transformer):
+        torch.nn.init.normal_(parameter, std=0.1)
+    return pipe
+
+
 @pytest.fixture(scope="session")
 def tiny_model(stock_pipe, tmp_path_factory):
     """The folder of `stock_pipe`."""

@@ -21,8 +21,8 @@ from tests import tiny_run
 from tests.test_attention_backends import named, random_batch, random_leaves
 from tests.test_fold import copied
 from tests.test_infer import call  # noqa: F401  (a fixture)
-from tests.test_pipeline import CARD, MANY, ONE, THREE, latents_of, pipe  # noqa: F401  (pipe is a fixture)
 from tests.tiny_flux import RULES, adapted, add_style, condition, inputs, run, sample
+from tests.tiny_pipeline import CARD, MANY, ONE, THREE, latents_of
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 ISOLATED = dataclasses.replace(RULES, cond_attention="isolated", cond2image_attention_weight=0.4)

@@ -23,8 +23,8 @@ from seg2any.models.folded_files import load_folded, without_adapters
 from seg2any.models.routing import Rows, linear
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from tests.test_infer import call  # noqa: F401  (a fixture)
-from tests.test_pipeline import CARD, MANY, ONE, latents_of, pipe  # noqa: F401  (pipe is a fixture)
 from tests.tiny_flux import adapted, add_style, condition, inputs, plain_inputs, run, sample, tiny
+from tests.tiny_pipeline import CARD, MANY, ONE, latents_of
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 

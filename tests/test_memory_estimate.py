@@ -29,7 +29,7 @@ from seg2any.settings import ConditionSettings
 from seg2any.tiny import build
 from seg2any.tokens import SampleTokens
 from tests import tiny_flux
-from tests.test_pipeline import FAST, HARD, THREE, fresh_pipe
+from tests.tiny_pipeline import FAST, HARD, THREE, fresh_pipe
 from tests.tracked_memory import TrackedMemory
 
 BAR = 0.15

@@ -16,7 +16,7 @@ from seg2any.errors import UserError
 from seg2any.models import adapters
 from seg2any.modes import NOT_IN_TRAINING
 from tests import tiny_flux
-from tests.test_pipeline import CARD, CLOSE, MANY, ONE, THREE, fresh_pipe, latents_of
+from tests.tiny_pipeline import CARD, CLOSE, MANY, ONE, THREE, fresh_pipe, latents_of
 
 CPU = torch.device("cpu")
 QUANTIZERS = {"int8": "BnB8BitDiffusersQuantizer", "nf4": "BnB4BitDiffusersQuantizer"}

@@ -26,6 +26,8 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("seg2any.prepare",),
     ("seg2any.memory_estimate", "seg2any.step_cache", "seg2any.text_cache"),
     ("seg2any.memory",),
+    ("seg2any.true_cfg",),
+    ("seg2any.denoise",),
     ("seg2any.pipeline",),
     ("seg2any.preflight", "seg2any.visualize", "seg2any.weightless"),
     ("seg2any.inference",),

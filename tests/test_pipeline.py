@@ -16,64 +16,8 @@ from safetensors.torch import save_file
 
 from seg2any import Layout, Seg2AnyPipeline
 from seg2any.errors import UserError
-from seg2any.models import adapters
-from seg2any.models.card import AdapterCard
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
-
-SIZE = (64, 96)
-FAST = {
-    "num_inference_steps": 2,
-    "output_type": "latent",
-    "max_sequence_length": 24,
-    "regional_max_sequence_length": 12,
-}
-HARD = {"attention_mask_method": "hard", "hard_attn_block_range": (1, 3)}
-CLOSE = {"atol": 1e-4, "rtol": 0}
-CARD = AdapterCard(
-    base_model="tiny",
-    attention_mask_method="base",
-    hard_attn_block_range=(0, 2),
-    cond_scale_factor=2,
-    max_sequence_length=24,
-    regional_max_sequence_length=12,
-)
-
-
-def layout(rows: list[int], caption: str | None, **rest) -> Layout:
-    """Overlapping bands: region i fills the rows from 8 i down to `rows[i]`, but for a margin that grows with i."""
-    masks = np.zeros((len(rows), *SIZE), dtype=bool)
-    for number, bottom in enumerate(rows):
-        masks[number, 8 * number : bottom, 10 * number : 90 - 3 * number] = True
-    return Layout(masks, ("a blue square", "a green star", "a plain heart")[: len(rows)], caption, **rest)
-
-
-ONE = layout([40], "a red circle", seed=11)
-TWO = layout([30, 60], None, seed=12)
-THREE = layout([20, 40, 64], "a green heart on the letter background", seed=13)
-MANY = [ONE, TWO, THREE]
-
-
-def fresh_pipe(stock_pipe: FluxPipeline) -> Seg2AnyPipeline:
-    """Our pipeline on its own copy of the transformer."""
-    parts = {**stock_pipe.components, "transformer": copy.deepcopy(stock_pipe.transformer)}
-    pipe = Seg2AnyPipeline(**parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-@pytest.fixture(scope="module")
-def pipe(stock_pipe) -> Seg2AnyPipeline:
-    """With adapters that do something; leave it as it is."""
-    pipe = fresh_pipe(stock_pipe)
-    adapters.add_adapters(pipe.transformer, rank=4, alpha=2)
-    torch.manual_seed(1)
-    for parameter in adapters.trainable_parameters(pipe.transformer):
-        torch.nn.init.normal_(parameter, std=0.1)
-    return pipe
-
-
-def latents_of(pipe: Seg2AnyPipeline, layouts, **arguments) -> torch.Tensor:
-    return pipe(layouts, **{**FAST, **HARD, **arguments}).images
+from tests.tiny_pipeline import CARD, CLOSE, FAST, HARD, MANY, ONE, SIZE, THREE, TWO, fresh_pipe, latents_of
 
 
 def test_importing_a_layout_is_light():
@@ -362,8 +306,11 @@ def test_a_style_lora_joins_with_its_weight_and_leaves_ours_on(pipe, stock_pipe,
 
 def test_what_would_do_nothing_is_said_and_what_cannot_be_is_refused_before_the_work(stock_pipe, monkeypatch):
     pipe = fresh_pipe(stock_pipe)
-    monkeypatch.setattr(pipe, "_denoise", lambda noise, *rest: noise)
-    with pytest.warns(UserWarning, match="negative_prompt"):
+    monkeypatch.setattr("seg2any.pipeline.denoise", lambda pipe, noise, *rest: noise)
+    with pytest.warns(UserWarning, match="true_cfg_scale does nothing") as caught:
         pipe(TWO, true_cfg_scale=2.0, output_type="latent")
+    assert __file__ in {warning.filename for warning in caught}
+    with pytest.warns(UserWarning, match="negative_prompt does nothing at true_cfg_scale 1.0"):
+        pipe(TWO, negative_prompt="", output_type="latent")
     with pytest.raises(UserError, match="output_type"):
         pipe(TWO, output_type="gif")

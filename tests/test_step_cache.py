@@ -12,10 +12,9 @@ from torch._dynamo.utils import counters
 from seg2any import Layout, Seg2AnyPipeline, step_cache
 from seg2any.attention import AttentionRules
 from seg2any.errors import UserError
-from seg2any.models import adapters
 from seg2any.modes import STEP_CACHES
 from tests import tiny_flux
-from tests.test_pipeline import HARD, MANY, ONE, THREE, fresh_pipe
+from tests.tiny_pipeline import HARD, MANY, ONE, THREE
 
 SIX_STEPS = {"num_inference_steps": 6, "output_type": "latent", "max_sequence_length": 24}
 STEERED = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}
@@ -31,16 +30,6 @@ ALWAYS = {
     "mag": (MagCacheConfig(threshold=1e9, num_inference_steps=6, mag_ratios=[1.0] * 6, max_skip_steps=9), 1),
     "taylorseer": (TaylorSeerCacheConfig(cache_interval=9, taylor_factors_dtype=torch.float32), 4),
 }
-
-
-@pytest.fixture(scope="module")
-def pipe(stock_pipe) -> Seg2AnyPipeline:
-    pipe = fresh_pipe(stock_pipe)
-    adapters.add_adapters(pipe.transformer, rank=4, alpha=2)
-    torch.manual_seed(1)
-    for parameter in adapters.trainable_parameters(pipe.transformer):
-        torch.nn.init.normal_(parameter, std=0.1)
-    return pipe
 
 
 def latents(pipe: Seg2AnyPipeline, layouts: Layout | list[Layout], **arguments) -> torch.Tensor:
