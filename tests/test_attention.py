@@ -144,6 +144,8 @@ def test_the_hard_range_is_inclusive():
         ("hard_attn_block_range", (3, 2)),
         ("hard_attn_block_range", (1,)),
         ("cond2image_attention_weight", -1.0),
+        ("cond2image_attention_weight", 2.0),
+        ("cond2image_attention_weight", "1"),
         ("cond2image_attention_weight", math.nan),
         ("cond_attention", "one-way"),
         ("global_text_sees", "nothing"),

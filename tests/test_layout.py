@@ -202,6 +202,8 @@ class TestJson:
             ('{"segments_info": [{"text": "a", "mask": "\\u0000"}]}', "mask is .*; write the file name"),
             ('{"seed": NaN, GOOD}', "NaN is not a JSON number"),
             ('{"seed": -Infinity, GOOD}', "Infinity is not a JSON number"),
+            ('{"seed": 1, GOOD, "seed": 2}', "'seed' stands twice in one object"),
+            ('{"segments_info": [{"text": "a", "color": [1,1,1], "text": "b"}]}', "'text' stands twice in one object"),
             ('{"seed": -3, GOOD}', "seed is -3"),
             ('{"seed": 3.5, GOOD}', "seed is 3.5"),
             ('{"seed": 1e999, GOOD}', "seed is inf"),

@@ -14,7 +14,6 @@ condition is isolated.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -47,7 +46,7 @@ class AttentionRules:
     method:                      base = SAA in every block; hard = SAA, and AIA in `hard_attn_block_range`;
                                  place = SAA weighted by the covered fraction of each token; none = plain FLUX
     hard_attn_block_range:       first and last AIA block, inclusive, counted over double then single blocks
-    cond2image_attention_weight: g >= 0, the paper's gamma in (0, 1]; 0 cuts image and condition apart
+    cond2image_attention_weight: g, the paper's gamma in (0, 1]; 0 cuts image and condition apart
     cond_attention:              isolated = condition tokens see only each other
     global_text_sees:            background = paper eq. 7; all = the published code
     attention_backend:           how it is computed, see `seg2any.attention.attend`; results equal to rounding
@@ -70,10 +69,9 @@ class AttentionRules:
                 f"hard_attn_block_range is {list(first_last)}; give the first and the last block, e.g. 19 37"
             )
         object.__setattr__(self, "hard_attn_block_range", first_last)
-        if not (math.isfinite(self.cond2image_attention_weight) and self.cond2image_attention_weight >= 0):
-            raise UserError(
-                f"cond2image_attention_weight is {self.cond2image_attention_weight}; give a number in [0, 1]"
-            )
+        weight = self.cond2image_attention_weight
+        if not (isinstance(weight, (int, float)) and 0 <= weight <= 1):
+            raise UserError(f"cond2image_attention_weight is {weight!r}; give a number from 0 to 1")
         check_backend(self.attention_backend, self.method)
 
     def at(self, block: int) -> Attention:

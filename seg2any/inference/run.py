@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from PIL import Image
 from tqdm import tqdm
 
+from seg2any.errors import UserError
 from seg2any.inference.choices import Machine, check_modes, choose_settings, shared_recipe
 from seg2any.inference.console import warn
 from seg2any.inference.estimate import describe
@@ -48,6 +51,8 @@ def run(options: Options) -> None:
     settings, remarks = choose_settings(options, read_adapter_card(adapter))
     if process.is_first:
         warn(remarks)
+    if options.check:
+        open_folder(options.output_path)
     survey = survey_layouts(options, settings, model)
     if options.check:
         warn(survey.left_out)
@@ -66,10 +71,22 @@ def run(options: Options) -> None:
     plan = make_plan(survey.layouts, options, shared_recipe(options, settings, machine), process)
     warn(plan.remarks)
     print(f"{process}{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
-    options.output_path.mkdir(parents=True, exist_ok=True)  # fails here rather than after the first image is made
+    open_folder(options.output_path)
     with explained_memory(options, settings, machine):
         carry_out(plan, options, settings, machine, process.is_first)
     print(f"{process}images are in {options.output_path}")
+
+
+def open_folder(folder: Path) -> None:
+    """Make the output folder. Raises UserError where nothing can be written: now, not after the first image is made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        is_file = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "is a file or below one" if is_file else f"cannot be written to ({error.strerror})"
+        raise UserError(f"--output_path {folder}: {reason}; give a folder that can be written to") from error
 
 
 def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine: Machine, shown: bool) -> None:

@@ -68,11 +68,15 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def read_json(path: Path) -> object:
-    """The document in `path`. NaN and Infinity, which JSON does not know, are refused. Raises LayoutError."""
+    """The document in `path`. NaN and Infinity, which JSON does not know, and a name given twice are refused.
+
+    Raises LayoutError.
+    """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise LayoutError(f"{path}: is larger than {MAX_JSON_BYTES >> 20} MiB; write one JSON per image")
-        return json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_refuse_constant)
+        text = path.read_text(encoding="utf-8-sig")
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
     except LayoutError:
         raise
     except OSError as error:
@@ -146,6 +150,15 @@ def _check_colors_differ(regions: Sequence[Region]) -> None:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in found if names.count(name) > 1)
+        raise ValueError(f"{shown(twice, 30)} stands twice in one object")
+    return found
 
 
 def _kind(value: object) -> str:
