@@ -5,9 +5,9 @@
 
 The schemes are those of `benchmarks/step_schemes.py`, the image that of `benchmarks/scenes.py`; text encoders and VAE
 are left out. Before anything is timed, their outputs must agree. Then come the bars: `attention alone` is one AIA block
-at 4096 image tokens and 24 heads against torch's kernel with a dense float mask, `growth` the time of 20 entities over
-that of 1, beside the growth of the tokens. The last line is JSON; it is kept in benchmarks/results. `--clock cpu`
-measures processor time, for a machine that others use.
+at 4096 image tokens and 24 heads against torch's kernel with a dense float mask, `growth` what
+`benchmarks/step_growth.py` says of captions. The last line is JSON; it is kept in benchmarks/results. `--clock cpu`
+measures processor time, for a machine that others use. With defaults it takes about five minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -16,46 +16,29 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from benchmarks import attention
 from benchmarks.clock import CLOCKS, in_turn, timed
 from benchmarks.scenes import PATCH
-from benchmarks.step_schemes import ISOLATED, SIZES, Case, Given, Models, Scheme, schemes_of
+from benchmarks.step_bars import attention_bars, bars, growth_bars
+from benchmarks.step_growth import measure_growth
+from benchmarks.step_schemes import ISOLATED, SIZES, Case, Given, Models, Scheme, schemes_of, tokens_of_step
+from seg2any.allocator import keep_freed_memory
 from seg2any.errors import UserError
 from seg2any.precision import has_fast_bfloat16
 from seg2any.provenance import circumstances
 
 RESULTS = Path(__file__).parent / "results"
-OURS = "folded"
 NOT_COMPARED = ("plain", "kernel", ISOLATED)
 MOST_DIFFERENCE = 0.02  # of the schemes' outputs, relative: what bfloat16 leaves
-DEFAULTS = {  # sides, batch sizes, steps of a whole image
-    "cpu": ((512,), (1,), 4),
-    "flux-dev": ((512, 1024, 2048), (1, 4), 28),
-    "tiny": ((128,), (1,), 2),
+DEFAULTS = {  # sides, batch sizes, steps of a whole image, rounds
+    "cpu": ((512,), (1,), 4, 3),
+    "flux-dev": ((512, 1024, 2048), (1, 4), 28, 5),
+    "tiny": ((128,), (1,), 2, 3),
 }
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A number and what it must reach."""
-
-    name: str
-    value: float
-    bound: float
-    at_least: bool = False
-
-    @property
-    def is_met(self) -> bool:
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
-
-    def __str__(self) -> str:
-        bound = f"{'>=' if self.at_least else '<='} {self.bound:g}"
-        return f"{self.name:<58}{self.value:>8.2f}  {bound:>8}  {'met' if self.is_met else 'MISSED'}"
 
 
 def measure(options: argparse.Namespace, models: Models) -> list[dict]:
@@ -109,7 +92,7 @@ def measure_case(options: argparse.Namespace, given: Given) -> list[dict]:
             image = timed(lambda scheme=scheme: scheme.image(noise, options.image_steps), options.device, options.clock)
         rows.append(
             asdict(given.case)
-            | {"scheme": scheme.name, "tokens": n_tokens(prepared[scheme.name], given.case)}
+            | {"scheme": scheme.name, "tokens": tokens_of_step(prepared[scheme.name], given.case)}
             | {"seconds": seconds[scheme.name], "image_seconds": image, "image_steps": options.image_steps}
             | {"working_gib": working_memory(works[scheme.name], options.device)}
         )
@@ -124,10 +107,6 @@ def check_agreement(outputs: dict[str, torch.Tensor]) -> None:
             raise UserError(f"the outputs of {name} and published differ by {difference:.1%}; one of them is wrong")
 
 
-def n_tokens(prepared: object, case: Case) -> int:
-    return prepared[0].shape[1] + case.n_image if isinstance(prepared, tuple) else prepared.tokens.kind.shape[1]
-
-
 def working_memory(work, device: str) -> float | None:
     """GiB at the peak of a step above what lies there before it: weights, embeddings, kept masks. CUDA only."""
     if not device.startswith("cuda"):
@@ -138,34 +117,10 @@ def working_memory(work, device: str) -> float | None:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**30
 
 
-def bars(options: argparse.Namespace, results: list[dict]) -> list[Bar]:
-    """What is asked of 8 entities, of growth, and of attention alone, as far as it was measured."""
-    least = {(r["side"], r["batch_size"], r["n_entities"], r["scheme"]): min(r["seconds"]) for r in results}
-    tokens = {(r["side"], r["n_entities"]): r["tokens"] for r in results if r["scheme"] == OURS}
-    found = []
-    for side, batch in sorted({key[:2] for key in least}):
-        where = f"{side} px, batch of {batch}"
-        if 8 in options.entities:
-            plain, published, ours = (least[side, batch, 8, name] for name in ("plain", "published", OURS))
-            found.append(Bar(f"{where}, 8 entities: published / ours", published / ours, 1.5, at_least=True))
-            at_most = 1.05 if options.device.startswith("cuda") and side >= 1024 else 1.1
-            found.append(Bar(f"{where}, 8 entities: ours / plain FLUX", ours / plain, at_most))
-        if {1, 20} <= set(options.entities):
-            growth = least[side, batch, 20, OURS] / least[side, batch, 1, OURS]
-            more = tokens[side, 20] / tokens[side, 1]
-            found.append(Bar(f"{where}: growth from 1 to 20 entities (tokens: {more:.2f})", growth, 1.1))
-    return found
-
-
-def attention_bars(options: argparse.Namespace) -> list[Bar]:
-    """AIA alone, 4096 image tokens, 24 heads; and the time to build what an image's steps share."""
-    words = ["--tokens", "4096", "--entities", "8", "20", "--blocks", "AIA", "--backends", "auto", "--dtype", "bf16"]
-    words += ["--rounds", str(options.rounds), "--device", options.device, "--clock", options.clock]
-    eight, twenty = attention.measure(attention.parse_options(words))
-    return [
-        Bar("attention alone, AIA, 8 entities: dense mask / ours", eight["speedup"]["auto"], 1.7, at_least=True),
-        Bar("attention plan, 4096 image tokens, 20 entities: ms", twenty["plan_ms"], 10),
-    ]
+def grown(options: argparse.Namespace, models: Models) -> list[dict]:
+    """Rows of `step_growth`: at the sides of the table, on a CPU also at twice that, where image tokens weigh more."""
+    sides = options.sides if options.device == "cuda" else [*options.sides, 2 * options.sides[-1]]
+    return measure_growth(models, sides, options.batch[0], options.rounds, options.device, options.clock)
 
 
 def parse_options(words: list[str] | None = None) -> argparse.Namespace:
@@ -174,17 +129,19 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sides", type=int, nargs="+", help="of the image, in pixels (default: as above)")
     parser.add_argument("--entities", type=int, nargs="+", default=[1, 8, 20], help="regions (default: 1 8 20)")
     parser.add_argument("--batch", type=int, nargs="+", help="images at a time (default: 1; flux-dev 1 4)")
-    parser.add_argument("--rounds", type=int, default=5, help="after one that does not count (default: 5)")
+    parser.add_argument("--rounds", type=int, help="after one that does not count (default: 3; flux-dev 5)")
     parser.add_argument("--image_steps", type=int, help="of a whole image; 0: none (default: 4; flux-dev 28)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall")
     parser.add_argument("--skip_attention", action="store_true", help="no bars of attention alone")
+    parser.add_argument("--skip_growth", action="store_true", help="no table of what more regions cost")
     parser.add_argument(
         "--output", type=Path, help="file for the JSON line (default: benchmarks/results/step_SIZE.json)"
     )
     options = parser.parse_args(words)
     options.device = "cuda" if options.size == "flux-dev" else "cpu"
-    sides, batch, image_steps = DEFAULTS[options.size]
+    sides, batch, image_steps, rounds = DEFAULTS[options.size]
     options.sides, options.batch = options.sides or list(sides), options.batch or list(batch)
+    options.rounds = rounds if options.rounds is None else options.rounds
     options.image_steps = image_steps if options.image_steps is None else options.image_steps
     options.output = options.output or RESULTS / f"step_{options.size}.json"
     return options
@@ -202,21 +159,24 @@ def check(options: argparse.Namespace) -> None:
 @torch.no_grad()
 def main(words: list[str] | None = None) -> int:
     options = parse_options(words)
+    keep_freed_memory()  # as infer.py does
     try:
         check(options)
         models = Models.random(SIZES[options.size], torch.device(options.device), torch.bfloat16)
         n_weights = sum(weight.numel() for weight in models.stock.parameters())
         print(f"{n_weights / 1e6:.0f} million weights, bf16, {options.device}, {torch.get_num_threads()} threads")
         results = measure(options, models)
+        growth = [] if options.skip_growth else grown(options, models)
         del models
-        found = bars(options, results) + ([] if options.skip_attention else attention_bars(options))
+        found = bars(options, results) + growth_bars(growth)
+        found += [] if options.skip_attention else attention_bars(options)
     except UserError as error:
         print(f"benchmarks.step: {error}", file=sys.stderr)
         return 2
     print(*found, sep="\n")
     about = {"benchmark": "step", "size": options.size, "weights": n_weights, "clock": options.clock}
     bars_met = [asdict(bar) | {"is_met": bar.is_met} for bar in found]
-    line = json.dumps(about | {"bars": bars_met, "results": results} | circumstances(options.device))
+    line = json.dumps(about | {"bars": bars_met, "results": results, "growth": growth} | circumstances(options.device))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(line + "\n", encoding="utf-8")
     print(line)

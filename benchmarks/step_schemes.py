@@ -34,7 +34,7 @@ from seg2any.tokens import SampleTokens, layout_tokens
 
 PLAIN_TEXT_TOKENS = 512
 GUIDANCE = 3.5
-ISOLATED = "isolated"
+FOLDED, ISOLATED = "folded", "isolated"
 
 
 @dataclass(frozen=True)
@@ -196,9 +196,16 @@ def schemes_of(given: Given) -> list[Scheme]:
         Scheme("kernel", given.plain_condition, regional_step(given, models.folded)),
         Scheme("published", given.condition, regional_step(given, models.ours), published),
         Scheme("routed", given.condition, regional_step(given, models.ours)),
-        Scheme("folded", given.condition, regional_step(given, models.folded)),
+        Scheme(FOLDED, given.condition, regional_step(given, models.folded)),
         Scheme(ISOLATED, functools.partial(isolated, given), regional_step(given, models.folded)),
     ]
+
+
+def tokens_of_step(prepared: object, case: Case) -> int:
+    """How many tokens of an image pass the blocks in a step, from what a scheme has prepared."""
+    if not isinstance(prepared, Condition):
+        return prepared[0].shape[1] + case.n_image
+    return prepared.tokens.kind.shape[1] - (prepared.tokens.n_cond if prepared.cond_keys else 0)
 
 
 def isolated(given: Given) -> Condition:

@@ -15,7 +15,15 @@ from tests.golden_root import REPOSITORY
 
 # Lowest first. A name stands for the module and for everything inside the package. A new module needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    ("seg2any.command", "seg2any.errors", "seg2any.files", "seg2any.precision", "seg2any.provenance", "seg2any.modes"),
+    (
+        "seg2any.allocator",
+        "seg2any.command",
+        "seg2any.errors",
+        "seg2any.files",
+        "seg2any.precision",
+        "seg2any.provenance",
+        "seg2any.modes",
+    ),
     ("seg2any.layout", "seg2any.layout_files", "seg2any.config", "seg2any.config_values", "seg2any.flow"),
     ("seg2any.contour",),
     ("seg2any.tokens",),

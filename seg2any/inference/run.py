@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from seg2any.allocator import keep_freed_memory
 from seg2any.errors import UserError
 from seg2any.inference.choices import Machine, check_modes, choose_settings, shared_recipe
 from seg2any.inference.console import warn
@@ -68,6 +69,8 @@ def run(options: Options) -> None:
     if options.estimate:
         return print(describe(survey, options, settings, machine))
     check_modes(options, machine)
+    if device.type == "cpu":
+        keep_freed_memory()
     plan = make_plan(survey.layouts, options, shared_recipe(options, settings, machine), process)
     warn(plan.remarks)
     print(f"{process}{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)

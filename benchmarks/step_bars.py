@@ -1,0 +1,67 @@
+"""What `benchmarks.step` has to reach: bars from its table, from that of growth, and of attention alone."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from benchmarks import attention
+from benchmarks.step_growth import MANY
+from benchmarks.step_schemes import FOLDED
+
+OURS = FOLDED
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number and what it must reach."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+    def __str__(self) -> str:
+        bound = f"{'>=' if self.at_least else '<='} {self.bound:g}"
+        return f"{self.name:<66}{self.value:>8.2f}  {bound:>8}  {'met' if self.is_met else 'MISSED'}"
+
+
+def bars(options: argparse.Namespace, results: list[dict]) -> list[Bar]:
+    """What is asked of 8 and of 20 entities, as far as it was measured."""
+    least = {(r["side"], r["batch_size"], r["n_entities"], r["scheme"]): min(r["seconds"]) for r in results}
+    found = []
+    for side, batch in sorted({key[:2] for key in least}):
+        where = f"{side} px, batch of {batch}"
+        for n_entities in sorted({8, MANY} & {*options.entities}):
+            plain, published, ours = (least[side, batch, n_entities, name] for name in ("plain", "published", OURS))
+            many = f"{where}, {n_entities} entities"
+            found.append(Bar(f"{many}: published / ours", published / ours, 1.5, at_least=True))
+            at_most = 1.05 if options.device.startswith("cuda") and side >= 1024 else 1.1
+            found.append(Bar(f"{many}: ours / plain FLUX", ours / plain, at_most))
+    return found
+
+
+def growth_bars(growth: list[dict]) -> list[Bar]:
+    """Of captions: time itself, which no scheme can keep from growing with its tokens, and time a token."""
+    found = []
+    for row in growth:
+        if (row["reading"], row["scheme"]) == ("captions", OURS):
+            name = f"{row['side']} px, batch of {row['batch_size']}: growth from 1 to {MANY} entities"
+            found.append(Bar(f"{name} (tokens: {row['token_growth']:.2f})", row["growth"], 1.1))
+            found.append(Bar(f"{name}, per token", row["per_token"], 1.1))
+    return found
+
+
+def attention_bars(options: argparse.Namespace) -> list[Bar]:
+    """AIA alone, 4096 image tokens, 24 heads; and the time to build what an image's steps share."""
+    words = ["--tokens", "4096", "--entities", "8", "20", "--blocks", "AIA", "--backends", "auto", "--dtype", "bf16"]
+    words += ["--rounds", str(options.rounds), "--device", options.device, "--clock", options.clock]
+    eight, twenty = attention.measure(attention.parse_options(words))
+    return [
+        Bar("attention alone, AIA, 8 entities: dense mask / ours", eight["speedup"]["auto"], 1.7, at_least=True),
+        Bar("attention plan, 4096 image tokens, 20 entities: ms", twenty["plan_ms"], 10),
+    ]

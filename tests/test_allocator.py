@@ -1,0 +1,51 @@
+"""Freed memory that is kept is not asked of the system again."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from seg2any import allocator
+from tests.golden_root import REPOSITORY
+
+# 20 times 24 MB, written to and freed: as large as a hidden tensor of a block, larger than what glibc keeps by itself.
+COUNT_FAULTS = """
+import ctypes, resource, sys
+sys.path.insert(0, {root!r})
+from seg2any.allocator import keep_freed_memory
+
+if {keep}:
+    assert keep_freed_memory()
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    pieces = [libc.malloc(12 << 20) for _ in range(2)]
+    for piece in pieces:
+        libc.memset(piece, 1, 12 << 20)
+    for piece in pieces:
+        libc.free(piece)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def n_faults(keep: bool) -> int:
+    program = COUNT_FAULTS.format(root=str(REPOSITORY), keep=keep)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_what_is_freed_is_used_again():
+    once = 24 << 20 >> 12  # pages
+    assert n_faults(keep=True) < 1.5 * once
+    assert n_faults(keep=False) > 5 * once, "else this is no longer needed"
+
+
+def test_other_c_libraries_do_without(monkeypatch):
+    monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
+    assert not allocator.keep_freed_memory()
