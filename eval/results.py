@@ -91,7 +91,7 @@ def make_run(
 
 def write_run(run: Run, path: str | os.PathLike) -> None:
     """Write a run as JSON; numbers that are not finite become null."""
-    content = _finite({"schema": SCHEMA, **asdict(run)})
+    content = finite({"schema": SCHEMA, **asdict(run)})
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
 
@@ -129,11 +129,12 @@ def _row(result: Result) -> Row:
     return Row(result.name, result.value, *bounds, n, result.source, result.better, result.extra)
 
 
-def _finite(content: object) -> object:
+def finite(content: object) -> object:
+    """The same for JSON, in which numbers that are not finite are null."""
     if isinstance(content, dict):
-        return {str(key): _finite(value) for key, value in content.items()}
+        return {str(key): finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [finite(value) for value in content]
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content

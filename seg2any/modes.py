@@ -2,6 +2,7 @@
 
 MEMORY_MODES = ("full", "offload", "group_offload", "int8", "nf4", "fp8")  # seg2any.memory
 QUANTISED = ("int8", "nf4", "fp8")  # those of them that change the image
+PRECISIONS = ("fp32", "fp16", "bf16")  # seg2any.inference.model
 STEP_CACHES = ("none", "first_block", "mag", "taylorseer")  # seg2any.step_cache
 # In training: the value of trainer.base_quantization, or why there is none.
 IN_TRAINING = {"full": "none", "int8": "8bit", "nf4": "nf4"}

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,13 +15,16 @@ import torch
 from PIL import Image
 
 from eval import compare
-from eval.ablation import __main__ as command
+from eval.ablation.__main__ import main
 from eval.ablation.document import BEGIN, END, by_hand
 from eval.ablation.measure import TOKENS, per_seed
 from eval.ablation.options import parse_options
 from eval.ablation.rows import ALIKE, REFERENCE, TRAINED, TRAINING_FREE, compared_with, trained_row
 from eval.ablation.scenes import Scenes
+from eval.ablation.share import claimed
+from eval.ablation.training import training_of
 from eval.ablation.trends import AGAINST, HOLDS, MARGIN, OPEN, TRENDS, Claim, check, verdict
+from eval.ablation.words import HEADINGS, outcome
 from eval.generated import image_seed
 from eval.metrics.result import mean
 from eval.results import make_run, read_run
@@ -40,6 +46,7 @@ class Painter:
         self.vae = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1,) * 4), dtype=torch.float32)
         self.made: list[tuple[str, int]] = []
         self.fail_at: int | None = None
+        self.watch = lambda: None
 
     def set_progress_bar_config(self, **_: object):
         pass
@@ -50,6 +57,7 @@ class Painter:
             if len(self.made) == self.fail_at:
                 raise KeyboardInterrupt
             self.made.append((layout.name, seed))
+            self.watch()
             split, kind, index = layout.name.split("_")
             image = ShapesDataset(split, 1000, kind)[int(index)].image
             if settings.is_plain:
@@ -81,41 +89,44 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
         monkeypatch.setattr(f"{module}.judge", judge_once)
     card = AdapterCard(max_sequence_length=33)
     monkeypatch.setattr("eval.ablation.measure.read_adapter_card", lambda folder: card)
-    monkeypatch.setattr(command, "_seconds_per_image", lambda ablation, kind: 30.0)
+    monkeypatch.setattr("eval.ablation.run._seconds_per_image", lambda ablation, kind: 30.0)
     return one
 
 
 def run(tmp_path: Path, *flags: str) -> int:
-    return command.main([*SMALL, "--output", str(tmp_path / "out"), "--device", "cpu", *flags])
+    return main([*SMALL, "--output", str(tmp_path / "out"), "--device", "cpu", *flags])
 
 
 def test_trends_are_found_where_they_were_painted(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
     flags = ("--rows", "hard-unfiltered", "hard-no-contour", "base", "none", "none-bare")
     assert run(tmp_path, *flags) == 0
-    assert "6 rows of 6 images; 36 images to make, about 18 minutes" in capsys.readouterr().out
+    assert "6 rows; 36 images to make, about 18 minutes for one process" in capsys.readouterr().out
     out = tmp_path / "out"
     trends: dict[str, dict] = {}
     for entry in json.loads((out / "ablation.json").read_text())["trends"]:
         trends.setdefault(entry["trend"].split(" (")[0], entry)  # the second of a name needs training
-    partly = trends["a semantic mask gives every region its attribute"]["verdict"]
-    assert partly == "holds, 2 of 4 claims measured"  # no badges
+    partly = trends["a semantic mask gives every region its attribute"]
+    assert partly["verdict"] == "holds" and partly["unmeasured"] == 2  # no badges
     contour = trends["the contour gives the shape"]
-    assert contour["verdict"].startswith("holds,") and all(claim["low"] > 0 for claim in contour["claims"])
-    assert trends["the filter means equal quality with fewer tokens"]["verdict"].startswith("holds,")
+    assert contour["verdict"] == "holds" and all(claim["low"] > 0 for claim in contour["claims"])
+    assert trends["the filter means equal quality with fewer tokens"]["verdict"] == "holds"
     assert trends["isolation means less leakage in crowded scenes"]["verdict"] == "not measured"
 
     text = (out / "ablation.md").read_text()
     for row in TRAINING_FREE:
         assert (f"| **{row.name}**:" in text) == (row.name in (REFERENCE.name, *flags))
     assert all(source in text for source in ("rendered (ceiling)", "VAE round trip", "grey image (floor)"))
-    assert f"Not trained yet: {', '.join(TRAINED)}." in text
+    assert f"Not measured, because it takes training: {', '.join(TRAINED)}." in text
+    holding = text[text.index(f"### {HEADINGS['holds']}") : text.index(f"### {HEADINGS['not measured']}")]
+    assert "*hard* less *hard-no-contour*; 2 of 4 claims measured:" in holding and "higher as said" in holding
+    assert "equal within ±0.030 as said" in holding and "2 images of each" in text and "7 steps" in text
     with Image.open(out / "ablation.png") as picture:
         assert picture.width > picture.height and len(picture.convert("RGB").getcolors(1 << 20)) > 20
 
     assert read_run(out / "normal" / "hard-unfiltered.json").row(TOKENS).value == 256
     assert read_run(out / "normal" / "none.json").row(TOKENS).value == 0
     kept = read_run(out / "normal" / "hard.json")
-    assert 0 < kept.row(TOKENS).value < 256 and kept.settings["training_steps"] == 7
+    assert 0 < kept.row(TOKENS).value < 256 and kept.settings["training"]["steps"] == 7
     assert compare.main([str(out / "normal" / f"{name}.json") for name in ("hard", "base")]) == 0
 
 
@@ -132,11 +143,81 @@ def test_finished_rows_are_kept_and_others_go_on(tmp_path: Path, painter: Painte
     painter.made = []
     assert run(tmp_path, "--rows", "base") == 0
     assert painter.made == [] and (tmp_path / "out" / "ablation.md").read_text() == first
-    assert "all are there already" in capsys.readouterr().out
+    assert "all images are there already" in capsys.readouterr().out
     assert run(tmp_path, "--rows", "base", "--num_inference_steps", "7") == 2
     assert "num_inference_steps; use --overwrite" in capsys.readouterr().err
     assert run(tmp_path, "--rows", "base", "--num_inference_steps", "7", "--overwrite") == 0
     assert len(painter.made) == 12
+
+
+def test_processes_share_the_rows(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
+    """Another process is at one row: it is left out, and the document to whoever finishes last."""
+    out = tmp_path / "out"
+    with claimed(out / "normal" / "pictures" / "base") as is_ours:
+        assert is_ours and run(tmp_path, "--rows", "base", "none") == 0
+        assert "another process is at base, normal; the last to finish" in capsys.readouterr().out
+        assert not (out / "normal" / "base.json").exists() and not (out / "ablation.md").exists()
+        assert run(tmp_path, "--rows", "base", "none", "--document_only") == 0
+        assert "not finished: base, normal" in capsys.readouterr().out
+        text = (out / "ablation.md").read_text()
+        assert "| **none**:" in text and "| **base**:" not in text
+    painter.made = []
+    assert run(tmp_path, "--rows", "base", "none") == 0
+    assert len(painter.made) == 6 and "| **base**:" in (out / "ablation.md").read_text()
+
+
+def test_a_row_whose_process_was_stopped_is_taken_over(tmp_path: Path, painter: Painter):
+    """The claim goes while the others are measured; in the second round the row is free."""
+    with ExitStack() as other:
+        assert other.enter_context(claimed(tmp_path / "out" / "normal" / "pictures" / "hard"))
+        painter.watch = other.close
+        assert run(tmp_path, "--rows", "base") == 0
+    assert len(painter.made) == 12 and (tmp_path / "out" / "ablation.md").exists()
+
+
+CLAIMING = """
+import os, sys, time
+from pathlib import Path
+from eval.ablation.share import claimed
+
+out = Path(sys.argv[1])
+for number in range(6):
+    with claimed(out / str(number)) as is_ours:
+        done = out / f"{number}.json"
+        if is_ours and not done.exists():
+            time.sleep(0.05)
+            with open(out / f"made-{os.getpid()}", "a") as file:
+                print(number, file=file)
+            done.touch()
+"""
+
+
+def test_two_processes_take_every_row_once(tmp_path: Path):
+    command = [sys.executable, "-c", CLAIMING, str(tmp_path)]
+    started = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(2)]
+    assert [process.wait(120) for process in started] == [0, 0]
+    taken = [line for path in tmp_path.glob("made-*") for line in path.read_text().splitlines()]
+    assert sorted(taken) == list("012345")
+
+
+def test_only_finished_rows_are_documented(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
+    assert run(tmp_path, "--document_only") == 2
+    assert "no row is finished yet" in capsys.readouterr().err and painter.made == []
+    with pytest.raises(SystemExit, match="2"):
+        parse_options(["--document_only", "--overwrite"])
+
+
+def test_what_a_training_left_beside_its_adapters_is_told(tmp_path: Path):
+    adapter = tmp_path / "checkpoint-9"
+    adapter.mkdir()
+    card = AdapterCard(step=9)
+    assert training_of(adapter, card) == {"steps": 9, "seed": None, "machine": None}
+    (adapter / "config.yaml").write_text("seed: 5\n")
+    (tmp_path / "log.jsonl").write_text('{"step": 0, "run": {"machine": {"name": "CPU"}}}\n{"step": 9}\n')
+    assert training_of(adapter, card) == {"steps": 9, "seed": 5, "machine": "CPU"}
+    (adapter / "config.yaml").write_text("sede: 5\n")
+    (tmp_path / "log.jsonl").write_text("cut off")
+    assert training_of(adapter, AdapterCard()) == {"steps": None, "seed": None, "machine": None}
 
 
 def test_what_people_wrote_is_kept(tmp_path: Path, painter: Painter):
@@ -171,8 +252,9 @@ def test_values_are_means_over_all_images_and_seeds_are_told_one_by_one():
     assert found.extra["seeds"] == pytest.approx([np.mean(of_seed) for of_seed in alone])
 
 
-def a_run(*values: float):
-    return make_run("x", [mean("n", {str(index): value for index, value in enumerate(values)})], {}, {})
+def a_run(*values: float, steps: int | None = None):
+    settings = {"training": None if steps is None else {"steps": steps}}
+    return make_run("x", [mean("n", {str(index): value for index, value in enumerate(values)})], settings, {})
 
 
 @pytest.mark.parametrize(
@@ -198,19 +280,44 @@ def test_verdicts_on_trends():
     def of(*said: str) -> str:
         return verdict([SimpleNamespace(verdict=one) for one in said])
 
-    assert (of(HOLDS, HOLDS), of()) == ("holds", "not measured")
-    assert of(HOLDS, OPEN) == "holds in part, else undecided" and of(OPEN) == "undecided"
-    assert of(AGAINST, AGAINST) == "does not hold, the opposite was measured"
-    assert of(HOLDS, AGAINST) == "holds in part, in part the opposite" and of(OPEN, AGAINST).startswith("does not hold")
+    assert (of(HOLDS, HOLDS), of(), of(OPEN)) == ("holds", "not measured", "undecided")
+    assert of(HOLDS, OPEN) == of(HOLDS, AGAINST) == "holds in part"
+    assert of(AGAINST, AGAINST) == of(OPEN, AGAINST) == "does not hold"
+    assert {of(), of(OPEN), of(AGAINST), of(HOLDS), of(HOLDS, OPEN)} == HEADINGS.keys()
+
+
+@pytest.mark.parametrize(
+    ("gaps", "expected", "said"),
+    [
+        ((0.2, 0.3), "higher", "higher as said"),
+        ((-0.2, -0.3), "lower", "lower as said"),
+        ((-0.2, -0.3), "higher", "lower, the opposite of what is said"),
+        ((-0.2, 0.3), "higher", "no difference shown"),
+        ((0.0, 0.0), "lower", "no difference shown"),
+        ((0.01, 0.02), "equal", "equal within ±3.0 as said"),
+        ((0.0, 0.0), "equal", "equal within ±3.0 as said"),
+        ((-0.2, -0.3), "equal", "lower by more than 3.0, so not equal"),
+        ((0.02, 0.2), "equal", "higher, perhaps by less than 3.0"),
+        ((-0.2, 0.2), "equal", "shown neither equal nor different"),
+        ((0.2,), "higher", "too few scenes for an interval"),
+    ],
+)
+def test_words_say_no_more_than_the_interval(gaps: tuple[float, ...], expected: str, said: str):
+    runs = {("k", "a"): a_run(*(0.5 + gap for gap in gaps)), ("k", "b"): a_run(*[0.5] * len(gaps))}
+    assert outcome(check(Claim("k", "n", "a", "b", expected), runs)) == said
 
 
 def test_trained_rows_are_compared_with_what_was_trained_alike():
     row = trained_row("trained-base", Path("x"))
-    assert compared_with(row, {ALIKE}) == ALIKE and compared_with(row, {}) == REFERENCE.name
-    assert compared_with(trained_row(ALIKE, Path("x")), {ALIKE}) == compared_with(TRAINING_FREE[3], {ALIKE}) == "hard"
-    runs = {("k", "hard"): a_run(0.5, 0.5), ("k", "t"): a_run(0.6, 0.6)}
-    assert check(Claim("k", "n", "t", ALIKE, "higher"), runs).claim.b == "hard"
-    assert check(Claim("k", "n", "t", ALIKE, "higher"), runs | {("k", ALIKE): a_run(0.7, 0.7)}).verdict == AGAINST
+    assert compared_with(row) == ALIKE and compared_with(trained_row(ALIKE, Path("x"))) is None
+    assert compared_with(TRAINING_FREE[3]) == "hard" and compared_with(REFERENCE) is None
+    claim = Claim("k", "n", "t", ALIKE, "higher")
+    runs = {("k", "hard"): a_run(0.5, 0.5), ("k", "t"): a_run(0.6, 0.6, steps=700)}
+    assert check(claim, runs) is None  # never with the adapters under test
+    assert check(claim, runs | {("k", ALIKE): a_run(0.7, 0.7, steps=700)}).verdict == AGAINST
+    assert check(claim, runs | {("k", ALIKE): a_run(0.7, 0.7, steps=800)}) is None
+    alone = Claim("k", "n", "t", "bare", "higher")
+    assert check(alone, runs | {("k", "bare"): a_run(0.1, 0.1)}).verdict == HOLDS
 
 
 def test_rows_are_the_grid_and_name_settings_that_exist():

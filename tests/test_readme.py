@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from eval.shapes import parse_options as parse_bench_options
+from eval.shapes_options import parse_options as parse_bench_options
 from seg2any import config
 from seg2any.data.sacap.options import parse_options as parse_sacap_options
 from seg2any.inference.options import Options

@@ -16,8 +16,10 @@ from eval.generated import image_seed
 from eval.metrics.result import mean
 from eval.results import make_run, read_run
 from eval.runners.finish import finish
-from eval.shapes import SCENES, Bench, Options, main, parse_options
+from eval.shapes import main
+from eval.shapes_bench import Bench
 from eval.shapes_judge import judge
+from eval.shapes_options import SCENES, Options, parse_options
 from eval.shapes_report import bars, table
 from eval.shapes_results import results
 from eval.shapes_sources import round_trip
@@ -197,12 +199,11 @@ def test_a_stopwatch_adds_up_and_counts_what_fails(monkeypatch: pytest.MonkeyPat
     assert clock.seconds == {"a": 5.0, "b": 0.5} and str(clock) == "a 5 s, b 0 s"
 
 
-def test_bad_flags_are_one_line(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+def test_bad_flags_are_one_line(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit, match="2"):
         parse_options(["--limit", "0"])
-    assert "--limit 0: give at least 1" in capsys.readouterr().err
-    monkeypatch.setattr(sys, "argv", ["shapes", "--model", "nowhere", "--lora", "none"])
-    assert main() == 2
+    assert "--limit: 0 is not a whole number of at least 1" in capsys.readouterr().err
+    assert main(["--model", "nowhere", "--lora", "none"]) == 2
     assert "no such folder" in capsys.readouterr().err
 
 

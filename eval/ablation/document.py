@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from eval.ablation.measure import BOUNDS, TOKENS
 from eval.ablation.options import Options
-from eval.ablation.rows import KINDS, REFERENCE, TRAINED, Row, compared_with
-from eval.ablation.trends import MARGIN, Checked, Runs, all_checked
-from eval.metrics.bootstrap import Difference, paired_difference
-from eval.results import Row as Number
+from eval.ablation.rows import ALIKE, KINDS, TRAINED, Row, compared_with
+from eval.ablation.trends import MARGIN, Runs, comparable
+from eval.ablation.words import gap, shown, trends_in_words
+from eval.metrics.bootstrap import paired_difference
 from eval.results import Run
-from eval.shapes_report import FRACTIONS
 from eval.shapes_results import LEAK_WHERE_COLOURED
 
 NUMBERS = ("colour", "pattern", "IoU", "boundary IoU", "leak", LEAK_WHERE_COLOURED, TOKENS)
 BEGIN, END = "<!-- written by hand, kept by the tool: begin -->", "<!-- end -->"
 RULES = f"""\
 A claim compares two rows on the same scenes with the same noise. "Higher" and "lower" hold if the 95 % interval of the
-paired difference lies on that side of 0 and are contradicted if it lies on the other; "equal" holds if the interval
-lies within ±{MARGIN} and is contradicted if it lies outside. Anything else is open. A trend holds if all its claims do.
-Intervals are bootstrapped over scenes with all their images and not corrected for the number of claims."""
+paired difference lies on that side of 0, and are contradicted if it lies on the other; "equal" holds if the interval
+lies within ±{MARGIN} (for numbers in per cent: {100 * MARGIN:g}), and is contradicted if it lies outside. All else is
+open. A trend holds if all its claims do, and does not hold if some are contradicted and none holds. Intervals are
+bootstrapped over scenes with all their images, and not corrected for the number of claims."""
 
 
-def document(options: Options, runs: Runs, previous: str | None) -> str:
-    """The text in Markdown; what was written by hand in `previous` is kept."""
-    parts = ["# Ablations on the shapes world", *_setting(options, runs), "## Which trends hold", RULES]
-    parts += ["\n".join(_trends(runs)), BEGIN, by_hand(previous), END]
-    for kind in options.kinds:
-        parts += [f"## {kind.capitalize()}: {KINDS[kind]}", "\n".join(_table(options, kind, runs))]
+def document(options: Options, rows: Sequence[Row], runs: Runs, previous: str | None) -> str:
+    """The text in Markdown, about the rows that were measured; what was written by hand in `previous` is kept."""
+    parts = ["# Ablations on the shapes world", _setting(options, rows, runs), *_trained(rows, runs)]
+    parts += ["## Which trends hold", RULES, *trends_in_words(runs), BEGIN, by_hand(previous), END]
+    for kind in (kind for kind in options.kinds if any(kind == of_run for of_run, _ in runs)):
+        parts += [f"## {kind.capitalize()}: {KINDS[kind]}", "\n".join(_table(rows, kind, runs))]
     parts += ["## Pictures", "The first two scenes of each kind and their first seed, not chosen.", "![](ablation.png)"]
     return "\n\n".join(parts) + "\n"
 
@@ -46,55 +45,83 @@ def previous_text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def _setting(options: Options, runs: Runs) -> Iterator[str]:
-    run = next(run for (_, name), run in runs.items() if name != BOUNDS)
-    made = run.settings
-    yield (
-        f"Written by `python -m eval.ablation`; only what follows the trends is by hand. {options.limit} unseen scenes "
-        f"of each kind, {options.seeds} seeds each, {made['num_inference_steps']} steps, {made['weight_dtype']}. "
-        f"Adapters: step {made['training_steps']}, sha256 {made['adapter']['sha256'][:12]}; commit {run.commit[:12]}; "
-        f"{run.machine['name']}."
-    )
-    yield (
-        "Rows without training steps of their own use those adapters with other settings than they were trained with. "
-        "That says what a part does in this model, not what a model without it would have learned: adapters trained "
-        "with AIA know little of attention without it. For that there are the trained rows, one training run each."
-    )
-    yield (
+def _setting(options: Options, rows: Sequence[Row], runs: Runs) -> str:
+    of_row = _settings(rows, runs)
+    made = next(iter(of_row.values()))
+    measured = [run for (_, name), run in runs.items() if name != BOUNDS]
+    lines = [
+        f"Written by `python -m eval.ablation`; by hand is only what follows the trends. {options.limit} unseen scenes "
+        f"of each kind, {_counted(options.seeds, 'image')} of each, {made['num_inference_steps']} denoising steps, "
+        f"{made['weight_dtype']}. Measured on {_listed(run.machine['name'] for run in measured)}, commit "
+        f"{_listed(run.commit[:12] for run in measured)}."
+    ]
+    tested = [row.name for row in rows if row.adapter is None and not row.is_bare and row.name in of_row]
+    if tested:
+        settings = of_row[tested[0]]
+        lines.append(
+            f"The adapters under test: {_steps(settings)} of their last training, sha256 "
+            f"{settings['adapter']['sha256'][:12]}. Rows without training steps of their own use them with other "
+            "settings than they were trained with. That says what a part does in this model, not what a model without "
+            "it would have learned: adapters trained with AIA know little of attention without it."
+        )
+    lines.append(
         "Colour, pattern and leaks in per cent of regions and of their pixels. A region that shows nothing leaks "
         f"nothing; “{LEAK_WHERE_COLOURED}” is the share of another entity's colour in what has any entity's colour."
     )
-    missing = [name for name in TRAINED if name not in {row.name for row in options.rows}]
-    if missing:
-        yield f"Not trained yet: {', '.join(missing)}."
+    return "\n\n".join(lines)
 
 
-def _trends(runs: Runs) -> Iterator[str]:
-    yield "| said | by | verdict | claims, with difference and 95 % interval |"
-    yield "|---|---|---|---|"
-    for trend, found, verdict in all_checked(runs):
-        lines = [f"*{found[0].claim.a}* less *{found[0].claim.b}*"] if found else []
-        lines += [
-            f"{one.claim.kind}, {one.claim.number} {one.claim.expected}: {_gap(one.claim.number, one.difference)}, "
-            f"{one.verdict}"
-            for one in found
-        ]
-        yield f"| {trend.text} | {trend.by} | **{verdict}** | {'<br>'.join(lines)} |"
+def _trained(rows: Sequence[Row], runs: Runs) -> Iterator[str]:
+    """How the trained rows were trained, and which are missing."""
+    of_row = {row.name: settings for row in rows if row.adapter and (settings := _settings([row], runs).get(row.name))}
+    if of_row:
+        told = {name: settings["training"] for name, settings in of_row.items()}
+        seeds = _listed(str(one["seed"]) for one in told.values() if one["seed"] is not None)
+        machines = _listed(one["machine"] for one in told.values() if one["machine"])
+        yield (
+            f"Trained rows: {', '.join(f'{name} {_steps(settings)}' for name, settings in of_row.items())}; one "
+            f"training run each{f' (seed {seeds})' if seeds else ''}{f', on {machines}' if machines else ''}. They are "
+            f"compared with {ALIKE} and with each other, never with the adapters under test, which were trained for "
+            "another time. The intervals know of scenes and noise; what another training run would have given, they "
+            "do not know."
+        )
+        if len({one["steps"] for one in told.values()}) > 1:
+            yield "**These rows were not trained equally long; those that were not are not compared.**"
+    if missing := [name for name in TRAINED if name not in of_row]:
+        yield f"Not measured, because it takes training: {', '.join(missing)}."
 
 
-def _table(options: Options, kind: str, runs: Runs) -> Iterator[str]:
+def _settings(rows: Sequence[Row], runs: Runs) -> dict[str, Mapping]:
+    """The settings of each row that was measured."""
+    return {row.name: run.settings for row in rows for (_, name), run in runs.items() if name == row.name}
+
+
+def _steps(settings: Mapping) -> str:
+    steps = (settings["training"] or {}).get("steps")
+    return "steps unknown" if steps is None else f"{steps:,} steps"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _listed(values: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(values))
+
+
+def _table(rows: Sequence[Row], kind: str, runs: Runs) -> Iterator[str]:
     yield "Below each value its difference to the row that it is compared with, bold where the interval leaves out 0."
     yield ""
     yield f"| row | steps | {' | '.join(NUMBERS)} | s/image |"
     yield "|---|---|" + "---|" * (len(NUMBERS) + 1)
-    for source in sources(runs[kind, BOUNDS]):
+    for source in sources(runs[kind, BOUNDS]) if (kind, BOUNDS) in runs else ():
         yield f"| *{source}* | | {' | '.join(_bound(runs[kind, BOUNDS], source))} | |"
-    present = {name for of_kind, name in runs if of_kind == kind}
-    for row in (row for row in options.rows if row.name in present):
-        run, other = runs[kind, row.name], compared_with(row, present)
-        cells = [_cell(number, run, runs[kind, other] if other != row.name else None) for number in NUMBERS]
-        beside = "" if row.adapter is None else f" (beside {other})"
-        steps = "" if row.adapter is None else str(run.settings["training_steps"])
+    for row in (row for row in rows if (kind, row.name) in runs):
+        run, other = runs[kind, row.name], runs.get((kind, compared_with(row)))
+        other = other if other is not None and comparable(run, other) else None
+        cells = [_cell(number, run, other) for number in NUMBERS]
+        beside = "" if row.adapter is None or other is None else f" (beside {compared_with(row)})"
+        steps = "" if row.adapter is None else _steps(run.settings).removesuffix(" steps")
         seconds = run.row(TOKENS).extra["seconds_per_image"]
         yield f"| **{row.name}**: {row.told}{beside} | {steps} | {' | '.join(cells)} | {seconds:.2f} |"
 
@@ -105,56 +132,18 @@ def sources(run: Run) -> list[str]:
 
 def _bound(run: Run, source: str) -> list[str]:
     found = {row.name: row.value for row in run.rows if row.source == source}
-    return [_shown(number, found[number]) if number in found else "" for number in NUMBERS]
+    return [shown(number, found[number]) if number in found else "" for number in NUMBERS]
 
 
 def _cell(number: str, run: Run, other: Run | None) -> str:
-    if number not in run.parts or (other is not None and number not in other.parts):
-        return _shown(number, run.row(number).value) if number in run.parts else "nothing"
-    value = _shown(number, run.row(number).value)
+    if number not in run.parts:
+        return "nothing"
+    row = run.row(number)
+    value = shown(number, row.value)
     if other is None:
-        row = run.row(number)
-        return f"{value}<br>[{_shown(number, row.low)}, {_shown(number, row.high)}]"
-    gap = paired_difference(run.parts[number], other.parts[number])
-    text = _gap(number, gap)
-    return f"{value}<br>{f'**{text}**' if gap.is_clear else text}"
-
-
-def _gap(number: str, gap: Difference) -> str:
-    value, low, high = (_shown(number, part, "+") for part in (gap.value, gap.low, gap.high))
-    return f"{value} [{low}, {high}]"
-
-
-def _shown(number: str, value: float | None, sign: str = "") -> str:
-    """Shares in per cent, IoU as a fraction, tokens as a count."""
-    if value is None or math.isnan(value):
-        return "–"
-    if number == TOKENS:
-        return f"{value:{sign}.0f}"
-    return f"{value:{sign}.3f}" if number in FRACTIONS else f"{100 * value:{sign}.1f}"
-
-
-def summary(rows: Sequence[Row], runs: Runs) -> dict:
-    """The document's numbers for programs."""
-    told = {row.name: {"told": row.told, "changes": dict(row.changes)} for row in rows}
-    content = [
-        {"kind": kind, "row": name, **told.get(name, {}), "commit": run.commit}
-        | {key: run.settings[key] for key in ("adapter", "training_steps") if key in run.settings}
-        | {"numbers": [_number(row) for row in run.rows]}
-        for (kind, name), run in runs.items()
-    ]
-    trends = [
-        {"trend": trend.text, "by": trend.by, "verdict": verdict, "claims": [_checked(one) for one in found]}
-        for trend, found, verdict in all_checked(runs)
-    ]
-    shared = next(run.settings for (_, name), run in runs.items() if name == REFERENCE.name)
-    return {"schema": 1, "settings": shared, "trends": trends, "rows": content}
-
-
-def _number(row: Number) -> dict:
-    return {"name": row.name, "source": row.source, "value": row.value, "low": row.low, "high": row.high, **row.extra}
-
-
-def _checked(one: Checked) -> dict:
-    gap = {"difference": one.difference.value, "low": one.difference.low, "high": one.difference.high}
-    return {**vars(one.claim), **gap, "scenes": one.difference.n, "verdict": one.verdict}
+        return f"{value}<br>[{shown(number, row.low)}, {shown(number, row.high)}]"
+    if number not in other.parts:
+        return value
+    difference = paired_difference(run.parts[number], other.parts[number])
+    text = gap(number, difference)
+    return f"{value}<br>{f'**{text}**' if difference.is_clear else text}"

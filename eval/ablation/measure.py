@@ -1,4 +1,4 @@
-"""Making and judging the images of a row. What is finished is a file, which no later start makes again."""
+"""Making and judging the images of a row. What is finished is a file."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from eval.ablation.options import Options
 from eval.ablation.rows import Row
 from eval.ablation.scenes import Scenes
+from eval.ablation.training import training_of
 from eval.metrics.result import Result, mean
 from eval.results import Run, make_run, read_run, write_run
 from eval.shapes_judge import Verdict, judge
@@ -42,7 +43,7 @@ class Ablation:
     def __init__(self, options: Options, device: torch.device):
         self.options, self.device = options, device
         self.scenes = {kind: Scenes.draw(kind, options.limit, options.seeds, options.seed) for kind in options.kinds}
-        self._adapter = self._pipeline = self._recipe = self._texts = None
+        self._adapter = self._pipeline = self._recipe = self._texts = self._training = None
 
     def open(self, row: Row) -> None:
         """Load the row's adapters, unless they are loaded. Raises UserError."""
@@ -52,6 +53,7 @@ class Ablation:
             self._pipeline, self._recipe = open_pipeline(options.model, adapter, options.weight_dtype, self.device)
             self._pipeline.set_progress_bar_config(disable=True)
             self._adapter, self._texts = adapter, TextCache(self._pipeline)
+            self._training = None if adapter is None else training_of(adapter, self._pipeline.card)
 
     def settings(self, row: Row) -> ConditionSettings:
         # The base model alone has no card; it reads captions as long as the adapters under test do.
@@ -61,13 +63,21 @@ class Ablation:
     def path(self, kind: str, name: str) -> Path:
         return self.options.output / kind / f"{name}.json"
 
-    def finished(self, kind: str, name: str, recipe: Mapping) -> Run | None:
-        """The run in a row's file, if there is one. Raises UserError if it is of other settings."""
-        path = self.path(kind, name)
+    def name(self, row: Row | None) -> str:
+        """Of a row's file; None: that of ceiling and floors."""
+        return BOUNDS if row is None else row.name
+
+    def images(self, row: Row | None, kind: str) -> int:
+        """How many are made of a row."""
+        return 0 if row is None else self.scenes[kind].images
+
+    def finished(self, row: Row | None, kind: str) -> Run | None:
+        """The run in a row's file, if there is one. The row is open. Raises UserError if it is of other settings."""
+        path = self.path(kind, self.name(row))
         if self.options.overwrite or not path.exists():
             return None
         run = read_run(path)
-        if other := differences(run.settings, dict(recipe)):
+        if other := differences(run.settings, self.recipe(kind, row)):
             told = ", ".join(other[:4])
             raise UserError(f"{path}: was measured with another {told}; use --overwrite or another --output")
         return run
@@ -80,16 +90,15 @@ class Ablation:
         if row is None:
             return common
         drawn = {"seed": options.seed, "seeds": options.seeds, "num_inference_steps": options.num_inference_steps}
-        card = self._pipeline.card
-        trained = {"adapter": self._recipe["adapter"], "training_steps": None if card is None else card.step}
+        trained = {"adapter": self._recipe["adapter"], "training": self._training}
         return common | drawn | trained | {"settings": as_json(self.settings(row)), "guidance_scale": GUIDANCE_SCALE}
 
-    def measure_bounds(self, kind: str) -> Run:
+    def measure(self, row: Row | None, kind: str, bar: tqdm) -> Run:
+        """A row, which is open, on one kind of scenes, measured and written; the bar counts images."""
+        return self._bounds(kind) if row is None else self._row(row, kind, bar)
+
+    def _bounds(self, kind: str) -> Run:
         """Ceiling, the VAE's round trip and floors of a kind of scenes."""
-        recipe = self.recipe(kind, None)
-        run = self.finished(kind, BOUNDS, recipe)
-        if run is not None:
-            return run
         samples = self.scenes[kind].samples
         sources = bounds([sample.image for sample in samples], self._pipeline)
         found = [
@@ -97,16 +106,10 @@ class Ablation:
             for name, images in sources.items()
             for result in results(judged(images(), samples, f"{kind}, {name}"), name)
         ]
-        return self._written(kind, BOUNDS, found, recipe)
+        return self._written(None, kind, found)
 
-    def measure(self, row: Row, kind: str, bar: tqdm) -> Run:
-        """A row on one kind of scenes; the bar counts images."""
-        scenes, recipe = self.scenes[kind], self.recipe(kind, row)
-        run = self.finished(kind, row.name, recipe)
-        if run is not None:
-            bar.update(scenes.images)
-            return run
-        start, verdicts = time.perf_counter(), {}
+    def _row(self, row: Row, kind: str, bar: tqdm) -> Run:
+        scenes, start, verdicts = self.scenes[kind], time.perf_counter(), {}
         shown = {sample.layout.name for sample in scenes.samples[:SHOWN]}
         for batch in scenes.batches(self.options.batch_size):
             images = self.generate(row, kind, batch, self.options.num_inference_steps)
@@ -118,7 +121,7 @@ class Ablation:
                         Image.fromarray(of_sample[0]).save(temporary)
                 bar.update(len(of_sample))
         seconds = (time.perf_counter() - start) / scenes.images
-        return self._written(kind, row.name, [*per_seed(verdicts), self._tokens(row, kind, seconds)], recipe)
+        return self._written(row, kind, [*per_seed(verdicts), self._tokens(row, kind, seconds)])
 
     def generate(self, row: Row, kind: str, batch: Sequence[Sample], num_inference_steps: int) -> np.ndarray:
         """uint8 [scenes x seeds, H, W, 3], scene by scene."""
@@ -134,8 +137,12 @@ class Ablation:
         ).images
         return to_bytes(images)
 
+    def folder(self, kind: str, name: str) -> Path:
+        """Of a row's pictures. Who is at work on the row holds it."""
+        return self.options.output / kind / "pictures" / name
+
     def picture(self, kind: str, name: str, key: str) -> Path:
-        return self.options.output / kind / "pictures" / name / f"{key}.png"
+        return self.folder(kind, name) / f"{key}.png"
 
     def _tokens(self, row: Row, kind: str, seconds: float) -> Result:
         patch, settings = pixels_per_token(self._pipeline.vae), self.settings(row)
@@ -145,10 +152,11 @@ class Ablation:
         counts = {key: 0.0 if kept is None else float(kept.sum()) for key, kept in drawn.items()}
         return replace(mean(TOKENS, counts, better="lower"), extra={"seconds_per_image": round(seconds, 3)})
 
-    def _written(self, kind: str, name: str, found: list[Result], recipe: dict) -> Run:
+    def _written(self, row: Row | None, kind: str, found: list[Result]) -> Run:
+        recipe = self.recipe(kind, row)
         hashes = {key: recipe[key] for key in ("data", "model", "adapter") if key in recipe}
         run = make_run(f"shapes ablation, {kind}", found, recipe, hashes, self.device)
-        write_run(run, self.path(kind, name))
+        write_run(run, self.path(kind, self.name(row)))
         return run
 
 

@@ -1,4 +1,4 @@
-"""The command line of `python -m eval.ablation`."""
+"""The command line of `python -m eval.ablation`. Nothing heavy is imported, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.ablation.rows import KINDS, REFERENCE, TRAINED, TRAINING_FREE, Row, trained_row
-from seg2any.inference.model import WEIGHT_DTYPES
+from eval.shapes_options import shapes_flags
 from seg2any.inference.options import whole
 
 TRAININGS = [f"  {name}: python train.py config/seg2any_shapes.yaml {config}" for name, (config, _) in TRAINED.items()]
@@ -16,10 +16,11 @@ DETAILS = f"""\
 Rows that need no training: {", ".join(row.name for row in TRAINING_FREE)}.
 Rows that need training, by the names that the document knows:
 {chr(10).join(TRAININGS)}
-Train one, and give its folder: --variant trained-base=runs/ablation_base/checkpoint-2800
+Train them for equally many steps, and give their folders: --variant trained-base=runs/ablation_base/checkpoint-N
 
 A row that is finished is kept in OUTPUT/KIND/ROW.json, so the same command goes on where it stopped. Such a file can be
-given to eval.compare and eval.report, too. The document is about the rows that are there.
+given to eval.compare and eval.report, too. Started several times at once, the same command shares the rows between its
+processes; the last to finish writes the document. With --document_only it is written of the rows that are finished.
 """
 
 
@@ -41,6 +42,7 @@ class Options:
     device: str | None
     weight_dtype: str | None
     overwrite: bool
+    document_only: bool
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
@@ -50,25 +52,20 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         description="The paper's ablations on scenes of known truth: tables, pictures, and which trends hold.",
         epilog=DETAILS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shapes_flags("result/ablation", 12)],
     )
-    parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline folder (default: %(default)s)")
-    parser.add_argument("--lora", type=Path, default="examples/shapes/lora", help="adapters (default: %(default)s)")
     parser.add_argument("--variant", action="append", default=[], metavar="NAME=FOLDER", help="a row trained for it")
-    parser.add_argument("--output", type=Path, default="result/ablation", help="folder (default: %(default)s)")
     parser.add_argument("--docs", type=Path, help="folder for ablation.md, .json and .png (default: OUTPUT)")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, and the reference (default: all)")
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="of scenes")
     parser.add_argument("--limit", type=whole(2), default=24, help="scenes of each kind (default: %(default)s)")
     parser.add_argument("--seeds", type=whole(1), default=3, help="images of each scene (default: %(default)s)")
-    parser.add_argument("--seed", type=whole(0), default=42, help="of the noise (default: %(default)s)")
-    parser.add_argument("--num_inference_steps", type=whole(1), default=20, help="default: %(default)s")
-    parser.add_argument("--batch_size", type=whole(1), default=12, help="images made at a time (default: %(default)s)")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
-    parser.add_argument(
-        "--weight_dtype", choices=WEIGHT_DTYPES, help="default: bf16 where the device computes in it, else fp32"
-    )
-    parser.add_argument("--overwrite", action="store_true", help="measure finished rows again")
+    parser.add_argument("--document_only", action="store_true", help="measure nothing more, write the document")
     given = vars(parser.parse_args(arguments))
+    if given["lora"] is None:
+        parser.error("--lora none: there is nothing to switch off; give the adapters under test")
+    if given["overwrite"] and given["document_only"]:
+        parser.error("--overwrite measures again, --document_only measures nothing; give one of them")
     variants = dict(_variant(parser, text) for text in given.pop("variant"))
     chosen = given.pop("rows")
     rows = {row.name: row for row in TRAINING_FREE} | variants

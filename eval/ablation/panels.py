@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from eval.ablation.measure import SHOWN, Ablation
+from eval.ablation.rows import Row
 from seg2any.visualize import overlay_picture
 
 SIDE, GAP, HEAD = 112, 4, 16  # pixels
@@ -15,9 +16,9 @@ COLOURS = 128
 ROWS = ("hard", "base", "place", "none-bare", "hard-no-contour", "hard-unfiltered", "gamma-0.2", "aia-0-7")
 
 
-def panel(ablation: Ablation) -> Image.Image:
+def panel(ablation: Ablation, rows: Sequence[Row]) -> Image.Image:
     """Masks, rendered truth and the rows' images; a row that was not measured on a scene leaves its place empty."""
-    names = [row.name for row in ablation.options.rows if row.name in ROWS or row.adapter is not None]
+    names = [row.name for row in rows if row.name in ROWS or row.adapter is not None]
     scenes = [(kind, sample) for kind, of_kind in ablation.scenes.items() for sample in of_kind.samples[:SHOWN]]
     lines = []
     for kind, sample in scenes:

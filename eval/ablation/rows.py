@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,6 +79,8 @@ def trained_row(name: str, adapter: Path) -> Row:
     return Row(name, TRAINED[name][1] if name in TRAINED else "trained for this row", {}, adapter)
 
 
-def compared_with(row: Row, present: Container[str]) -> str:
-    """The name of the row that a row is compared with: for trained ones the one trained alike, if it is present."""
-    return ALIKE if row.adapter is not None and row.name != ALIKE and ALIKE in present else REFERENCE.name
+def compared_with(row: Row) -> str | None:
+    """The name of the row that a row is compared with, for trained ones the one trained alike; None for these two."""
+    if row.name in (REFERENCE.name, ALIKE):
+        return None
+    return REFERENCE.name if row.adapter is None else ALIKE

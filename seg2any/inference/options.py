@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seg2any.layout import MAX_SEED
-from seg2any.modes import MEMORY_MODES, STEP_CACHES
+from seg2any.modes import MEMORY_MODES, PRECISIONS, STEP_CACHES
 
 DESCRIPTION = """\
 Segmentation masks and captions in, images out.
@@ -124,7 +124,7 @@ class Options:
 
     device: str | None = flag(None, "cuda, cuda:1, mps or cpu (default: the best one present)")
     weight_dtype: str | None = flag(
-        None, "precision of the weights (default: bf16, on a CPU fp32)", choices=("fp32", "fp16", "bf16")
+        None, "precision of the weights (default: bf16, on a CPU fp32)", choices=PRECISIONS
     )
     fold: bool = flag(
         False,

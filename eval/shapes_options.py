@@ -1,0 +1,69 @@
+"""The flags of `python -m eval.shapes`, and those of them that eval.ablation has, too.
+
+Nothing heavy is imported, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seg2any.inference.options import whole
+from seg2any.modes import PRECISIONS
+
+SCENES = {"normal": 200, "crowded": 40}  # kind -> how many of the test split
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and where the images go."""
+
+    model: str
+    lora: Path | None
+    output: Path
+    limit: int | None
+    seed: int
+    num_inference_steps: int
+    batch_size: int
+    device: str | None
+    weight_dtype: str | None
+    overwrite: bool
+
+
+def parse_options(arguments: Sequence[str] | None = None, description: str = "") -> Options:
+    """Options of a command line, by default this process's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m eval.shapes", description=description, parents=[shapes_flags("result/bench_shapes", 8)]
+    )
+    parser.add_argument("--limit", type=whole(1), help="at most this many scenes of each kind")
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def shapes_flags(output: str, batch_size: int) -> argparse.ArgumentParser:
+    """A parent for other parsers: the model, its images, where they go. `lora` is a Path or None."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline folder (default: %(default)s)")
+    parser.add_argument(
+        "--lora", type=adapters, default="examples/shapes/lora", help="adapter folder, or none (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, default=output, help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=42, help="of the noise (default: %(default)s)")
+    parser.add_argument(
+        "--num_inference_steps", type=whole(1), default=20, help="denoising steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch_size", type=whole(1), default=batch_size, help="images made at a time (default: %(default)s)"
+    )
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
+    parser.add_argument(
+        "--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device computes in it, else fp32"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="do again what is there already")
+    return parser
+
+
+def adapters(text: str) -> Path | None:
+    """A folder; None for the word none."""
+    return None if text == "none" else Path(text)
