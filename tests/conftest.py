@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import pytest
 
@@ -73,3 +74,16 @@ def tiny_model(stock_pipe, tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
     stock_pipe.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """`infer.py` without the seconds that a new process takes: a function from its arguments to status and stderr."""
+    import infer
+    from tests.infer_command import command
+
+    def run(*arguments: object, **flags: object) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", command(*arguments, **flags)[1:])
+        return infer.main(), capsys.readouterr().err
+
+    return run

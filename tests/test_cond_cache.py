@@ -20,7 +20,6 @@ from seg2any.models.fold import fold
 from tests import tiny_run
 from tests.test_attention_backends import named, random_batch, random_leaves
 from tests.test_fold import copied
-from tests.test_infer import call  # noqa: F401  (a fixture)
 from tests.tiny_flux import RULES, adapted, add_style, condition, inputs, run, sample
 from tests.tiny_pipeline import CARD, MANY, ONE, THREE, latents_of
 

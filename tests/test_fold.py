@@ -22,7 +22,6 @@ from seg2any.models.fold import FOLDED_KEY, fold, is_folded, unfold
 from seg2any.models.folded_files import load_folded, without_adapters
 from seg2any.models.routing import Rows, linear
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from tests.test_infer import call  # noqa: F401  (a fixture)
 from tests.tiny_flux import adapted, add_style, condition, inputs, plain_inputs, run, sample, tiny
 from tests.tiny_pipeline import CARD, MANY, ONE, latents_of
 

@@ -16,7 +16,7 @@ from seg2any.errors import UserError
 from seg2any.inference.plan import own_jobs
 from seg2any.inference.processes import Process
 from tests.golden_root import REPOSITORY
-from tests.test_infer import command, environment, files, layout
+from tests.infer_command import command, environment, files, layout
 from tests.tiny_flux import tiny
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

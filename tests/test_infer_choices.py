@@ -1,0 +1,173 @@
+"""What a run chooses, and what it says when memory is short."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from seg2any.errors import UserError
+from seg2any.inference.choices import Machine, check_modes, choose_settings, shared_recipe
+from seg2any.inference.options import Options
+from seg2any.inference.recipe import differences, read_recipe
+from seg2any.inference.run import explained_memory
+from seg2any.models.card import AdapterCard
+from seg2any.modes import MEMORY_MODES
+from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.settings import ConditionSettings
+from tests.infer_command import infer, three_layouts
+
+CPU = Machine(torch.device("cpu"), torch.float32)
+OPTIONS = Options(seg_mask_path=Path("x"))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return three_layouts(tmp_path)
+
+
+class TestMemory:
+    def test_fp8_is_smaller_not_quite_the_same_and_in_the_recipe(self, folder: Path, tmp_path: Path, call):
+        for mode in ("full", "fp8"):
+            status, errors = call(
+                "--vae_tiling", seg_mask_path=folder / "a.json", output_path=tmp_path / mode, memory=mode
+            )
+            assert status == 0, errors
+        recipes = [read_recipe(tmp_path / mode / "a.png") for mode in ("full", "fp8")]
+        assert differences(*recipes) == ["quantization"] and recipes[1]["quantization"] == "fp8"
+        full, small = (np.asarray(Image.open(tmp_path / mode / "a.png")).astype(int) for mode in ("full", "fp8"))
+        assert 0 < np.abs(full - small).mean() < 20
+
+    def test_estimate_loads_no_weights_and_writes_nothing(
+        self, folder: Path, tmp_path: Path, call, monkeypatch, capsys
+    ):
+        monkeypatch.setattr(Seg2AnyPipeline, "to", None)
+        monkeypatch.setattr("safetensors.torch.load_file", None)
+        status, errors = call("--estimate", seg_mask_path=folder, output_path=tmp_path / "out", memory="fp8")
+        assert status == 0 and not (tmp_path / "out").exists(), errors
+
+    def test_estimate_says_the_peak_of_every_mode(self, folder: Path, tmp_path: Path):
+        found = infer("--estimate", seg_mask_path=folder, output_path=tmp_path / "out", memory="fp8", batch_size=2)
+        lines = found.stdout.splitlines()
+        assert "in float32, 2 x 80x80, 2 regions" in lines[0], found.stderr
+        rows = {line.split()[0]: line.split()[1:] for line in lines[2:]}
+        assert list(rows) == list(MEMORY_MODES) and rows["fp8"][-1] == "chosen"
+        for text, denoising, decoding, peak in (map(float, row[:4]) for row in rows.values()):
+            assert peak == pytest.approx(max(text, denoising, decoding) + 1, abs=0.02)
+
+    @pytest.mark.parametrize(
+        ("flags", "message"),
+        [
+            ({"memory": "offload"}, "--memory offload: moves weights between a GPU and the CPU"),
+            ({"memory": "nf4"}, "--memory nf4 needs"),
+            ({"step_cache": "mag"}, None),
+        ],
+    )
+    def test_what_a_cpu_cannot_do_is_one_line(self, folder: Path, tmp_path: Path, call, flags, message):
+        status, errors = call(seg_mask_path=folder, output_path=tmp_path / "out", **flags)
+        if message:
+            assert status == 2 and f"infer.py: {message}" in errors and not (tmp_path / "out").exists()
+        else:
+            assert status == 0, errors
+
+    def test_flags_that_do_not_go_together(self):
+        cuda = Machine(torch.device("cuda"), torch.bfloat16)
+        for flags, message in (
+            ({"memory": "group_offload", "step_cache": "mag"}, "--step_cache mag: leaves out layers"),
+            ({"compile": True, "step_cache": "taylorseer"}, "--compile: does not go with --step_cache taylorseer"),
+            ({"compile": True, "memory": "group_offload"}, "--compile: does not go with --memory group_offload"),
+        ):
+            with pytest.raises(UserError, match=message):
+                check_modes(dataclasses.replace(OPTIONS, **flags), cuda)
+        check_modes(dataclasses.replace(OPTIONS, compile=True, memory="offload"), cuda)
+        with pytest.raises(UserError, match="--compile: on a CPU"):
+            check_modes(dataclasses.replace(OPTIONS, compile=True), CPU)
+
+
+class TestChoices:
+    def test_a_retrained_model_is_another_model_and_a_moved_one_is_not(self, tmp_path: Path):
+        def recipe(folder: str, weights: bytes) -> dict:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / "model.safetensors").write_bytes(weights)
+            options = Options(seg_mask_path=Path("x"), pretrained_model_name_or_path=str(tmp_path / folder))
+            return json.loads(json.dumps(shared_recipe(options, ConditionSettings(), CPU)))
+
+        old = recipe("here", b"1")
+        assert old["model"]["sha256"] == hashlib.sha256(b"1").hexdigest()
+        assert differences(old, recipe("there", b"1")) == []
+        assert differences(old, recipe("here", b"2")) == ["model.sha256"]
+
+    def test_the_adapter_decides_and_the_command_line_overrides_with_a_warning(self):
+        card = AdapterCard(attention_mask_method="base", cond_scale_factor=1, regional_max_sequence_length=10)
+        settings, remarks = choose_settings(Options(seg_mask_path=Path("x")), card)
+        assert (settings.rules.method, settings.cond_scale_factor, settings.regional_max_sequence_length) == (
+            "base",
+            1,
+            10,
+        )
+        assert remarks == []
+        options = Options(seg_mask_path=Path("x"), attention_mask_method="hard", cond2image_attention_weight=0.5)
+        settings, remarks = choose_settings(options, card)
+        assert settings.rules.method == "hard" and settings.rules.cond2image_attention_weight == 0.5
+        assert remarks == ["attention_mask_method is hard, but the adapter was trained with base"]
+
+    def test_published_checkpoints_get_the_published_settings(self):
+        settings, remarks = choose_settings(
+            Options(seg_mask_path=Path("x"), max_sequence_length=99), AdapterCard(assumed=True)
+        )
+        assert settings.rules.hard_attn_block_range == (19, 37) and settings.cond_scale_factor == 2 and remarks == []
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            torch.OutOfMemoryError("CUDA out of memory."),
+            MemoryError(),
+            RuntimeError("MPS backend out of memory (MPS ...)"),
+        ]
+        + [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes")],
+    )
+    def test_out_of_memory_says_what_to_turn_on(self, error: Exception):
+        options = Options(seg_mask_path=Path("x"), batch_size=4)
+        with (
+            pytest.raises(MemoryError, match=r"out of memory; turn on --batch_size 1 \(now 4\)"),
+            explained_memory(options, ConditionSettings(), CPU),
+        ):
+            raise error
+
+    def test_out_of_memory_advises_nothing_that_is_set_already(self):
+        settings = ConditionSettings(cond_scale_factor=2)
+        machine = Machine(torch.device("cpu"), torch.bfloat16)
+        with (
+            pytest.raises(MemoryError) as caught,
+            explained_memory(Options(seg_mask_path=Path("x"), memory="fp8"), settings, machine),
+        ):
+            raise MemoryError
+        assert str(caught.value) == "out of memory; turn on a smaller --height and --width"
+
+    @pytest.mark.parametrize(
+        ("device", "mode", "advice"),
+        [
+            ("cuda", "full", "--memory offload, "),
+            ("cuda", "offload", "--memory nf4, "),
+            ("cuda", "nf4", "--memory group_offload, "),
+            ("cuda", "group_offload", "a smaller --height"),
+            ("cpu", "full", "--memory fp8, "),
+        ],
+    )
+    def test_out_of_memory_names_the_next_mode(self, device: str, mode: str, advice: str):
+        options, machine = Options(seg_mask_path=Path("x"), memory=mode), Machine(torch.device(device), torch.bfloat16)
+        with (
+            pytest.raises(MemoryError, match=f"turn on {advice}"),
+            explained_memory(options, ConditionSettings(), machine),
+        ):
+            raise MemoryError
+
+    def test_other_errors_stay_what_they_are(self):
+        with pytest.raises(RuntimeError, match="shapes"), explained_memory(OPTIONS, ConditionSettings(), CPU):
+            raise RuntimeError("shapes do not match")

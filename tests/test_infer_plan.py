@@ -1,0 +1,125 @@
+"""What a run finds before it loads anything: layouts that can be used, and images that are still to be made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seg2any.attention import AttentionRules
+from seg2any.errors import UserError
+from seg2any.inference.options import Options
+from seg2any.inference.plan import batches, make_plan
+from seg2any.inference.recipe import save_image
+from seg2any.inference.run import discard_panel
+from seg2any.inference.survey import survey_layouts
+from seg2any.layout import Layout
+from seg2any.preflight import ModelFacts
+from seg2any.settings import ConditionSettings
+from tests.infer_command import files, layout, three_layouts
+
+FACTS = ModelFacts(pixels_per_token=16, count_tokens=lambda text: len(text.split()) + 1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return three_layouts(tmp_path)
+
+
+class TestSurvey:
+    def options(self, folder: Path, **changes: object) -> Options:
+        return Options(seg_mask_path=folder, output_path=folder.parent / "out", **changes)
+
+    def test_strict_turns_warnings_into_failure(self, folder: Path):
+        pixels = np.array(Image.open(folder / "a.png"))
+        pixels[:5, -5:] = [9, 200, 9]
+        Image.fromarray(pixels).save(folder / "a.png")
+        survey = survey_layouts(self.options(folder), ConditionSettings(), FACTS)
+        assert len(survey.warnings) == 1 and "colour [9, 200, 9] (25 pixels) is not in the JSON" in survey.warnings[0]
+        survey.stop_at_problems(strict=False)
+        with pytest.raises(UserError, match="not in the JSON"):
+            survey.stop_at_problems(strict=True)
+
+    def test_names_that_collide_and_images_below_a_token(self, folder: Path):
+        layout("a").write(folder / "a.npz")
+        layout("d", side=20).write(folder / "d.json")
+        survey = survey_layouts(self.options(folder), ConditionSettings(cond_scale_factor=2), FACTS)
+        tiny, collision = survey.errors
+        assert "d.json: 20x20 is smaller than one token" in tiny
+        assert "a.json" in collision and "a.npz" in collision and "rename one" in collision
+        (flat,) = survey_layouts(self.options(folder / "b.json", height=8), ConditionSettings(), FACTS).errors
+        assert "b.json: 64x8 is smaller than one token" in flat
+
+    def test_plain_flux_needs_a_global_caption(self, folder: Path):
+        Layout(np.ones((1, 64, 64), dtype=bool), ("a",)).write(folder / "d.json")
+        plain = ConditionSettings(rules=AttentionRules(method="none"))
+        (error,) = survey_layouts(self.options(folder), plain, FACTS).errors
+        assert "d.json: caption is missing" in error
+
+    def test_sizes(self, folder: Path):
+        survey = survey_layouts(self.options(folder, height=100, width=70), ConditionSettings(), FACTS)
+        assert {item.report.image_size for item in survey.layouts} == {(96, 64)}
+        survey = survey_layouts(self.options(folder), ConditionSettings(cond_scale_factor=2), FACTS)
+        assert [item.report.image_size for item in survey.layouts] == [(64, 64), (64, 64), (64, 64)]
+
+    def test_sizes_that_no_memory_holds_are_refused_before_masks_are_drawn_at_them(self, folder: Path):
+        survey = survey_layouts(self.options(folder, height=2**16, width=2**16), ConditionSettings(), FACTS)
+        assert len(survey.errors) == 3 and "65536x65536 is more than 64 megapixels" in survey.errors[0]
+
+
+class TestPlan:
+    def plan(self, folder: Path, **changes: object):
+        options = Options(seg_mask_path=folder, output_path=folder.parent / "out", **changes)
+        return make_plan(survey_layouts(options, ConditionSettings(), FACTS).layouts, options, {"model": "m"})
+
+    def test_seeds(self, folder: Path):
+        assert [job.seed for job in self.plan(folder).to_do] == [3, 0, 3]
+        jobs = self.plan(folder, num_images_per_prompt=2, seed=2**63 - 1).to_do
+        assert [job.seed for job in jobs] == [2**63 - 1, 0] * 3
+        assert [job.path.name for job in jobs[:3]] == ["a_0.png", "a_1.png", "b_0.png"]
+
+    def test_batches_have_one_size(self, folder: Path):
+        layout("d").write(folder / "d.json")
+        jobs = self.plan(folder, num_images_per_prompt=2).to_do
+        names = [[job.path.stem for job in batch] for batch in batches(jobs, 4)]
+        assert names == [["a_0", "a_1", "b_0", "b_1"], ["d_0", "d_1"], ["c_0", "c_1"]]
+
+    def test_images_of_others_are_left_alone(self, folder: Path):
+        out = folder.parent / "out"
+        out.mkdir()
+        Image.new("RGB", (64, 64)).save(out / "a.png")
+        plan = self.plan(folder)
+        assert [job.path.name for job in plan.finished] == ["a.png"] and "not made by this program" in plan.remarks[0]
+        assert len(self.plan(folder, overwrite=True).to_do) == 3
+
+    def test_a_folder_in_the_place_of_an_image_is_known_before(self, folder: Path):
+        (folder.parent / "out" / "b.png").mkdir(parents=True)
+        with pytest.raises(UserError, match="b.png: is a folder"):
+            self.plan(folder)
+
+    def test_captions_that_do_not_fit_a_jpeg_are_known_before(self, folder: Path):
+        layout("a", captions=("x" * 70000, "b")).write(folder / "a.json")
+        with pytest.raises(UserError, match="a.jpg: the captions are too long .* use --format png"):
+            self.plan(folder, format="jpg")
+        assert len(self.plan(folder).to_do) == 3
+
+    def test_a_layout_called_like_the_panel_of_another(self, folder: Path):
+        layout("a_panel").write(folder / "a_panel.json")
+        options = Options(seg_mask_path=folder, output_path=folder.parent / "out")
+        (collision,) = survey_layouts(options, ConditionSettings(), FACTS).errors
+        assert "a.json" in collision and "would both write a_panel.png" in collision
+
+    def test_a_panel_goes_with_its_image_and_pictures_of_others_stay(self, folder: Path):
+        job, other, _ = self.plan(folder).to_do
+        save_image(Image.new("RGB", (8, 8)), {"panel": {}}, job.panel_path)
+        save_image(Image.new("RGB", (8, 8)), {}, other.panel_path)
+        discard_panel(job)
+        discard_panel(other)
+        assert files(folder.parent / "out") == ["b_panel.png"]
+
+    def test_layouts_are_never_overwritten(self, folder: Path):
+        options = Options(seg_mask_path=folder, output_path=folder, overwrite=True)
+        with pytest.raises(UserError, match="is where the layouts are"):
+            survey_layouts(options, ConditionSettings(), FACTS)
