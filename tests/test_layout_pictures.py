@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import struct
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +96,42 @@ class TestColourMap:
             snapped = Layout.read(path, snap_colors=True)
         expected = np.stack([(truth == color).all(axis=2) for color in (RED, BLUE)])
         assert (snapped.masks != expected).mean() < 0.003
+
+    def test_a_narrow_black_background_survives_jpeg(self, tmp_path: Path):
+        """20 pixels of it between red and blue: no nine equal pixels are left, and yet none of it is theirs."""
+        truth = np.zeros((40, 60, 3), dtype=np.uint8)
+        truth[:, :20], truth[:, 40:] = RED, BLUE
+        path = save_example(tmp_path, truth, [RED, BLUE])
+        (tmp_path / "example.png").unlink()
+        Image.fromarray(truth).save(tmp_path / "example.jpg", quality=60)
+        masks = Layout.read(path, snap_colors=True).masks
+        assert (masks != np.stack([(truth == color).all(axis=2) for color in (RED, BLUE)])).mean() < 0.02
+
+    def test_suffixes_in_capitals(self, tmp_path: Path):
+        path = save_example(tmp_path, two_regions(), [RED, BLUE])
+        expected = read_without_warning(path)
+        (tmp_path / "example.png").rename(tmp_path / "example.PNG")
+        path.rename(tmp_path / "example.JSON")
+        for name in ("example.PNG", "example.JSON", "."):
+            assert same(read_without_warning(tmp_path / name), expected)
+
+    def test_interlaced_and_16_bit_colours(self, tmp_path: Path):
+        """Written by hand after the PNG specification: Pillow writes neither."""
+        path, pixels = save_example(tmp_path, two_regions(), [RED, BLUE]), two_regions()
+        expected = read_without_warning(path)
+        deep = b"".join(b"\0" + row.tobytes() for row in (pixels.astype(">u2") * 257))
+        steps = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+        passes = [pixels[y::dy, x::dx] for x, y, dx, dy in steps]
+        woven = b"".join(b"\0" + row.tobytes() for part in passes if part.size for row in part)
+        for bits, interlaced, data in ((16, 0, deep), (8, 1, woven)):
+            header = struct.pack(">IIBBBBB", 12, 8, bits, 2, 0, 0, interlaced)
+            chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(data)), (b"IEND", b"")]
+            body = b"".join(
+                struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+                for kind, content in chunks
+            )
+            (tmp_path / "example.png").write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+            assert same(read_without_warning(path), expected)
 
     def test_snapping_changes_nothing_in_a_clean_map(self, tmp_path: Path):
         layout = random_layout(np.random.default_rng(0), 20, overlapping=False)

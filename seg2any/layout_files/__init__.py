@@ -20,6 +20,7 @@ The report of `infer.py --check` does not count.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def read_layout(path: Path, snap_colors: bool = False) -> Layout:
     if path.suffix.lower() == ".json":
         return _read_json(path, path.stem, snap_colors)
     if path.suffix.lower() in SUFFIXES:
-        annotation = path.with_suffix(".json")
+        annotation = _beside(path, (".json",))
         if not annotation.is_file():
             raise LayoutError(f"{path}: {annotation.name} is missing beside it; it names the colours' captions")
         return _read_json(annotation, path.stem, snap_colors)
@@ -76,7 +77,7 @@ def _read_json(path: Path, name: str, snap_colors: bool) -> Layout:
     colored = [n for n, region in enumerate(annotation.regions) if region.color is not None]
     if colored:
         regions = [annotation.regions[n] for n in colored]
-        for n, mask in zip(colored, read_color_map(_color_map_beside(path), regions, snap_colors), strict=True):
+        for n, mask in zip(colored, read_color_map(_beside(path, SUFFIXES), regions, snap_colors), strict=True):
             masks[n] = mask
     for n, region in enumerate(annotation.regions):
         if region.color is None:
@@ -102,6 +103,8 @@ def _stack(masks: list[np.ndarray], annotation: Annotation) -> np.ndarray:
     return np.stack(masks)
 
 
-def _color_map_beside(path: Path) -> Path:
-    candidates = [path.with_suffix(suffix) for suffix in SUFFIXES]
+def _beside(path: Path, suffixes: Sequence[str]) -> Path:
+    """The file called like `path` with the first of these suffixes, in small letters or capitals, that is there; if
+    none is, the usual one."""
+    candidates = [path.with_suffix(spelt) for suffix in suffixes for spelt in (suffix, suffix.upper())]
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])

@@ -43,8 +43,7 @@ def read_color_map(path: Path, regions: Sequence[Region], snap_colors: bool) -> 
     check_mask_shape(str(path), (len(regions), *palette.index.shape))
     listed = np.array([region.color for region in regions], dtype=np.int64)
     owner = _owners(palette, listed)
-    strays, background = _split_unlisted(palette, owner, listed)
-    anchors = np.concatenate([listed, palette.rgb[background]])
+    strays, background, anchors = _split_unlisted(palette, owner, listed)
     if snap_colors:
         nearest, _ = _nearest(palette.rgb[strays], anchors)
         owner[strays] = np.where(nearest < len(listed), nearest, -1)
@@ -106,30 +105,45 @@ def _owners(palette: _Palette, listed: np.ndarray) -> np.ndarray:
     return owner
 
 
-def _split_unlisted(palette: _Palette, owner: np.ndarray, listed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the strays, and of the colours that a background is painted in, black and then the commonest first.
+def _split_unlisted(
+    palette: _Palette, owner: np.ndarray, listed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of the strays, indices of the colours besides black that a background is painted in, the commonest first,
+    and what a stray may belong to, rgb [A, 3]: the listed colours, then those of the background, black if there is any.
 
     Painted means that somewhere a pixel's eight neighbours have its colour, which hardly happens in a soft edge.
     """
-    black = (palette.rgb == 0).all(axis=1)
-    painted = _has_inside(palette) & (owner < 0)
-    background = list(np.flatnonzero(painted & black))
-    anchors = np.concatenate([listed, palette.rgb[background]])
-    left = painted & ~black & (_nearest(palette.rgb, anchors)[1] > NEAR)
+    is_black = (palette.rgb == 0).all(axis=1)
+    painted = _painted(palette) & (owner < 0)
+    black = np.zeros((int(_has_black(palette, owner, listed, is_black | ~painted)), 3), dtype=np.int64)
+    left = painted & ~is_black & (_nearest(palette.rgb, np.concatenate([listed, black]))[1] > NEAR)
+    background = []
     while left.any():
         commonest = np.where(left, palette.pixels, 0).argmax()
         background.append(commonest)
         left &= _nearest(palette.rgb, palette.rgb[[commonest]])[1] > NEAR
-    is_stray = (owner < 0) & ~black
+    is_stray = (owner < 0) & ~is_black
     is_stray[background] = False
-    return np.flatnonzero(is_stray), np.array(background, dtype=np.int64)
+    background = np.array(background, dtype=np.int64)
+    return np.flatnonzero(is_stray), background, np.concatenate([listed, black, palette.rgb[background]])
 
 
-def _has_inside(palette: _Palette) -> np.ndarray:
+def _painted(palette: _Palette) -> np.ndarray:
     """bool [K]: which colours fill a 3x3 square anywhere, or what the image's border leaves of one."""
     index, square = palette.index.astype(np.float32), np.ones((3, 3), dtype=np.uint8)
     uniform = (cv2.erode(index, square) == cv2.dilate(index, square)) & (palette.index >= 0)
     return np.bincount(palette.index[uniform], minlength=len(palette.rgb)) > 0
+
+
+def _has_black(palette: _Palette, owner: np.ndarray, listed: np.ndarray, may_be: np.ndarray) -> bool:
+    """Whether black, or what JPEG has made of it, fills a square: where its areas are narrow, no nine pixels are equal.
+
+    may_be  bool [K]: colours that count, unless they are nearer to a listed one
+    """
+    distance = _nearest(palette.rgb, np.zeros((1, 3), dtype=np.int64))[1]
+    dark = may_be & (owner < 0) & (distance <= NEAR) & (distance < _nearest(palette.rgb, listed)[1])
+    dark_pixels = np.append(dark, False)[palette.index]  # index -1, invisible, reads the last entry
+    return bool(cv2.erode(dark_pixels.astype(np.uint8), np.ones((3, 3), dtype=np.uint8)).any())
 
 
 def _nearest(rgb: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,9 +170,7 @@ def _warn_strays(path: Path, palette: _Palette, strays: np.ndarray, anchors: np.
 
 
 def _warn_background(path: Path, palette: _Palette, background: np.ndarray) -> None:
-    shown = [k for k in background if palette.rgb[k].any()]
-    shown.sort(key=lambda k: -palette.pixels[k])
-    if shown:
+    if len(shown := sorted(background, key=lambda k: -palette.pixels[k])):
         names = ", ".join(f"{palette.rgb[k].tolist()} ({palette.pixels[k]} pixels)" for k in shown[:5])
         more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
         warnings.warn(

@@ -73,6 +73,9 @@ def _check_header(archive: zipfile.ZipFile, name: str, path: Path) -> None:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        kind = "a bool array" if name == "masks" else "a number" if name == "seed" else "strings"
+        raise LayoutError(f"{path}: {name} holds pickled Python objects, which are never unpacked; save {kind}")
     if name == "masks" and len(shape) == 3:
         check_mask_shape(str(path), shape)
     elif dtype.itemsize * int(np.prod([int(side) for side in shape], dtype=object)) > MAX_TEXT_BYTES:
