@@ -99,20 +99,36 @@ def test_fid_is_the_mean_over_groups_of_distances_from_the_real_images():
     brighter = [
         Item(item.key, item.image + np.uint8(shift), group) for item in real for group, shift in ((0, 3), (1, 6))
     ]
-    result = frechet("FID", real, brighter, means)
+    result, halves, empty = frechet("FID", real, brighter, means)
     assert result.extra["groups"] == pytest.approx([3 * 3**2, 3 * 6**2]) and result.value == pytest.approx(67.5)
     assert (result.extra["n"], result.extra["n_real"], result.better) == (12, 12, "lower")
     # Real and generated images of a sample are drawn together, so a constant shift stays one.
     assert result.resamples == pytest.approx([67.5] * 20)
     low, high = interval(result)
     assert low == pytest.approx(67.5) and high == pytest.approx(67.5)
-    other = frechet("FID", real, [Item(item.key, flat(rng.integers(0, 255, 3))) for item in real], means)
+    other, *_ = frechet("FID", real, [Item(item.key, flat(rng.integers(0, 255, 3))) for item in real], means)
     assert interval(other)[0] < other.value < interval(other)[1]
     assert other.extra["keys_sha256"] == result.extra["keys_sha256"]
+    # Grey images are a Gaussian without spread: the distance is that of the means, and the trace of the covariance.
+    rows = means([item.image for item in real])
+    expected = ((rows.mean(0) - 128) ** 2).sum() + rows.var(0, ddof=1).sum()
+    assert (empty.source, empty.value) == ("grey images", pytest.approx(expected)) and empty.extra["n"] == 12
+    assert (halves.source, halves.extra["n"], halves.extra["n_real"]) == ("real images, halves", 6, 6)
     with pytest.raises(UserError, match="at least two images"):
         frechet("FID", real, brighter[:1], means)
     with pytest.raises(UserError, match="FID, real images: no image"):
         frechet("FID", [], brighter, means)
+
+
+def test_the_ceiling_compares_every_second_real_image_with_the_others():
+    """Neighbours are pairs of equal, or of equally shifted, colours; and three images make no two halves."""
+    colours = np.random.default_rng(7).integers(0, 200, (6, 3))
+    for shift, expected in ((0, 0), (4, 3 * 4**2)):
+        paired = [flat(colour + shift * place) for colour in colours for place in (0, 1)]
+        real = [Item(f"s{index:02d}", image) for index, image in enumerate(paired)]
+        halves = frechet("FID", real, real, means)[1]
+        assert halves.value == pytest.approx(expected, abs=1e-6)
+    assert [result.source for result in frechet("FID", real[:3], real[:3], means)] == ["generated", "grey images"]
 
 
 def test_features_keep_keys_and_groups_across_batches():
@@ -142,9 +158,12 @@ def test_cmmd_is_the_double_sum_over_kernels():
     def k(a: np.ndarray, b: np.ndarray) -> float:
         return np.mean([math.exp(-(((p - q) ** 2).sum()) / (2 * 10**2)) for p in a for q in b])
 
-    result = cmmd(items[:4], items[4:], network)
+    rows[128] = rng.normal(size=6)
+    result, halves, empty = cmmd(items[:4], items[4:], network)
     assert result.value == pytest.approx(1000 * (k(x, x) + k(y, y) - 2 * k(x, y)))
-    assert cmmd(items[:4], items[:4], network).value == pytest.approx(0, abs=1e-9)
+    assert halves.value == pytest.approx(1000 * (k(x[::2], x[::2]) + k(x[1::2], x[1::2]) - 2 * k(x[::2], x[1::2])))
+    assert empty.value == pytest.approx(1000 * (k(x, x) + 1 - 2 * k(x, rows[128][None])))
+    assert cmmd(items[:4], items[:4], network)[0].value == pytest.approx(0, abs=1e-9)
     assert result.name == "CMMD" and result.better == "lower" and np.isfinite(result.resamples).all()
 
 

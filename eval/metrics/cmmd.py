@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from eval.metrics.features import Features, Network, described, extract, resampled
+from eval.metrics.features import Features, Network, compared_sets, described, resampled
 from eval.metrics.item import Item
 from eval.metrics.result import Result
 
@@ -17,14 +17,18 @@ SIGMA, SCALE = 10.0, 1000.0
 RESAMPLES = 200
 
 
-def cmmd(real: Iterable[Item], generated: Iterable[Item], network: Network, resamples: int = RESAMPLES) -> Result:
-    """The distance of each group of generated images from the real ones, and as value their mean.
+def cmmd(real: Iterable[Item], generated: Iterable[Item], network: Network, resamples: int = RESAMPLES) -> list[Result]:
+    """The distance of each group of generated images from the real ones, and as value their mean; its ceiling, from
+    half as many images, and its floor.
 
     `network` gives unit vectors, as `clip.CmmdNetwork` does. Raises UserError if a set is empty.
     """
-    (reference, *_) = extract(real, network, "CMMD, real images").values()
-    groups = list(extract(generated, network, "CMMD, generated images").values())
-    sets = [reference, *groups]
+    sources = compared_sets("CMMD", real, generated, network)
+    return [_result(source, sets, resamples) for source, sets in sources.items()]
+
+
+def _result(source: str, sets: Sequence[Features], resamples: int) -> Result:
+    reference, *groups = sets
     kernels = [(kernel(reference, reference), kernel(reference, group), kernel(group, group)) for group in groups]
     distances = _distances(kernels, [np.ones(len(features.keys)) for features in sets])
     return Result(
@@ -32,7 +36,8 @@ def cmmd(real: Iterable[Item], generated: Iterable[Item], network: Network, resa
         float(np.mean(distances)),
         {},
         {**described(sets), "groups": distances},
-        better="lower",
+        source,
+        "lower",
         resamples=tuple(float(np.mean(_distances(kernels, counts))) for counts in resampled(sets, resamples)),
     )
 

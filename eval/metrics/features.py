@@ -11,10 +11,12 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from eval.metrics.bootstrap import draws
-from eval.metrics.item import Item
+from eval.metrics.item import EMPTY, GENERATED, GREY, Item
 from seg2any.errors import UserError
 
 BATCH = 32
+HALVES = "real images, halves"  # the ceiling of distances between sets
+EMPTY_SIDE = 64  # any will do: networks bring images to a size of their own
 T = TypeVar("T")
 
 
@@ -50,6 +52,25 @@ def extract(items: Iterable[Item], network: Network, name: str) -> dict[int, Fea
     if not keys:
         raise UserError(f"{name}: no image; generate some first")
     return {group: Features(tuple(keys[group]), np.stack(rows[group]).astype(np.float64)) for group in sorted(keys)}
+
+
+def compared_sets(
+    name: str, real: Iterable[Item], generated: Iterable[Item], network: Network
+) -> dict[str, list[Features]]:
+    """Source -> a reference, and the sets that are measured against it.
+
+    Generated images by group, against the real ones; as ceiling every second real image against the others, if there
+    are four; as floor an empty image for every real one. Shuffled images are the same set, so they are no floor here.
+    Raises UserError if there is no image.
+    """
+    (reference, *_) = extract(real, network, f"{name}, real images").values()
+    groups = extract(generated, network, f"{name}, generated images").values()
+    found = {GENERATED: [reference, *groups]}
+    if len(reference.keys) >= 4:
+        found[HALVES] = [Features(reference.keys[start::2], reference.rows[start::2]) for start in (0, 1)]
+    empty = network([np.full((EMPTY_SIDE, EMPTY_SIDE, 3), GREY, np.uint8)])
+    rows = np.repeat(np.asarray(empty, np.float64), len(reference.keys), 0)
+    return found | {EMPTY: [reference, Features(reference.keys, rows)]}
 
 
 def resampled(sets: Sequence[Features], resamples: int) -> Iterator[list[np.ndarray]]:

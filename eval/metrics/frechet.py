@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from eval.metrics.features import Features, Network, described, extract, resampled
+from eval.metrics.features import Features, Network, compared_sets, described, resampled
 from eval.metrics.item import Item
 from eval.metrics.result import Result
 from seg2any.errors import UserError
@@ -66,23 +66,27 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
 
 def frechet(
     name: str, real: Iterable[Item], generated: Iterable[Item], network: Network, resamples: int = RESAMPLES
-) -> Result:
-    """The distance of each group of generated images from the real ones, and as value their mean.
+) -> list[Result]:
+    """The distance of each group of generated images from the real ones, and as value their mean; its ceiling and its
+    floor, the former from half as many images, which alone makes it larger.
 
     Raises UserError for fewer than two images in a set.
     """
-    (reference, *_) = extract(real, network, f"{name}, real images").values()
-    groups = list(extract(generated, network, f"{name}, generated images").values())
-    sets = [reference, *groups]
-    if min(len(features.keys) for features in sets) < 2:
+    sources = compared_sets(name, real, generated, network)
+    if min(len(features.keys) for sets in sources.values() for features in sets) < 2:
         raise UserError(f"{name}: needs at least two images in every group; generate more")
+    return [_result(name, source, sets, resamples) for source, sets in sources.items()]
+
+
+def _result(name: str, source: str, sets: Sequence[Features], resamples: int) -> Result:
     distances = _distances(sets, [None] * len(sets))
     return Result(
         name,
         float(np.mean(distances)),
         {},
         {**described(sets), "groups": distances},
-        better="lower",
+        source,
+        "lower",
         resamples=tuple(float(np.mean(_distances(sets, counts))) for counts in resampled(sets, resamples)),
     )
 

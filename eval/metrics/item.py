@@ -11,6 +11,8 @@ from seg2any.errors import UserError
 from seg2any.layout import Layout
 
 GREY = 128
+GENERATED = "generated"  # sources of images: a model,
+REAL, EMPTY, SHUFFLED = "real images", "grey images", "shuffled images"  # the ceiling and two floors
 
 
 @dataclass(frozen=True, eq=False)

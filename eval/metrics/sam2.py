@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import Sam2Model
 
-from eval.metrics.item import Item, grey, layout_of, shuffled
+from eval.metrics.item import EMPTY, GENERATED, REAL, SHUFFLED, Item, grey, layout_of, shuffled
 from eval.metrics.regions import FoundRegions, region_overlap
 from eval.metrics.result import Result
 from eval.metrics.semantic import normalised
@@ -89,10 +89,10 @@ def class_agnostic_iou(
     def measured(source: str, items: Iterable[Item]) -> list[Result]:
         return region_overlap(NAME, _found(items, judge), source)
 
-    results = measured("generated", generated())
+    results = measured(GENERATED, generated())
     several = len(results[0].per_sample) > 1
-    results += measured("real images", real()) + measured("grey images", grey(generated()))
-    return results + (measured("shuffled images", shuffled(generated())) if several else [])
+    results += measured(REAL, real()) + measured(EMPTY, grey(generated()))
+    return results + (measured(SHUFFLED, shuffled(generated())) if several else [])
 
 
 def _found(items: Iterable[Item], judge: Sam2Judge) -> Iterator[FoundRegions]:

@@ -12,11 +12,9 @@ from tqdm import tqdm
 
 from eval.generated import Generated, read_image
 from eval.labels import ClassTable, squashed
-from eval.metrics.item import Item, grey, shuffled
+from eval.metrics.item import EMPTY, REAL, SHUFFLED, Item, grey, shuffled
 from seg2any.data.annotation import LabelMap
 from seg2any.data.catalog import DataSet
-
-REAL, GREY, SHUFFLED = "real images", "grey images", "shuffled images"  # the ceiling and two floors
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,14 +45,14 @@ class Benchmark:
 
     def real(self) -> Iterator[Item]:
         """The photos at their own size, with their layouts."""
-        for index in self._bar("real images"):
+        for index in self._bar(REAL):
             sample = self.data[index]
             yield Item(self.data.key(index), sample.image, layout=sample.layout)
 
     def bounds(self) -> dict[str, Iterator[Item]]:
         """Name -> items of one group that no model made, with labels: the photos stretched to the images' size, and the
         floors, of which one needs several samples."""
-        found = {REAL: self._stretched(), GREY: grey(self._stretched())}
+        found = {REAL: self._stretched(), EMPTY: grey(self._stretched())}
         return found | ({SHUFFLED: shuffled(self._stretched())} if self.samples > 1 else {})
 
     def item(self, index: int, group: int = 0) -> Item:

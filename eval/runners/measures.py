@@ -15,7 +15,7 @@ from eval.metrics.deeplab import DeepLabSegmenter
 from eval.metrics.dinov2 import Dinov2Network
 from eval.metrics.frechet import frechet
 from eval.metrics.inception import InceptionNetwork
-from eval.metrics.item import Item, shuffled
+from eval.metrics.item import GENERATED, REAL, SHUFFLED, Item, shuffled
 from eval.metrics.leakage import caption_leak, colour_leak
 from eval.metrics.mask2former import Mask2FormerSegmenter
 from eval.metrics.preference import image_reward, preference_score
@@ -23,7 +23,7 @@ from eval.metrics.result import Result
 from eval.metrics.sam2 import Sam2Judge, class_agnostic_iou
 from eval.metrics.seam import seam_score
 from eval.metrics.semantic import Segmenter, semantic_iou
-from eval.runners.items import REAL, SHUFFLED, Benchmark
+from eval.runners.items import Benchmark
 from eval.vqa.answers import Answers, Judge
 from eval.vqa.endpoint import EndpointJudge
 from eval.vqa.local import LocalJudge
@@ -72,7 +72,7 @@ def _miou(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device)
     segmenter: Segmenter = cls(judges[used], device)
 
     def results(benchmark: Benchmark) -> list[Result]:
-        sources = {"generated": benchmark.images(), **benchmark.bounds()}
+        sources = {GENERATED: benchmark.images(), **benchmark.bounds()}
         return [semantic_iou(items, segmenter, table.names, source) for source, items in sources.items()]
 
     def seen(item: Item, benchmark: Benchmark) -> np.ndarray:
@@ -97,7 +97,7 @@ def _regions(benchmark: Benchmark, judges: Mapping[str, str], device: torch.devi
 
 def _read_against(benchmark: Benchmark, groups: list[int] | None = None) -> Iterator[tuple[str, Iterable[Item]]]:
     """The generated images, the real ones as the ceiling, and as the floor the generated ones of other samples."""
-    yield "generated", benchmark.images(groups)
+    yield GENERATED, benchmark.images(groups)
     yield REAL, benchmark.real()
     if benchmark.samples > 1:
         yield SHUFFLED, shuffled(benchmark.images(groups))
@@ -105,17 +105,17 @@ def _read_against(benchmark: Benchmark, groups: list[int] | None = None) -> Iter
 
 def _fid(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
     network = InceptionNetwork(judges["inception"], device)
-    return Measure(lambda benchmark: [frechet("FID", benchmark.real(), benchmark.images(), network)], ("inception",))
+    return Measure(lambda benchmark: frechet("FID", benchmark.real(), benchmark.images(), network), ("inception",))
 
 
 def _fdd(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
     network = Dinov2Network(judges["dinov2"], device)
-    return Measure(lambda benchmark: [frechet("FDD", benchmark.real(), benchmark.images(), network)], ("dinov2",))
+    return Measure(lambda benchmark: frechet("FDD", benchmark.real(), benchmark.images(), network), ("dinov2",))
 
 
 def _cmmd(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
     network = CmmdNetwork(judges["cmmd_clip"], device)
-    return Measure(lambda benchmark: [cmmd(benchmark.real(), benchmark.images(), network)], ("cmmd_clip",))
+    return Measure(lambda benchmark: cmmd(benchmark.real(), benchmark.images(), network), ("cmmd_clip",))
 
 
 def _clip(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
