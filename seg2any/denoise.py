@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
@@ -37,8 +38,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not isinstance(self.num_inference_steps, int) or self.num_inference_steps < 1:
             raise UserError(f"num_inference_steps is {self.num_inference_steps!r}; give a whole number of at least 1")
-        if not math.isfinite(self.guidance_scale):
-            raise UserError(f"guidance_scale is {self.guidance_scale}; give a finite number")
+        if not (isinstance(self.guidance_scale, Real) and math.isfinite(self.guidance_scale)):
+            raise UserError(f"guidance_scale is {self.guidance_scale!r}; give a finite number")
 
 
 def denoise(pipe: FluxPipeline, noise: Tensor, conditions: Sequence[Condition], sampling: Sampling) -> Tensor:

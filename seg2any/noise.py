@@ -52,8 +52,8 @@ def image_generators(
     Raises UserError if both are given, not as many as there are images, or what is no seed.
     """
     count = len(layouts) * per_layout
-    if per_layout < 1:
-        raise UserError(f"num_images_per_prompt is {per_layout}; give at least 1")
+    if not isinstance(per_layout, int) or per_layout < 1:
+        raise UserError(f"num_images_per_prompt is {per_layout!r}; give a whole number of at least 1")
     if seeds is not None and generator is not None:
         raise UserError("seeds and generator both say where the noise comes from; give one of them")
     if isinstance(generator, torch.Generator):

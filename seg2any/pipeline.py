@@ -88,6 +88,11 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         super().load_lora_weights(*args, **kwargs)
         memory_modes.refresh_hooks(self.transformer)
 
+    def unload_lora_weights(self) -> None:
+        """Remove all adapters, ours and others, and with ours their settings."""
+        super().unload_lora_weights()
+        self.card = None
+
     def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:
         """Write what `load_adapters` reads. `card` says what they were trained with; None: as they were loaded."""
         card = card or self.card
@@ -163,6 +168,8 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
             },
         )
         self.check_blocks(settings)
+        if not settings.is_plain and (off := adapters.switched_off(self.transformer)):
+            warnings.warn(f"not active: {', '.join(off)}; name them, too, when you call set_adapters", stacklevel=3)
         true_cfg = TrueCFG(negative_prompt, true_cfg_scale, cfg_in_one_pass)
         sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, step_cache, callback_on_step_end)
         if output_type not in OUTPUT_TYPES:

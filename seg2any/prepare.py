@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from types import NoneType
 from typing import Protocol
 
 import numpy as np
@@ -221,12 +222,15 @@ def size_in_tokens(size: tuple[int, int], vae: AutoencoderKL, cond_scale_factor:
 def image_size(layouts: Sequence[Layout], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
     """(H, W) of a batch's images: as given, else the layouts' own, rounded down to multiples.
 
-    Raises UserError if there is no layout or something else among them, if their sizes differ, or if no memory could
-    hold the image.
+    Raises UserError if there is no layout or something else among them, if their sizes differ, if height or width is no
+    whole number, or if no memory could hold the image.
     """
     for layout in layouts:
         if not isinstance(layout, Layout):
             raise UserError(f"{shown(layout)} is no Layout; give Layout.read(path)")
+    for name, edge in (("height", height), ("width", width)):
+        if not isinstance(edge, (int, NoneType)):
+            raise UserError(f"{name} is {edge!r}; give a whole number of pixels")
     sizes = {layout.size for layout in layouts}
     if len(sizes) != 1:
         found = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)) or "none"

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from types import NoneType
 
 import torch
@@ -42,8 +43,8 @@ class TrueCFG:
     def __post_init__(self) -> None:
         if not isinstance(self.negative_prompt, (str, NoneType)):
             raise UserError("negative_prompt is one string, for all images of a call; call once per negative prompt")
-        if not math.isfinite(self.scale):
-            raise UserError(f"true_cfg_scale is {self.scale}; give a finite number")
+        if not (isinstance(self.scale, Real) and math.isfinite(self.scale)):
+            raise UserError(f"true_cfg_scale is {self.scale!r}; give a finite number")
         if self.scale > 1 and self.negative_prompt is None:
             _warn("true_cfg_scale does nothing without negative_prompt; give one, it may be ''")
         if self.scale <= 1 and self.negative_prompt is not None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from seg2any import Layout, Seg2AnyPipeline
 from seg2any.errors import UserError
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.settings import ConditionSettings
 from tests.tiny_pipeline import CARD, CLOSE, FAST, HARD, MANY, ONE, SIZE, THREE, TWO, fresh_pipe, latents_of
 
 
@@ -203,6 +204,11 @@ def test_size_is_the_layouts_in_whole_condition_tokens_unless_given(pipe):
         (ONE, {"seeds": [1], "generator": torch.Generator()}, "give one of them"),
         (ONE, {"latents": torch.zeros(1, 24, 16)}, r"latents are \[1, 24, 16\]"),
         (ONE, {"height": 8}, "multiples of 16"),
+        (ONE, {"height": 64.0}, "height is 64.0; give a whole number"),
+        (ONE, {"width": "64"}, "width is '64'"),
+        (ONE, {"guidance_scale": "3"}, "guidance_scale is '3'"),
+        (ONE, {"num_images_per_prompt": 1.5}, "num_images_per_prompt is 1.5"),
+        (ONE, {"cond2image_attention_weight": 2.0}, "cond2image_attention_weight is 2.0; give a number from 0 to 1"),
         (ONE, {"num_inference_steps": 0}, "num_inference_steps is 0"),
         (ONE, {"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
         (ONE, {"guidance_scale": float("nan")}, "guidance_scale is nan"),
@@ -278,6 +284,8 @@ def test_loaded_adapters_bring_their_settings(pipe, stock_pipe, tmp_path):
     fast = {"num_inference_steps": 2, "output_type": "latent"}
     assert torch.equal(loaded(THREE, **fast).images, explicit)
     changed = loaded(THREE, **fast, cond_scale_factor=1).images
+    loaded.unload_lora_weights()
+    assert loaded.settings == ConditionSettings()
     assert torch.equal(changed, latents_of(pipe, THREE, attention_mask_method="base"))
     assert not torch.equal(changed, explicit)
 
@@ -297,11 +305,16 @@ def test_a_style_lora_joins_with_its_weight_and_leaves_ours_on(pipe, stock_pipe,
     styled.load_lora_weights(tmp_path, weight_name="pytorch_lora_weights.safetensors", adapter_name="style")
     assert set(styled.get_active_adapters()) == {"default", "cond", "style"}
     styled.set_adapters(["default", "cond", "style"], [1.0, 1.0, 0.3])
-    without = latents_of(by_hand, ONE, is_use_cond_token=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        without = latents_of(by_hand, ONE, is_use_cond_token=False)
     by_hand.transformer.get_submodule(layer).base_layer.weight.data += 0.3 * b @ a
     found = latents_of(styled, ONE, is_use_cond_token=False)
     torch.testing.assert_close(found, latents_of(by_hand, ONE, is_use_cond_token=False), **CLOSE)
     assert (found - without).abs().max() > 1e-2
+    styled.set_adapters(["style"], [0.3])  # as in diffusers the others are off now, which is easily overlooked
+    with pytest.warns(UserWarning, match="not active: default, cond; name them, too"):
+        latents_of(styled, ONE, is_use_cond_token=False)
 
 
 def test_what_would_do_nothing_is_said_and_what_cannot_be_is_refused_before_the_work(stock_pipe, monkeypatch):

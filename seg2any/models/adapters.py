@@ -16,6 +16,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -95,6 +96,14 @@ def trainable_parameters(transformer: FluxTransformer2DModel) -> list[nn.Paramet
             parameter.data = parameter.data.float()
             chosen.append(parameter.requires_grad_(True))
     return chosen
+
+
+def switched_off(transformer: FluxTransformer2DModel) -> list[str]:
+    """Those of ours that are loaded and not active; none if all adapters are disabled, which nobody does unawares."""
+    layer = next((module for module in transformer.modules() if isinstance(module, BaseTunerLayer)), None)
+    if layer is None or layer.disable_adapters:
+        return []
+    return [name for name in (DEFAULT, COND) if name in transformer.peft_config and name not in layer.active_adapters]
 
 
 def load_adapters(
