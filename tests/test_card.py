@@ -53,6 +53,12 @@ def test_a_broken_card_is_one_clear_line(tmp_path, text):
     assert "\n" not in str(caught.value)
 
 
+def test_contours_that_cannot_be_drawn_are_refused():
+    text = json.dumps(json.loads(AdapterCard().to_json()) | {"contour_thickness": 3})
+    with pytest.raises(UserError, match="card: contour_thickness is 3, and contours are drawn 1 pixel wide"):
+        AdapterCard.from_json(text, "card")
+
+
 def test_cards_of_newer_versions_are_read():
     text = json.dumps(json.loads(AdapterCard(step=3).to_json()) | {"invented_later": 1})
     assert AdapterCard.from_json(text, "card").step == 3

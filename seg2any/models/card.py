@@ -27,7 +27,7 @@ class AdapterCard:
     """The training settings of an adapter folder. Defaults: the published SACap-1M checkpoint.
 
     resolution:            side of the training images in pixels
-    contour_thickness:     pixels, at the mask's own size
+    contour_thickness:     pixels, at the mask's own size; no other than 1 can be drawn
     rank, alpha:           of `default`; the scale of a delta is alpha / rank
     step:                  optimizer steps; 0 = unknown
     seg2any_version:       the version that wrote the card
@@ -90,6 +90,11 @@ class AdapterCard:
             raise UserError(
                 f"{source}: not an adapter card ({error}); delete it to use the published settings"
             ) from error
+        if card.contour_thickness != 1:
+            raise UserError(
+                f"{source}: contour_thickness is {card.contour_thickness}, and contours are drawn 1 pixel wide here; "
+                "use an adapter that was trained with 1"
+            )
         return replace(card, assumed=False)
 
 
