@@ -82,9 +82,10 @@ class Conversion:
 def convert_folder(pairs: Sequence[tuple[Path, Path]], conversion: Conversion, processes: int) -> int:
     """Convert what is not converted yet, in parallel; gives how many that were. Raises UserError at the first fault.
 
-    Targets are written whole, so one that is there, can be decoded and is no older than its source is done.
+    Targets are written whole, so one that is there, can be decoded, is no older than its source and of the size asked
+    for is done.
     """
-    missing = [pair for pair in pairs if not (pair[1].exists() and _is_done(*pair))]
+    missing = [pair for pair in pairs if not (pair[1].exists() and _is_done(*pair, conversion.size))]
     bar = tqdm(total=len(pairs), initial=len(pairs) - len(missing), desc="labels", unit="file")
     # Spawned: what the parent imported may hold threads, which forked children cannot use.
     with bar, ProcessPoolExecutor(min(processes, max(1, len(missing))), get_context("spawn")) as pool:
@@ -97,12 +98,15 @@ def convert_folder(pairs: Sequence[tuple[Path, Path]], conversion: Conversion, p
     return len(missing)
 
 
-def _is_done(source: Path, target: Path) -> bool:
+def _is_done(source: Path, target: Path, size: tuple[int, int] | None) -> bool:
     try:
         read_recipe(target)  # decodes all of it
     except BrokenImage:
         return False
-    return target.stat().st_mtime_ns >= source.stat().st_mtime_ns
+    if target.stat().st_mtime_ns < source.stat().st_mtime_ns:
+        return False
+    with Image.open(target) as image:
+        return size is None or image.size == size[::-1]  # another --size may have been converted to before
 
 
 def label_files(folder: Path) -> list[Path]:

@@ -57,7 +57,7 @@ def class_tables(one: Evaluation) -> str:
 
 
 def _cell(value: object) -> str:
-    return number(value) if isinstance(value, float) else str(value)
+    return number(value) if value is None or isinstance(value, float) else str(value)
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -108,16 +108,17 @@ def read_run(path: str | os.PathLike) -> Run:
     if schema != SCHEMA:
         raise UserError(f"{path}: has schema {schema!r}, this version reads {SCHEMA}; evaluate again")
     try:
-        rows = tuple(Row(**row | {"value": _number(row["value"])}) for row in content.pop("rows"))
+        rows = tuple(map(_read_row, content.pop("rows")))
         parts = {
-            name: {key: {c: (n, d) for c, (n, d) in classes.items()} for key, classes in samples.items()}
+            name: {key: {c: (float(n), float(d)) for c, (n, d) in classes.items()} for key, classes in samples.items()}
             for name, samples in content.pop("parts").items()
         }
         per_sample = {
             name: {key: _number(value) for key, value in samples.items()}
             for name, samples in content.pop("per_sample").items()
         }
-        return Run(rows=rows, parts=parts, per_sample=per_sample, **content)
+        resamples = {name: [_number(value) for value in values] for name, values in content.pop("resamples").items()}
+        return Run(rows=rows, parts=parts, per_sample=per_sample, resamples=resamples, **content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); evaluate again") from None
 
@@ -140,5 +141,10 @@ def finite(content: object) -> object:
     return content
 
 
+def _read_row(row: dict) -> Row:
+    bounds = {name: None if row[name] is None else float(row[name]) for name in ("low", "high")}
+    return Row(**row | bounds | {"value": _number(row["value"])})
+
+
 def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+    return math.nan if value is None else float(value)

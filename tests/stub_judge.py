@@ -12,6 +12,19 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Fault = str | None
+RUBBISH = {  # what is sent instead of a reply
+    "no json": b"<html>",
+    "half a json": b'{"choices": [{"message": {"content": "yes"',
+    "nested json": b"[" * 100_000,
+    "no text": b"\xff\xfe",
+    "nothing": b"",
+    "no choices": b'{"choices": []}',
+    "no content": b'{"choices": [{"message": {"content": null}}]}',
+    "list": b"[1]",
+    "parts": b'{"choices": [{"message": {"content": [{"text": "yes"}]}}]}',
+    "no probability": b'{"choices": [{"message": {"content": "yes"}, "logprobs": {"content": [{"top_logprobs":'
+    b' [{"token": "yes", "logprob": 1e9}]}]}}]}',
+}
 
 
 class StubJudge(ThreadingHTTPServer):
@@ -90,12 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(reply)
         elif fault == "hangs up":
             self.connection.close()
-        elif fault == "no json":
-            self._send(200, b"<html>")
-        elif fault == "no choices":
-            self._send(200, b'{"choices": []}')
-        elif fault == "list":
-            self._send(200, b"[1]")
+        elif fault == "cut off":
+            self._send(200, reply[:-20], len(reply))
+            self.connection.close()
+        elif fault in RUBBISH:
+            self._send(200, RUBBISH[fault])
         elif fault == "neither":
             entries = [{"token": "maybe", "logprob": -0.1}]
             choice = {"message": {"content": "maybe"}, "logprobs": {"content": [{"top_logprobs": entries}]}}
@@ -103,9 +115,9 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._send(int(fault), b'{"error": "told\nto"}')
 
-    def _send(self, status: int, content: bytes) -> None:
+    def _send(self, status: int, content: bytes, length: int | None = None) -> None:
         self.send_response(status)
-        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Content-Length", str(len(content) if length is None else length))
         self.end_headers()
         self.wfile.write(content)
 

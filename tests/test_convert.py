@@ -115,6 +115,8 @@ def test_the_size_converter_keeps_values_and_names(tmp_path: Path, capsys: pytes
     found = read(tmp_path / "out" / "ADE_val_00000001.png")
     rows, columns = (np.floor((np.arange(512) + 0.5) * edge / 512).astype(int) for edge in labels.shape)
     assert (found == labels[rows][:, columns]).all()
+    assert convert_labelsize_512.main([*flags, "--size", "8"]) == 0  # what is there is of another size
+    assert read(tmp_path / "out" / "ADE_val_00000001.png").shape == (8, 8)
     labels[0, 0] = 151
     write(tmp_path / "in" / "ADE_val_00000002.png", labels)
     assert convert_labelsize_512.main([*flags, "--data_set", "ade20k"]) == 2

@@ -106,6 +106,8 @@ def test_a_run_survives_its_file(tmp_path: Path):
         ("[]", "schema None"),
         ('{"schema": 7}', "schema 7"),
         ('{"schema": 1, "rows": [{}]}', "is damaged"),
+        ('{"schema": 1, "rows": [{"name": "x", "value": "a lot", "low": null, "high": null, "n": 1}]}', "is damaged"),
+        ('{"schema": 1, "rows": [{"name": "x", "value": 1, "low": [], "high": null, "n": 1}]}', "is damaged"),
     ],
 )
 def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str | None, message: str):
@@ -115,6 +117,19 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str | None
     with pytest.raises(UserError, match=message) as error:
         read_run(path)
     assert str(path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_numbers_that_are_none_are_read_as_none(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """A network that overflows gives distances that are no numbers; JSON has null for them."""
+    keys = {"n": 3, "keys_sha256": "same"}
+    for name in ("a", "b"):
+        nan = Result("FID", math.nan, {}, keys, resamples=(math.nan, 1.0, math.nan))
+        write_run(make_run("shapes", [nan, Result("empty", 1.0, {})], {}, {}), tmp_path / f"{name}.json")
+    run = read_run(tmp_path / "a.json")
+    assert math.isnan(run.row("FID").value) and run.row("FID").low is None and math.isnan(run.resamples["FID"][0])
+    assert main([str(tmp_path / "a.json"), str(tmp_path / "b.json")]) == 0
+    out = capsys.readouterr().out
+    assert "undecided" in out and "not paired" in out
 
 
 def test_two_results_of_one_name_are_refused():

@@ -6,6 +6,7 @@ import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -95,6 +96,17 @@ def test_labels_that_do_not_fit_are_refused():
         semantic_iou([], Recalls(), NAMES)
 
 
+@pytest.mark.filterwarnings("error")
+def test_samples_without_a_labelled_pixel_count_neither_way():
+    labels = np.uint8([[0, 1], [1, IGNORED]])
+    right = Item("a", np.repeat(np.where(labels == IGNORED, 0, labels)[..., None], 3, 2), labels=labels)
+    empty = Item("b", np.zeros((2, 2, 3), np.uint8), labels=np.full((2, 2), IGNORED, np.uint8))
+    result = semantic_iou([right, empty], Recalls(), NAMES)
+    assert result.value == 1 and result.extra["pixel_accuracy"] == 1 and np.isnan(result.per_sample["b"])
+    with pytest.raises(UserError, match="nothing to measure"):
+        semantic_iou([empty], Recalls(), NAMES)
+
+
 @pytest.mark.parametrize(
     ("size", "expected"),
     [((512, 512), (512, 512)), ((480, 640), (512, 683)), ((640, 480), (683, 512)), ((100, 800), (256, 2048))],
@@ -143,7 +155,16 @@ def test_mask2former_is_the_stock_model_with_its_own_post_processing(tmp_path: P
         output = stock_mask2former(pixel_values=normalised(image))
     expected = class_scores(output.class_queries_logits, output.masks_queries_logits, (512, 512))[0].argmax(0)
     assert (seen == expected.numpy()).all() and seen.shape == (512, 512)
-    assert segment(rng.integers(0, 256, (96, 130, 3), np.uint8)).shape == (96, 130)
+    # Wide and small: brought to 512 x 760, padded below and right to multiples of 32, which are cut off again.
+    wide = rng.integers(0, 256, (64, 95, 3), np.uint8)
+    pixels = normalised(cv2.resize(wide, (760, 512), interpolation=cv2.INTER_LINEAR))
+    padded = torch.zeros(1, 3, 512, 768)
+    padded[..., :760] = pixels
+    with torch.no_grad():
+        output = stock_mask2former(pixel_values=padded)
+    scores = class_scores(output.class_queries_logits, output.masks_queries_logits, (512, 768))[..., :760]
+    back = torch.nn.functional.interpolate(scores, (64, 95), mode="bilinear", align_corners=False)
+    assert (segment(wide) == back[0].argmax(0).numpy()).all()
 
 
 def test_a_judge_without_all_of_its_weights_is_refused(tmp_path: Path, stock_mask2former):
@@ -181,6 +202,12 @@ def test_published_files_load_whatever_is_wrapped_around_them(tmp_path: Path, ti
     with torch.no_grad():
         expected = tiny_deeplab(normalised(image))[0].argmax(0).numpy()
     assert (segment(image) == expected).all() and len(np.unique(expected)) > 1
+    # Wide and small: brought to 512 x 768, and the scores, not the classes, back to the image's size.
+    wide = image[:256, :384][::4, ::4]
+    with torch.no_grad():
+        scores = tiny_deeplab(normalised(cv2.resize(wide, (768, 512), interpolation=cv2.INTER_LINEAR)))
+    back = torch.nn.functional.interpolate(scores, wide.shape[:2], mode="bilinear", align_corners=False)
+    assert segment(wide).shape == (64, 96) and (segment(wide) == back[0].argmax(0).numpy()).all()
 
 
 class Malicious:

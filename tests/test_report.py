@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from eval.metrics.item import Item
-from eval.metrics.result import mean
+from eval.metrics.result import Result, mean
 from eval.pictures import Shown, extremes, folder_of, read_pictures, save_pictures, side_by_side
 from eval.report import main
 from eval.report_numbers import distinct_names, number
@@ -151,6 +151,16 @@ def test_a_run_without_pictures_has_a_page_too(tmp_path: Path):
     write_run(make_run("ade20k", [mean("x", {"a": 1.0})], {}, {}), path)
     page, _ = report(tmp_path, path)
     assert "No pictures lie beside this file." in " ".join(page.text) and not page.images
+
+
+def test_numbers_that_are_none_do_not_spoil_the_page(tmp_path: Path):
+    per_class = [{"class": 0, "iou": math.nan}, {"class": 1, "iou": 0.5}]
+    nothing = Result("mIoU", math.nan, {"a": math.nan}, {"per_class": per_class}, resamples=(math.nan, 1.0))
+    for name, results in (("odd", [nothing]), ("empty", [])):
+        write_run(make_run("x", results, {}, {}), tmp_path / f"{name}.json")
+        page, text = report(tmp_path, tmp_path / f"{name}.json")
+        told = " ".join(page.text)
+        assert "nan" not in told and "None" not in told and "NaN" not in text
 
 
 def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -24,7 +24,7 @@ from eval.vqa.score import region_vqa, scored
 from seg2any.errors import UserError
 from seg2any.layout import Layout
 from tests.golden_root import REPOSITORY
-from tests.stub_judge import StubJudge, stub_judge
+from tests.stub_judge import RUBBISH, StubJudge, stub_judge
 
 SOON = Patience(attempts=4, first_wait=0.01, longest_wait=0.05)
 
@@ -173,7 +173,8 @@ def test_requests_are_what_openai_compatible_servers_read(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize(
-    "fault", ["500", "503", "429", "408", "silent", "dripping", "hangs up", "no json", "no choices", "list", "neither"]
+    "fault",
+    ["500", "503", "429", "408", "silent", "dripping", "hangs up", "cut off", "neither", *RUBBISH],
 )
 def test_faults_are_asked_again_and_counted_once(tmp_path: Path, fault: str):
     with stub_judge(fault, fault, p_yes=0.8) as server:
@@ -219,9 +220,39 @@ def test_refusals_are_not_asked_again(tmp_path: Path, fault: str, message: str):
         with pytest.raises(UserError, match=message) as error:
             list(ask([yes_no(0)], Answers(tmp_path / "answers.jsonl", judge(server)), patience=SOON))
         assert server.requests == 1 and "\n" not in str(error.value)
-    for url in ("localhost:8000", "ftp://x", ""):
+    for url in ("localhost:8000", "ftp://x", "", "http://:8000", "http://x:port/v1", "http://x:99999", "http://a b/v1"):
         with pytest.raises(UserError, match="give an address such as"):
             EndpointJudge(url, "stub")
+
+
+def test_a_key_is_sent_without_its_line_end_and_refused_if_no_header_can_hold_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret\n")
+    with stub_judge() as server:
+        judge(server).answer(yes_no(0))
+        assert server.headers[0]["Authorization"] == "Bearer secret"
+        monkeypatch.setenv("OPENAI_API_KEY", "")
+        judge(server).answer(yes_no(0))
+        assert "Authorization" not in server.headers[1]
+    for key in ("two\nlines", "schlüssel"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(UserError, match="OPENAI_API_KEY: holds characters") as error:
+            EndpointJudge("http://localhost:8000/v1", "stub")
+        assert key not in str(error.value)
+
+
+def test_a_judge_that_answers_nothing_is_no_number(tmp_path: Path):
+    """Too few questions to lose hope over, and none has an answer."""
+
+    class Silent:
+        name = "silent"
+
+        def answer(self, question: Question) -> dict:
+            raise NoAnswer("no")
+
+    item = Item("s", IMAGE, layout=layout())
+    with pytest.raises(UserError, match="no question about a generated image has an answer"):
+        answers = Answers(tmp_path / "answers.jsonl", Silent())
+        region_vqa(lambda: [item], lambda: [item], answers, patience=Patience(1, 0.0))
 
 
 def test_equal_questions_are_asked_once_and_count_for_each_region(tmp_path: Path):

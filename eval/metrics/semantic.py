@@ -7,6 +7,7 @@ the classes that occur in either; pixels labelled IGNORED do not count.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import cv2
@@ -73,8 +74,8 @@ def semantic_iou(
         matrix = _confusion_of(item, segmenter, len(names))
         of_sample[item.key] = of_sample.get(item.key, 0) + matrix
     parts = {key: _parts(matrix, names) for key, matrix in of_sample.items()}
-    extra = _table(sum(of_sample.values()), names) if of_sample else {}
-    return pooled("mIoU", parts, extra=extra, source=source)
+    result = pooled("mIoU", parts, source=source)
+    return replace(result, extra=_table(sum(of_sample.values()), names))
 
 
 def _confusion_of(item: Item, segmenter: Segmenter, classes: int) -> np.ndarray:

@@ -32,11 +32,11 @@ class EndpointJudge:
     """
 
     def __init__(self, url: str, model: str, timeout: float = 120.0):
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        if not _is_address(url):
             raise UserError(f"judge endpoint {url!r}: give an address such as http://localhost:8000/v1")
         self.url, self.model, self.timeout = url.rstrip("/"), model, timeout
         self.name = f"{model}, temperature 0"
+        self.headers = {"Content-Type": "application/json"} | _authorization()
 
     def answer(self, question: Question) -> dict:
         reply = self._post(request_body(self.model, question))
@@ -46,14 +46,11 @@ class EndpointJudge:
             if question.wants == "attributes":
                 return read_attributes(text, question.caption)
             return read_yes_or_no(text, choice.get("logprobs"))
-        except (KeyError, IndexError, TypeError, AttributeError, ValueError):
+        except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
             raise NoAnswer(f"a reply of unknown form: {json.dumps(reply)[:200]}") from None
 
     def _post(self, body: dict) -> dict:
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY_VARIABLE):
-            headers["Authorization"] = f"Bearer {key}"
-        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), headers)
+        request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), self.headers)
         deadline = time.monotonic() + self.timeout
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as response:
@@ -62,13 +59,13 @@ class EndpointJudge:
             raise self._refusal(error) from None
         except (OSError, http.client.HTTPException) as error:  # timeouts, refused and broken connections
             raise NoAnswer(f"{self.url}: {error}") from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise NoAnswer(f"{self.url}: the reply is no JSON") from None
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
         if error.code in (408, 425, 429) or error.code >= 500:
             after = error.headers.get("Retry-After", "")
-            return NoAnswer(f"{self.url}: HTTP {error.code}", float(after) if after.isdigit() else 0.0)
+            return NoAnswer(f"{self.url}: HTTP {error.code}", float(after) if after.isdecimal() else 0.0)
         if error.code in (401, 403):
             return UserError(
                 f"judge endpoint {self.url}: HTTP {error.code}; set {KEY_VARIABLE} to a key that it accepts"
@@ -78,6 +75,23 @@ class EndpointJudge:
         except (OSError, http.client.HTTPException):
             said = "no reason given"
         return UserError(f"judge endpoint {self.url}: HTTP {error.code} for model {self.model!r}: {said}; check both")
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        port = parts.port  # raises ValueError for what is no port
+    except ValueError:
+        return False
+    return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not any(map(str.isspace, url))
+
+
+def _authorization() -> dict[str, str]:
+    """The header of the key, if there is one. Raises UserError for a key that no header can hold."""
+    key = os.environ.get(KEY_VARIABLE, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise UserError(f"{KEY_VARIABLE}: holds characters that no key has; copy it again")
+    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def request_body(model: str, question: Question) -> dict:

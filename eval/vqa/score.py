@@ -12,10 +12,11 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
-from eval.metrics.item import Item, layout_of
+from eval.metrics.item import GENERATED, REAL, Item, layout_of
 from eval.metrics.result import RegionMean, Result
 from eval.vqa.answers import Answers, Patience, ask
 from eval.vqa.questions import KINDS, PROTOCOL, Question, about_caption, about_regions, swapped_captions
+from seg2any.errors import UserError
 
 Words = Mapping[str, Mapping[str, str]]
 
@@ -41,15 +42,20 @@ def region_vqa(
     words = {caption: answer or {} for caption, (_, answer) in zip(captions, read, strict=True)}
     unread = sum(not found for found in words.values())
     sources: dict[str, Iterator[Question]] = {
-        "generated": _questions(generated(), words),
-        "real images": _questions(real(), words),
+        GENERATED: _questions(generated(), words),
+        REAL: _questions(real(), words),
         "captions of other regions": _swapped_questions(generated(), words),
     }
-    return [
+    results = [
         replace(result, extra=result.extra | {"captions_unread": unread})
         for source, questions in sources.items()
         for result in scored(answered(questions, source), source)
     ]
+    if not any(result.source == GENERATED for result in results):
+        raise UserError(
+            f"{PROTOCOL}: no question about a generated image has an answer; see to the judge and the masks"
+        )
+    return results
 
 
 def scored(answered: Iterable[tuple[Question, dict | None]], source: str) -> list[Result]:
