@@ -3,10 +3,9 @@ import time
 
 import pytest
 import torch
-from torch import nn
 
 from seg2any.errors import UserError
-from seg2any.training.checkpoint import STATE, Average, Checkpoints, Identity, Trainable
+from seg2any.training.checkpoint import STATE, Checkpoints
 from seg2any.training.state_file import write_state
 
 
@@ -161,50 +160,15 @@ def test_a_killed_save_leaves_the_older_checkpoint(tmp_path):
     assert checkpoints.load("latest")[0].name == "checkpoint-3"
 
 
-def test_identity_refuses_what_changed_and_names_it():
-    identity = Identity({"seed": 1, "model.rank": 4})
-    identity.load_state_dict({"seed": 1, "model.rank": 4})
-    with pytest.raises(UserError, match="model.rank: 8 in the checkpoint, 4 now"):
-        identity.load_state_dict({"seed": 1, "model.rank": 8})
-    with pytest.raises(UserError, match="seed: None in the checkpoint"):
-        identity.load_state_dict({"model.rank": 4})
-
-
-def test_trainable_keeps_only_what_is_trained():
-    model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 3))
-    state = {name: value.clone() for name, value in Trainable(model).state_dict().items()}
-    assert set(state) == {"1.weight", "1.bias"}
-    other = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 3))
-    Trainable(other).load_state_dict(state)
-    assert torch.equal(other[1].weight, model[1].weight)
-    with pytest.raises(UserError, match="other layers"):
-        Trainable(nn.Linear(2, 3)).load_state_dict(state)
-    with pytest.raises(UserError, match=r"1.weight is \[3, 2\] there, \[4, 2\] here"):
-        Trainable(nn.Sequential(nn.Identity(), nn.Linear(2, 4))).load_state_dict(state)
-
-
-def test_average_by_hand():
-    parameter = nn.Parameter(torch.tensor([0.0]))
-    average = Average([parameter], decay=0.15)
-    expected = 0.0
-    for update, value in enumerate([1.0, 3.0, 2.0], start=1):
-        parameter.data.fill_(value)
-        average.update()
-        decay = min(0.15, update / (10 + update))
-        expected = decay * expected + (1 - decay) * value
-    with average.in_place():
-        assert parameter.item() == pytest.approx(expected)
-    assert parameter.item() == 2.0
-
-    restored = Average([nn.Parameter(torch.tensor([9.0]))], decay=0.15)
-    restored.load_state_dict(average.state_dict())
-    assert restored.values[0].item() == pytest.approx(expected) and restored.updates == 3
-
-
-def test_average_with_decay_zero_is_the_parameter():
-    parameter = nn.Parameter(torch.tensor([5.0]))
-    average = Average([parameter], decay=0)
-    parameter.data.fill_(6.0)
-    average.update()
-    with average.in_place():
-        assert parameter.item() == 6.0
+def test_plain_values_are_read_without_the_tensors(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        state = {"number": {"value": step}, "weights": {"a": torch.ones(4)}}
+        checkpoints.save(step, lambda folder: None, state)
+    assert checkpoints.plain("latest", "number") == {"value": 2} and checkpoints.plain("latest", "letter") is None
+    assert checkpoints.plain(str(tmp_path / "checkpoint-1"), "number") == {"value": 1}
+    assert checkpoints.plain(None, "number") is None and Checkpoints(tmp_path / "no").plain("latest", "number") is None
+    (tmp_path / "checkpoint-2" / STATE).write_bytes(b"no state")
+    assert checkpoints.plain("latest", "number") == {"value": 1}
+    (tmp_path / "checkpoint-1" / STATE).unlink()
+    assert checkpoints.plain("latest", "number") is None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -17,6 +20,7 @@ from seg2any.flow import TimestepWeighting
 from seg2any.models.adapters import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.settings import ConditionSettings
+from seg2any.training.base_weights import weights_fingerprint
 from seg2any.training.parallel import weight_dtype
 from seg2any.training.quantize import follow_autocast, quantization_config
 from seg2any.training.run_data import data_set_name
@@ -50,19 +54,33 @@ def timestep_weighting(config: Config) -> TimestepWeighting:
     return TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
 
 
+@contextlib.contextmanager
+def finding_model(config: Config) -> Iterator[str]:
+    """The base model's name. What the libraries say about one that is not there becomes a UserError."""
+    name = config.model.pretrained_model_name_or_path
+    try:
+        yield name
+    except (OSError, HFValidationError) as error:
+        raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
+
+
+def base_fingerprint(config: Config) -> str:
+    """`weights_fingerprint` of the base model, which is downloaded if it is none of this machine's."""
+    with finding_model(config) as name:
+        return weights_fingerprint(Path(name if Path(name).is_dir() else Seg2AnyPipeline.download(name)))
+
+
 def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
     """The frozen FLUX on the device, its transformer in the weight dtype, everything with requires_grad off."""
-    name, dtype = config.model.pretrained_model_name_or_path, weight_dtype(config, accelerator.device)
+    dtype = weight_dtype(config, accelerator.device)
     # bf16 moves latents by a third of what sampling their posterior does; fp16 overflows in FLUX's VAE.
     vae = torch.float32 if dtype == torch.float16 else dtype
     encoders = torch.float32 if accelerator.device.type == "cpu" else dtype  # CPUs encode text faster in fp32
-    try:
-        dtypes = {"vae": vae, "transformer": dtype, "default": encoders}
+    dtypes = {"vae": vae, "transformer": dtype, "default": encoders}
+    with finding_model(config) as name:
         pipeline = Seg2AnyPipeline.from_pretrained(
             name, dtype=dtypes, quantization_config=quantization_config(config.trainer.base_quantization, dtype)
         )
-    except (OSError, HFValidationError) as error:
-        raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
         module.requires_grad_(False)
     pipeline.to(accelerator.device)

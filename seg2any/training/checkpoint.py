@@ -8,112 +8,21 @@ output_dir/checkpoint-1000/default/pytorch_lora_weights.safetensors   the publis
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
 import uuid
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor, nn
+from typing import Any
 
 from seg2any.errors import UserError
-from seg2any.training.state_file import DamagedState, read_state, write_state
+from seg2any.training.state_file import DamagedState, read_plain, read_state, write_state
 
 STATE = "training_state.safetensors"
 FILES = "files"  # in the state: the adapter files beside it, and their bytes
-
-
-class Stateful(Protocol):
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
-
-
-class Trainable:
-    """The parameters of a model that are trained, as a Stateful in their own precision."""
-
-    def __init__(self, model: nn.Module):
-        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if state.keys() != self.parameters.keys():
-            raise UserError("checkpoint: its adapters have other layers than this run; use the config it was made with")
-        for name, parameter in self.parameters.items():
-            if parameter.shape != state[name].shape:
-                raise UserError(f"checkpoint: {name} is {list(state[name].shape)} there, {list(parameter.shape)} here")
-            parameter.data.copy_(state[name])
-
-
-class Average:
-    """Exponential moving average of parameters, in fp32: a <- d a + (1 - d) p, with d growing to `decay`.
-
-    With decay 0 it is the parameters themselves and costs nothing.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float):
-        self.parameters, self.decay, self.updates = parameters, decay, 0
-        self.values = [p.detach().float().clone() for p in parameters] if decay else []
-
-    @torch.no_grad()
-    def update(self) -> None:
-        if not self.decay:
-            return
-        self.updates += 1
-        decay = min(self.decay, self.updates / (10 + self.updates))  # early weights are forgotten sooner
-        torch._foreach_lerp_(self.values, [p.detach().float() for p in self.parameters], 1 - decay)
-
-    @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """The model holds the average inside this context, its own weights before and after."""
-        if not self.decay:
-            yield
-            return
-        own = [p.detach().clone() for p in self.parameters]
-        try:
-            self._write(self.values)
-            yield
-        finally:
-            self._write(own)
-
-    @torch.no_grad()
-    def _write(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self.parameters, values, strict=True):
-            parameter.copy_(value)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "values": self.values}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.updates = state["updates"]
-        for value, loaded in zip(self.values, state["values"], strict=True):
-            value.copy_(loaded)
-
-
-class Identity:
-    """What must not change in the middle of a run. Loading compares instead of overwriting."""
-
-    def __init__(self, values: dict[str, Any]):
-        self.values = values
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.values
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for key in sorted(self.values.keys() | state.keys()):
-            before, now = state.get(key), self.values.get(key)
-            if before != now:
-                raise UserError(
-                    f"{key}: {before!r} in the checkpoint, {now!r} now; resume with the old value, or start a new run "
-                    "from its adapters with model.lora_ckpt_path"
-                )
 
 
 class Checkpoints:
@@ -170,6 +79,15 @@ class Checkpoints:
                 f"project.output_dir: {self.folder} holds checkpoints of another run; "
                 "continue it with --resume_from_checkpoint latest, or choose another folder"
             )
+
+    def plain(self, wanted: str | None, name: str) -> Any:
+        """What `load` would return under `name`, if that holds no tensors, without reading any. None for nothing."""
+        path = check_path(wanted)
+        candidates = [] if wanted is None else [path] if path else reversed(self.steps().values())
+        for path in candidates:
+            with contextlib.suppress(DamagedState, OSError):  # `load` says what is wrong with it
+                return read_plain(path / STATE, name)
+        return None
 
     def load(self, wanted: str) -> tuple[Path, dict[str, Any]] | None:
         """(folder, state of every named object) of `latest` or of any path; None if `latest` finds none.

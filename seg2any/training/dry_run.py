@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from huggingface_hub.errors import HFValidationError
 from torch import nn
 
 from seg2any.config import Config
 from seg2any.data.catalog import ClosedSet
 from seg2any.data.sampler import LengthBatches
-from seg2any.errors import UserError
 from seg2any.latents import pixels_per_token
 from seg2any.models.adapters import add_adapters
 from seg2any.pipeline import Seg2AnyPipeline
@@ -32,11 +30,8 @@ def describe(config: Config) -> str:
     build.timestep_weighting(config)
     check_path(config.resume_from_checkpoint)
     raw = open_data(config)
-    name = config.model.pretrained_model_name_or_path
-    try:
+    with build.finding_model(config) as name:
         pipeline = weightless_pipeline(name)
-    except (OSError, HFValidationError) as error:
-        raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
     pipeline.check_blocks(settings)
     add_adapters(pipeline.transformer, config.model.rank, build.lora_alpha(config), 0.0, config.model.is_use_cond_token)
     if config.data.aspect == "stretch":

@@ -41,7 +41,7 @@ def _adamw_8bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> tor
 
 
 class OptimizerState:
-    """The moments of every parameter by its name, a Stateful: the same under DDP and ZeRO, for any number of processes.
+    """The moments of every parameter by its name: the same under DDP and ZeRO, for any number of processes.
 
     parameters   by name, as the optimizer was given them
     is_sharded   ZeRO gave every process a part of the moments, so every process must ask for the state at once

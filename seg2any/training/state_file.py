@@ -61,6 +61,16 @@ def read_state(path: Path) -> dict[str, Any]:
     return state
 
 
+def read_plain(path: Path, name: str) -> Any:
+    """What was written under the top-level `name`, which holds no tensors; None if there is none. Reads no tensor and
+    checks no sum, so it is quick, and what it returns is not yet known to be whole. Raises as `read_state` does."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return json.loads((file.metadata() or {})["state"]).get(name)
+    except (SafetensorError, KeyError, ValueError, AttributeError) as error:
+        raise DamagedState(f"{path}: damaged ({type(error).__name__})") from None
+
+
 def _with_tensors(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if value.keys() == {TENSOR}:

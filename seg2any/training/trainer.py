@@ -19,9 +19,9 @@ from seg2any.errors import UserError
 from seg2any.models.adapters import save_adapters
 from seg2any.prepare import assemble
 from seg2any.training import build
-from seg2any.training.checkpoint import Average, Checkpoints, Identity, Trainable
+from seg2any.training.checkpoint import Checkpoints
 from seg2any.training.encoded import EncodedSample
-from seg2any.training.identity import run_identity
+from seg2any.training.identity import Identity, run_identity
 from seg2any.training.interrupt import Interrupt
 from seg2any.training.log import RunLog
 from seg2any.training.optimizer import OptimizerState, make_optimizer
@@ -30,6 +30,7 @@ from seg2any.training.randomness import Randomness, normal
 from seg2any.training.run_data import load_data, open_data
 from seg2any.training.run_info import run_info
 from seg2any.training.tracking import check_tracker, start_trackers
+from seg2any.training.trainable import Average, Trainable
 from seg2any.training.validation import Validation, inference
 from seg2any.training.velocity import Velocity
 
@@ -67,7 +68,11 @@ class Trainer:
             config.seed, self.options.train_batch_size, self.accelerator.process_index, processes
         )
         computed_in = precision(config, self.accelerator.device)
-        self.identity = Identity(run_identity(config, raw.train.fingerprint(), computed_in, processes))
+        weights = build.base_fingerprint(config)
+        self.identity = Identity(run_identity(config, raw.train.fingerprint(), weights, computed_in, processes))
+        before = self.checkpoints.plain(config.resume_from_checkpoint, "identity")
+        if before is not None:
+            self.identity.load_state_dict(before)  # what differs is named before anything is loaded
         torch.manual_seed(config.seed)  # of the adapters' initial weights: the same on every rank
 
         self.pipeline = build.load_pipeline(config, self.accelerator)
@@ -104,7 +109,7 @@ class Trainer:
         """Everything a resumed run needs, by name. What is random follows from the step alone."""
         scaler = self.accelerator.scaler  # of fp16
         return {
-            "identity": self.identity,  # first: what differs is named before anything is loaded
+            "identity": self.identity,
             **({} if scaler is None else {"scaler": scaler}),
             "adapters": self.trainable,
             "average": self.average,
