@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -125,6 +127,20 @@ class TestGoodRuns:
         assert "region 1 ('a red circle') loses" in report["warnings"][0]
         assert len(report["warnings"]) == 6 and report["settings"]["regional_max_sequence_length"] == 2
 
+    def test_names_that_are_no_utf_8_and_names_that_a_terminal_cannot_show(self, tmp_path: Path, call, monkeypatch):
+        """As archives from elsewhere leave them; the terminal knows ASCII only."""
+        masks, stdout = tmp_path / "two words", io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        names = (os.fsdecode(b"caf\xe9"), "\N{CJK UNIFIED IDEOGRAPH-732B} 1")
+        for name in names:
+            layout(name).write(masks / f"{name}.json")
+        monkeypatch.setattr(sys, "stdout", stdout)
+        status, errors = call("--check", seg_mask_path=masks, output_path=tmp_path / "out")
+        stdout.flush()
+        printed = stdout.buffer.getvalue()
+        assert status == 0 and b"caf\\udce9: 64x64" in printed and b"\\u732b 1: 64x64" in printed, errors
+        report = json.loads((tmp_path / "out" / "preflight.json").read_text(encoding="utf-8"))
+        assert [entry["name"] for entry in report["layouts"]] == sorted(names, key=os.fsencode)
+
     def test_check_into_a_folder_of_the_layouts_can_be_repeated(self, folder: Path, call):
         Image.new("RGB", (8, 8)).save(folder / "stray.png")
         for _ in range(2):
@@ -159,6 +175,8 @@ class TestBadInput:
             ({"pretrained_model_name_or_path": REPOSITORY}, "has no model_index.json"),
             ({"lora_ckpt_path": "no_adapter"}, "no_adapter: no default/"),
             ({"device": "quantum"}, "--device quantum: cannot be used"),
+            ({"device": "meta"}, "--device meta: cannot be used"),
+            ({"output_path": REPOSITORY / "LICENSE"}, "LICENSE: is a file or below one; give a folder"),
             ({"output_path": "/dev/null/out"}, "/dev/null"),
         ],
     )

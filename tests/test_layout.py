@@ -282,9 +282,12 @@ class TestFiles:
         layout.write(tmp_path / "folder" / "only.json")
         layout.write(tmp_path / "collection" / "x.json")
         layout.write(tmp_path / "collection" / "y.json")
+        layout.write(tmp_path / "arrays" / "x.npz")
+        (tmp_path / "results").mkdir()
+        Image.new("1", (3, 2)).save(tmp_path / "results" / "x.png")
         (tmp_path / "notes.txt").write_text("")
         (tmp_path / ".hidden.json").write_text("")
-        with pytest.warns(LayoutWarning, match=r"folders with several JSON files are left out: 1 \(collection\)"):
+        with pytest.warns(LayoutWarning, match=r"folders of layouts are left out: 2 \(arrays, collection\)"):
             found = Layout.find(tmp_path)
         assert [path.name for path in found] == ["a.npz", "b.json", "folder"]
         assert [Layout.read(path).name for path in found] == ["a", "b", "folder"]

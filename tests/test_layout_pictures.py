@@ -224,7 +224,7 @@ class TestMaskFolder:
         with pytest.raises(LayoutError, match="two.png: image is missing"):
             Layout.read(folder)
         (folder / "more.json").write_text("{}")
-        with pytest.raises(LayoutError, match="holds 2 JSON files"):
+        with pytest.raises(LayoutError, match="holds layout.json, more.json; name the file"):
             Layout.read(folder)
 
 

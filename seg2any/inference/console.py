@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -22,6 +23,8 @@ def plain_messages() -> Iterator[None]:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it tells what kernels it lacks
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter of a file name, UTF-8 lacks Latin-1's
+        sys.stdout.reconfigure(errors="backslashreplace")
     shown = set()
 
     def show(message: Warning | str, *place: object) -> None:

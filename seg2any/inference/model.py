@@ -48,7 +48,9 @@ def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
         return None
     file = adapter / DEFAULT / WEIGHTS_FILE
     if not file.is_file():
-        raise UserError(f"--lora_ckpt_path {adapter}: no {DEFAULT}/{WEIGHTS_FILE} in it; give a folder that has one")
+        raise UserError(
+            f"--lora_ckpt_path {adapter}: no {DEFAULT}/{WEIGHTS_FILE} in it; give the folder of {DEFAULT}/ and {COND}/"
+        )
     try:
         with safe_open(file, "pt") as opened:
             card = read_card(adapter, opened.metadata() or {})
@@ -105,7 +107,7 @@ def choose_device(name: str | None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except Exception as error:  # torch raises nearly a kind of its own for every device that it cannot use
         reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)
         raise UserError(

@@ -72,9 +72,9 @@ def run(options: Options) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     plan = make_plan(survey.layouts, options, shared_recipe(options, settings, machine), process)
+    open_folder(options.output_path)
     warn(plan.remarks)
     print(f"{process}{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
-    open_folder(options.output_path)
     with explained_memory(options, settings, machine):
         carry_out(plan, options, settings, machine, process.is_first)
     print(f"{process}images are in {options.output_path}")

@@ -76,7 +76,8 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
             layouts.append(Surveyed(path, layout.digest(), report))
             if options.check:
                 _save_overlay(layout, report, options.output_path)
-    return Survey(tuple(layouts), tuple([*errors, *_same_names(layouts, options)]), tuple(left_out))
+    errors += _same_names(layouts, options)
+    return Survey(tuple(layouts), tuple(dict.fromkeys(errors)), tuple(left_out))  # what is wrong with all is said once
 
 
 def read_quietly(path: Path, snap_colors: bool) -> tuple[Layout, list[str]]:
@@ -101,8 +102,9 @@ def write_report(survey: Survey, settings: ConditionSettings, folder: Path) -> P
             {"file": str(layout.path), "sha256": layout.digest, **layout.report.to_json()} for layout in survey.layouts
         ],
     }
-    with atomic_write(folder / REPORT_FILE) as temporary:
-        temporary.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(folder / REPORT_FILE) as temporary:  # what UTF-8 cannot hold of a file name becomes JSON's escape
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return folder / REPORT_FILE
 
 

@@ -14,7 +14,7 @@ segmentation  COCO / SA-1B run lengths, compressed or not; `annotations` is read
 
 `NAME.npz` holds `masks` bool [N, H, W], `captions` [N] and, if wanted, `caption` and `seed`.
 
-A folder with one JSON in it is that layout (so a folder of mask pictures is one); with several it is a collection.
+A folder with one JSON in it is that layout (so a folder of mask pictures is one); with more it is a collection.
 The report of `infer.py --check` does not count.
 """
 

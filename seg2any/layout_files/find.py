@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from seg2any.layout import LayoutError, LayoutWarning
@@ -14,41 +14,49 @@ REPORT_FILE = "preflight.json"  # written by `infer.py --check`, perhaps into a 
 
 
 def find_layouts(path: Path) -> list[Path]:
-    """Every layout in the folder `path`: JSON and npz files, then folders with one JSON; or `path` itself.
+    """Every layout in the folder `path`: JSON and npz files, then folders that are one; or `path` itself.
 
     `path` itself is one if it is a file, or a folder with nothing but one JSON and its mask pictures. Warns with
-    LayoutWarning of pictures without a JSON and of folders with several. Raises LayoutError if `path` does not exist
-    or nothing in it looks like a layout.
+    LayoutWarning of pictures without a JSON and of folders that hold layouts of their own. Raises LayoutError if `path`
+    does not exist or nothing in it looks like a layout.
     """
     if not path.is_dir():
         if not path.exists():
             raise LayoutError(f"{path}: no such file or folder")
         return [path]
     entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
-    jsons = jsons_in(path)
-    files = sorted([*jsons, *(entry for entry in entries if entry.suffix.lower() == ".npz" and entry.is_file())])
-    held = {entry: len(jsons_in(entry)) for entry in entries if entry.is_dir()}
-    folders = [entry for entry, count in held.items() if count == 1]
+    files = layout_files_in(path)
+    held = {entry: layout_files_in(entry) for entry in entries if entry.is_dir()}
+    folders = [entry for entry, inside in held.items() if _is_one_json(inside)]
     masks = _warn_of_orphans(path, entries, files)
-    _warn(path, [entry for entry, count in held.items() if count > 1], "folders with several JSON files")
+    _warn(path, [entry for entry, inside in held.items() if inside and entry not in folders], "folders of layouts")
     if not files and not folders:
         raise LayoutError(f"{path}: holds no layout; put NAME.json with NAME.png, or NAME.npz, in it")
-    if len(files) == len(jsons) == 1 and not folders and (masks or masks_of(jsons[0])):
+    if _is_one_json(files) and not folders and (masks or masks_of(files[0])):
         return [path]
     return files + folders
 
 
-def jsons_in(folder: Path) -> list[Path]:
-    """The JSON files of a folder that may be layouts."""
-    found = (entry for entry in folder.glob("*") if entry.suffix.lower() == ".json" and entry.name != REPORT_FILE)
-    return sorted(entry for entry in found if entry.is_file() and not entry.name.startswith("."))
+def layout_files_in(folder: Path) -> list[Path]:
+    """The JSON and npz files of a folder that may be layouts."""
+    found = (entry for entry in folder.glob("*") if entry.suffix.lower() in (".json", ".npz"))
+    return sorted(entry for entry in found if _is_shown(entry) and entry.is_file())
+
+
+def _is_shown(entry: Path) -> bool:
+    return not entry.name.startswith(".") and entry.name != REPORT_FILE
+
+
+def _is_one_json(files: Sequence[Path]) -> bool:
+    return len(files) == 1 and files[0].suffix.lower() == ".json"
 
 
 def only_json(folder: Path) -> Path:
-    """The JSON of a folder that is one layout. Raises LayoutError if there is none, or several."""
-    found = jsons_in(folder)
-    if len(found) != 1:
-        raise LayoutError(f"{folder}: holds {len(found)} JSON files, that of one layout holds one; name the file")
+    """The JSON of a folder that is one layout. Raises LayoutError if there is none, or something beside it."""
+    found = layout_files_in(folder)
+    if not _is_one_json(found):
+        names = ", ".join(file.name for file in found[:4]) + (", ..." if len(found) > 4 else "") or "none"
+        raise LayoutError(f"{folder}: the folder of one layout holds one JSON, and this holds {names}; name the file")
     return found[0]
 
 
