@@ -46,11 +46,14 @@ def random_leaves(tokens: TokenLayout, seed: int = 0, n_heads: int = 2, head_dim
     return torch.randn(3, *tokens.kind.shape, n_heads, head_dim, generator=torch.Generator().manual_seed(seed))
 
 
-def output_and_gradients(tokens: TokenLayout, rules: AttentionRules, leaves: torch.Tensor) -> torch.Tensor:
+def output_and_gradients(
+    tokens: TokenLayout, rules: AttentionRules, leaves: torch.Tensor, n_queries: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of all queries or the first so many; the gradient of query, key and value."""
     leaves = leaves.clone().requires_grad_()
-    output = AttentionPlan(tokens, rules).attend(0, *leaves)
+    output = AttentionPlan(tokens, rules).attend(0, leaves[0, :, :n_queries], *leaves[1:])
     weight = torch.linspace(-1, 1, output.numel()).view_as(output)
-    return torch.cat([output[None], *torch.autograd.grad((output * weight).sum(), [leaves])]).detach()
+    return output.detach(), *torch.autograd.grad((output * weight).sum(), [leaves])
 
 
 def named(rules: AttentionRules, backend: str) -> AttentionRules:
@@ -96,7 +99,28 @@ def test_outputs_and_gradients_equal_the_oracle_on_random_batches(name, seed):
             continue
         expected = output_and_gradients(tokens, named(rules, "dense"), leaves)
         found = output_and_gradients(tokens, named(rules, name), leaves)
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        for ours, oracle in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours, oracle, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["sdpa", "grouped", "matmul"])
+def test_no_and_hardly_any_guidance_for_all_queries_and_for_the_first(name):
+    """Overlaps, empty regions, padding and several layouts; weights of 0 and nearly 0, and condition tokens that ask or
+    do not: the oracle's outputs and gradients."""
+    tokens = random_batch(7, grid=(5, 6))
+    leaves = random_leaves(tokens, 7)
+    for method, weight, cond_attention in itertools.product(
+        ("hard", "base", "place"), (0.0, 1e-6), ("bidirectional", "isolated")
+    ):
+        if (name, method) == ("grouped", "place"):
+            continue
+        rules = AttentionRules(method, (0, 0), weight, cond_attention)
+        for n_queries in (tokens.kind.shape[1], tokens.n_text + tokens.n_image):
+            expected, found = (
+                output_and_gradients(tokens, named(rules, backend), leaves, n_queries) for backend in ("dense", name)
+            )
+            for ours, oracle in zip(found, expected, strict=True):
+                torch.testing.assert_close(ours, oracle, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
