@@ -150,6 +150,41 @@ def test_regions_decoded_together_are_those_decoded_alone(sam: Sam2Judge, monkey
     assert sam(item.image, item.layout.masks[:0]).shape == (0, 64, 64)
 
 
+def hostile_masks(size: tuple[int, int]) -> np.ndarray:
+    """One pixel, in every corner too; a line along each border; the whole image; a pixel that the prompt leaves out."""
+    height, width = size
+    corners = [(0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1), (height // 2, width // 3)]
+    pixels = [box(y, x, y + 1, x + 1, size) for y, x in corners]
+    lines = [box(0, 0, 1, width, size), box(0, width - 1, height, width, size), box(height - 1, 0, height, width, size)]
+    return np.stack([*pixels, *lines, np.ones(size, bool)])
+
+
+@pytest.mark.parametrize("size", [(50, 80), (300, 7), (1, 1), (64, 64)])
+def test_boxes_hold_the_first_and_the_last_pixel_at_any_border(size: tuple[int, int]):
+    masks = hostile_masks(size)
+    for mask, found in zip(masks, boxes(masks), strict=True):
+        y, x = np.nonzero(mask)
+        expected = [x.min() / size[1], y.min() / size[0], x.max() / size[1], y.max() / size[0]]
+        assert found == pytest.approx(expected) and (found >= 0).all() and (found < 1).all()
+
+
+def test_regions_of_any_shape_are_decoded_and_empty_ones_do_not_count(sam: Sam2Judge):
+    masks = hostile_masks((300, 7))  # far from square: 64 px hide most of its single pixels
+    rng = np.random.default_rng(4)
+    image = rng.integers(0, 256, (300, 7, 3), np.uint8)
+    together = sam(image, masks)
+    alone = np.concatenate([sam(image, mask[None]) for mask in masks])
+    assert together.shape == (len(masks), 64, 64) and (together == alone).mean() > 0.999
+    seen = int(resize_masks(masks, (64, 64)).any((1, 2)).sum())
+    assert 0 < seen < len(masks)
+    item = Item("a", image, layout=Layout(np.concatenate([masks, masks[:1] & False]), ("x",) * (len(masks) + 1)))
+    whole = class_agnostic_iou(lambda: [item], lambda: [item], sam)[0]
+    assert whole.extra == {"regions": seen}
+    hidden = Item("b", image, layout=Layout(masks[:1] & False, ("x",)))
+    with pytest.raises(UserError, match="no region with a pixel"):
+        class_agnostic_iou(lambda: [hidden], lambda: [hidden], sam)
+
+
 def test_the_mask_prompt_is_the_mask_itself_in_0_and_1(sam: Sam2Judge):
     item, prompts = scene("a", 0), []
     hook = sam.model.prompt_encoder.mask_embed.register_forward_hook(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eval.ablation.measure import BOUNDS, TOKENS
 from eval.ablation.options import Options
-from eval.ablation.rows import ALIKE, KINDS, TRAINED, Row, compared_with
+from eval.ablation.rows import ALIKE, KINDS, TRAINED, TRAINING_FREE, Row, compared_with
 from eval.ablation.trends import MARGIN, Runs, comparable
 from eval.ablation.words import gap, shown, trends_in_words
 from eval.metrics.bootstrap import paired_difference
@@ -66,7 +66,8 @@ def _setting(options: Options, rows: Sequence[Row], runs: Runs) -> str:
         )
     lines.append(
         "Colour, pattern and leaks in per cent of regions and of their pixels. A region that shows nothing leaks "
-        f"nothing; “{LEAK_WHERE_COLOURED}” is the share of another entity's colour in what has any entity's colour."
+        f"nothing; “{LEAK_WHERE_COLOURED}” is the share of another entity's colour in what has any entity's colour. "
+        "Seconds are by the clock of the run, whatever else the machine did; they are no benchmark."
     )
     return "\n\n".join(lines)
 
@@ -89,6 +90,9 @@ def _trained(rows: Sequence[Row], runs: Runs) -> Iterator[str]:
             yield "**These rows were not trained equally long; those that were not are not compared.**"
     if missing := [name for name in TRAINED if name not in of_row]:
         yield f"Not measured, because it takes training: {', '.join(missing)}."
+    present = {row.name for row in rows}
+    if missing := [row.name for row in TRAINING_FREE if row.name not in present]:
+        yield f"Not measured this time: {', '.join(missing)}."
 
 
 def _settings(rows: Sequence[Row], runs: Runs) -> dict[str, Mapping]:

@@ -15,6 +15,7 @@ from eval.ablation.panels import panel
 from eval.ablation.rows import REFERENCE, Row
 from eval.ablation.share import claimed
 from eval.ablation.summary import summary
+from eval.ablation.trends import NEEDED
 from eval.results import Run, finite
 from eval.shapes_judge import judge
 from seg2any.errors import UserError
@@ -32,7 +33,9 @@ def run(options: Options) -> None:
         if row.adapter is not None and not row.adapter.is_dir():
             raise UserError(f"--variant {row.name}={row.adapter}: no such folder; train it first, see --help")
     ablation = Ablation(options, choose_device(options.device))
-    units: list[Unit] = [(row, kind) for row in (None, *options.rows) for kind in options.kinds]
+    # Rows that the trends need come first: whoever stops early has the verdicts.
+    ordered = sorted(options.rows, key=lambda row: row.name not in NEEDED)
+    units: list[Unit] = [(row, kind) for row in (None, *ordered) for kind in options.kinds]
     runs = {} if options.document_only else _measured(ablation, units)
     missing = _read(ablation, [unit for unit in units if _key(ablation, unit) not in runs], runs)
     if missing and not options.document_only:

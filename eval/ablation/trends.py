@@ -107,6 +107,7 @@ TRENDS = (
         by="ours",
     ),
 )
+NEEDED = frozenset(row for trend in TRENDS for claim in trend.claims for row in (claim.a, claim.b))
 
 
 def check(claim: Claim, runs: Runs) -> Checked | None:
