@@ -308,8 +308,9 @@ class TestFiles:
             assert Layout.find(tmp_path) == Layout.find(cat) == [cat]
         assert Layout.read(cat).name == "cat"
         Image.new("L", (3, 2), 255).save(cat / "stray.png")
-        with pytest.warns(LayoutWarning, match=r"pictures without a JSON are left out: 1 \(stray.png\)"):
-            assert Layout.find(cat) == [cat]
+        for place in (cat, tmp_path):
+            with pytest.warns(LayoutWarning, match=r"cat: pictures without a JSON are left out: 1 \(stray.png\)"):
+                assert Layout.find(place) == [cat]
 
     def test_a_report_is_no_layout(self, tmp_path: Path):
         Layout(np.ones((1, 2, 3), dtype=bool), ("a",)).write(tmp_path / "b.json")

@@ -24,11 +24,13 @@ def find_layouts(path: Path) -> list[Path]:
         if not path.exists():
             raise LayoutError(f"{path}: no such file or folder")
         return [path]
-    entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))
+    entries = _entries_of(path)
     files = layout_files_in(path)
     held = {entry: layout_files_in(entry) for entry in entries if entry.is_dir()}
     folders = [entry for entry, inside in held.items() if _is_one_json(inside)]
     masks = _warn_of_orphans(path, entries, files)
+    for folder in folders:
+        _warn_of_orphans(folder, _entries_of(folder), held[folder])
     _warn(path, [entry for entry, inside in held.items() if inside and entry not in folders], "folders of layouts")
     if not files and not folders:
         raise LayoutError(f"{path}: holds no layout; put NAME.json with NAME.png, or NAME.npz, in it")
@@ -39,12 +41,13 @@ def find_layouts(path: Path) -> list[Path]:
 
 def layout_files_in(folder: Path) -> list[Path]:
     """The JSON and npz files of a folder that may be layouts."""
-    found = (entry for entry in folder.glob("*") if entry.suffix.lower() in (".json", ".npz"))
-    return sorted(entry for entry in found if _is_shown(entry) and entry.is_file())
+    found = (entry for entry in _entries_of(folder) if entry.suffix.lower() in (".json", ".npz"))
+    return [entry for entry in found if entry.name != REPORT_FILE and entry.is_file()]
 
 
-def _is_shown(entry: Path) -> bool:
-    return not entry.name.startswith(".") and entry.name != REPORT_FILE
+def _entries_of(folder: Path) -> list[Path]:
+    """What is in a folder and not hidden, by name."""
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def _is_one_json(files: Sequence[Path]) -> bool:
