@@ -5,13 +5,13 @@ With e bytes per element, a batch of B images of H x W pixels, L tokens each (te
     text       e (T (4 f + 4 w) + h t^2)     T5 of width w, feed-forward f, h heads; T tokens of captions padded to t
     denoising  e B L d (13.3 + 0.8 adapters), and 3.1 e B L d more for e < 4: RoPE is computed in fp32
                one block at its widest: residual, attention, and the feed-forward layer's 4 d before and after its GELU;
-               no mask is held as a whole
+               no mask is held as a whole. Isolated condition tokens are in none of the L; 2 e B d each, for every block
     decoding   e B H W max(5 c0, 3 c1)        c0, c1: channels of the VAE's two widest maps; B = 1 and at most a tile
                                               of the VAE's own size where it decodes in parts
 
 Each is a stage with its networks on the device, and the peak is the largest of the three. Weights by mode:
 
-    full           all networks in all stages
+    full           all networks in all stages; fp8 on a CPU as well
     offload        the stage's network
     group_offload  twice the stage's largest layer, and what is in no Linear or convolution
     int8 nf4 fp8   the stage's network; of the transformer, Linear weights take 1, 0.52 and 1 bytes. fp8 leaves those of
@@ -42,7 +42,7 @@ WIDEST_BLOCK, OF_ADAPTERS, OF_ROPE = 13.3, 0.8, 3.1
 class Request:
     """What is to be made: `batch` images of `size` (H, W) pixels at a time.
 
-    n_tokens   of the longest sample: text, image and condition
+    n_tokens   of the longest sample: text, image and condition; `n_kept` of them are isolated condition tokens
     n_captions tokens of all captions that T5 reads in one pass, padding included; `caption_length` of one
     """
 
@@ -51,6 +51,7 @@ class Request:
     n_tokens: int
     n_captions: int
     caption_length: int
+    n_kept: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,10 @@ class Networks:
     n_adapter: int = 0
 
 
-def predict(networks: Networks, request: Request, mode: str, width: int) -> dict[str, int]:
-    """Bytes at the worst moment of each stage, by its name; `mode` is a memory mode, `width` bytes per element."""
+def predict(networks: Networks, request: Request, mode: str, width: int, device: str = "cuda") -> dict[str, int]:
+    """Bytes at the worst moment of each stage, by its name; `mode` is a memory mode, `width` bytes per element, and
+    `device` the kind of device."""
+    all_stay = mode == "full" or (mode == "fp8" and device == "cpu")
     activations = {
         "text": t5_bytes(networks.text_encoders[-1].config, request, width),
         "denoising": activation_bytes(
@@ -73,24 +76,28 @@ def predict(networks: Networks, request: Request, mode: str, width: int) -> dict
             request.n_tokens,
             width,
             has_adapters=networks.n_adapter > 0,
+            n_kept=request.n_kept,
         ),
         "decoding": decoder_bytes(networks.vae.config, request, width, in_parts=mode != "full"),
     }
     weights = {
-        "text": (sum if mode == "full" else max)(_stored(network, mode, width) for network in networks.text_encoders),
+        "text": (sum if all_stay else max)(_stored(network, mode, width) for network in networks.text_encoders),
         "denoising": transformer_bytes(networks.transformer, mode, width) + width * networks.n_adapter,
         "decoding": _stored(networks.vae, mode, width),
     }
-    if mode == "full":
+    if all_stay:
         weights = dict.fromkeys(weights, sum(weights.values()))
     return {stage: weights[stage] + activations[stage] for stage in weights}
 
 
-def activation_bytes(sizes: Mapping[str, Any], batch: int, n_tokens: int, width: int, has_adapters: bool = True) -> int:
+def activation_bytes(
+    sizes: Mapping[str, Any], batch: int, n_tokens: int, width: int, has_adapters: bool = True, n_kept: int = 0
+) -> int:
     """What a forward pass of the transformer without gradients has alive at once, beside its weights and inputs."""
     d = sizes["num_attention_heads"] * sizes["attention_head_dim"]
     rows = WIDEST_BLOCK + OF_ADAPTERS * has_adapters + OF_ROPE * (width < 4)
-    return int(width * batch * n_tokens * rows * d)
+    kept = 2 * (sizes["num_layers"] + sizes["num_single_layers"]) * n_kept
+    return int(width * batch * d * (rows * (n_tokens - n_kept) + kept))
 
 
 def t5_bytes(sizes: Any, request: Request, width: int) -> int:

@@ -22,6 +22,7 @@ from seg2any.memory_estimate import (
     t5_bytes,
     transformer_bytes,
 )
+from seg2any.models.cond_cache import with_keys
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.modes import MEMORY_MODES
 from seg2any.prepare import encode_layouts
@@ -49,20 +50,25 @@ def near(measured: float):
 
 
 @pytest.mark.parametrize("width", [2, 4])
-@pytest.mark.parametrize(("heads", "n_cond", "batch", "method"), [(8, 100, 1, "hard"), (16, 0, 2, "base")])
-def test_a_pass_of_the_transformer(width, heads, n_cond, batch, method, monkeypatch):
+@pytest.mark.parametrize(
+    ("heads", "n_cond", "batch", "method", "cond_attention"),
+    [(8, 100, 1, "hard", "bidirectional"), (16, 0, 2, "base", "bidirectional"), (16, 400, 2, "hard", "isolated")],
+)
+def test_a_pass_of_the_transformer(width, heads, n_cond, batch, method, cond_attention, monkeypatch):
     monkeypatch.setattr(tiny_flux, "GRID", (20, 24))
     dtype = {2: torch.bfloat16, 4: torch.float32}[width]
     sizes = {"attention_head_dim": 32, "num_attention_heads": heads, "axes_dims_rope": (8, 12, 12)}
     model = tiny_flux.adapted(**sizes).requires_grad_(False).to(dtype)
     rng = np.random.default_rng(0)
     masks, positions = rng.random((2, 20, 24)) < 0.4, rng.integers(0, 3, (n_cond, 2)) if n_cond else None
-    rules = AttentionRules(method, (1, 2))
+    rules = AttentionRules(method, (1, 2), cond_attention=cond_attention)
+    n_kept = n_cond if cond_attention == "isolated" else 0
     given = tiny_flux.condition([SampleTokens((20, 10, 10), masks, positions)] * batch, rules).to("cpu", dtype)
     inputs = {name: x.to(dtype) for name, x in tiny_flux.inputs(batch).items()}
     with torch.no_grad(), TrackedMemory() as tracked:
-        tiny_flux.run(model, given, **inputs)
-    assert activation_bytes(model.config, batch, 480 + 40 + n_cond, width) == near(tracked.peak)
+        tiny_flux.run(model, with_keys(model, given, 1.0) if n_kept else given, **inputs)
+    predicted = activation_bytes(model.config, batch, 480 + 40 + n_cond, width, n_kept=n_kept)
+    assert predicted == near(tracked.peak)
 
 
 @pytest.mark.parametrize(("size", "ff", "batch", "length"), [(64, 256, 4, 64), (128, 256, 8, 32), (64, 512, 1, 128)])
@@ -139,3 +145,8 @@ def test_fp8_weights(stock_pipe):
     memory.place(pipe, "fp8", torch.device("cpu"))
     largest = max(4 * m.weight.numel() for m in transformer.modules() if isinstance(m, nn.Linear))
     assert predicted == near(sum(p.numel() * p.element_size() for p in transformer.parameters()) + largest)
+    others = (pipe.text_encoder, pipe.text_encoder_2, pipe.vae)
+    stored = sum(p.numel() * p.element_size() for part in others for p in part.parameters())
+    decoding = predict(Networks(transformer, others[:2], pipe.vae), ONE_IMAGE, "fp8", 4, "cpu")["decoding"]
+    activations = decoder_bytes(pipe.vae.config, ONE_IMAGE, 4, in_parts=True)
+    assert decoding - activations == near(predicted + stored), "on a CPU nothing is sent away"

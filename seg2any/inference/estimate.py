@@ -35,7 +35,7 @@ def describe(survey: Survey, options: Options, settings: ConditionSettings, mach
         f"  {'--memory':<14}{'text':>8}{'denoise':>9}{'decode':>8}{'peak':>8}   ({RESERVE / GIB:.0f} of it reserve)",
     ]
     for mode in MEMORY_MODES:
-        stages = predict(networks, request, mode, machine.dtype.itemsize)
+        stages = predict(networks, request, mode, machine.dtype.itemsize, machine.device.type)
         text, denoising, decoding = (size / GIB for size in stages.values())
         peak = (max(stages.values()) + RESERVE) / GIB
         chosen = "  <- chosen" if mode == options.memory else ""
@@ -73,6 +73,7 @@ def request_of(reports: Sequence[LayoutReport], settings: ConditionSettings) -> 
         n_tokens=max(_n_tokens(report, settings) for report in reports),
         n_captions=min(max(in_passes), TOKENS_PER_PASS),
         caption_length=settings.max_sequence_length,
+        n_kept=max(each.contour_tokens for each in reports) if settings.rules.cond_attention == "isolated" else 0,
     )
 
 
