@@ -165,6 +165,21 @@ def test_a_folder_without_condition_adapter_is_used_without_condition_tokens(tmp
     assert published.assumed and not published.is_use_cond_token
 
 
+def test_a_folder_holds_what_was_saved_last_and_nothing_is_saved_of_no_adapters(tmp_path):
+    model = adapted()
+    save_adapters(model, tmp_path, AdapterCard())
+    alone, again = tiny(), tiny()
+    add_adapters(alone, 2, is_use_cond_token=False)
+    save_adapters(alone, tmp_path, AdapterCard(is_use_cond_token=False))
+    load_adapters(again, tmp_path)
+    assert list(again.peft_config) == [DEFAULT]
+    model.unload_lora()
+    for bare in (model, tiny()):
+        with pytest.raises(UserError, match="no adapter 'default' is loaded.*call load_adapters"):
+            save_adapters(bare, tmp_path / "none", AdapterCard())
+    assert not (tmp_path / "none").exists()
+
+
 def _strip_cards(folder) -> None:
     """As published: weights only."""
     (folder / "adapter.json").unlink()

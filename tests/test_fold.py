@@ -263,6 +263,22 @@ class TestPipeline:
         again.save_pretrained(tmp_path / "plain")
         assert not is_folded(Seg2AnyPipeline.from_pretrained(tmp_path / "plain").transformer)
 
+    @pytest.mark.parametrize("names", [["style"], None], ids=["style", "all"])
+    def test_fused_adapters_are_not_saved_as_if_they_were_the_base(self, pipe, tmp_path, names):  # noqa: F811
+        """Loaded again they would act on condition tokens too, and ours twice."""
+        for folds in (True, False):
+            fused = copied(pipe)
+            fused.card = CARD
+            add_style(fused.transformer, 0.6)
+            if folds:
+                fused.fold()
+            fused.transformer.fuse_lora(adapter_names=names)
+            with pytest.raises(UserError, match="style: fused into the weights.*unfuse_lora") as caught:
+                fused.save_pretrained(tmp_path / "saved")
+            assert "\n" not in str(caught.value) and not (tmp_path / "saved").exists()
+        fused.transformer.unfuse_lora()
+        fused.save_pretrained(tmp_path / "saved")
+
     def test_stock_flux_and_a_lone_transformer_load_the_weights(self, pipe, tmp_path):  # noqa: F811
         folded = copied(pipe)
         folded.card = CARD

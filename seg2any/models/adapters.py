@@ -213,11 +213,15 @@ def save_adapters(
     dtype: torch.dtype | None = None,
 ) -> None:
     """Write what `load_adapters` reads, weights in `dtype` (None = as they are). The rank and alpha of the card are
-    taken from the adapters; stock diffusers finds alpha in the file's metadata."""
-    folder, configs = Path(folder), transformer.peft_config
+    taken from the adapters; stock diffusers finds alpha in the file's metadata. A `cond` that an earlier save left in
+    the folder goes if there is none now. Raises UserError without a `default`."""
+    folder, configs = Path(folder), getattr(transformer, "peft_config", {})
+    if DEFAULT not in configs:
+        raise UserError(f"{folder}: no adapter {DEFAULT!r} is loaded, so nothing to save; call load_adapters first")
     card = replace(card, rank=configs[DEFAULT].r, alpha=configs[DEFAULT].lora_alpha)
     for name in (DEFAULT, COND):
         if name not in configs:
+            (folder / name / WEIGHTS_FILE).unlink(missing_ok=True)
             continue
         weights = get_peft_model_state_dict(transformer, adapter_name=name)
         weights = {PREFIX + key: value.detach().to("cpu", dtype).contiguous() for key, value in weights.items()}

@@ -27,9 +27,9 @@ class Foldable:
         if not getattr(self.transformer, "peft_config", None):
             super().save_pretrained(save_directory, **kwargs)
             return
+        plain = type(self)(**{**self.components, "transformer": without_adapters(self.transformer)})
         if is_folded(self.transformer):
             save_adapters_of_folded(self.transformer, save_directory, self.card)
-        plain = type(self)(**{**self.components, "transformer": without_adapters(self.transformer)})
         super(Foldable, plain).save_pretrained(save_directory, **kwargs)
 
     def fold(self) -> None:

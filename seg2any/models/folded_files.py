@@ -14,11 +14,13 @@ from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
+from peft.tuners.lora import LoraLayer
 
 from seg2any.errors import UserError
 from seg2any.models.adapters import read_adapters, save_adapters
 from seg2any.models.card import AdapterCard
 from seg2any.models.fold import FOLDED_KEY, folded_scale, is_folded, mark_folded
+from seg2any.models.routing import COND, DEFAULT
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
 
 ADAPTERS = "adapters"
@@ -27,8 +29,14 @@ ADAPTERS = "adapters"
 def without_adapters(transformer: Seg2AnyTransformer2DModel) -> FluxTransformer2DModel:
     """What is to be saved: a stock transformer that shares the base weights, under their stock names, without adapters.
 
-    Its config says whether `default` is in them. Raises UserError for weights that stock names cannot hold.
+    Its config says whether `default` is in them. Raises UserError for weights that stock names cannot hold, and for
+    fused adapters, which would act on condition rows as well once nobody knows that they are there.
     """
+    if fused := sorted(_fused(transformer)):
+        raise UserError(
+            f"{', '.join(fused)}: fused into the weights, of a model that is to be saved without adapters; call "
+            "unfuse_lora() first, and load them again on top of the saved model"
+        )
     state = {key: value for key, value in transformer.state_dict().items() if ".lora_" not in key}
     weights = {key.replace(".base_layer.", "."): value for key, value in state.items()}
     if any(value.is_meta for value in weights.values()):
@@ -43,6 +51,13 @@ def without_adapters(transformer: Seg2AnyTransformer2DModel) -> FluxTransformer2
     if is_folded(transformer):
         plain.register_to_config(**{FOLDED_KEY: folded_scale(transformer)})
     return plain
+
+
+def _fused(transformer: FluxTransformer2DModel) -> set[str]:
+    """Names of adapters that `fuse_lora` has put into weights beside adapters of ours."""
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLayer)]
+    has_ours = {DEFAULT, COND} & {*getattr(transformer, "peft_config", ())}
+    return {name for layer in layers for name in layer.merged_adapters} if has_ours else set()
 
 
 def save_adapters_of_folded(
