@@ -76,6 +76,7 @@ def build_transformer() -> FluxTransformer2DModel:
 
 
 def build_text_encoders(clip_vocabulary: int, t5_vocabulary: int) -> tuple[CLIPTextModel, T5EncoderModel]:
+    """Untrained, for vocabularies of these sizes: pooled vectors [64] and embeddings [tokens, 128]."""
     clip = CLIPTextConfig(
         vocab_size=clip_vocabulary,
         hidden_size=64,

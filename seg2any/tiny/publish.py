@@ -151,6 +151,7 @@ def read_log(path: Path) -> tuple[dict, list[dict]]:
 
 
 def model_card(pipeline: FluxPipeline, logs: dict[str, tuple[dict, list[dict]]]) -> str:
+    """README.md of the model: sizes, and of each run in `logs` (as `read_log` returns them) how it went."""
     count = {"tiny_base": pipeline.transformer}
     lines = []
     for name, (start, rows) in logs.items():

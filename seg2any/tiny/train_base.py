@@ -77,6 +77,7 @@ class Pool:
 
 
 def main() -> None:
+    """Train to the end, or go on from the state in --output_dir; leaves a finished FLUX folder `model`, in fp16."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", default="runs/tiny_vae/vae")
     parser.add_argument("--output_dir", default="runs/tiny_base", help="state, log, latents and the finished pipeline")

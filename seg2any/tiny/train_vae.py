@@ -31,6 +31,7 @@ CONTOURS = 8  # every eighth scene's contour map is a training image too: the ad
 
 
 def main() -> None:
+    """Train to the end, or go on from the state in --output_dir; leaves a finished `vae` folder, in fp32."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/tiny_vae", help="state, log and the finished vae/ folder")
     parser.add_argument("--steps", type=int, default=4800)

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_plan(options: Namespace) -> int:
+    """Choose rows, write their table and which tars they need; exit status 1 if a tar at hand lacks any of them."""
     annotations = _read(options.annotations)
     tars = find_tars(options.tar_dir)
     subset = Subset(options.groups, tuple(options.regions), options.limit, options.pick, options.seed)
