@@ -88,9 +88,9 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         super().load_lora_weights(*args, **kwargs)
         memory_modes.refresh_hooks(self.transformer)
 
-    def unload_lora_weights(self) -> None:
-        """Remove all adapters, ours and others, and with ours their settings."""
-        super().unload_lora_weights()
+    def unload_lora_weights(self, *args, **kwargs) -> None:
+        """As in diffusers: all adapters, ours and others, and with ours their settings."""
+        super().unload_lora_weights(*args, **kwargs)
         self.card = None
 
     def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:
