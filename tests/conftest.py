@@ -77,6 +77,12 @@ def tiny_model(stock_pipe, tmp_path_factory):
 
 
 @pytest.fixture
+def arguments(tiny_model, tmp_path):
+    """A training run of seconds in tmp_path / "run"."""
+    return tiny_run.arguments(tiny_model, tmp_path)
+
+
+@pytest.fixture
 def call(monkeypatch, capsys):
     """`infer.py` without the seconds that a new process takes: a function from its arguments to status and stderr."""
     import infer

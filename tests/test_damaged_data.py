@@ -23,7 +23,7 @@ from seg2any.data.sacap.__main__ import main
 from seg2any.layout import Layout
 from tests import synthetic_data
 from tests.golden_root import REPOSITORY
-from tests.test_data_sets import keys, refused, rewrite, skipping
+from tests.opened_data import keys, refused, rewrite, skipping
 
 BAD_NAME = b"/caf\xe9"  # Latin-1, as old archives have it
 needs_any_name = pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are UTF-8 there")

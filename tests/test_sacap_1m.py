@@ -9,8 +9,8 @@ import pytest
 
 from seg2any.data import sacap_1m
 from seg2any.data.catalog import open_data_set
+from tests.opened_data import keys
 from tests.synthetic_data import make_sacap_1m, write_sacap_parquet
-from tests.test_data_sets import keys
 
 
 def usable(rows: list[dict], root: Path) -> list[str]:

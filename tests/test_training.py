@@ -1,36 +1,24 @@
 """The trainer on a tiny random FLUX folder and rendered scenes at 64 px."""
 
-import signal
-import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-import train as command_line
 from seg2any import config
-from seg2any.data.catalog import open_data_set
-from seg2any.data.shapes import ShapesDataset
 from seg2any.errors import UserError
 from seg2any.latents import Posterior
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.training import build
 from seg2any.training.checkpoint import STATE
-from seg2any.training.dry_run import describe
 from seg2any.training.log import RunLog
 from seg2any.training.parallel import make_accelerator
 from seg2any.training.source import Batch
 from seg2any.training.state_file import read_state, write_state
 from seg2any.training.trainer import Trainer
 from tests import tiny_run
-from tests.tiny_run import losses, rows
-
-
-@pytest.fixture
-def arguments(tiny_model, tmp_path):
-    return tiny_run.arguments(tiny_model, tmp_path)
+from tests.tiny_run import fit, losses, rows
 
 
 def same(a, b):
@@ -40,12 +28,6 @@ def same(a, b):
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(same, a, b))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
-
-
-def fit(arguments):
-    trainer = Trainer(config.load(arguments))
-    trainer.fit()
-    return trainer
 
 
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(arguments, tmp_path):
@@ -248,153 +230,6 @@ def test_published_layer_keys_must_choose_the_published_layers(arguments):
     pipeline = build.load_pipeline(settings, make_accelerator(settings))
     with pytest.raises(UserError, match="model.cond_lora_layers"):
         build.attach_adapters(pipeline.transformer, settings)
-
-
-def test_sigterm_leaves_a_checkpoint_that_the_next_run_continues(arguments, tmp_path):
-    long = [*arguments, "--trainer.max_train_steps=100000", "--trainer.checkpointing_steps=100000"]
-    running = tiny_run.start(long)
-    log = tmp_path / "run" / "log.jsonl"
-    while running.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
-        time.sleep(0.05)
-    running.send_signal(signal.SIGTERM)
-    _, error = running.communicate(timeout=60)
-    assert running.returncode == 128 + signal.SIGTERM, error
-    (folder,) = (tmp_path / "run").glob("checkpoint-*")
-    step = int(folder.name.split("-")[1])
-    assert step == max(losses(tmp_path / "run"))
-
-    trainer = fit([*arguments, "--resume_from_checkpoint=latest", f"--trainer.max_train_steps={step + 1}"])
-    assert trainer.progress.step == step + 1
-    assert sorted(losses(tmp_path / "run")) == list(range(1, step + 2))
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        ("--model.rnak=4", "did you mean 'model.rank'"),
-        ("--model.attention_mask_method=soft", "'soft'; use one of hard, base"),
-        ("--model.weighting_scheme=lognormal", "'lognormal'; choose one of none, logit_normal"),
-        ("--data.train.type=shape", "data set 'shape' does not exist; choose one of ade20k"),
-        ("--data.train.params.colour=red", "unknown parameter 'colour'"),
-        ("--model.pretrained_model_name_or_path=/nowhere", "model.pretrained_model_name_or_path: /nowhere"),
-        ("--resume_from_checkpoint=/nowhere", "/nowhere is not a folder"),
-        ("--trainer.compile=true", "trainer.compile: on a CPU"),
-        ("--trainer.base_quantization=nf4", "trainer.base_quantization: nf4 needs"),
-    ],
-)
-def test_mistakes_are_one_line_and_no_traceback(arguments, capsys, extra, message):
-    assert command_line.main([*arguments, extra]) == 2
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
-    assert message in line
-
-
-def test_a_mistake_ends_the_process_with_2(arguments):
-    running = tiny_run.start([*arguments, "--seed=soon"])
-    output, error = running.communicate(timeout=60)
-    assert running.returncode == 2 and not output and error.startswith("train.py: --seed: ") and error.count("\n") == 1
-
-
-def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
-    described = describe(config.load([*arguments, "--dry_run"]))
-    assert "learning_rate: 0.01" in described and "image tokens per sample: 16 on average" in described
-    assert "11 samples" in described and "4 steps" in described
-    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
-
-
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        ("--resolution=72", "image size 72x72 .* multiples of 16"),
-        (
-            "--scheduler.lr_scheduler=cosin",
-            "scheduler.lr_scheduler: 'cosin' is not possible; choose one of linear, cosine,",
-        ),
-        ("--scheduler.lr_scheduler=piecewise_constant", "scheduler.lr_scheduler: 'piecewise_constant' is not possible"),
-        ("--resume_from_checkpoint=/nowhere", "resume_from_checkpoint: /nowhere is not a folder"),
-    ],
-)
-def test_dry_run_refuses_what_a_run_would_refuse(arguments, extra, message):
-    with pytest.raises(UserError, match=message):
-        describe(config.load([*arguments, extra, "--dry_run"]))
-
-
-def test_dry_run_warns_of_blocks_that_the_model_does_not_have(arguments):
-    with pytest.warns(UserWarning, match="hard_attn_block_range 90 99 .* acts in 0"):
-        describe(config.load([*arguments, "--model.hard_attn_block_range=[90,99]", "--dry_run"]))
-
-
-def test_dry_run_reads_no_more_than_some_samples(arguments, monkeypatch):
-    read, original = set(), ShapesDataset.__getitem__
-    monkeypatch.setattr(ShapesDataset, "__getitem__", lambda self, i: read.add(i) or original(self, i))
-    described = describe(config.load([*arguments, "--data.train.params.n_scenes=200000", "--dry_run"]))
-    assert "200,000 samples, 100,000 batches" in described and "64 of them" in described
-    assert len(read) == 64 and max(read) > 190000
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "message"),
-    [(OSError(28, "No space left on device"), 2, "No space left"), (KeyboardInterrupt(), 130, "interrupted")],
-)
-def test_what_ends_a_run_is_one_line(arguments, capsys, monkeypatch, error, status, message):
-    def stop(self):
-        raise error
-
-    monkeypatch.setattr(Trainer, "fit", stop)
-    assert command_line.main(arguments) == status
-    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ") and message in line]
-
-
-def test_catalog_names_data_sets_and_parameters():
-    data = open_data_set("shapes", {"n_scenes": 3, "seed": 1})
-    assert len(data) == 3 and data[0].image.dtype == np.uint8
-    with pytest.raises(UserError, match="choose one of ade20k"):
-        open_data_set("ade", {})
-    with pytest.raises(UserError, match="unknown parameter 'scenes'; it takes split, n_scenes"):
-        open_data_set("shapes", {"scenes": 1})
-
-
-@pytest.mark.parametrize(
-    ("params", "message"),
-    [
-        ({"n_scenes": "abc"}, "data set shapes: parameter 'n_scenes' is 'abc'; give int"),
-        ({"n_scenes": 2.5}, "parameter 'n_scenes' is 2.5"),
-        ({"n_scenes": None}, "parameter 'n_scenes' is None"),
-        ({"seed": True}, "parameter 'seed' is True"),
-        ({"seed": -1}, "seed is -1"),
-        ({"split": 3}, "parameter 'split' is 3; give str"),
-        ({"entities": 3}, "parameter 'entities' is 3; give tuple[int, int] | None"),
-        ({"entities": [1, "a"]}, "parameter 'entities'"),
-        ({"entities": [1, 2, 3]}, "parameter 'entities'"),
-        ({"entities": [4, 2]}, "entities is [4, 2]"),
-    ],
-)
-def test_catalog_names_a_parameter_of_another_type(params, message):
-    with pytest.raises(UserError) as caught:
-        open_data_set("shapes", params)
-    assert message in str(caught.value)
-
-
-def test_tensorboard_gets_numbers_and_pictures(arguments, tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    val = ["--data.val.type=shapes", "--data.val.params={split: val, n_scenes: 3}", "--project.report_to=tensorboard"]
-    few = ["--trainer.num_validation_images=1", "--trainer.num_validation_samples=1", "--model.num_inference_steps=1"]
-    fit([*arguments, *val, *few, "--trainer.max_train_steps=1"])
-    read = accumulator.EventAccumulator(str(tmp_path / "run" / "logs" / "seg2any")).Reload()
-    assert {"loss", "lr", "images_per_s", "padded", "val_loss"} <= set(read.Tags()["scalars"])
-    assert read.Tags()["images"] == ["validation/000"]
-
-
-def test_a_tracker_that_is_not_installed_is_refused(arguments, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match="wandb is not installed; pip install wandb"):
-        Trainer(config.load([*arguments, "--project.report_to=wandb"]))
-
-
-def test_the_log_says_where_a_run_ran_and_how_much_was_padding(arguments, tmp_path):
-    fit([*arguments, "--trainer.max_train_steps=2"])
-    (run,) = tiny_run.machines(tmp_path / "run")
-    assert run["versions"]["torch"] == torch.__version__ and run["processes"] == 1 and "device" in run["machine"]
-    assert all(0 <= row["padded"] < 1 and row["tokens_per_s"] > 0 for row in rows(tmp_path / "run") if "loss" in row)
 
 
 def test_accumulation_makes_the_update_of_the_larger_batch(arguments):

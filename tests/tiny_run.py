@@ -45,6 +45,16 @@ def start(arguments: Sequence[str], launcher: str = "python") -> subprocess.Pope
     )
 
 
+def fit(arguments: Sequence[str]):
+    """-> the trainer, after a run in this process."""
+    from seg2any import config
+    from seg2any.training.trainer import Trainer
+
+    trainer = Trainer(config.load(arguments))
+    trainer.fit()
+    return trainer
+
+
 def finish(process: subprocess.Popen, status: int = 0) -> str:
     """Wait; -> what it wrote to stderr."""
     output, error = process.communicate(timeout=240)

@@ -1,0 +1,133 @@
+"""train.py as a command: mistakes, dry runs, signals, logs."""
+
+import signal
+import time
+
+import pytest
+import torch
+
+import train as command_line
+from seg2any import config
+from seg2any.data.shapes import ShapesDataset
+from seg2any.errors import UserError
+from seg2any.training.dry_run import describe
+from seg2any.training.trainer import Trainer
+from tests import tiny_run
+from tests.tiny_run import fit, losses, rows
+
+
+def test_sigterm_leaves_a_checkpoint_that_the_next_run_continues(arguments, tmp_path):
+    long = [*arguments, "--trainer.max_train_steps=100000", "--trainer.checkpointing_steps=100000"]
+    running = tiny_run.start(long)
+    log = tmp_path / "run" / "log.jsonl"
+    while running.poll() is None and not (log.exists() and len(log.read_text().splitlines()) >= 2):
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    _, error = running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM, error
+    (folder,) = (tmp_path / "run").glob("checkpoint-*")
+    step = int(folder.name.split("-")[1])
+    assert step == max(losses(tmp_path / "run"))
+
+    trainer = fit([*arguments, "--resume_from_checkpoint=latest", f"--trainer.max_train_steps={step + 1}"])
+    assert trainer.progress.step == step + 1
+    assert sorted(losses(tmp_path / "run")) == list(range(1, step + 2))
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("--model.rnak=4", "did you mean 'model.rank'"),
+        ("--model.attention_mask_method=soft", "'soft'; use one of hard, base"),
+        ("--model.weighting_scheme=lognormal", "'lognormal'; choose one of none, logit_normal"),
+        ("--data.train.type=shape", "data set 'shape' does not exist; choose one of ade20k"),
+        ("--data.train.params.colour=red", "unknown parameter 'colour'"),
+        ("--model.pretrained_model_name_or_path=/nowhere", "model.pretrained_model_name_or_path: /nowhere"),
+        ("--resume_from_checkpoint=/nowhere", "/nowhere is not a folder"),
+        ("--trainer.compile=true", "trainer.compile: on a CPU"),
+        ("--trainer.base_quantization=nf4", "trainer.base_quantization: nf4 needs"),
+    ],
+)
+def test_mistakes_are_one_line_and_no_traceback(arguments, capsys, extra, message):
+    assert command_line.main([*arguments, extra]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ")]
+    assert message in line
+
+
+def test_a_mistake_ends_the_process_with_2(arguments):
+    running = tiny_run.start([*arguments, "--seed=soon"])
+    output, error = running.communicate(timeout=60)
+    assert running.returncode == 2 and not output and error.startswith("train.py: --seed: ") and error.count("\n") == 1
+
+
+def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
+    described = describe(config.load([*arguments, "--dry_run"]))
+    assert "learning_rate: 0.01" in described and "image tokens per sample: 16 on average" in described
+    assert "11 samples" in described and "4 steps" in described
+    assert not (tmp_path / "run").exists() and not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("--resolution=72", "image size 72x72 .* multiples of 16"),
+        (
+            "--scheduler.lr_scheduler=cosin",
+            "scheduler.lr_scheduler: 'cosin' is not possible; choose one of linear, cosine,",
+        ),
+        ("--scheduler.lr_scheduler=piecewise_constant", "scheduler.lr_scheduler: 'piecewise_constant' is not possible"),
+        ("--resume_from_checkpoint=/nowhere", "resume_from_checkpoint: /nowhere is not a folder"),
+    ],
+)
+def test_dry_run_refuses_what_a_run_would_refuse(arguments, extra, message):
+    with pytest.raises(UserError, match=message):
+        describe(config.load([*arguments, extra, "--dry_run"]))
+
+
+def test_dry_run_warns_of_blocks_that_the_model_does_not_have(arguments):
+    with pytest.warns(UserWarning, match="hard_attn_block_range 90 99 .* acts in 0"):
+        describe(config.load([*arguments, "--model.hard_attn_block_range=[90,99]", "--dry_run"]))
+
+
+def test_dry_run_reads_no_more_than_some_samples(arguments, monkeypatch):
+    read, original = set(), ShapesDataset.__getitem__
+    monkeypatch.setattr(ShapesDataset, "__getitem__", lambda self, i: read.add(i) or original(self, i))
+    described = describe(config.load([*arguments, "--data.train.params.n_scenes=200000", "--dry_run"]))
+    assert "200,000 samples, 100,000 batches" in described and "64 of them" in described
+    assert len(read) == 64 and max(read) > 190000
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [(OSError(28, "No space left on device"), 2, "No space left"), (KeyboardInterrupt(), 130, "interrupted")],
+)
+def test_what_ends_a_run_is_one_line(arguments, capsys, monkeypatch, error, status, message):
+    def stop(self):
+        raise error
+
+    monkeypatch.setattr(Trainer, "fit", stop)
+    assert command_line.main(arguments) == status
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: ") and message in line]
+
+
+def test_tensorboard_gets_numbers_and_pictures(arguments, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    val = ["--data.val.type=shapes", "--data.val.params={split: val, n_scenes: 3}", "--project.report_to=tensorboard"]
+    few = ["--trainer.num_validation_images=1", "--trainer.num_validation_samples=1", "--model.num_inference_steps=1"]
+    fit([*arguments, *val, *few, "--trainer.max_train_steps=1"])
+    read = accumulator.EventAccumulator(str(tmp_path / "run" / "logs" / "seg2any")).Reload()
+    assert {"loss", "lr", "images_per_s", "padded", "val_loss"} <= set(read.Tags()["scalars"])
+    assert read.Tags()["images"] == ["validation/000"]
+
+
+def test_a_tracker_that_is_not_installed_is_refused(arguments, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="wandb is not installed; pip install wandb"):
+        Trainer(config.load([*arguments, "--project.report_to=wandb"]))
+
+
+def test_the_log_says_where_a_run_ran_and_how_much_was_padding(arguments, tmp_path):
+    fit([*arguments, "--trainer.max_train_steps=2"])
+    (run,) = tiny_run.machines(tmp_path / "run")
+    assert run["versions"]["torch"] == torch.__version__ and run["processes"] == 1 and "device" in run["machine"]
+    assert all(0 <= row["padded"] < 1 and row["tokens_per_s"] > 0 for row in rows(tmp_path / "run") if "loss" in row)
