@@ -159,6 +159,7 @@ def test_a_second_run_that_finds_the_map_finished_by_another_leaves_nothing(tmp_
         ("0/1", {}, Share(0, 1)),
         ("3/16", {}, Share(3, 16)),
         ("0/1", {"RANK": "1", "WORLD_SIZE": "4"}, Share(1, 4)),
+        ("1/2", {"RANK": "3"}, Share(1, 2)),
         ("2/3", {"RANK": "1", "WORLD_SIZE": "4"}, Share(9, 12)),
     ],
 )

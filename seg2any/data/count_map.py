@@ -47,8 +47,10 @@ def share_of(shard: str, environment: Mapping[str, str]) -> Share:
     number, of = map(int, match.groups()) if match else (0, 0)
     if number >= of:
         raise UserError(f"--shard {shard}: is no share; give i/n with i from 0 to n - 1, such as 0/8")
-    world = int(environment.get("WORLD_SIZE", 1))
-    return Share(number * world + int(environment.get("RANK", 0)), of * world)
+    if "WORLD_SIZE" not in environment:  # a RANK alone is left over from something else
+        return Share(number, of)
+    world = int(environment["WORLD_SIZE"])
+    return Share(number * world + int(environment["RANK"]), of * world)
 
 
 def number_of_workers(wanted: int | None, environment: Mapping[str, str]) -> int:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from seg2any.errors import UserError
+from seg2any.training.run_lock import check_free
 from seg2any.training.state_file import DamagedState, read_plain, read_state, write_state
 
 STATE = "training_state.safetensors"
@@ -68,11 +69,13 @@ class Checkpoints:
     def check(self, wanted: str | None) -> None:
         """Before anything expensive: raise UserError for what `load` and `save` would meet later.
 
-        That is a path that is no folder, a folder that holds another run, or one that cannot be written.
+        That is a path that is no folder, a folder that holds another run or that one writes into just now, or one that
+        cannot be written.
         """
         place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
         if not place.is_dir() or not os.access(place, os.W_OK):
             raise UserError(f"project.output_dir: {self.folder} cannot be written; choose another folder")
+        check_free(self.folder)
         path = check_path(wanted)
         if self.steps() and (wanted is None or (path and path.resolve().parent != self.folder.resolve())):
             raise UserError(

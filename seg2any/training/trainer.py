@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from seg2any.training.parallel import is_deepspeed, make_accelerator, precision,
 from seg2any.training.randomness import Randomness, normal
 from seg2any.training.run_data import load_data, open_data
 from seg2any.training.run_info import run_info
+from seg2any.training.run_lock import held
 from seg2any.training.tracking import check_tracker, start_trackers
 from seg2any.training.trainable import Average, Trainable
 from seg2any.training.validation import Validation, inference
@@ -121,6 +123,10 @@ class Trainer:
 
     def fit(self) -> Signals | None:
         """Train. Returns the signal that stopped the run before its last step, None if it has reached that."""
+        with held(self.folder) if self.accelerator.is_main_process else contextlib.nullcontext():
+            return self._fit()
+
+    def _fit(self) -> Signals | None:
         resumed = self.resume()
         if self.accelerator.is_main_process:
             self.config.save(self.folder / "config.yaml")
