@@ -30,6 +30,7 @@ import torch
 from PIL import Image
 
 from benchmarks import plain_counts
+from benchmarks.result_lines import leave
 from seg2any.config import Config
 from seg2any.data.ade20k import ADE20KDataset
 from seg2any.data.bucket_map import origin_of
@@ -68,16 +69,11 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="append the JSON lines to this file")
     options = parser.parse_args()
     kinds = [(sacap, MASKS), *((label_maps, classes) for classes in CLASSES)]
-    lines = []
     for measure, number in kinds:
         # Each in a process of its own, so that none works in memory that another has made ready.
         with multiprocessing.get_context("spawn").Pool(1, one_thread) as pool:
-            lines.append(json.dumps(pool.apply(measure, (number, options.images, options.model)) | where()))
-        print(lines[-1], flush=True)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.output, "a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+            report = pool.apply(measure, (number, options.images, options.model)) | where()
+        leave([json.dumps(report)], options.output)
 
 
 def one_thread() -> None:

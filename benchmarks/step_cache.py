@@ -26,6 +26,7 @@ from diffusers import MagCacheConfig
 from tqdm import tqdm
 
 from benchmarks.clock import CLOCKS, timed
+from benchmarks.result_lines import leave
 from eval.shapes_judge import Verdict, judge
 from eval.shapes_results import results
 from eval.shapes_sources import open_pipeline
@@ -85,12 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
     }
     report |= circumstances(device)
     print(table(report))
-    line = json.dumps(report)
-    print(line)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.output, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    leave([json.dumps(report)], options.output)
     return 0
 
 
