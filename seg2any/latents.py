@@ -13,6 +13,8 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
+from seg2any.errors import UserError
+
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
@@ -60,6 +62,15 @@ def encode_images(images: Tensor, vae: AutoencoderKL) -> Posterior:
 
 @torch.no_grad()
 def decode_latents(tokens: Tensor, grid: tuple[int, int], vae: AutoencoderKL) -> Tensor:
-    """[B, h*w, 4C] -> images [B, 3, H, W], about [-1, 1], where the VAE is."""
+    """[B, h*w, 4C] -> images [B, 3, H, W], about [-1, 1], where the VAE is.
+
+    Raises UserError for NaN and infinity, which everything after this would make black without a word.
+    """
     latents = unpack(tokens, grid) / vae.config.scaling_factor + vae.config.shift_factor
-    return vae.decode(latents.to(get_module_execution_device(vae), vae.dtype)).sample
+    images = vae.decode(latents.to(get_module_execution_device(vae), vae.dtype)).sample
+    if not images.isfinite().all():
+        raise UserError(
+            "an image came out as NaN: float16 may overflow, load the model in bfloat16 or float32; if it is, the weights "
+            "of the model or of an adapter are damaged"
+        )
+    return images

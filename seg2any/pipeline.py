@@ -151,7 +151,8 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         An image depends on its layout, seed and settings, not on the batch it is made in (up to rounding): its noise
         comes from its own CPU generator, first the initial latents, then the sample of the contour's VAE posterior.
 
-        Raises UserError for layouts of different sizes and for settings that do not fit together.
+        Raises UserError for layouts of different sizes, for settings that do not fit together, and for images that come
+        out as NaN (but for "latent").
         """
         layouts = [layouts] if isinstance(layouts, (Layout, str, os.PathLike)) else list(layouts)
         settings = (settings or self.settings).override(

@@ -169,6 +169,16 @@ def test_callback_sees_and_replaces_every_step(pipe):
     assert all(latents.any() for _, _, latents in seen)
 
 
+def test_nan_is_not_saved_as_black(pipe):
+    with pytest.raises(UserError, match="came out as NaN"):
+        latents_of(
+            pipe,
+            ONE,
+            callback_on_step_end=lambda *_: {"latents": torch.full((1, 24, 64), torch.nan)},
+            output_type="pil",
+        )
+
+
 def test_interrupting_stops_after_the_step(pipe):
     steps = []
 
