@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 
 from seg2any import config
+from seg2any.allocator import keep_freed_memory
 from seg2any.command import exit_status
 from seg2any.inference.console import plain_messages
 
@@ -34,7 +35,10 @@ def run(arguments: list[str]) -> int:
     if settings.dry_run:
         print(describe(settings))
         return 0
-    signal = Trainer(settings).fit()
+    trainer = Trainer(settings)
+    if trainer.accelerator.device.type == "cpu":
+        keep_freed_memory()
+    signal = trainer.fit()
     return 128 + signal if signal else 0
 
 

@@ -27,7 +27,9 @@ import torch
 from benchmarks import train_sizes
 from benchmarks.clock import CLOCKS, timed
 from benchmarks.published_scheme import published_scheme
+from benchmarks.result_lines import leave
 from seg2any import config as configs
+from seg2any.allocator import keep_freed_memory
 from seg2any.config import Config
 from seg2any.errors import UserError
 from seg2any.provenance import circumstances
@@ -84,12 +86,7 @@ def main(arguments: list[str]) -> int:
         print(f"benchmarks.train_step: {error}", file=sys.stderr)
         return 2
     print(train_sizes.table(report["rows"]) if options.size else table(report))
-    line = json.dumps(report)
-    print(line)
-    if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        with open(options.output, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+    leave([json.dumps(report)], options.output)
     return 0
 
 
@@ -106,6 +103,8 @@ def measure_size(name: str, rounds: int) -> dict:
 def measure(config: Config, rounds: int, clock: str, folder: Path) -> dict:
     """Seconds per step of every scheme, the first round left out."""
     trainers = {scheme.name: trainer_of(scheme, config, folder) for scheme in SCHEMES}
+    if trainers[SCHEMES[0].name].accelerator.device.type == "cpu":
+        keep_freed_memory()  # as train.py does, for all of them
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for _ in range(rounds + 1):
         losses = []

@@ -50,7 +50,7 @@ def matmul(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern:
         return _in_parts(products, query, key, value, pattern)
     mask = pattern.mask(kernel_dtype(query))
     query, key, value = (x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
-    return ((query @ key.mT + mask).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+    return ((query @ key.mT).add_(mask).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
 
 
 def _in_parts(
