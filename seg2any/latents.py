@@ -70,7 +70,7 @@ def decode_latents(tokens: Tensor, grid: tuple[int, int], vae: AutoencoderKL) ->
     images = vae.decode(latents.to(get_module_execution_device(vae), vae.dtype)).sample
     if not images.isfinite().all():
         raise UserError(
-            "an image came out as NaN: float16 may overflow, load the model in bfloat16 or float32; if it is, the weights "
+            "an image came out as NaN: float16 may overflow, load the model in bfloat16 or float32; if it is, weights "
             "of the model or of an adapter are damaged"
         )
     return images
