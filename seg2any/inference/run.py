@@ -72,7 +72,8 @@ def run(options: Options) -> None:
     if device.type == "cpu":
         keep_freed_memory()
     plan = make_plan(survey.layouts, options, shared_recipe(options, settings, machine), process)
-    open_folder(options.output_path)
+    if plan.to_do or options.save_panels:
+        open_folder(options.output_path)
     warn(plan.remarks)
     print(f"{process}{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
     with explained_memory(options, settings, machine):
