@@ -27,7 +27,9 @@ def page(evaluations: Sequence[Evaluation]) -> str:
     benchmarks = list(dict.fromkeys(one.run.benchmark for one in evaluations))
     if len(benchmarks) > 1:
         raise UserError(f"{' and '.join(benchmarks)} are different benchmarks; make a report for each")
-    title = f"{benchmarks[0]}: {' against '.join(one.name for one in evaluations)}"
+    title = benchmarks[0]
+    if len(evaluations) > 1:
+        title += f": {' against '.join(one.name for one in evaluations)}"
     sections = [_section("Numbers", cards(evaluations), parts.folded("All numbers", parts.numbers_table(evaluations)))]
     for other in evaluations[1:]:
         told = f"A is {evaluations[0].name}, B is {other.name}; both on the same samples"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -14,6 +15,8 @@ from eval.results import Row, Run, read_run
 GENERATED = "generated"  # the source of a model's own images, as in eval.metrics.result
 COLOURS = "abcd"  # classes of the style sheet, one per run
 ROW_HEIGHT, LEFT, RIGHT, WIDTH = 20, 150, 8, 350  # of the chart, in its own units: pixels of a phone
+# Of a model, and of what it is read against.
+DOT, RING = 'fill="currentColor"', 'fill="none" stroke="currentColor" stroke-width="2"'
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,15 @@ def _card(name: str, evaluations: Sequence[Evaluation]) -> str:
     )
     order = list(dict.fromkeys(row.source for _, row in found))
     found.sort(key=lambda pair: order.index(pair[1].source))
-    # Ceilings and floors are mostly the same in all runs; then one line says it.
-    lines = {(_told(one, row, many), number(row.value)): (_told(one, row, many), one.colour, row) for one, row in found}
+    # Ceilings and floors are mostly the same in all runs; then one grey line says it.
+    distinct = {(_told(one, row, many), number(row.value)): (one, row) for one, row in found}
+    often = Counter(label for label, _ in distinct)
+    lines = [
+        (label, one.colour if row.source == GENERATED or often[label] > 1 else "other", row)
+        for (label, _), (one, row) in distinct.items()
+    ]
     told = f'<p class="soft">{found[0][1].better} is better</p>'
-    return f'<section class="card"><h3>{escape(name)}</h3>{values}{_chart(name, list(lines.values()))}{told}</section>'
+    return f'<section class="card"><h3>{escape(name)}</h3>{values}{_chart(name, lines)}{told}</section>'
 
 
 def _told(one: Evaluation, row: Row, many: bool) -> str:
@@ -105,14 +113,14 @@ def _chart(name: str, lines: Sequence[tuple[str, str, Row]]) -> str:
         told = escape(f"{label}: {number(row.value)}, 95 %: {interval(row)}")
         ends_at = "" if row.low is None else f'x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}"'
         drawn.append(
-            f'<g class="{colour if row.source == GENERATED else "other"}"><title>{told}</title>'
+            f'<g class="{colour}"><title>{told}</title>'
             f'<text x="0" y="{y + 4}">{escape(_short(label))}</text>'
             + (f'<line {ends_at} stroke="currentColor" stroke-width="3" opacity="0.5"/>' if ends_at else "")
-            + f'<circle cx="{x(row.value)}" cy="{y}" r="4" fill="currentColor"/></g>'
+            + f'<circle cx="{x(row.value)}" cy="{y}" r="4" {DOT if row.source == GENERATED else RING}/></g>'
         )
     box = f"0 0 {WIDTH} {ROW_HEIGHT * len(lines)}"
     return f'<svg class="chart" role="img" aria-label="{escape(name)}" viewBox="{box}">{"".join(drawn)}</svg>'
 
 
-def _short(text: str, length: int = 23) -> str:
+def _short(text: str, length: int = 21) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"

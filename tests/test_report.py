@@ -146,6 +146,19 @@ def test_pictures_of_an_earlier_evaluation_do_not_stay(tmp_path: Path):
     assert len(page.images) == 1
 
 
+def test_ceilings_that_differ_between_runs_are_told_apart(tmp_path: Path):
+    for name, ceiling in (("one", 0.9), ("two", 0.8)):
+        results = [mean("IoU", {"a": 0.5, "b": 0.6})]
+        results += [mean("IoU", {"a": ceiling}, source="rendered"), mean("IoU", {"a": 0.1}, source="grey")]
+        write_run(make_run("shapes", results, {}, {}), tmp_path / f"{name}.json")
+    _, text = report(tmp_path, tmp_path / "one.json", tmp_path / "two.json")
+    lines = re.findall(r'<g class="(\w+)"><title>([^:]*):[^<]*</title>.*?<circle [^>]* fill="(\w+)"', text)
+    assert lines == [
+        *[("a", "one", "currentColor"), ("b", "two", "currentColor")],
+        *[("a", "rendered", "none"), ("b", "rendered", "none"), ("other", "grey", "none")],
+    ]
+
+
 def test_a_run_without_pictures_has_a_page_too(tmp_path: Path):
     path = tmp_path / "fid.json"
     write_run(make_run("ade20k", [mean("x", {"a": 1.0})], {}, {}), path)
