@@ -136,7 +136,7 @@ def read_adapters(
     card = read_card(folder, found[DEFAULT][1])
     if COND not in found and card.is_use_cond_token:
         if not card.assumed:
-            raise UserError(f"{folder}: its card speaks of condition tokens, but there is no {COND}/{WEIGHTS_FILE}")
+            raise UserError(f"{folder}: no {COND}/{WEIGHTS_FILE}, which its card speaks of; copy it there, too")
         card = replace(card, is_use_cond_token=False)
 
     known = getattr(transformer, "peft_config", {})
