@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+import signal
 import subprocess
 import sys
 import time
@@ -15,11 +18,15 @@ from infer import main
 from seg2any.errors import UserError
 from seg2any.inference.plan import own_jobs
 from seg2any.inference.processes import Process
+from tests import forked
 from tests.golden_root import REPOSITORY
 from tests.infer_command import command, environment, files, layout
 from tests.tiny_flux import tiny
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# --multi_gpu: on machines without a GPU, accelerate's launcher starts one process otherwise
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+ACCELERATE += ["--main_process_port", "0"]
 
 
 @pytest.fixture
@@ -44,25 +51,43 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
 
 
 def pixels(folder: Path) -> dict[str, np.ndarray]:
-    return {path.name: np.asarray(Image.open(path)) for path in folder.iterdir()}
+    """Of every image; who was killed while writing leaves a hidden file."""
+    paths = folder.glob("[!.]*") if folder.exists() else ()
+    return {path.name: np.asarray(Image.open(path)) for path in paths}
 
 
-def test_two_processes_make_the_images_of_one_and_each_once(masks: Path, tmp_path: Path, call):
-    flags = {"seg_mask_path": masks, "batch_size": 2}
+def test_after_a_kill_two_processes_make_the_rest_and_each_image_once(masks: Path, tmp_path: Path, call, monkeypatch):
+    flags, two = {"seg_mask_path": masks, "batch_size": 2}, tmp_path / "two"
     call(output_path=tmp_path / "one", **flags)
-    words = [*TORCHRUN, *command(output_path=tmp_path / "two", **flags)[1:]]
-    both = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment())
-    assert both.returncode == 0, both.stderr
-    expected, found = pixels(tmp_path / "one"), pixels(tmp_path / "two")
+    expected = pixels(tmp_path / "one")
+    monkeypatch.setattr(sys, "argv", command(output_path=two, **flags)[1:])
+
+    def die_with_the_first_image_not_yet_in_place(rank: int) -> None:
+        if rank == 1:
+            monkeypatch.setattr(os, "replace", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert main() == 0
+
+    killed = forked.run(die_with_the_first_image_not_yet_in_place, tmp_path / "log", processes=2)
+    assert killed[1] == -signal.SIGKILL, (tmp_path / "log").read_text()
+    there = pixels(two)
+    assert "l2.png" not in there, "the share of the second process"
+
+    words = [*ACCELERATE, *command(output_path=two, **flags)[1:]]
+    rest = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment())
+    assert rest.returncode == 0, rest.stderr
+    told = re.findall(r"process (\d) of 2: (\d) images to make on cpu in float32, (\d) are there already", rest.stdout)
+    shares = {who: (int(to_do), int(done)) for who, to_do, done in told}
+    assert shares.keys() == {"1", "2"} and shares["2"] == (1, 0), "batches l0 l1, l2, l3 l4 in turn"
+    assert sum(shares["1"]) == 4 and sum(to_do for to_do, _ in shares.values()) == 5 - len(there)
+    found = pixels(two)
     assert expected.keys() == found.keys() == {f"l{number}.png" for number in range(5)}
     assert all(np.array_equal(expected[name], found[name]) for name in expected)
-    for who, n in (("process 1 of 2", 4), ("process 2 of 2", 1)):  # batches l0 l1, l2, l3 l4
-        assert f"{who}: {n} images to make on cpu in float32, 0 are there already" in both.stdout
-    (tmp_path / "two" / "l4.png").unlink()
-    flags["output_path"] = tmp_path / "two"
+
+    (two / "l4.png").unlink()
+    flags["output_path"] = two
     assert "process 2 of 2: 0 images to make on cpu in float32, 1 are there already" in call(1, 2, **flags)
     assert "process 1 of 2: 1 images to make on cpu in float32, 3 are there already" in call(0, 2, **flags)
-    assert files(tmp_path / "two") == sorted(expected)
+    assert pixels(two).keys() == expected.keys()
 
 
 def test_the_failure_of_one_process_ends_the_run_with_an_error_and_soon(masks: Path, tmp_path: Path):
