@@ -29,6 +29,7 @@ from tests.golden_root import REPOSITORY
 MODEL, LORA = REPOSITORY / "examples" / "shapes" / "model", REPOSITORY / "examples" / "shapes" / "lora"
 SIDE, SAMPLES, GROUPS, BATCH = 64, 5, 2, 3
 SEED = 11
+LAUNCHER = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def arguments(out: Path, *more: object, **flags: object) -> list[str]:
@@ -101,8 +102,7 @@ def test_seeds_depend_on_each_of_seed_sample_and_number():
 
 def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
     out = tmp_path / "out"
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m"]
-    command = [*launcher, "eval.generate_image", *arguments(out)]
+    command = [sys.executable, "-m", *LAUNCHER, "-m", "eval.generate_image", *arguments(out)]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     # 10 images in 4 blocks of 3: the first process has blocks 0 and 2, the second 1 and 3.
@@ -110,16 +110,23 @@ def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
     assert content(out) == content(made)
 
 
-def test_killed_and_started_again_the_folder_is_the_same(made: Path, tmp_path: Path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_killed_and_started_again_the_folder_is_the_same(made: Path, tmp_path: Path, processes: int):
+    """Killed with all of its processes, and gone on with by one."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "eval.generate_image", *arguments(out)]
+    command = [sys.executable, *(["-m", *LAUNCHER] if processes > 1 else []), "-m", "eval.generate_image"]
     process = subprocess.Popen(
-        command, cwd=REPOSITORY, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, *arguments(out)],
+        cwd=REPOSITORY,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
     deadline = time.monotonic() + 240
     while not list(out.glob("group_*/[!.]*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
+    os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
     survived = {name for name in content(out) if ".tmp." not in name}
     assert 0 < len(survived) < SAMPLES * GROUPS, "the kill came too late to interrupt anything"

@@ -16,13 +16,9 @@ from tqdm import tqdm
 @contextmanager
 def plain_messages() -> Iterator[None]:
     """Show each of our warnings once, as a line without its place in the code, what our modules log as it is, and none
-    of the libraries' own affairs.
-
-    To be entered before transformers is imported, which warns on import.
+    of the libraries' own affairs. To be entered before they are imported.
     """
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it tells what kernels it lacks
+    quiet_libraries()
     if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter of a file name, UTF-8 lacks Latin-1's
         sys.stdout.reconfigure(errors="backslashreplace")
     shown = set()
@@ -40,6 +36,13 @@ def plain_messages() -> Iterator[None]:
         warnings.showwarning = show
         with logged_lines():
             yield
+
+
+def quiet_libraries() -> None:
+    """To be called before libraries are imported: they warn on import of what they lack and nothing here needs."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it tells what kernels it lacks
 
 
 @contextmanager
