@@ -98,6 +98,23 @@ def test_int8_is_near_the_unquantised_model_with_its_adapters(tiny_model, lora, 
 
 
 @needs_bitsandbytes
+def test_a_model_that_was_saved_folded_is_quantised_afterwards(tiny_model, lora, tmp_path, bitsandbytes_on_a_cpu):
+    folded, base = load(tiny_model, lora), Seg2AnyPipeline.from_pretrained(tiny_model)
+    base.set_progress_bar_config(disable=True)
+    folded.fold()
+    folded.save_pretrained(tmp_path)
+    quantised = Seg2AnyPipeline.from_pretrained(tmp_path, memory="int8", device="cpu")
+    quantised.set_progress_bar_config(disable=True)
+    assert quantised.transformer.transformer_blocks[0].attn.to_q.base_layer.weight.dtype == torch.int8
+    expected = latents_of(folded, MANY)
+    error = (latents_of(quantised, MANY) - expected).abs().mean()
+    assert 0 < error < (latents_of(base, MANY) - expected).abs().mean() / 10
+    for change in (quantised.fold, quantised.unfold):
+        with pytest.raises(UserError, match="folded into the base weights already|is quantised"):
+            change()
+
+
+@needs_bitsandbytes
 @pytest.mark.parametrize("mode", ["int8", "nf4", "fp8"])
 def test_adapters_keep_the_precision_of_the_model(tiny_model, lora, mode, bitsandbytes_on_a_cpu):
     pipe = load(tiny_model, lora, torch.bfloat16, memory=mode, device="cpu")
