@@ -123,9 +123,7 @@ class Options:
     )
 
     device: str | None = flag(None, "cuda, cuda:1, mps or cpu (default: the best one present)")
-    weight_dtype: str | None = flag(
-        None, "precision of the weights (default: bf16, on a CPU fp32)", choices=PRECISIONS
-    )
+    weight_dtype: str | None = flag(None, "precision of the weights (default: bf16, on a CPU fp32)", choices=PRECISIONS)
     fold: bool = flag(
         False,
         "merge the adapter into the weights first: same images, text and image tokens pay nothing for it",
