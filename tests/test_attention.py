@@ -143,6 +143,8 @@ def test_the_hard_range_is_inclusive():
         ("method", "soft"),
         ("hard_attn_block_range", (3, 2)),
         ("hard_attn_block_range", (1,)),
+        ("hard_attn_block_range", 5),
+        ("hard_attn_block_range", (0.5, 2)),
         ("cond2image_attention_weight", -1.0),
         ("cond2image_attention_weight", 2.0),
         ("cond2image_attention_weight", "1"),

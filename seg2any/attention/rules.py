@@ -63,12 +63,7 @@ class AttentionRules:
         for field, choices in CHOICES.items():
             if getattr(self, field) not in choices:
                 raise UserError(f"{field} is {getattr(self, field)!r}; use one of {', '.join(choices)}")
-        first_last = tuple(self.hard_attn_block_range)
-        if len(first_last) != 2 or not 0 <= first_last[0] <= first_last[1]:
-            raise UserError(
-                f"hard_attn_block_range is {list(first_last)}; give the first and the last block, e.g. 19 37"
-            )
-        object.__setattr__(self, "hard_attn_block_range", first_last)
+        object.__setattr__(self, "hard_attn_block_range", _first_last(self.hard_attn_block_range))
         weight = self.cond2image_attention_weight
         if not (isinstance(weight, (int, float)) and 0 <= weight <= 1):
             raise UserError(f"cond2image_attention_weight is {weight!r}; give a number from 0 to 1")
@@ -79,6 +74,13 @@ class AttentionRules:
             return Attention.OPEN
         first, last = self.hard_attn_block_range
         return Attention.ISOLATED if self.method == "hard" and first <= block <= last else Attention.SEMANTIC
+
+
+def _first_last(blocks: object) -> tuple[int, int]:
+    match blocks:
+        case [int(first), int(last)] if 0 <= first <= last:
+            return first, last
+    raise UserError(f"hard_attn_block_range is {blocks!r}; give the first and the last block, e.g. 19 37")
 
 
 def may_attend(
