@@ -57,7 +57,14 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_extract(many: Path, raw: Path) -> subprocess.Popen:
     arguments = ["--tar_dir", many / "tars", "--output", raw, "--workers", "2"]
     command = [*COMMAND, "extract", many / "annotations/anno_train.parquet", *arguments]
-    return subprocess.Popen(list(map(str, command)), cwd=REPOSITORY, stdout=-1, stderr=-1, start_new_session=True)
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=REPOSITORY,
+        stdout=-1,
+        stderr=-1,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background, shells have it ignored
+    )
 
 
 def count(raw: Path) -> int:
