@@ -6,6 +6,7 @@ rows are said with every call, so there is no switch to forget, and a call witho
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -42,47 +43,33 @@ class Rows:
 
 
 def linear(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """layer(x) with every adapter on its own rows only. x [B, L, D_in] -> [B, L, D_out].
-
-    With gradients y = W x + [B_1 | B_2 ...] [A_1 x; A_2 x; ...], with zeros for A_i x on the rows of others: one
-    product adds all deltas to all rows, and only what has r numbers in a row is cut and joined.
-    """
+    """layer(x) with every adapter on its own rows only. x [B, L, D_in] -> [B, L, D_out]."""
     if not isinstance(layer, LoraLayer):
         return layer(x)
-    parts = rows.split(x)
-    factors = [dict(_missing(layer, rows, bool(is_cond))) for is_cond in range(len(parts))]
-    names = list(dict.fromkeys(name for each in factors for name in each))
+    y = layer.base_layer(x)
     is_own = type(layer.base_layer) is nn.Linear  # quantised layers hand out views
-    if not names or (is_own and not torch.is_grad_enabled()):
-        y = layer.base_layer(x)
-        for part, out, own in zip(parts, rows.split(y), factors, strict=True):
-            for name, factor in own.items():  # rows that lack nothing, as in a folded model, are not touched
-                out.add_(layer.lora_B[name](_down(layer, name, part, factor)))
+    if is_own and not torch.is_grad_enabled():
+        for is_cond, (part, out) in enumerate(zip(rows.split(x), rows.split(y), strict=True)):
+            for name, factor in _missing(layer, rows, bool(is_cond)):
+                out.add_(_low_rank(layer, name, part, factor))
         return y
-    inner = _joined([_inner(layer, part, names, each) for part, each in zip(parts, factors, strict=True)], 1)
-    y = layer.base_layer(x.flatten(0, 1))  # of two axes: else y is a view, and adding to that costs a copy in training
-    inner, up = inner.flatten(0, 1).to(y.dtype), _joined([layer.lora_B[name].weight for name in names], 1).to(y.dtype)
-    return (y.addmm_ if is_own else y.addmm)(inner, up.mT).unflatten(0, x.shape[:2])
+    terms = [_delta(layer, part, rows, bool(is_cond)) for is_cond, part in enumerate(rows.split(x))]
+    if all(term is None for term in terms):
+        return y
+    if len(terms) == 1:
+        total = terms[0]
+    else:
+        zero = y.new_zeros(1)
+        blank = [zero.expand(part.shape) for part in rows.split(y)]
+        # one sum over all rows: its gradient reaches both adapters as views, in-place sums on row slices would copy it
+        total = torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1)
+    return y.add_(total) if is_own else y.add(total)
 
 
-def _inner(layer: LoraLayer, x: torch.Tensor, names: list[str], factors: Mapping[str, float]) -> torch.Tensor:
-    """factor A x of each of `names`, side by side, and zeros where there is no factor: [B, L, sum of ranks]."""
-    own = {name: _down(layer, name, x, factor) for name, factor in factors.items()}
-    zero = x.new_zeros(1, dtype=next(iter(own.values())).dtype) if own else x.new_zeros(1)
-    return _joined([own[n] if n in own else zero.expand(*x.shape[:2], layer.r[n]) for n in names], 2)
-
-
-def _down(layer: LoraLayer, name: str, x: torch.Tensor, factor: float) -> torch.Tensor:
-    """Scaled here, where a row has r numbers instead of D_out."""
-    down = layer.lora_A[name]
-    if not torch.is_autocast_enabled(x.device.type):
-        x = x.to(down.weight.dtype)
-    inner = down(layer.lora_dropout[name](x))
-    return inner if factor == 1 else inner * factor
-
-
-def _joined(parts: list[torch.Tensor], axis: int) -> torch.Tensor:
-    return torch.cat(parts, axis) if len(parts) > 1 else parts[0]
+def _delta(layer: LoraLayer, x: torch.Tensor, rows: Rows, is_cond: bool) -> torch.Tensor | None:
+    """Sum of the deltas that the base weight lacks on these rows, [B, L, D_out], or None."""
+    deltas = [_low_rank(layer, name, x, factor) for name, factor in _missing(layer, rows, is_cond)]
+    return functools.reduce(torch.add, deltas) if deltas else None
 
 
 def _missing(layer: LoraLayer, rows: Rows, is_cond: bool) -> list[tuple[str, float]]:
@@ -108,6 +95,15 @@ def scale_in_base(layer: LoraLayer, name: str) -> float:
     """
     merged = layer.scaling[name] if name in layer.merged_adapters else 0.0
     return merged + getattr(layer, "folded", {}).get(name, 0.0)
+
+
+def _low_rank(layer: LoraLayer, name: str, x: torch.Tensor, scale: float) -> torch.Tensor:
+    """B (scale A x): scaled where a row has r numbers instead of D_out."""
+    down, up = layer.lora_A[name], layer.lora_B[name]
+    if not torch.is_autocast_enabled(x.device.type):
+        x = x.to(down.weight.dtype)
+    inner = down(layer.lora_dropout[name](x))
+    return up(inner if scale == 1 else inner * scale)
 
 
 _NOT_LOW_RANK = (
