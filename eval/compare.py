@@ -15,6 +15,7 @@ from pathlib import Path
 
 from eval.metrics.bootstrap import Difference, paired_difference, paired_resamples
 from eval.results import Row, Run, read_run
+from seg2any.command import exit_status
 from seg2any.errors import UserError
 
 
@@ -97,16 +98,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("a", type=Path, metavar="A.json", help="JSON file that an evaluation wrote")
     parser.add_argument("b", type=Path, metavar="B.json", help="another of the same benchmark")
     options = parser.parse_args(arguments)
-    try:
-        a, b = read_run(options.a), read_run(options.b)
-        compared = list(compare(a, b))
-    except UserError as error:
-        print(f"eval.compare: {error}", file=sys.stderr)
-        return 2
-    print(f"A: {options.a}\nB: {options.b}\n\n{table(compared)}")
+    return exit_status("eval.compare", lambda: show(options.a, options.b), "start again")
+
+
+def show(first: Path, second: Path) -> None:
+    a, b = read_run(first), read_run(second)
+    compared = list(compare(a, b))
+    print(f"A: {first}\nB: {second}\n\n{table(compared)}")
     for line in remarks(a, b):
         print(f"note: {line}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from eval import report_parts as parts
 from eval.report_numbers import Evaluation, cards
+from seg2any.command import exit_status
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 
@@ -67,15 +68,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("runs", nargs="+", type=Path, metavar="FILE.json", help="what an evaluation wrote")
     parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default: %(default)s")
     options = parser.parse_args(arguments)
-    try:
-        text = page(Evaluation.read(options.runs))
-        with atomic_write(options.output) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-    except (UserError, OSError) as error:
-        print(f"eval.report: {error}", file=sys.stderr)
-        return 2
-    print(f"report: {options.output}")
-    return 0
+    return exit_status("eval.report", lambda: write(options.runs, options.output), "start again")
+
+
+def write(runs: Sequence[Path], output: Path) -> None:
+    text = page(Evaluation.read(runs))
+    with atomic_write(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"report: {output}")
 
 
 if __name__ == "__main__":
