@@ -38,7 +38,7 @@ class Told:
 def poison(trainer):
     """Samples become NaN on their way into the loss."""
     image = Posterior(torch.full((16, 64), torch.nan), torch.zeros(16, 64))
-    trainer._dropped_out = lambda sample, generator: replace(sample, image=image)
+    trainer.objective.dropped_out = lambda sample, generator: replace(sample, image=image)
 
 
 def weights(trainer):
@@ -69,7 +69,7 @@ def test_a_bad_batch_of_one_process_is_skipped_by_all(launcher, tiny_model, tmp_
         assert line.count("train_") == 8  # 2 micro-steps x 2 samples x 2 processes
         with pytest.raises(UserError, match="step 3: the gradient was not finite 2 times in a row, last with samples"):
             trainer.step(log)
-        trainer.__dict__.pop("_dropped_out", None)
+        trainer.objective.__dict__.pop("dropped_out", None)
         trainer.step(log)
         assert trainer.progress.skipped_in_a_row == 0 and not same(before, weights(trainer))
         assert all(value.isfinite().all() for value in weights(trainer).values())

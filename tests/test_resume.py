@@ -39,22 +39,22 @@ def train(arguments, trace, rank, killed_at=None):
     """Run to the end, or be killed at the `killed_at`-th event. `trace` gets every micro-step's samples and loss."""
     torch.manual_seed(random.SystemRandom().getrandbits(60))  # a process starts with a random state of its own
     trainer = Trainer(config.load(arguments))
-    loss, batches, seen = trainer.loss, trainer.batches, []
+    objective, batches, seen = trainer.objective, trainer.batches, []
 
     def traced_batches():
         for batch in batches:
             seen.append(batch.keys)
             yield batch
 
-    def traced_loss(samples, generators):
+    def traced_objective(*arguments):
         count()
-        value = loss(samples, generators)
+        value = objective(*arguments)
         row = [f"process {rank}, micro-step {trainer.sampler.position}", seen[-1], value.item().hex()]
         with open(trace, "a") as file:
             file.write(json.dumps(row) + "\n")
         return value
 
-    trainer.batches, trainer.loss = traced_batches(), traced_loss
+    trainer.batches, trainer.objective = traced_batches(), traced_objective
     count = watch(killed_at)
     trainer.fit()
     trace.with_suffix(f".events{rank}").write_text(str(count.events))

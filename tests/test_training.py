@@ -135,7 +135,7 @@ def test_a_step_with_a_non_finite_loss_changes_nothing_and_is_counted(arguments,
     weights = {name: p.detach().clone() for name, p in trainer.trainable.parameters.items()}
     rate = trainer.schedule.get_last_lr()
     poison = Posterior(torch.full((16, 64), torch.nan), torch.zeros(16, 64))
-    monkeypatch.setattr(trainer, "_dropped_out", lambda sample, generator: replace(sample, image=poison))
+    monkeypatch.setattr(trainer.objective, "dropped_out", lambda sample, generator: replace(sample, image=poison))
     trainer.step(Silence())
     trainer.step(Silence())
     assert same(weights, dict(trainer.trainable.parameters)) and trainer.schedule.get_last_lr() == rate
@@ -157,8 +157,7 @@ def test_the_loss_is_the_equation_written_out(arguments):
         seen.update(x=x, s=s, condition=condition)
         return 3 * x
 
-    trainer.velocity = network
-    loss = trainer.loss(samples, trainer.randomness.generators(5))
+    loss = trainer.objective(network, samples, trainer.randomness.generators(5))
     x0 = torch.stack([sample.image.mean for sample in samples])
     s = seen["s"].view(2, 1, 1)
     noise = (seen["x"] - (1 - s) * x0) / s
@@ -172,10 +171,10 @@ def test_dropout_removes_the_caption_or_the_contour(arguments):
     everything = ["--trainer.caption_dropout=1", "--trainer.cond_dropout=1"]
     trainer = Trainer(config.load([*arguments, *everything]))
     text, _, cond = trainer.data.train[0].lengths
-    dropped = trainer._dropped_out(trainer.data.train[0], torch.Generator())
+    dropped = trainer.objective.dropped_out(trainer.data.train[0], torch.Generator())
     regions = sum(len(region) for region in trainer.data.train[0].layout.text.regions)
     assert text > regions and cond > 0 and dropped.lengths == (regions, 16, 0)
-    assert trainer.loss([dropped, dropped], trainer.randomness.generators(0)).isfinite()
+    assert trainer.objective(trainer.velocity, [dropped, dropped], trainer.randomness.generators(0)).isfinite()
 
 
 def test_validation_loss_does_not_depend_on_batches_or_processes(arguments, monkeypatch):
@@ -257,5 +256,5 @@ def test_every_parameter_gets_a_gradient_even_without_condition_tokens(arguments
     """Or processes would wait for each other's gradients for ever."""
     everything = ["--trainer.cond_dropout=1", f"--trainer.gradient_checkpointing={checkpointing}"]
     trainer = Trainer(config.load([*arguments, *everything]))
-    trainer.loss(next(trainer.batches).samples, trainer.randomness.generators(0)).backward()
+    trainer.objective(trainer.velocity, next(trainer.batches).samples, trainer.randomness.generators(0)).backward()
     assert [name for name, p in trainer.trainable.parameters.items() if p.grad is None] == []

@@ -21,6 +21,7 @@ from seg2any.models.adapters import COND, DEFAULT, AdapterCard, add_adapters, lo
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.settings import ConditionSettings
 from seg2any.training.base_weights import weights_fingerprint
+from seg2any.training.objective import Objective
 from seg2any.training.parallel import weight_dtype
 from seg2any.training.quantize import follow_autocast, quantization_config
 from seg2any.training.run_data import data_set_name
@@ -49,9 +50,10 @@ def condition_settings(config: Config) -> ConditionSettings:
     )
 
 
-def timestep_weighting(config: Config) -> TimestepWeighting:
-    model = config.model
-    return TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
+def objective(config: Config, settings: ConditionSettings) -> Objective:
+    model, trainer = config.model, config.trainer
+    weighting = TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
+    return Objective(settings, weighting, trainer.caption_dropout, trainer.cond_dropout)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ DESCRIBED_SAMPLES = 64  # at most so many are counted to tell a data set's numbe
 def describe(config: Config) -> str:
     """Counts the tokens of a few samples. Raises UserError for what is wrong with the config or the data."""
     accelerator, settings = make_accelerator(config), build.condition_settings(config)
-    build.timestep_weighting(config)
+    build.objective(config, settings)  # raises for what a run would refuse
     check_path(config.resume_from_checkpoint)
     raw = open_data(config)
     with build.finding_model(config) as name:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -12,22 +11,18 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
-from torch import Tensor
 
-from seg2any import flow
 from seg2any.config import Config
 from seg2any.errors import UserError
 from seg2any.models.adapters import save_adapters
-from seg2any.prepare import assemble
 from seg2any.training import build
 from seg2any.training.checkpoint import Checkpoints
-from seg2any.training.encoded import EncodedSample
 from seg2any.training.identity import Identity, run_identity
 from seg2any.training.interrupt import Interrupt
 from seg2any.training.log import RunLog
 from seg2any.training.optimizer import OptimizerState, make_optimizer
 from seg2any.training.parallel import is_deepspeed, make_accelerator, precision, weight_dtype
-from seg2any.training.randomness import Randomness, normal
+from seg2any.training.randomness import Randomness
 from seg2any.training.run_data import load_data, open_data
 from seg2any.training.run_info import run_info
 from seg2any.training.run_lock import held
@@ -59,7 +54,7 @@ class Trainer:
         self.config, self.options = config, config.trainer
         self.folder = Path(config.project.output_dir)
         self.settings = build.condition_settings(config)
-        self.weighting = build.timestep_weighting(config)
+        self.objective = build.objective(config, self.settings)
         check_tracker(config)
         self.checkpoints = Checkpoints(self.folder, self.options.checkpoints_total_limit)
         self.checkpoints.check(config.resume_from_checkpoint)
@@ -159,7 +154,7 @@ class Trainer:
             self.randomness.seed_layers(micro_step)
             generators = self.randomness.generators(micro_step)
             with accelerator.accumulate(self.velocity):
-                loss = self.loss(batch.samples, [generators[place] for place in batch.places])
+                loss = self.objective(self.velocity, batch.samples, [generators[place] for place in batch.places])
                 accelerator.backward(loss)
             log.measure(loss, [sample.lengths for sample in batch.samples])
             keys += batch.keys
@@ -197,27 +192,6 @@ class Trainer:
                 f"{what} {in_a_row} times in a row, last with samples {samples}; lower trainer.learning_rate or look "
                 "at these samples"
             )
-
-    def loss(self, samples: Sequence[EncodedSample], generators: Sequence[torch.Generator]) -> Tensor:
-        """L = E w(s) || v(x_s, s, y) - (e - x0) ||^2 with x_s = (1 - s) x0 + s e, for a batch of (x0, y)."""
-        samples = [self._dropped_out(sample, g) for sample, g in zip(samples, generators, strict=True)]
-        condition = assemble([sample.layout for sample in samples], self.settings, generators)
-        images, shapes = [sample.image for sample in samples], [sample.image.mean.shape for sample in samples]
-        x0 = torch.stack([image.sample(e) for image, e in zip(images, normal(shapes, generators), strict=True)])
-        noise = normal(shapes, generators)
-        s = flow.noise_level(torch.cat([self.weighting.sample(1, generator) for generator in generators]))
-        prediction = self.velocity(flow.interpolate(x0, noise, s), s, condition)
-        target, weight = flow.velocity(x0, noise), self.weighting.loss_weight(s)
-        return flow.loss(prediction, target.to(prediction.device), weight.to(prediction.device))
-
-    def _dropped_out(self, sample: EncodedSample, generator: torch.Generator) -> EncodedSample:
-        """The sample, with the configured probabilities without its global caption or its contour tokens."""
-        drop_caption, drop_contour = torch.rand(2, generator=generator).tolist()
-        if drop_caption < self.options.caption_dropout:
-            sample = sample.without_caption()
-        if drop_contour < self.options.cond_dropout:
-            sample = sample.without_contour()
-        return sample
 
     def validate(self, log: RunLog) -> None:
         """The loss at fixed noise and sample images, each at its own interval and at the end."""

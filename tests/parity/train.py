@@ -203,8 +203,8 @@ def check_trainer(run: Run) -> None:
         indices = [keys[Path(name).stem] for name in run.index["image_names"]]
         batch = Batch(list(range(len(indices))), indices, list(keys), [trainer.data.train[i] for i in indices])
         trainer.batches = itertools.repeat(batch)
-        trainer.weighting = _Recorded(run.batch["u"])
-        with mock.patch("seg2any.training.trainer.normal", lambda *_: pack(run.batch["noise"])):
+        trainer.objective.weighting = _Recorded(run.batch["u"])
+        with mock.patch("seg2any.training.objective.normal", lambda *_: pack(run.batch["noise"])):
             for _ in run.index["losses"]:
                 trainer.step(log)
     AcceleratorState._reset_state(reset_partial_state=True)
