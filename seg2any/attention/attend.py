@@ -2,8 +2,9 @@
 
 name     memory for the pattern        what it does
 dense    L x L, float32                the formula, the oracle of all others
-sdpa     512 x L for all heads         torch's fused kernel with that mask; L x L to train
-matmul   512 x L for all heads         the formula in the model's precision, head by head; quick on CPUs with bfloat16
+sdpa     512 x L for all heads         torch's fused kernel with that mask
+matmul   512 x L for all heads         the formula in the model's precision, head by head; quick on CPUs with bfloat16;
+                                       trains as sdpa
 grouped  O(L) for every class          a kernel call without mask for each class of tokens with equal rows
 flex     (L / 128)^2                   a kernel that skips blocks of tokens that do not see each other; trains on CUDA
 auto     as chosen                     one of these, by block
@@ -18,8 +19,9 @@ import torch
 from seg2any.attention.auto import choose
 from seg2any.attention.flex import flex
 from seg2any.attention.grouped import grouped
-from seg2any.attention.kernel import kernel_dtype, masked_sdpa, products, quickest, trains
+from seg2any.attention.kernel import products, quickest, trains
 from seg2any.attention.names import check_backend
+from seg2any.attention.parts import in_parts, in_parts_with_gradients
 from seg2any.attention.pattern import AttentionPattern
 
 Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionPattern], torch.Tensor]
@@ -40,32 +42,15 @@ def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: 
 
 def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
     """torch's fused kernel, for so many queries at a time; it reads their one mask for all heads."""
-    return _in_parts(masked_sdpa, query, key, value, pattern)
+    return (in_parts_with_gradients if trains(query, key, value) else in_parts)(query, key, value, pattern)
 
 
 def matmul(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
     """The formula in the model's own precision. On CPUs with bfloat16 matrix units it takes a third of `sdpa`'s time;
-    to train, which holds [B, heads, L, L], only at a few hundred tokens."""
-    if not trains(query, key, value):
-        return _in_parts(products, query, key, value, pattern)
-    mask = pattern.mask(kernel_dtype(query))
-    query, key, value = (x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
-    return ((query @ key.mT).add_(mask).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
-
-
-def _in_parts(
-    kernel: Callable[..., torch.Tensor],
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    pattern: AttentionPattern,
-) -> torch.Tensor:
-    """With the mask of a part of the queries at a time. Training keeps one whole mask: parts would be kept as well, by
-    every block. For few tokens the mask is small, and quicker to keep than to make."""
-    dtype = kernel_dtype(query)
-    if len(pattern.parts) == 1 or trains(query, key, value):
-        return kernel(query, key, value, pattern.mask(dtype))
-    return torch.cat([kernel(query[:, part], key, value, pattern.rows(part, dtype)) for part in pattern.parts], 1)
+    that trains instead of it, because scores of all pairs and heads would be kept."""
+    if trains(query, key, value):
+        return sdpa(query, key, value, pattern)
+    return in_parts(query, key, value, pattern, products)
 
 
 def auto(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:

@@ -19,6 +19,7 @@ from seg2any.tokens import Kind, TokenLayout
 
 T = TypeVar("T")
 QUERIES_AT_A_TIME = 512
+ROW_ALIGNMENT = 8  # numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +142,7 @@ class AttentionPattern:
         """The part of `mask` that is of some queries, [B, 1, queries, L]: copies of their classes' rows."""
         index, class_rows = self.classes.index, self.made(("class rows", dtype), lambda: self._class_rows(dtype))
         sample = torch.arange(len(index), device=index.device)[:, None]
-        rows = class_rows[sample, index[:, part]]
+        rows = class_rows[sample, index[:, part]][..., : index.shape[1]]
         if self.coverage is not None:
             log_weights, entity, place = self.coverage.log_weights.to(dtype), self.coverage.entity, self.coverage.place
             rows += log_weights[sample[:, None], entity[:, part, None], place[:, None]]
@@ -149,8 +150,10 @@ class AttentionPattern:
         return rows[:, None]
 
     def _class_rows(self, dtype: torch.dtype) -> torch.Tensor:
-        """[B, C, L]: log weights of every key for a query of each class, but for what `coverage` adds."""
-        return self.log_weights.to(dtype)[:, self.classes.index].movedim(1, 0).contiguous()
+        """[B, C, L]: log weights of every key for a query of each class, but for what `coverage` adds. Rows are longer
+        than L if that aligns them: torch's CUDA kernel copies a mask whose rows are not."""
+        rows = self.log_weights.to(dtype)[:, self.classes.index].movedim(1, 0)
+        return torch.nn.functional.pad(rows, (0, -rows.shape[2] % ROW_ALIGNMENT)).contiguous()
 
     def made(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returned on the first call with this key."""

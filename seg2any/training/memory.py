@@ -10,7 +10,7 @@ rank r, D double and S single blocks, and e bytes per element (2 under bf16 or f
     average             4 P with ema_decay
     kept activations    e B T (D (23 d + 6 r) + S (20 d + 6 r)), with gradient checkpointing e B T d (D + S)
     one block           e B T (23 d + 6 r): what checkpointing computes again, and the gradients of what is at work
-    attention masks     2 e B T^2: one for SAA, one for AIA; attention itself is taken to keep no matrix
+    attention masks     e B T min(T, 512): of so many queries at a time; attention itself is taken to keep no matrix
     encoders            what no cache replaces: T5, CLIP and VAE at e, and one image's pass through the VAE
     reserve             1 GiB: context, workspaces, fragments
 
@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from seg2any.attention.pattern import QUERIES_AT_A_TIME
 from seg2any.config import Config
 from seg2any.memory_estimate import BYTES_OF_LINEAR, GIB, RESERVE, count_linear
 from seg2any.training.quantize import MODES
@@ -72,7 +73,7 @@ def estimate(config: Config, transformer: nn.Module, tokens: int, encoders: Enco
         "average": 4 * trained if trainer.ema_decay else 0,
         "kept activations": elements * kept,
         "one block": elements * one_block,
-        "attention masks": 2 * elements * tokens,
+        "attention masks": elements * min(tokens, QUERIES_AT_A_TIME),
         "encoders": width * (encoders.text + encoders.vae) + pass_of_vae,
         "reserve": RESERVE,
     }
