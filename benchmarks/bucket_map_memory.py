@@ -24,10 +24,10 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.bucket_map import CAPTIONED, sentence
-from eval.results import circumstances
 from seg2any.data.bucket_map import SCHEMA, read_origin, write_tables
 from seg2any.data.count_map import Parts
 from seg2any.errors import UserError
+from seg2any.provenance import circumstances
 
 COUNTED = 4096  # rows
 GROUP = 1000  # images of a folder

@@ -19,7 +19,6 @@ from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.layout import Layout
 from seg2any.layout_files.images import load_image
-from seg2any.visualize import contour_picture, overlay_picture
 
 INDEX = "index.json"
 
@@ -55,6 +54,8 @@ def side_by_side(item: Item, seen: np.ndarray | None, photo: np.ndarray | None) 
     """The pictures of a sample: masks, contour, image, `seen` bool [N, H, W] by the judge, and the real `photo`."""
     layout, size = layout_of(item, "pictures"), item.image.shape[:2]
     image = Image.fromarray(item.image)
+    from seg2any.visualize import contour_picture, overlay_picture  # brings torch, which reading pictures does not need
+
     pictures = {"masks": overlay_picture(layout, size), "contour": contour_picture(layout, size), "image": image}
     if seen is not None:
         found = Layout(seen, layout.captions, layout.caption, name=layout.name)

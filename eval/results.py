@@ -8,14 +8,16 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from eval.metrics.bootstrap import interval
 from eval.metrics.result import Parts, Result
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.provenance import circumstances
+
+if TYPE_CHECKING:
+    import torch
 
 SCHEMA = 1
 
@@ -62,6 +64,7 @@ class Run:
 
 
 def label(name: str, source: str) -> str:
+    """What a row is called in a file; see `Row.label`."""
     return name if source == "generated" else f"{name} [{source}]"
 
 
@@ -74,7 +77,7 @@ def make_run(
     by_label = {label(result.name, result.source): result for result in results}
     if len(by_label) < len(results):
         raise UserError(f"{benchmark}: two results have one name; give them different sources")
-    around = circumstances(torch.device(device))
+    around = circumstances(device)
     return Run(
         benchmark=benchmark,
         rows=tuple(map(_row, results)),

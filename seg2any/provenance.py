@@ -7,8 +7,10 @@ import subprocess
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = (
     "seg2any",
@@ -26,8 +28,11 @@ PACKAGES += ("opencv-python-headless",)
 
 def circumstances(device: torch.device | str) -> dict[str, object]:
     """Machine, versions and commit, as json can hold them."""
+    import torch  # takes seconds: not before those who only read results need it
+
     device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
+    is_cuda = device.type == "cuda"
+    name = torch.cuda.get_device_name(device) if is_cuda else _processor(torch.backends.cpu.get_cpu_capability())
     return {
         "machine": {
             "device": device.type,
@@ -55,14 +60,14 @@ def commit(folder: Path = Path(__file__).parent) -> str:
         return "unknown"
 
 
-def _processor() -> str:
+def _processor(vector_units: str) -> str:
     """What Linux calls it, with its widest vector units: they decide how fast 16 bit is."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         model = platform.processor() or platform.machine()
-    return f"{model} ({torch.backends.cpu.get_cpu_capability()})"
+    return f"{model} ({vector_units})"
 
 
 def _versions() -> Iterator[tuple[str, str]]:
