@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+from seg2any.lock import locked
 from tests.tiny_run import free_port
 
 ZERO2 = {  # what `accelerate launch --config_file config/deepspeed_stage2.yaml` puts into the environment
@@ -35,6 +37,24 @@ def run(
             _be_a_child(function, rank, processes, port, log, environment)
         children.append(child)
     return _wait(children)
+
+
+@contextlib.contextmanager
+def holding(path: Path, shared: bool = False) -> Iterator[None]:
+    """Inside, another process has the lock of `path`; then that is killed."""
+    reading, writing = os.pipe()
+    if (child := os.fork()) == 0:
+        with locked(path, shared):
+            os.write(writing, b"1")
+            signal.pause()
+    os.read(reading, 1)
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(reading)
+        os.close(writing)
 
 
 def _be_a_child(function, rank, processes, port, log, environment) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +19,6 @@ from eval.ablation.measure import TOKENS, per_seed
 from eval.ablation.options import parse_options
 from eval.ablation.rows import ALIKE, REFERENCE, TRAINED, TRAINING_FREE, compared_with, trained_row
 from eval.ablation.scenes import Scenes
-from eval.ablation.share import claimed
 from eval.ablation.training import training_of
 from eval.ablation.trends import AGAINST, HOLDS, MARGIN, NEEDED, OPEN, Claim, check, verdict
 from eval.ablation.words import HEADINGS, outcome
@@ -31,8 +28,10 @@ from eval.results import make_run, read_run
 from eval.shapes_judge import judge
 from seg2any.config import load
 from seg2any.data.shapes import ShapesDataset
+from seg2any.lock import RUNNING
 from seg2any.models.card import AdapterCard
 from seg2any.settings import ConditionSettings
+from tests.forked import holding
 from tests.golden_root import REPOSITORY
 
 SMALL = ("--kinds", "normal", "--limit", "3", "--seeds", "2", "--batch_size", "4")
@@ -155,8 +154,8 @@ def test_finished_rows_are_kept_and_others_go_on(tmp_path: Path, painter: Painte
 def test_processes_share_the_rows(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
     """Another process is at one row: it is left out, and the document to whoever finishes last."""
     out = tmp_path / "out"
-    with claimed(out / "normal" / "pictures" / "base") as is_ours:
-        assert is_ours and run(tmp_path, "--rows", "base", "none") == 0
+    with holding(out / "normal" / "pictures" / "base" / RUNNING):
+        assert run(tmp_path, "--rows", "base", "none") == 0
         assert "another process is at base, normal; the last to finish" in capsys.readouterr().out
         assert not (out / "normal" / "base.json").exists() and not (out / "ablation.md").exists()
         assert run(tmp_path, "--rows", "base", "none", "--document_only") == 0
@@ -171,35 +170,10 @@ def test_processes_share_the_rows(tmp_path: Path, painter: Painter, capsys: pyte
 def test_a_row_whose_process_was_stopped_is_taken_over(tmp_path: Path, painter: Painter):
     """The claim goes while the others are measured; in the second round the row is free."""
     with ExitStack() as other:
-        assert other.enter_context(claimed(tmp_path / "out" / "normal" / "pictures" / "hard"))
+        other.enter_context(holding(tmp_path / "out" / "normal" / "pictures" / "hard" / RUNNING))
         painter.watch = other.close
         assert run(tmp_path, "--rows", "base") == 0
     assert len(painter.made) == 12 and (tmp_path / "out" / "ablation.md").exists()
-
-
-CLAIMING = """
-import os, sys, time
-from pathlib import Path
-from eval.ablation.share import claimed
-
-out = Path(sys.argv[1])
-for number in range(6):
-    with claimed(out / str(number)) as is_ours:
-        done = out / f"{number}.json"
-        if is_ours and not done.exists():
-            time.sleep(0.05)
-            with open(out / f"made-{os.getpid()}", "a") as file:
-                print(number, file=file)
-            done.touch()
-"""
-
-
-def test_two_processes_take_every_row_once(tmp_path: Path):
-    command = [sys.executable, "-c", CLAIMING, str(tmp_path)]
-    started = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(2)]
-    assert [process.wait(120) for process in started] == [0, 0]
-    taken = [line for path in tmp_path.glob("made-*") for line in path.read_text().splitlines()]
-    assert sorted(taken) == list("012345")
 
 
 def test_only_finished_rows_are_documented(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):

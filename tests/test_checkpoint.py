@@ -5,9 +5,11 @@ import pytest
 import torch
 
 from seg2any.errors import UserError
+from seg2any.lock import RUNNING
 from seg2any.training.checkpoint import STATE, Checkpoints
 from seg2any.training.run_lock import held
 from seg2any.training.state_file import write_state
+from tests.forked import holding
 
 
 def save(checkpoints, step):
@@ -176,17 +178,11 @@ def test_plain_values_are_read_without_the_tensors(tmp_path):
 
 
 def test_a_folder_belongs_to_one_run_until_that_ends_or_is_killed(tmp_path):
-    (reading, writing), run = os.pipe(), tmp_path / "run"
-    if (child := os.fork()) == 0:
-        with held(run):
-            os.write(writing, b"1")
-            time.sleep(60)
-    os.read(reading, 1)
-    for attempt in (lambda: Checkpoints(run).check(None), held(run).__enter__):
-        with pytest.raises(UserError, match="another run is writing into .*run; wait for it"):
-            attempt()
-    os.kill(child, 9)
-    os.waitpid(child, 0)
+    run = tmp_path / "run"
+    with holding(run / RUNNING):
+        for attempt in (lambda: Checkpoints(run).check(None), held(run).__enter__):
+            with pytest.raises(UserError, match="another run is writing into .*run; wait for it"):
+                attempt()
     Checkpoints(run).check(None)
     with held(run):
         pass

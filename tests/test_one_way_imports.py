@@ -20,6 +20,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
         "seg2any.command",
         "seg2any.errors",
         "seg2any.files",
+        "seg2any.lock",
         "seg2any.precision",
         "seg2any.provenance",
         "seg2any.modes",

@@ -13,7 +13,6 @@ from eval.ablation.measure import Ablation
 from eval.ablation.options import Options
 from eval.ablation.panels import panel
 from eval.ablation.rows import REFERENCE, Row
-from eval.ablation.share import claimed
 from eval.ablation.summary import summary
 from eval.ablation.trends import NEEDED
 from eval.results import Run, finite
@@ -21,6 +20,7 @@ from eval.shapes_judge import judge
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.inference.model import choose_device
+from seg2any.lock import RUNNING, locked
 
 PROBED = 2  # steps
 Unit = tuple[Row | None, str]  # a row, or None for ceiling and floors, and a kind of scenes
@@ -75,7 +75,7 @@ def _sweep(ablation: Ablation, units: Sequence[Unit], runs: Runs, bar: tqdm) -> 
         ablation.open(row or REFERENCE)
         name = ablation.name(row)
         bar.set_postfix_str(f"{name}, {kind}")
-        with claimed(ablation.folder(kind, name)) as is_ours:
+        with locked(ablation.folder(kind, name) / RUNNING) as is_ours:
             if not is_ours:
                 taken.append((row, kind))
                 continue
