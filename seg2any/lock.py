@@ -1,8 +1,8 @@
 """Which process is at something, by a lock on a file.
 
 The kernel keeps the lock for the process, so one that is killed leaves none behind, and those that it has forked do not
-have it. On network file systems it counts for all machines. Windows and some file systems have no such locks: there, who
-asks is warned and told that the file is free.
+have it. On network file systems it counts for all machines. Windows and some file systems have none: there, who asks is
+warned, and told that the file is free.
 """
 
 from __future__ import annotations
