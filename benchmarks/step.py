@@ -26,6 +26,7 @@ from benchmarks.scenes import PATCH
 from benchmarks.step_bars import attention_bars, bars, growth_bars
 from benchmarks.step_growth import measure_growth
 from benchmarks.step_schemes import ISOLATED, SIZES, Case, Given, Models, Scheme, schemes_of, tokens_of_step
+from eval.bars import lines
 from seg2any.allocator import keep_freed_memory
 from seg2any.errors import UserError
 from seg2any.precision import has_fast_bfloat16
@@ -173,7 +174,7 @@ def main(words: list[str] | None = None) -> int:
     except UserError as error:
         print(f"benchmarks.step: {error}", file=sys.stderr)
         return 2
-    print(*found, sep="\n")
+    print(*lines(found), sep="\n")
     about = {"benchmark": "step", "size": options.size, "weights": n_weights, "clock": options.clock}
     bars_met = [asdict(bar) | {"is_met": bar.is_met} for bar in found]
     line = json.dumps(about | {"bars": bars_met, "results": results, "growth": growth} | circumstances(options.device))

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
 
 from benchmarks import attention
 from benchmarks.step_growth import MANY
 from benchmarks.step_schemes import FOLDED
+from eval.bars import Bar
 
 OURS = FOLDED
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A number and what it must reach."""
-
-    name: str
-    value: float
-    bound: float
-    at_least: bool = False
-
-    @property
-    def is_met(self) -> bool:
-        return self.value >= self.bound if self.at_least else self.value <= self.bound
-
-    def __str__(self) -> str:
-        bound = f"{'>=' if self.at_least else '<='} {self.bound:g}"
-        return f"{self.name:<66}{self.value:>8.2f}  {bound:>8}  {'met' if self.is_met else 'MISSED'}"
 
 
 def bars(options: argparse.Namespace, results: list[dict]) -> list[Bar]:

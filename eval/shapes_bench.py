@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from eval.bars import lines
 from eval.generated import Generated, discard_leftovers, read_image, write_run
 from eval.generation import Task, make_images, plan
 from eval.metrics.item import Item
@@ -113,6 +114,6 @@ def run(options: Options) -> None:
             page = finish(found, options.output / f"{kind}.json", "IoU", bench.gallery(kind))
         print(f"\n{kind}: {found.row('IoU').n} unseen scenes", table(found), sep="\n", flush=True)
         if kind == "normal":
-            print("\nbars, on the normal scenes:", *(f"  {bar}" for bar in bars(found)), sep="\n")
+            print("\nbars, on the normal scenes:", *(f"  {line}" for line in lines(bars(found))), sep="\n")
         print(f"page with pictures: {page}", flush=True)
     print(f"time: {clock}")
