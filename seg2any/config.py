@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -90,6 +90,7 @@ class Scheduler:
     lr_warmup_steps: int = 0  # in optimizer steps
     lr_num_cycles: int = 1
     lr_power: float = 1.0
+    lr_step_rules: str | None = None  # of piecewise_constant: 1:1000,0.1:2000,0.01 are factors, each up to its step
 
 
 @dataclass
@@ -156,6 +157,9 @@ class Config:
     def save(self, path: str | Path) -> None:
         with atomic_write(path) as temporary:
             temporary.write_text(self.to_yaml(), encoding="utf-8")
+
+
+EXAMPLES = {list: "a list such as [19,37]", dict: "names with values such as {split: val}"}
 
 
 def load(arguments: Sequence[str]) -> Config:
@@ -226,11 +230,16 @@ def _check_keys(content: dict, schema: type, source: str, prefix: str = "") -> N
             if not isinstance(value, dict):
                 raise UserError(f"{source}: '{path}' is a section; set its keys, such as '{path}.{_first(hints[key])}'")
             _check_keys(value, hints[key], source, f"{path}.")
+        origin = get_origin(hints[key])
+        if origin in EXAMPLES and not isinstance(value, origin):
+            raise UserError(f"{source}: '{path}' is {value!r}; give {EXAMPLES[origin]}")
 
 
 def _nearest(path: str) -> str:
     """The existing key that was probably meant: close as a whole, or with the same last name elsewhere."""
     paths = list(_paths(Config))
+    if path in paths:
+        return ": in a file, write it as a section, such as 'model: {rank: 8}'"
     same_name = [p for p in paths if p.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
     close = same_name or difflib.get_close_matches(path, paths, n=1, cutoff=0.5)
     if not close:

@@ -20,6 +20,7 @@ from seg2any.errors import UserError
 
 TRAIN_STEPS = 1000  # FLUX was trained on this many equally spaced noise levels, without a shift
 
+MOST_MODE = 2 / (math.pi - 2)  # further on, u is no monotonic function and leaves [0, 1]
 SCHEMES = ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap")
 
 
@@ -28,7 +29,7 @@ class TimestepWeighting:
     """How often each noise level is trained (`logit_normal`, `mode`) or how much it weighs (`sigma_sqrt`, `cosmap`).
 
     `none`: u ~ U(0, 1), weight 1; the published choice. `logit_mean` and `logit_std` belong to `logit_normal`,
-    `mode_scale` in [-1, 2/(pi-2)] to `mode`.
+    `mode_scale` in [-1, MOST_MODE] to `mode`.
     """
 
     scheme: str = "none"
@@ -39,6 +40,8 @@ class TimestepWeighting:
     def __post_init__(self):
         if self.scheme not in SCHEMES:
             raise UserError(f"weighting_scheme is {self.scheme!r}; choose one of {', '.join(SCHEMES)}")
+        if self.scheme == "mode" and not -1 <= self.mode_scale <= MOST_MODE:
+            raise UserError(f"mode_scale is {self.mode_scale}; give a number from -1 to {MOST_MODE:.4f}")
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
         """u [B] in [0, 1], on the CPU so that a seed means the same on every machine. u = 0 is pure noise."""

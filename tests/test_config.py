@@ -60,6 +60,17 @@ def test_an_unquoted_no_is_a_precision(tmp_path):
         ("--model.use_lora_bias=true", "choose one of False"),
         ("--model.hard_attn_block_range=[1]", "first and last block"),
         ("--seed=null", "--seed: seed"),
+        ("--seed=9223372036854775808", "seed: 9223372036854775808 is not possible; it must be less than 2^63"),
+        ("--model.hard_attn_block_range.0=3", "; give a list such as [19,37]"),
+        ("--model.hard_attn_block_range=19,37", "is '19,37'; give a list such as [19,37]"),
+        ("--data.train.params=[1]", "'data.train.params' is [1]; give names with values such as {split: val}"),
+        ("--data.train.params=null", "'data.train.params' is None; give names"),
+        ("--project.report_to=none", "choose one of null, tensorboard, wandb"),
+        ("--scheduler.lr_power=nan", "scheduler.lr_power: nan is not possible"),
+        ("--scheduler.lr_num_cycles=-1", "scheduler.lr_num_cycles: -1 is not possible; it must be at least 1"),
+        ("--model.logit_std=-1", "model.logit_std: -1.0 is not possible"),
+        ("--model.logit_mean=nan", "model.logit_mean: nan is not possible; it must be finite"),
+        ("--model.lora_dropout=1", "model.lora_dropout: 1.0 is not possible; it must be at least 0 and less than 1"),
         ("missing.yaml", "missing.yaml: no such config file"),
     ],
 )
@@ -75,6 +86,12 @@ def test_broken_yaml_names_the_file(tmp_path):
     with pytest.raises(UserError, match="broken.yaml: not readable as yaml") as caught:
         config.load([str(path)])
     assert "\n" not in str(caught.value)
+
+
+def test_a_dotted_key_in_a_file_is_told_how_to_be_written(tmp_path):
+    (tmp_path / "a.yaml").write_text("model.rank: 4\n")
+    with pytest.raises(UserError, match="a.yaml: unknown key 'model.rank': in a file, write it as a section, such as"):
+        config.load([str(tmp_path / "a.yaml")])
 
 
 def test_saved_config_loads_as_the_same_config(tmp_path):

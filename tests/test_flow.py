@@ -38,6 +38,15 @@ def test_unknown_scheme_is_named():
         flow.TimestepWeighting("logit_norm")
 
 
+@pytest.mark.parametrize("scale", [-1, flow.MOST_MODE])
+def test_mode_keeps_u_in_its_range_up_to_the_ends_of_its_scale(scale):
+    u = flow.TimestepWeighting("mode", mode_scale=scale).sample(2000, torch.Generator().manual_seed(0))
+    assert u.min() >= -1e-6 and u.max() <= 1 + 1e-6
+    for beyond in (scale * 1.05, math.nan):
+        with pytest.raises(UserError, match="mode_scale is .*; give a number from -1 to 1.7519"):
+            flow.TimestepWeighting("mode", mode_scale=beyond)
+
+
 def test_path_runs_straight_from_image_to_noise():
     x0, noise = torch.randn(2, 3, 5, 7).unbind(0)
     ends = flow.interpolate(x0, noise, torch.tensor([0.0, 1.0, 0.0]))

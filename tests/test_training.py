@@ -258,3 +258,28 @@ def test_every_parameter_gets_a_gradient_even_without_condition_tokens(arguments
     trainer = Trainer(config.load([*arguments, *everything]))
     trainer.objective(trainer.velocity, next(trainer.batches).samples, trainer.randomness.generators(0)).backward()
     assert [name for name, p in trainer.trainable.parameters.items() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", build.SCHEDULES)
+def test_every_schedule_of_diffusers_can_be_had_by_name(name):
+    rules = ["--scheduler.lr_step_rules=1:3,0.1:6,0.01"] if name == "piecewise_constant" else []
+    chosen = config.load([f"--scheduler.lr_scheduler={name}", "--scheduler.lr_warmup_steps=2", *rules])
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
+    schedule, rates = build.make_schedule(chosen, optimizer, last_step=8), []
+    for _ in range(8):
+        rates += schedule.get_last_lr()
+        optimizer.step()
+        schedule.step()
+    if rules:
+        assert rates == pytest.approx([2, 2, 2, 0.2, 0.2, 0.2, 0.02, 0.02])
+    elif name == "constant":
+        assert rates == [2.0] * 8
+    else:
+        assert rates[:3] == [0, 1, 2] and all(a >= b for a, b in zip(rates[2:], rates[3:], strict=False))
+
+
+@pytest.mark.parametrize("rules", ["''", "fast", "1:x,2", "1:2,"])
+def test_rules_of_a_schedule_that_cannot_be_read_are_named(rules):
+    chosen = config.load(["--scheduler.lr_scheduler=piecewise_constant", f"--scheduler.lr_step_rules={rules}"])
+    with pytest.raises(UserError, match="piecewise_constant: .*; rules are such as 1:1000,0.1:2000,0.01 for"):
+        build.make_schedule(chosen, torch.optim.SGD([torch.zeros(1)], lr=1.0), last_step=8)

@@ -26,8 +26,9 @@ from seg2any.training.parallel import weight_dtype
 from seg2any.training.quantize import follow_autocast, quantization_config
 from seg2any.training.run_data import data_set_name
 
-# One of diffusers' schedules takes rules that no key here gives.
-SCHEDULES = tuple(kind.value for kind in SchedulerType if kind != SchedulerType.PIECEWISE_CONSTANT)
+SCHEDULES = tuple(kind.value for kind in SchedulerType)
+RULES = "1:1000,0.1:2000,0.01 for a tenth of the rate from step 1000 on, and a hundredth from step 2000 on"
+PIECEWISE = SchedulerType.PIECEWISE_CONSTANT.value
 
 
 def condition_settings(config: Config) -> ConditionSettings:
@@ -169,17 +170,21 @@ def make_schedule(config: Config, optimizer: torch.optim.Optimizer, last_step: i
     if schedule.lr_scheduler not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         raise UserError(f"scheduler.lr_scheduler: '{schedule.lr_scheduler}' is not possible; choose one of {known}")
+    if (schedule.lr_scheduler == PIECEWISE) != (schedule.lr_step_rules is not None):
+        raise UserError(f"scheduler.lr_step_rules: goes with lr_scheduler {PIECEWISE} only, which needs it: {RULES}")
     try:
         return get_scheduler(
             schedule.lr_scheduler,
             optimizer,
+            step_rules=schedule.lr_step_rules,
             num_warmup_steps=schedule.lr_warmup_steps,
             num_training_steps=last_step,
             num_cycles=schedule.lr_num_cycles,
             power=schedule.lr_power,
         )
     except ValueError as error:
-        raise UserError(f"scheduler.lr_scheduler: {error}") from None
+        hint = f"; rules are such as {RULES}" if schedule.lr_scheduler == PIECEWISE else ""
+        raise UserError(f"scheduler.lr_scheduler: {schedule.lr_scheduler}: {error}{hint}") from None
 
 
 def apply_memory_options(transformer: nn.Module, config: Config) -> None:

@@ -63,7 +63,7 @@ def run_identity(config: Config, fingerprint: str, weights: str, precision: str,
         "mixed_precision": precision,
         "number of processes": processes,
     }
-    if config.scheduler.lr_scheduler not in ("constant", "constant_with_warmup"):
+    if config.scheduler.lr_scheduler not in ("constant", "constant_with_warmup", "piecewise_constant"):
         # The schedule's shape depends on how long the run is to be.
         values |= {f"trainer.{key}": flat["trainer"][key] for key in ("max_train_steps", "num_train_epochs")}
     return {key: value for key, value in values.items() if key not in FREE}
