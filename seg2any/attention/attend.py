@@ -4,7 +4,7 @@ name     memory for the pattern        what it does
 dense    L x L, float32                the formula, the oracle of all others
 sdpa     512 x L for all heads         torch's fused kernel with that mask
 matmul   512 x L for all heads         the formula in the model's precision, head by head; quick on CPUs with bfloat16;
-                                       trains as sdpa
+                                       trains as sdpa above 512 tokens
 grouped  O(L) for every class          a kernel call without mask for each class of tokens with equal rows
 flex     (L / 128)^2                   a kernel that skips blocks of tokens that do not see each other; trains on CUDA
 auto     as chosen                     one of these, by block
@@ -19,7 +19,7 @@ import torch
 from seg2any.attention.auto import choose
 from seg2any.attention.flex import flex
 from seg2any.attention.grouped import grouped
-from seg2any.attention.kernel import products, quickest, trains
+from seg2any.attention.kernel import kernel_dtype, products, products_with_gradients, quickest, trains
 from seg2any.attention.names import check_backend
 from seg2any.attention.parts import in_parts, in_parts_with_gradients
 from seg2any.attention.pattern import AttentionPattern
@@ -47,10 +47,12 @@ def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: A
 
 def matmul(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
     """The formula in the model's own precision. On CPUs with bfloat16 matrix units it takes a third of `sdpa`'s time;
-    that trains instead of it, because scores of all pairs and heads would be kept."""
-    if trains(query, key, value):
+    that trains at a few hundred tokens only: it keeps every pair's score of every head."""
+    if not trains(query, key, value):
+        return in_parts(query, key, value, pattern, products)
+    if len(pattern.parts) > 1:
         return sdpa(query, key, value, pattern)
-    return in_parts(query, key, value, pattern, products)
+    return products_with_gradients(query, key, value, pattern.mask(kernel_dtype(query)))
 
 
 def auto(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:

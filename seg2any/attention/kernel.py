@@ -58,6 +58,14 @@ def products(
     return output
 
 
+def products_with_gradients(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+) -> torch.Tensor:
+    """The same for all heads together, so that a backward pass can follow; it keeps [B, heads, Lq, Lk]."""
+    query, key, value = (x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
+    return ((query @ key.mT).add_(mask).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
+
+
 def prefers_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
     """Whether `products` is quicker than torch's fused kernel, which on CPUs makes little use of bfloat16 units."""
     if query.device.type != "cpu" or kernel_dtype(query) != torch.bfloat16 or trains(query, key, value):
