@@ -18,7 +18,13 @@ SCENES = {"normal": 200, "crowded": 40}  # kind -> how many of the test split
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and where the images go."""
+    """What to measure, and where the images go.
+
+    lora      None: without adapters
+    limit     scenes of each kind; None: all of `SCENES`
+    seed      of the noise, from which every image has its own
+    device    None: the best one present; `weight_dtype` None: what that is fast in
+    """
 
     model: str
     lora: Path | None

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from eval.ablation.rows import KINDS, REFERENCE, TRAINED, TRAINING_FREE, Row, trained_row
+from eval.shapes_options import Options as ShapesOptions
 from eval.shapes_options import shapes_flags
 from seg2any.inference.options import whole
 
@@ -25,23 +26,15 @@ processes; the last to finish writes the document. With --document_only it is wr
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(ShapesOptions):
     """What to measure, and where the results go. `rows` in the order in which they are measured and shown."""
 
-    model: str
     lora: Path
-    output: Path
+    limit: int
+    seeds: int
     docs: Path
     rows: tuple[Row, ...]
     kinds: tuple[str, ...]
-    limit: int
-    seeds: int
-    seed: int
-    num_inference_steps: int
-    batch_size: int
-    device: str | None
-    weight_dtype: str | None
-    overwrite: bool
     document_only: bool
 
 
