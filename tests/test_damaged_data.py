@@ -78,6 +78,29 @@ def test_pictures_that_would_be_misread_are_left_out(tmp_path: Path):
     assert "is a JPEG, which changes labels" in found[made.truths[1].key]
 
 
+@pytest.mark.parametrize("palette", ["greys in order", "greys in another order", "colours"])
+def test_indices_of_a_palette_are_labels_unless_its_greys_are(palette: str, tmp_path: Path):
+    """Programs that shrink PNGs turn few greys into a palette of them, numbered from 0."""
+    made = synthetic_data.make_ade20k(tmp_path, n=3)
+    path = Path(made.params["segm_root"]) / f"{made.truths[1].key}.png"
+    labels = np.asarray(Image.open(path))
+    shown = np.repeat(np.arange(256), 3)
+    if palette == "greys in another order":
+        greys, labels = np.unique(labels, return_inverse=True)
+        shown = np.repeat(greys, 3)
+    elif palette == "colours":
+        shown[[3, 4, 5]] = 128, 0, 0  # and all others grey
+        shown[6:] = 99
+    small = Image.fromarray(labels.reshape(made.truths[1].masks.shape[1:]).astype(np.uint8))
+    small.putpalette(shown.astype(np.uint8).tobytes())
+    small.save(path)
+    if palette == "greys in another order":
+        assert "palette of greys in another order than its labels" in faults(made)[made.truths[1].key]
+        return
+    data = open_data_set("ade20k", made.params)
+    np.testing.assert_array_equal(data[1].layout.masks, made.truths[1].masks)
+
+
 def test_pictures_of_one_pixel_and_of_one_row_are_pictures(tmp_path: Path):
     made = synthetic_data.make_ade20k(tmp_path, n=2)
     for truth, size in zip(made.truths, ((1, 1), (900, 1)), strict=True):

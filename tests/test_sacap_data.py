@@ -15,11 +15,14 @@ from PIL import Image
 
 from seg2any.data.caption_table import CaptionTable
 from seg2any.data.catalog import open_data_set
+from seg2any.data.sacap.check import Broken, check_json
 from seg2any.data.sample import SampleError
 from tests import synthetic_data
 from tests.golden_root import golden_root
 from tests.opened_data import keys, refused, rewrite, skipping
 from tests.synthetic_data import Synthetic
+
+EMPTY = {"size": [6, 8], "counts": [48]}
 
 
 def test_sacap_rows_that_cannot_be_used(tmp_path: Path):
@@ -64,6 +67,7 @@ def test_sacap_rows_that_cannot_be_used(tmp_path: Path):
         (lambda doc: {"annotations": [one | {"segmentation": None} for one in doc["annotations"]]}, "size is None"),
         (lambda doc: {"annotations": doc["annotations"] * 2}, "names an annotation twice"),
         (lambda doc: {"annotations": [one | {"id": [one["id"]]} for one in doc["annotations"]]}, "has no annotation"),
+        (lambda doc: {"annotations": [one | {"segmentation": EMPTY} for one in doc["annotations"]]}, "has a pixel"),
     ],
 )
 def test_a_json_that_does_not_fit_is_said_when_it_is_read(change: Callable, said: str, tmp_path: Path):
@@ -76,6 +80,23 @@ def test_a_json_that_does_not_fit_is_said_when_it_is_read(change: Callable, said
     path.write_text('{"annotations": [')
     with pytest.raises(SampleError, match="not valid JSON"):
         open_data_set("sacap_1m", made.params).annotation(0)
+
+
+def test_training_and_verify_agree_on_numbers_that_json_writers_make_floats(tmp_path: Path):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=1)
+    path = made.truths[0].image.with_suffix(".json")
+    document = json.loads(path.read_text())
+    for one in document["annotations"]:
+        one["id"] = float(one["id"])
+    path.write_text(json.dumps(document))
+    data = open_data_set("sacap_1m", made.params)
+    assert data[0].layout.captions == made.truths[0].captions
+    check_json(path.read_bytes(), data[0].layout.size, set(data.table.row(0).anno_ids))
+    document["annotations"][0]["area"] = float("nan")  # which is no JSON
+    path.write_text(json.dumps(document))
+    assert "NaN is not a JSON number" in refused("sacap_1m", made.params)
+    with pytest.raises(Broken, match="NaN is not a JSON number"):
+        check_json(path.read_bytes(), (1, 1), set())
 
 
 def every_region(made: Synthetic) -> list[dict]:

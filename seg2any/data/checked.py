@@ -22,7 +22,7 @@ from seg2any.data.sample import SampleError
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 
-FORMAT = 1  # raise it when the columns or their meaning change
+FORMAT = 2  # raise it when the columns, their meaning or what is checked change
 SCHEMA = pa.schema(
     {
         "name": pa.string(),

@@ -41,7 +41,20 @@ def read_label_map(path: Path) -> np.ndarray:
             raise SampleError(f"{path}: has {image.mode} pixels; a label map is an 8-bit grey or palette PNG")
         if image.format == "JPEG":
             raise SampleError(f"{path}: is a JPEG, which changes labels; get the label map as PNG")
-        return np.asarray(image)
+        labels = np.asarray(image)
+        _refuse_grey_palette(path, image, labels)
+        return labels
+
+
+def _refuse_grey_palette(path: Path, image: Image.Image, labels: np.ndarray) -> None:
+    """Programs that shrink PNGs store few greys as a palette in any order; then the labels are its greys, not the
+    indices. A palette in colours, or of every index's own grey, is for looking at the labels."""
+    if image.mode != "P":
+        return
+    colors = np.reshape(image.getpalette("RGB"), (-1, 3))
+    used = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[: len(colors)])
+    if (colors == colors[:, :1]).all() and (colors[used, 0] != used).any():
+        raise SampleError(f"{path}: has a palette of greys in another order than its labels; save it as 8-bit grey")
 
 
 def _refuse_deep(path: Path, image: Image.Image) -> None:

@@ -68,6 +68,8 @@ class SACap1MDataset:
             size, runs, captions = _join(row, read_json(path), path)
         except LayoutError as error:
             raise SampleError(str(error)) from None
+        if not any(inside[1::2].any() for inside in runs):
+            raise SampleError(f"{path}: none of its captioned masks has a pixel; leave its row out")
         return Annotation(path.stem, RunLengths(size, runs), captions, row.caption)
 
     def photo_digest(self, index: int) -> str:
@@ -202,5 +204,6 @@ def _join(row: Row, document: object, path: Path) -> tuple[tuple[int, int], tupl
     return decoded[0][1], tuple(runs for runs, _ in decoded), captions
 
 
-def _hashable(value: object) -> int | None:
-    return value if isinstance(value, int) else None
+def _hashable(value: object) -> float | None:
+    """Some writers of json make every number a float; 5.0 finds 5."""
+    return value if isinstance(value, int | float) else None

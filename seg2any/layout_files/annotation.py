@@ -75,8 +75,7 @@ def read_json(path: Path) -> object:
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise LayoutError(f"{path}: is larger than {MAX_JSON_BYTES >> 20} MiB; write one JSON per image")
-        text = path.read_text(encoding="utf-8-sig")
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
+        return decode_json(path.read_bytes())
     except LayoutError:
         raise
     except OSError as error:
@@ -87,6 +86,11 @@ def read_json(path: Path) -> object:
         raise LayoutError(f"{path}: is nested too deeply to be a layout") from error
     except ValueError as error:
         raise LayoutError(f"{path}: is not valid JSON ({shown(str(error))}); correct it there") from error
+
+
+def decode_json(data: bytes) -> object:
+    """The document in UTF-8 `data`, as strict as `read_json`. Raises ValueError, or RecursionError for deep nesting."""
+    return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
 
 
 def write_annotation(layout: Layout, colors: Sequence[Color], path: Path) -> None:

@@ -7,6 +7,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from seg2any.command import exit_status
 from seg2any.data.sacap.extract import extract
 from seg2any.data.sacap.options import parse_options
 from seg2any.data.sacap.plan import beside, needs, scan, table, write_links, write_tar_list
@@ -21,12 +22,8 @@ from seg2any.errors import UserError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 all is there and whole, 1 something is missing or broken, 2 wrong input, 130 interrupted."""
     options = parse_options(arguments)
-    try:
-        return COMMANDS[options.command](options)
-    except (UserError, OSError) as error:
-        return _fail(error, 2)
-    except KeyboardInterrupt:
-        return _fail("interrupted; the files written so far are whole, start again to go on", 130)
+    advice = "the files written so far are whole, start again to go on"
+    return exit_status("sacap", lambda: COMMANDS[options.command](options), advice)
 
 
 def run_plan(options: Namespace) -> int:
@@ -90,11 +87,6 @@ def _conclude(options: Namespace, wanted: int, problems: list[Problem], outcome:
         write_report(options.report, problems)
         print(f"wrote {options.report}")
     return 1 if problems else 0
-
-
-def _fail(message: object, status: int) -> int:
-    print(f"sacap: {message}", file=sys.stderr)
-    return status
 
 
 COMMANDS = {"plan": run_plan, "extract": run_extract, "verify": run_verify}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Set
 
@@ -11,6 +10,7 @@ from PIL import Image
 
 from seg2any.errors import UserError
 from seg2any.layout import MAX_PIXELS, shown
+from seg2any.layout_files.annotation import decode_json
 from seg2any.layout_files.rle import decode_runs
 
 # A stretch of a file that never arrived is zeros. No picture has so many in its code: at the least 2 bits a block, they
@@ -50,7 +50,7 @@ def check_json(data: bytes, size: tuple[int, int], wanted: Set[int]) -> None:
     """Raise Broken unless the json of an image of `size` (height, width) parses, is about an image of this size, and
     has every `wanted` annotation, with run lengths that cover this size exactly."""
     try:
-        content = json.loads(data)
+        content = decode_json(data)
         image, annotations = content["image"], content["annotations"]
         stated = (image["height"], image["width"])
         named = [annotation["id"] for annotation in annotations if annotation["id"] in wanted]

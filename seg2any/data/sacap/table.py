@@ -144,14 +144,18 @@ def write_rows(source: Path, target: Path, chosen: np.ndarray, sizes: np.ndarray
     metadata = {**(file.schema_arrow.metadata or {}), PLAN_MARK: source.name.encode()}
     schema = pa.schema([*kept, *(pa.field(column, pa.int64()) for column in SIZES)], metadata)
     start = 0
-    with atomic_write(target) as temporary, pq.ParquetWriter(temporary, schema) as writer:
-        for batch in file.iter_batches(8192, columns=[field.name for field in kept]):
-            rows = np.flatnonzero(chosen[start : start + len(batch)])
-            known = [pa.array(sizes[start + rows, i], mask=sizes[start + rows, i] < 0) for i in range(2)]
-            table = pa.Table.from_batches([batch]).take(pa.array(rows))
-            columns = [*(table[field.name] for field in kept), *known]
-            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
-            start += len(batch)
+    try:
+        with atomic_write(target) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+            for batch in file.iter_batches(8192, columns=[field.name for field in kept]):
+                rows = np.flatnonzero(chosen[start : start + len(batch)])
+                known = [pa.array(sizes[start + rows, i], mask=sizes[start + rows, i] < 0) for i in range(2)]
+                table = pa.Table.from_batches([batch]).take(pa.array(rows))
+                columns = [*(table[field.name] for field in kept), *known]
+                writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+                start += len(batch)
+    except pa.ArrowException as error:  # a column of a type that Arrow reads but does not pick rows of
+        reason = shown(str(error))
+        raise UserError(f"{source}: its rows cannot be copied ({reason}); write texts as plain strings") from None
 
 
 def _open(path: Path) -> pq.ParquetFile:
