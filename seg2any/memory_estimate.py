@@ -44,6 +44,7 @@ class Request:
 
     n_tokens   of the longest sample: text, image and condition; `n_kept` of them are isolated condition tokens
     n_captions tokens of all captions that T5 reads in one pass, padding included; `caption_length` of one
+    in_parts   decoding image by image and in tiles, which all modes but `full` do anyway
     """
 
     size: tuple[int, int]
@@ -52,6 +53,7 @@ class Request:
     n_captions: int
     caption_length: int
     n_kept: int = 0
+    in_parts: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def predict(networks: Networks, request: Request, mode: str, width: int, device:
             has_adapters=networks.n_adapter > 0,
             n_kept=request.n_kept,
         ),
-        "decoding": decoder_bytes(networks.vae.config, request, width, in_parts=mode != "full"),
+        "decoding": decoder_bytes(networks.vae.config, request, width, in_parts=request.in_parts or mode != "full"),
     }
     weights = {
         "text": (sum if all_stay else max)(_stored(network, mode, width) for network in networks.text_encoders),

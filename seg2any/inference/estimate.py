@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import safe_open
 
 from seg2any.inference.choices import Machine
-from seg2any.inference.model import explained
+from seg2any.inference.model import adapter_folder, explained
 from seg2any.inference.options import Options
 from seg2any.inference.survey import Survey
 from seg2any.memory_estimate import GIB, RESERVE, Networks, Request, predict
@@ -22,14 +23,15 @@ from seg2any.weightless import weightless_pipeline
 
 def describe(survey: Survey, options: Options, settings: ConditionSettings, machine: Machine) -> str:
     """A table of modes and stages, of the batch that takes most. Raises UserError for a model that cannot be read."""
-    networks = networks_of(options.pretrained_model_name_or_path, options.lora_ckpt_path)
+    model = options.pretrained_model_name_or_path
+    networks = networks_of(model, adapter_folder(model, options.lora_ckpt_path))
     reports = [layout.report for layout in survey.layouts]
-    largest = max(reports, key=lambda report: request_of([report], settings).n_tokens)
-    batch = [largest] * min(options.batch_size, len(reports) * options.num_images_per_prompt)
-    request = request_of(batch, settings)
+    reports.sort(key=lambda report: request_of([report], settings).n_tokens, reverse=True)
+    batch = [report for report in reports for _ in range(options.num_images_per_prompt)][: options.batch_size]
+    request, largest = replace(request_of(batch, settings), in_parts=options.vae_tiling), batch[0]
     height, width = request.size
     lines = [
-        f"peak memory in GiB, estimated (seg2any/memory_estimate.py): {options.pretrained_model_name_or_path} in "
+        f"peak memory in GiB, estimated (seg2any/memory_estimate.py): {model} in "
         f"{machine.precision}, {request.batch} x {width}x{height}, {len(largest.regions)} regions, "
         f"{request.n_tokens} tokens ({largest.name})",
         f"  {'--memory':<14}{'text':>8}{'denoise':>9}{'decode':>8}{'peak':>8}   ({RESERVE / GIB:.0f} of it reserve)",
@@ -39,7 +41,7 @@ def describe(survey: Survey, options: Options, settings: ConditionSettings, mach
         text, denoising, decoding = (size / GIB for size in stages.values())
         peak = (max(stages.values()) + RESERVE) / GIB
         chosen = "  <- chosen" if mode == options.memory else ""
-        lines.append(f"  {mode:<14}{text:8.2f}{denoising:9.2f}{decoding:8.2f}{peak:8.2f}{chosen}")
+        lines.append(f"  {mode:<14}{text:8.3f}{denoising:9.3f}{decoding:8.3f}{peak:8.3f}{chosen}")
     return "\n".join(lines)
 
 

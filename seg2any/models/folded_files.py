@@ -79,12 +79,13 @@ def folded_adapters(model: str | os.PathLike) -> Path | None:
 
 
 def load_folded(transformer: Seg2AnyTransformer2DModel, folder: str | os.PathLike) -> AdapterCard | None:
-    """Load the adapters of a transformer that was saved folded, and mark `default` as folded; None for any other.
+    """Load the adapters of a transformer that was saved folded, and mark `default` as folded; None for any other, and
+    for one on the meta device, which is there for its sizes.
 
     Raises UserError if they are not beside the transformer.
     """
     scale = transformer.config.get(FOLDED_KEY)
-    if scale is None:
+    if scale is None or transformer.device.type == "meta":
         return None
     adapters = Path(folder) / ADAPTERS
     if not adapters.is_dir():
