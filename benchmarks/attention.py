@@ -26,7 +26,9 @@ from benchmarks.scenes import PATCH, scene
 from seg2any.attention import BACKENDS, AttentionPattern, AttentionPlan, AttentionRules, attend
 from seg2any.attention.grouped import grouping
 from seg2any.attention.kernel import masked_sdpa
-from seg2any.errors import UserError
+from seg2any.command import exit_status
+from seg2any.inference.model import choose_device
+from seg2any.inference.options import whole
 from seg2any.provenance import circumstances
 from seg2any.settings import ConditionSettings
 from seg2any.tokens import TokenLayout
@@ -84,6 +86,7 @@ def seconds_of(
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
+    """One row for each number of image tokens and entities, and each kind of block; prints the table as it goes."""
     results = []
     columns = [BASELINE, *arguments.backends, "open"]
     print("image  entities  block  plan ms  " + "  ".join(f"{name:>16}" for name in columns))
@@ -109,14 +112,17 @@ def cell(seconds: dict[str, float], name: str) -> str:
 
 
 def parse_options(words: list[str] | None = None) -> argparse.Namespace:
+    """Options of a command line, by default this process's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[256, 1024], help="of the image (default: 256 1024)")
-    parser.add_argument("--entities", type=int, nargs="+", default=[1, 8, 20], help="regions (default: 1 8 20)")
+    parser.add_argument(
+        "--tokens", type=whole(1), nargs="+", default=[256, 1024], help="of the image (default: 256 1024)"
+    )
+    parser.add_argument("--entities", type=whole(1), nargs="+", default=[1, 8, 20], help="regions (default: 1 8 20)")
     parser.add_argument("--blocks", nargs="+", choices=BLOCKS, default=list(BLOCKS), help="default: both")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="default: all")
-    parser.add_argument("--heads", type=int, default=24, help="default: FLUX.1's 24")
-    parser.add_argument("--head_dim", type=int, default=128, help="default: FLUX.1's 128")
-    parser.add_argument("--rounds", type=int, default=3, help="after one that does not count (default: 3)")
+    parser.add_argument("--heads", type=whole(1), default=24, help="default: FLUX.1's 24")
+    parser.add_argument("--head_dim", type=whole(1), default=128, help="default: FLUX.1's 128")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="after one that does not count (default: 3)")
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: fp32")
@@ -124,16 +130,18 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def main() -> int:
-    options = parse_options()
-    try:
-        results = measure(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    options = parse_options(words)
+    return exit_status("benchmarks.attention", lambda: run(options), "start again")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and print the table and the line of JSON. Raises UserError."""
+    options.device = str(choose_device(options.device))
+    results = measure(options)
     print(json.dumps({"options": vars(options), "results": results, **circumstances(options.device)}))
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

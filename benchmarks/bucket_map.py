@@ -30,7 +30,8 @@ import torch
 from PIL import Image
 
 from benchmarks import plain_counts
-from benchmarks.result_lines import leave
+from benchmarks.result_lines import check_place, leave
+from seg2any.command import exit_status
 from seg2any.config import Config
 from seg2any.data.ade20k import ADE20KDataset
 from seg2any.data.bucket_map import origin_of
@@ -38,6 +39,7 @@ from seg2any.data.catalog import DataSet
 from seg2any.data.count_rows import RowCounter
 from seg2any.data.sacap_1m import SACap1MDataset
 from seg2any.inference.model import read_small_files
+from seg2any.inference.options import whole
 from seg2any.provenance import circumstances
 
 SIZE = (1500, 2250)
@@ -62,12 +64,19 @@ WORDS = (
 )
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=ROUND, help="samples of each kind")
+    parser.add_argument("--images", type=whole(2), default=ROUND, help="samples of each kind (default: %(default)s)")
     parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline whose T5 tokenizer is used")
     parser.add_argument("--output", type=Path, help="append the JSON lines to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
+    return exit_status("benchmarks.bucket_map", lambda: run(options), "start again")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure every kind, and print a line of JSON for each. Raises UserError."""
+    check_place(options.output)
     kinds = [(sacap, MASKS), *((label_maps, classes) for classes in CLASSES)]
     for measure, number in kinds:
         # Each in a process of its own, so that none works in memory that another has made ready.
@@ -77,6 +86,7 @@ def main() -> None:
 
 
 def one_thread() -> None:
+    """Every library of this process computes in one thread."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
@@ -84,13 +94,15 @@ def one_thread() -> None:
 
 
 def where() -> dict:
-    found = circumstances(torch.device("cpu"))
+    """Circumstances, with the versions of what decodes and tokenises."""
+    found = circumstances("cpu")
     packages = {"opencv": cv2.__version__, "pyarrow": pa.__version__, "tokenizers": metadata.version("tokenizers")}
     found["versions"] |= packages | {"decoder of the plain way": plain_counts.DECODER}
     return found
 
 
 def sacap(masks: int, images: int, model: str) -> dict:
+    """Rates for `images` generated jsons with so many masks each."""
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(0)
         rows = write_sa1b(folder / "raw", rng, images, masks)
@@ -108,6 +120,7 @@ def sacap(masks: int, images: int, model: str) -> dict:
 
 
 def label_maps(classes: int, images: int, model: str) -> dict:
+    """Rates for `images` generated label maps with so many classes each."""
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(0)
         for index in range(images):
@@ -145,6 +158,7 @@ def compare(data: DataSet, config: Config, model: str, plain: Callable[[int, obj
 
 
 def timed(work: Callable[[Sequence[int]], object], indices: Sequence[int], before: float) -> tuple[object, float]:
+    """What `work` gives, and `before` with the seconds of the processor that it took."""
     start = time.process_time()
     result = work(indices)
     return result, before + time.process_time() - start
@@ -228,6 +242,7 @@ def encode(mask: np.ndarray) -> str:
 
 
 def sentence(rng: np.random.Generator, words: int) -> str:
+    """So many words, none of which means anything here."""
     return " ".join(rng.choice(WORDS, words))
 
 

@@ -21,12 +21,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from benchmarks.bucket_map import CAPTIONED, sentence
+from seg2any.command import exit_status
 from seg2any.data.bucket_map import SCHEMA, read_origin, write_tables
 from seg2any.data.count_map import Parts
 from seg2any.errors import UserError
+from seg2any.inference.options import whole
 from seg2any.provenance import circumstances
 
 COUNTED = 4096  # rows
@@ -35,12 +36,20 @@ LINKS = 20000  # of one file; file systems allow no more than 65,000
 MAP = "512H_512W-group_bucket.parquet"
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="is made, and kept; two files for every row")
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument(
+        "--rows", type=whole(1), nargs="+", default=[10_000, 1_000_000], help="of each table (default: %(default)s)"
+    )
     parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline whose T5 tokenizer is used")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
+    return exit_status("benchmarks.bucket_map_memory", lambda: run(options), "remove --folder and start again")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure every number of rows, and print a line of JSON for each. Raises UserError."""
     for rows in options.rows:
         folder = options.folder / str(rows)
         if folder.exists():
@@ -52,7 +61,7 @@ def main() -> None:
         line["merging MB"] = prepare(folder, options.model, shard="0/1")
         line["map MB"] = round((folder / MAP).stat().st_size / 1e6, 1)
         assert pq.read_metadata(folder / MAP).num_rows == rows
-        print(json.dumps(line | circumstances(torch.device("cpu"))), flush=True)
+        print(json.dumps(line | circumstances("cpu")), flush=True)
 
 
 def prepare(folder: Path, model: str, shard: str) -> dict[str, float]:
@@ -87,6 +96,7 @@ def private_memory(session: int) -> Iterator[tuple[int, float]]:
 
 
 def write_files(folder: Path, rows: int) -> None:
+    """An empty jpg and a json of `CAPTIONED` squares for every row; most are hard links."""
     square = {"size": [64, 96], "counts": [64 * 20 + 9, *[20, 44] * 29, 20, 64 * 46 + 35]}
     annotations = [{"id": number, "segmentation": square} for number in range(CAPTIONED)]
     for row in range(rows):
@@ -103,6 +113,7 @@ def write_files(folder: Path, rows: int) -> None:
 
 
 def write_captions(path: Path, rows: int) -> None:
+    """The annotation file of those, in the columns of SACap-1M."""
     rng = np.random.default_rng(0)
     pool = [sentence(rng, 14) for _ in range(5000)], [sentence(rng, 58) for _ in range(5000)]
     writer = None

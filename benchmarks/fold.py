@@ -26,9 +26,11 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.clock import CLOCKS, in_turn
+from seg2any.command import exit_status
 from seg2any.condition import Condition
 from seg2any.errors import UserError
-from seg2any.inference.model import WEIGHT_DTYPES
+from seg2any.inference.model import WEIGHT_DTYPES, choose_device
+from seg2any.inference.options import whole
 from seg2any.latents import pixels_per_token
 from seg2any.layout import Layout
 from seg2any.models.cond_cache import with_keys
@@ -43,6 +45,7 @@ MOST_DIFFERENCE = 0.02  # of outputs that should be equal, relative: what bfloat
 
 
 def load(options: argparse.Namespace, adapted: bool) -> Seg2AnyPipeline:
+    """A pipeline of its own, without or with the adapters. Raises UserError."""
     pipe = Seg2AnyPipeline.from_pretrained(options.model, dtype=WEIGHT_DTYPES[options.dtype])
     if adapted:
         pipe.load_adapters(options.lora)
@@ -50,6 +53,7 @@ def load(options: argparse.Namespace, adapted: bool) -> Seg2AnyPipeline:
 
 
 def prepare(pipe: Seg2AnyPipeline, layout: Layout, settings: ConditionSettings) -> Condition:
+    """The condition of one image of the layout, at the layout's size rounded down to whole tokens."""
     size = image_size([layout], None, None, pixels_per_token(pipe.vae) * settings.cond_scale_factor)
     encoded = encode_layouts([layout], size, pipe, settings)
     generators = [torch.Generator().manual_seed(0)]
@@ -73,6 +77,7 @@ def step(transformer: Seg2AnyTransformer2DModel, condition: Condition) -> torch.
 
 
 def check_equal(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
+    """Raise UserError if two predictions [1, I, C] differ by more than rounding does."""
     difference = float((found - expected).norm() / expected.norm())
     if not difference <= MOST_DIFFERENCE:
         raise UserError(f"{name} says something else than it should, by {difference:.1%}; its time would mean nothing")
@@ -110,6 +115,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 
 def table(report: dict) -> str:
+    """Milliseconds of each scheme, and times of plain FLUX."""
     seconds, tokens = report["seconds"], report["tokens"]
     sizes = ", ".join(f"{number} {kind}" for kind, number in tokens.items())
     lines = [
@@ -121,28 +127,31 @@ def table(report: dict) -> str:
 
 
 def parse_options(words: list[str] | None = None) -> argparse.Namespace:
+    """Options of a command line, by default this process's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="examples/shapes/model", help="FLUX folder (default: the small model)")
     parser.add_argument("--lora", default="examples/shapes/lora", help="its adapters (default: the small model's)")
     parser.add_argument("--layout", default="examples/shapes/masks/eight.json", help="what is to be made")
-    parser.add_argument("--rounds", type=int, default=10, help="after one that does not count (default: 10)")
+    parser.add_argument("--rounds", type=whole(1), default=10, help="after one that does not count (default: 10)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
     parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="fp32", help="default: fp32")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
     return parser.parse_args(words)
 
 
-def main() -> int:
-    options = parse_options()
-    try:
-        report = measure(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    options = parse_options(words)
+    return exit_status("benchmarks.fold", lambda: run(options), "start again")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and print the table and the line of JSON. Raises UserError."""
+    options.device = str(choose_device(options.device))
+    report = measure(options)
     print(table(report))
     print(json.dumps({"options": vars(options), **report, **circumstances(options.device)}))
-    return 0
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

@@ -22,13 +22,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.clock import CLOCKS, in_turn, timed
+from benchmarks.result_lines import check_place
 from benchmarks.scenes import PATCH
 from benchmarks.step_bars import attention_bars, bars, growth_bars
 from benchmarks.step_growth import measure_growth
 from benchmarks.step_schemes import ISOLATED, SIZES, Case, Given, Models, Scheme, schemes_of, tokens_of_step
 from eval.bars import lines
 from seg2any.allocator import keep_freed_memory
+from seg2any.command import exit_status
 from seg2any.errors import UserError
+from seg2any.files import atomic_write
+from seg2any.inference.options import whole
 from seg2any.precision import has_fast_bfloat16
 from seg2any.provenance import circumstances
 
@@ -65,6 +69,7 @@ def measure(options: argparse.Namespace, models: Models) -> list[dict]:
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
+    """Every side with every batch size with every number of entities."""
     return [
         Case(side, n_entities, batch)
         for side in options.sides
@@ -101,6 +106,7 @@ def measure_case(options: argparse.Namespace, given: Given) -> list[dict]:
 
 
 def check_agreement(outputs: dict[str, torch.Tensor]) -> None:
+    """Raise UserError if predictions [B, I, C] of schemes differ by more than bfloat16 explains."""
     expected = outputs["published"]
     for name, output in outputs.items():
         difference = float((output - expected).norm() / expected.norm())
@@ -125,13 +131,14 @@ def grown(options: argparse.Namespace, models: Models) -> list[dict]:
 
 
 def parse_options(words: list[str] | None = None) -> argparse.Namespace:
+    """Options of a command line, by default this process's; what is not given is filled in from `DEFAULTS`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="cpu", help="flux-dev needs CUDA (default: cpu)")
-    parser.add_argument("--sides", type=int, nargs="+", help="of the image, in pixels (default: as above)")
-    parser.add_argument("--entities", type=int, nargs="+", default=[1, 8, 20], help="regions (default: 1 8 20)")
-    parser.add_argument("--batch", type=int, nargs="+", help="images at a time (default: 1; flux-dev 1 4)")
-    parser.add_argument("--rounds", type=int, help="after one that does not count (default: 3; flux-dev 5)")
-    parser.add_argument("--image_steps", type=int, help="of a whole image; 0: none (default: 4; flux-dev 28)")
+    parser.add_argument("--sides", type=whole(1), nargs="+", help="of the image, in pixels (default: as above)")
+    parser.add_argument("--entities", type=whole(1), nargs="+", default=[1, 8, 20], help="regions (default: 1 8 20)")
+    parser.add_argument("--batch", type=whole(1), nargs="+", help="images at a time (default: 1; flux-dev 1 4)")
+    parser.add_argument("--rounds", type=whole(1), help="after one that does not count (default: 3; flux-dev 5)")
+    parser.add_argument("--image_steps", type=whole(0), help="of a whole image; 0: none (default: 4; flux-dev 28)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall")
     parser.add_argument("--skip_attention", action="store_true", help="no bars of attention alone")
     parser.add_argument("--skip_growth", action="store_true", help="no table of what more regions cost")
@@ -149,6 +156,8 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
+    """Raise UserError for what cannot be measured here; say what can, but tells little."""
+    check_place(options.output)
     if options.size == "flux-dev" and not torch.cuda.is_available():
         raise UserError("--size flux-dev needs a CUDA device with 60 GB of memory; without one, measure --size cpu")
     if options.device == "cpu" and not has_fast_bfloat16("cpu"):
@@ -157,31 +166,32 @@ def check(options: argparse.Namespace) -> None:
         raise UserError(f"--sides {odd[0]}: give multiples of {4 * PATCH}")
 
 
-@torch.no_grad()
 def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 measured (whether the bars are met or not), 1 out of memory, 2 wrong input, 130 interrupted."""
     options = parse_options(words)
+    return exit_status("benchmarks.step", lambda: run(options), "start again")
+
+
+@torch.no_grad()
+def run(options: argparse.Namespace) -> None:
+    """Measure, print tables, bars and the line of JSON, and keep that. Raises UserError."""
+    check(options)
     keep_freed_memory()  # as infer.py does
-    try:
-        check(options)
-        models = Models.random(SIZES[options.size], torch.device(options.device), torch.bfloat16)
-        n_weights = sum(weight.numel() for weight in models.stock.parameters())
-        print(f"{n_weights / 1e6:.0f} million weights, bf16, {options.device}, {torch.get_num_threads()} threads")
-        results = measure(options, models)
-        growth = [] if options.skip_growth else grown(options, models)
-        del models
-        found = bars(options, results) + growth_bars(growth)
-        found += [] if options.skip_attention else attention_bars(options)
-    except UserError as error:
-        print(f"benchmarks.step: {error}", file=sys.stderr)
-        return 2
+    models = Models.random(SIZES[options.size], torch.device(options.device), torch.bfloat16)
+    n_weights = sum(weight.numel() for weight in models.stock.parameters())
+    print(f"{n_weights / 1e6:.0f} million weights, bf16, {options.device}, {torch.get_num_threads()} threads")
+    results = measure(options, models)
+    growth = [] if options.skip_growth else grown(options, models)
+    del models
+    found = bars(options, results) + growth_bars(growth)
+    found += [] if options.skip_attention else attention_bars(options)
     print(*lines(found), sep="\n")
     about = {"benchmark": "step", "size": options.size, "weights": n_weights, "clock": options.clock}
     bars_met = [asdict(bar) | {"is_met": bar.is_met} for bar in found]
     line = json.dumps(about | {"bars": bars_met, "results": results, "growth": growth} | circumstances(options.device))
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(line + "\n", encoding="utf-8")
     print(line)
-    return 0
+    with atomic_write(options.output) as temporary:
+        temporary.write_text(line + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

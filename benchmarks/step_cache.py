@@ -26,15 +26,16 @@ from diffusers import MagCacheConfig
 from tqdm import tqdm
 
 from benchmarks.clock import CLOCKS, timed
-from benchmarks.result_lines import leave
+from benchmarks.result_lines import check_place, leave
 from eval.shapes_judge import Verdict, judge
 from eval.shapes_results import results
 from eval.shapes_sources import open_pipeline
+from seg2any.command import exit_status
 from seg2any.data.sample import Sample
 from seg2any.data.shapes import ShapesDataset
-from seg2any.errors import UserError
 from seg2any.inference.model import choose_device
-from seg2any.modes import STEP_CACHES
+from seg2any.inference.options import whole
+from seg2any.modes import PRECISIONS, STEP_CACHES
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.provenance import circumstances
 from seg2any.step_cache import sizes_of
@@ -52,31 +53,33 @@ class Measured:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 2 wrong input."""
+    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="examples/shapes/model", help="pipeline folder (default: %(default)s)")
     parser.add_argument("--lora", type=Path, default="examples/shapes/lora", help="adapter folder (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=20, help="of the test split (default: %(default)s)")
-    parser.add_argument("--num_inference_steps", type=int, default=20, help="(default: %(default)s)")
+    parser.add_argument("--scenes", type=whole(1), default=20, help="of the test split (default: %(default)s)")
+    parser.add_argument("--num_inference_steps", type=whole(1), default=20, help="default: %(default)s")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that others use")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
-    parser.add_argument("--weight_dtype", help="bf16, fp16 or fp32 (default: bf16 where the device is fast in it)")
+    parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device is fast in it")
     parser.add_argument("--calibrate", action="store_true", help="measure a model for cache mag")
     parser.add_argument("--output", type=Path, help="append the JSON line to this file")
     options = parser.parse_args(arguments)
-    try:
-        device = choose_device(options.device)
-        pipe, recipe = open_pipeline(options.model, options.lora, options.weight_dtype, device)
-        pipe.set_progress_bar_config(disable=True)
-        scenes = ShapesDataset("test", options.scenes)
-        samples = [scenes[index] for index in range(len(scenes))]
-        if options.calibrate:
-            print(f"    {sizes_of(pipe.transformer)}: {calibrate(pipe, samples, options.num_inference_steps)},")
-            return 0
-        measured = measure(pipe, samples, options.num_inference_steps, options.clock)
-    except UserError as error:
-        print(f"benchmarks.step_cache: {error}", file=sys.stderr)
-        return 2
+    return exit_status("benchmarks.step_cache", lambda: run(options), "start again")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and print the table and the line of JSON; or calibrate, and print what was found. Raises UserError."""
+    check_place(options.output)
+    device = choose_device(options.device)
+    pipe, recipe = open_pipeline(options.model, options.lora, options.weight_dtype, device)
+    pipe.set_progress_bar_config(disable=True)
+    scenes = ShapesDataset("test", options.scenes)
+    samples = [scenes[index] for index in range(len(scenes))]
+    if options.calibrate:
+        print(f"    {sizes_of(pipe.transformer)}: {calibrate(pipe, samples, options.num_inference_steps)},")
+        return
+    measured = measure(pipe, samples, options.num_inference_steps, options.clock)
     report = summary(measured) | {
         "benchmark": "step_cache",
         "scenes": len(samples),
@@ -87,7 +90,6 @@ def main(arguments: list[str] | None = None) -> int:
     report |= circumstances(device)
     print(table(report))
     leave([json.dumps(report)], options.output)
-    return 0
 
 
 def measure(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int, clock: str) -> dict[str, Measured]:

@@ -27,11 +27,13 @@ import torch
 from benchmarks import train_sizes
 from benchmarks.clock import CLOCKS, timed
 from benchmarks.published_scheme import published_scheme
-from benchmarks.result_lines import leave
+from benchmarks.result_lines import check_place, leave
 from seg2any import config as configs
 from seg2any.allocator import keep_freed_memory
+from seg2any.command import exit_status
 from seg2any.config import Config
 from seg2any.errors import UserError
+from seg2any.inference.options import whole
 from seg2any.provenance import circumstances
 from seg2any.training.trainer import Trainer
 
@@ -69,32 +71,36 @@ class LastLoss:
 
 
 def main(arguments: list[str]) -> int:
+    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each scheme (default: %(default)s)")
+    parser.add_argument("--rounds", type=whole(1), default=5, help="steps of each scheme (default: %(default)s)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: %(default)s")
     parser.add_argument("--size", choices=train_sizes.SIDES, help="random weights of this size; flux-dev needs CUDA")
     parser.add_argument("--output", type=Path, help="append the JSON line to this file")
     options, overrides = parser.parse_known_args(arguments)
-    try:
-        if options.size:
-            report = measure_size(options.size, options.rounds)
-        else:
-            config = configs.load([*(() if has_file(overrides) else DEFAULT), *overrides])
-            with tempfile.TemporaryDirectory() as folder:
-                report = measure(config, options.rounds, options.clock, Path(folder))
-    except UserError as error:
-        print(f"benchmarks.train_step: {error}", file=sys.stderr)
-        return 2
+    return exit_status("benchmarks.train_step", lambda: run(options, overrides), "start again")
+
+
+def run(options: argparse.Namespace, overrides: list[str]) -> None:
+    """Measure, and print the table and the line of JSON. Raises UserError."""
+    check_place(options.output)
+    if options.size:
+        report = measure_size(options.size, options.rounds)
+    else:
+        config = configs.load([*(() if has_file(overrides) else DEFAULT), *overrides])
+        with tempfile.TemporaryDirectory() as folder:
+            report = measure(config, options.rounds, options.clock, Path(folder))
     print(train_sizes.table(report["rows"]) if options.size else table(report))
     leave([json.dumps(report)], options.output)
-    return 0
 
 
 def has_file(words: list[str]) -> bool:
+    """Whether the words begin with a config file, which then takes the default's place."""
     return bool(words) and not words[0].startswith("--")
 
 
 def measure_size(name: str, rounds: int) -> dict:
+    """What `train_sizes` measures, with its circumstances."""
     rows = train_sizes.measure(name, rounds)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {"benchmark": "train_step", "size": name, "rounds": rounds, "rows": rows} | circumstances(device)

@@ -311,20 +311,19 @@ def test_the_benchmark_measures_all_schemes_and_refuses_to_time_wrong_ones(
     pipe.save_adapters(tmp_path / "lora", CARD)
     ONE.write(tmp_path / "one.json")
     words = [
-        "",
         "--rounds=1",
         f"--model={tiny_model}",
         f"--lora={tmp_path / 'lora'}",
         f"--layout={tmp_path / 'one.json'}",
     ]
     monkeypatch.setattr("sys.argv", words)
-    assert benchmark.main() == 0
+    assert benchmark.main(words) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(report["seconds"]) == ["plain", "unfolded", "folded", "kept", "once"]
     blocks, width = 5, 32
     assert report["kept_bytes"] == 2 * blocks * width * report["tokens"]["condition"] * 4
     monkeypatch.setattr(Seg2AnyPipeline, "fold", lambda pipe: pipe.transformer.disable_adapters())
-    assert benchmark.main() == 2
+    assert benchmark.main(words) == 2
     assert "folded says something else" in capsys.readouterr().err
 
 
