@@ -7,6 +7,7 @@ import dataclasses
 import multiprocessing
 import os
 import pickle
+import resource
 import signal
 import time
 
@@ -24,7 +25,7 @@ from seg2any.prepare import encode_layouts
 from seg2any.settings import ConditionSettings
 from seg2any.training import cache, store
 from seg2any.training.loading import Loading
-from seg2any.training.store import DamagedShardWarning, MemoryStore, ShardStore, key_of
+from seg2any.training.store import CacheError, DamagedShardWarning, MemoryStore, ShardStore, key_of
 from tests.synthetic_data import make_ade20k, make_folder
 
 SETTINGS = ConditionSettings(max_sequence_length=48, regional_max_sequence_length=12)
@@ -247,17 +248,67 @@ def test_a_damaged_shard_is_removed_and_its_entries_are_missing(tmp_path, damage
         shards.flush()
     first = sorted(tmp_path.iterdir())[0]
     if damage == "ends":
-        keys = {"keys": np.zeros((1, 16), np.uint8), "ends": np.array([9]), "entries": np.zeros(4, np.uint8)}
-        save_file(keys, first)
+        ends = {"ends": np.array([9]), "sums": np.zeros(1, np.uint32)}
+        save_file({"keys": np.zeros((1, 16), np.uint8), "entries": np.zeros(4, np.uint8)} | ends, first)
     elif damage == "empty":
         nothing = np.zeros(0, np.uint8)
-        save_file({"keys": nothing.reshape(0, 16), "ends": nothing.astype(np.int64), "entries": nothing}, first)
+        ends = {"ends": nothing.astype(np.int64), "sums": nothing.astype(np.uint32)}
+        save_file({"keys": nothing.reshape(0, 16), "entries": nothing} | ends, first)
     else:
         content = first.read_bytes()
         first.write_bytes(content[:-1] if damage == "cut" else b"\xff" * 20 + content[20:])
     with pytest.warns(DamagedShardWarning, match="computed again"):
         assert ShardStore(tmp_path).missing([key_of(0), key_of(1)]).tolist() == [0]
     assert not first.exists()
+
+
+def test_an_altered_entry_is_never_used(tmp_path):
+    shards = ShardStore(tmp_path)
+    for number in range(3):
+        shards.add(key_of(number), entry(number))
+    shards.flush()
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    start = content.index(entry(1)["a"].tobytes())
+    content[start] ^= 1  # one bit, in the middle of the second entry
+    path.write_bytes(content)
+    altered = ShardStore(tmp_path)
+    assert not len(altered.missing([key_of(number) for number in range(3)]))
+    assert same(altered.read(key_of(0))["a"], entry(0)["a"])
+    with pytest.raises(CacheError, match=f"{path}: damaged and removed; start again"):
+        altered.read(key_of(1))
+    assert len(ShardStore(tmp_path).missing([key_of(number) for number in range(3)])) == 3
+
+
+def test_a_shard_that_another_process_has_removed_is_one_line(tmp_path):
+    shards = ShardStore(tmp_path)
+    shards.add(key_of(0), entry(0))
+    shards.flush()
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    with pytest.raises(CacheError, match=f"{path}: No such file.* start again"):
+        shards.read(key_of(0))
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_was_written(tmp_path):
+    shards = ShardStore(tmp_path / "cache")
+    shards.add(key_of(0), entry(0))
+    shards.flush()
+    shards.add(key_of(1), {"image": np.zeros(100_000)})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+    try:
+        with pytest.raises(CacheError, match="trainer.cache_dir: .* cannot be written .*make room") as caught:
+            shards.flush()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "\n" not in str(caught.value) and len(list((tmp_path / "cache").iterdir())) == 1
+    assert ShardStore(tmp_path / "cache").missing([key_of(0), key_of(1)]).tolist() == [1]
+    (tmp_path / "file").touch()
+    blocked = ShardStore(tmp_path / "file" / "cache")
+    blocked.add(key_of(0), entry(0))
+    with pytest.raises(CacheError, match="cannot be written .Not a directory"):
+        blocked.flush()
 
 
 def squares(wanted):

@@ -20,6 +20,7 @@ from seg2any.text import TextKey, TruncationWarning, encode_keys
 from seg2any.training.reader import read_ahead
 from seg2any.training.run_data import RawData, load_data
 from seg2any.training.source import SkippedSampleWarning
+from seg2any.training.store import CacheError, ShardStore
 from seg2any.training.trainer import Trainer
 from tests import tiny_run
 from tests.synthetic_data import make_ade20k
@@ -91,6 +92,19 @@ def test_an_unusable_sample_leaves_its_batch_or_ends_the_run(data, stock_pipe, t
         take(strict, strict.sampler("length", 3), 3)
     with pytest.warns(SkippedSampleWarning), pytest.raises(SampleError, match="photos/4.jpg"):
         take(source(), source().sampler("length", 1), 9)  # alone in its batch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_cache_is_no_matter_of_a_sample(data, stock_pipe, tmp_path, workers):
+    source = loading(stock_pipe, SETTINGS, tmp_path, latents=True).source(data)
+    source.workers = workers
+    (shard,) = tmp_path.glob("latents-*/*")
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    source.reader.latents = ShardStore(shard.parent)
+    with pytest.raises(CacheError, match=f"{shard}: damaged and removed"):
+        take(source, source.sampler("length", 1), 2 * len(data))
 
 
 def test_readers_outlive_the_signals_that_stop_a_run_gently():

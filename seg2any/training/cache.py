@@ -20,7 +20,7 @@ from seg2any.training.encoded import Captions, add_embeddings, encode_latents, l
 from seg2any.training.reader import Preparation, Reader, fault_entry, read_ahead
 from seg2any.training.store import Entry, MemoryStore, ShardStore, Store
 
-FORMAT = 2  # raise it when entries or what they mean change
+FORMAT = 3  # raise it when entries or what they mean change
 PATIENCE = 300.0  # seconds without progress of the others before their share is done here
 KNOWN_BYTES = 1 << 30  # of embeddings kept while a cache is filled, so that repeated captions are encoded once
 

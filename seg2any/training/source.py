@@ -17,6 +17,7 @@ from seg2any.text import TextKey
 from seg2any.training.counts import TokenCounts
 from seg2any.training.encoded import EncodedSample, add_embeddings, encode_latents, latents_of_entry, texts_of_entry
 from seg2any.training.reader import Reader, ReadSample, read_ahead
+from seg2any.training.store import CacheError
 
 
 class SkippedSampleWarning(UserWarning):
@@ -103,7 +104,7 @@ class Source:
         """The batches from `sampler.position` on, endlessly. Reading runs ahead of training; `sampler.position` does
         not: it is the number of batches handed out here, so a checkpoint resumes with the batch after the last used.
 
-        Raises UserError for a sample that cannot be used, and if all of a batch cannot.
+        Raises UserError for a sample that cannot be used, if all of a batch cannot, and for a damaged cache.
         """
         for reads in read_ahead(self.reader, sampler.ahead(), self.workers):
             sampler.position += 1
@@ -116,7 +117,7 @@ class Source:
     def _is_usable(self, read: ReadSample | UserError) -> bool:
         if not isinstance(read, UserError):
             return True
-        if not self.skips:
+        if isinstance(read, CacheError) or not self.skips:
             raise read
         warnings.warn(f"left out of its batch: {read}", SkippedSampleWarning, stacklevel=3)
         return False

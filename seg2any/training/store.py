@@ -1,9 +1,9 @@
 """Arrays by key: what caches are made of. On the disk for any number of processes and runs, or in memory for one.
 
-A store on the disk is a folder of shards, each a safetensors file with keys, the ends of the entries, and the entries
-one after another. A shard is written under another name, synced and renamed, so it is complete or absent; nothing is
-ever changed in place. Writers never wait for each other: two that store the same key have done the work twice, and the
-older shard is the one that counts.
+A store on the disk is a folder of shards, each a safetensors file with keys, the ends and CRC-32 of the entries, and
+the entries one after another. A shard is written under another name, synced and renamed, so it is complete or absent;
+nothing is ever changed in place. Writers never wait for each other: two that store the same key have done the work
+twice, and the older shard is the one that counts. What a disk has altered is never used: the shard is removed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import time
 import uuid
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
@@ -21,6 +22,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
+from seg2any.errors import UserError
 from seg2any.files import atomic_write
 
 Entry = dict[str, np.ndarray]
@@ -32,6 +34,10 @@ OPEN_SHARDS = 32
 
 class DamagedShardWarning(UserWarning):
     """A file of a cache could not be read and was removed; what it held is computed again."""
+
+
+class CacheError(UserError):
+    """A cache that cannot be written, or that was altered after it was found whole. It is no matter of one sample."""
 
 
 def key_of(*parts: object) -> bytes:
@@ -91,7 +97,7 @@ class ShardStore:
         self.folder = Path(folder)
         self._shards: list[str] = []
         self._keys = np.zeros(0, f"S{KEY_BYTES}")  # sorted
-        self._where = np.zeros((0, 3), np.int64)  # of each key: shard, first byte, end
+        self._where = np.zeros((0, 4), np.int64)  # of each key: shard, first byte, end, CRC-32
         self._open: dict[int, object] = {}
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes, self._flushed_at = 0, time.monotonic()
@@ -115,8 +121,15 @@ class ShardStore:
         (at,) = self._find([key])
         if at < 0:
             raise KeyError(key)
-        shard, start, end = self._where[at].tolist()
-        return load(self._blobs(shard)[start:end].tobytes())
+        shard, start, end, crc = self._where[at].tolist()
+        path = self.folder / self._shards[shard]
+        try:
+            blob = self._blobs(shard)[start:end].tobytes()
+        except (OSError, SafetensorError) as error:
+            raise CacheError(f"{path}: {_reason(error)}; start again, what it held is computed again") from None
+        if zlib.crc32(blob) != crc:
+            raise CacheError(f"{path}: {_removed(path)}; start again, what it held is computed again")
+        return load(blob)
 
     def _blobs(self, shard: int):
         """The bytes of a shard, mapped and not read. The files last used stay open."""
@@ -137,17 +150,25 @@ class ShardStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added as one shard."""
+        """Write what was added as one shard. Raises CacheError if it cannot be written."""
         if self._pending:
             keys, blobs = zip(*self._pending, strict=True)
             content = {
                 "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
                 "ends": np.cumsum([len(blob) for blob in blobs], dtype=np.int64),
+                "sums": np.array([zlib.crc32(blob) for blob in blobs], np.uint32),
                 "entries": np.frombuffer(b"".join(blobs), np.uint8),
             }
             # Names ascend with time: of two entries with one key the older counts, in every later run as well.
-            with atomic_write(self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.safetensors") as temporary:
-                save_file(content, temporary)
+            path = self.folder / f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.safetensors"
+            try:
+                with atomic_write(path) as temporary:
+                    save_file(content, temporary)
+            except (OSError, SafetensorError) as error:
+                raise CacheError(
+                    f"trainer.cache_dir: {self.folder} cannot be written ({_reason(error)}); make room or choose "
+                    "another folder, then start again: what was written before is kept"
+                ) from None
             self._pending, self._pending_bytes = [], 0
             self.refresh()
         self._flushed_at = time.monotonic()
@@ -158,10 +179,10 @@ class ShardStore:
         for path in sorted(self.folder.glob("[0-9]*.safetensors")):
             if path.name in known or (index := _read_index(path)) is None:
                 continue
-            ends = index[1]
+            _, ends, sums = index
             starts = np.concatenate([[0], ends[:-1]])
             keys.append(index[0])
-            where.append(np.stack([np.full(len(ends), len(self._shards)), starts, ends], axis=1))
+            where.append(np.stack([np.full(len(ends), len(self._shards)), starts, ends, sums], axis=1))
             self._shards.append(path.name)
         if len(keys) > 1:
             shard_rank = np.argsort(np.argsort(self._shards))  # others' older shards may be found later
@@ -171,17 +192,30 @@ class ShardStore:
             self._keys, self._where = keys[order][first], where[order][first]
 
 
-def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Keys and ends of a shard; None, with a warning, if it is damaged: then it is removed."""
+def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Keys, ends and CRC-32 of a shard's entries; None, with a warning, if it is damaged: then it is removed."""
     try:
         with safe_open(path, framework="np") as file:
-            keys, ends = file.get_tensor("keys"), file.get_tensor("ends")
-            if 0 < len(keys) == len(ends) and file.get_slice("entries").get_shape() == [int(ends[-1])]:
-                return np.ascontiguousarray(keys).view(f"S{KEY_BYTES}")[:, 0], ends
+            keys, ends, sums = map(file.get_tensor, ("keys", "ends", "sums"))
+            sizes = file.get_slice("entries").get_shape()
+            if 0 < len(keys) == len(ends) == len(sums) and sizes == [int(ends[-1])]:
+                return np.ascontiguousarray(keys).view(f"S{KEY_BYTES}")[:, 0], ends, sums.astype(np.int64)
     except FileNotFoundError:
         return None  # another process has found the damage first
     except SafetensorError:
         pass
-    path.unlink(missing_ok=True)
-    warnings.warn(f"{path}: damaged and removed; what it held is computed again", DamagedShardWarning, stacklevel=3)
+    warnings.warn(f"{path}: {_removed(path)}; what it held is computed again", DamagedShardWarning, stacklevel=3)
     return None
+
+
+def _removed(path: Path) -> str:
+    """Remove a damaged shard, and say so."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        return f"damaged, and cannot be removed ({_reason(error)})"
+    return "damaged and removed"
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())
