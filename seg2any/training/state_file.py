@@ -11,6 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
+from seg2any.files import atomic_write
+
 TENSOR = "tensor"  # {"tensor": name} stands for a tensor of the file
 
 
@@ -22,7 +24,8 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     """`state`: dicts, lists, numbers, texts and tensors, nested as they like."""
     tensors: dict[str, Tensor] = {}
     described = json.dumps(_without_tensors(state, "", tensors))
-    save_file(tensors, path, metadata={"state": described, "crc32": _checksum(described, tensors)})
+    with atomic_write(path) as temporary:
+        save_file(tensors, temporary, metadata={"state": described, "crc32": _checksum(described, tensors)})
 
 
 def _checksum(described: str, tensors: dict[str, Tensor]) -> str:

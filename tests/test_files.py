@@ -1,0 +1,37 @@
+"""Files are complete or absent, and readable by whom the umask lets read them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from seg2any.files import atomic_write
+
+
+def test_a_file_is_replaced_only_when_it_is_written(tmp_path: Path):
+    path = tmp_path / "new folder" / "a.txt"
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        1 // 0  # noqa: B018
+    assert list(path.parent.iterdir()) == []
+    for text in ("first", "second"):
+        with atomic_write(path) as temporary:
+            assert temporary.parent == path.parent and temporary.suffix == path.suffix
+            temporary.write_text(text)
+        assert path.read_text() == text and list(path.parent.iterdir()) == [path]
+
+
+def test_others_may_read_what_a_library_keeps_to_its_writer(tmp_path: Path):
+    """safetensors writes files that only their owner can read."""
+    before = os.umask(0o027)
+    try:
+        with atomic_write(tmp_path / "a.safetensors") as temporary:
+            save_file({"a": np.zeros(3)}, temporary)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640
