@@ -31,6 +31,7 @@ from eval.shapes_sources import (
 from eval.stopwatch import Stopwatch
 from seg2any.data.shapes import ShapesDataset
 from seg2any.inference.model import choose_device
+from seg2any.inference.run import open_folder
 from seg2any.pipeline import Seg2AnyPipeline
 
 COLUMNS = (CEILING, ROUND_TRIP, GENERATED, OTHER_SCENE, EMPTY)
@@ -103,6 +104,7 @@ def seen(item: Item) -> np.ndarray:
 
 def run(options: Options) -> None:
     """Measure, print the tables and the bars, and write JSON and a page for each kind. Raises UserError."""
+    open_folder(options.output, "--output")
     device = choose_device(options.device)
     clock = Stopwatch()
     with clock("loading"):

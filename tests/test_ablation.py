@@ -176,6 +176,13 @@ def test_a_row_whose_process_was_stopped_is_taken_over(tmp_path: Path, painter: 
     assert len(painter.made) == 12 and (tmp_path / "out" / "ablation.md").exists()
 
 
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path, painter: Painter, capsys):
+    (tmp_path / "out").touch()
+    assert run(tmp_path, "--rows", "base") == 2 and painter.made == []
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "--output" in line and "is a file" in line
+
+
 def test_only_finished_rows_are_documented(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
     assert run(tmp_path, "--document_only") == 2
     assert "no row is finished yet" in capsys.readouterr().err and painter.made == []

@@ -20,6 +20,7 @@ from eval.shapes_judge import judge
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.inference.model import choose_device
+from seg2any.inference.run import open_folder
 from seg2any.lock import RUNNING, locked
 
 PROBED = 2  # steps
@@ -32,6 +33,8 @@ def run(options: Options) -> None:
     for row in options.rows:
         if row.adapter is not None and not row.adapter.is_dir():
             raise UserError(f"--variant {row.name}={row.adapter}: no such folder; train it first, see --help")
+    for folder in dict.fromkeys((options.output, options.docs)):
+        open_folder(folder, "--output" if folder == options.output else "--docs")
     ablation = Ablation(options, choose_device(options.device))
     # Rows that the trends need come first: whoever stops early has the verdicts.
     ordered = sorted(options.rows, key=lambda row: row.name not in NEEDED)

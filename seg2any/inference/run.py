@@ -81,8 +81,8 @@ def run(options: Options) -> None:
     print(f"{process}images are in {options.output_path}")
 
 
-def open_folder(folder: Path) -> None:
-    """Make the output folder. Raises UserError where nothing can be written: now, not after the first image is made."""
+def open_folder(folder: Path, flag: str = "--output_path") -> None:
+    """Make a flag's folder. Raises UserError where nothing can be written: now, not after the first image is made."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -90,7 +90,7 @@ def open_folder(folder: Path) -> None:
     except OSError as error:
         is_file = isinstance(error, (FileExistsError, NotADirectoryError))
         reason = "is a file or below one" if is_file else f"cannot be written to ({error.strerror})"
-        raise UserError(f"--output_path {folder}: {reason}; give a folder that can be written to") from error
+        raise UserError(f"{flag} {folder}: {reason}; give a folder that can be written to") from error
 
 
 def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine: Machine, shown: bool) -> None:
