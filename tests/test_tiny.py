@@ -140,3 +140,20 @@ def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):
     path.write_text("\n".join(map(json.dumps, lines)))
     _, rows = publish.read_log(path)
     assert [(row["step"], row["loss"], row["seconds"]) for row in rows] == [(0, 3.0, 1.0), (10, 2.5, 7.0)]
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (build, ["{file}"]),
+        (train_vae, ["--scenes", "1", "--steps", "1", "--output_dir", "{file}/run"]),
+        (train_base, ["--vae", "{file}"]),
+        (publish, ["--vae", "{file}"]),
+        (publish, ["--lora", "{file}"]),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(command, words, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert command.main([word.format(file=tmp_path / "file") for word in words]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(command.__name__)]
+    assert len(lines) == 1 and "file" in lines[0]

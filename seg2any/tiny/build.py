@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from pathlib import Path
 
 import torch
@@ -15,7 +16,9 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
 
+from seg2any.command import exit_status
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, LETTERS, PATTERNS, SHAPES
+from seg2any.inference.options import whole
 
 GLOBAL_TOKENS = 96  # max_sequence_length the text encoder is trained at
 REGION_TOKENS = 16  # regional_max_sequence_length, likewise
@@ -139,6 +142,7 @@ def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
 
 
 def build_pipeline(seed: int = 0) -> FluxPipeline:
+    """All parts with random weights of that seed, in float32."""
     torch.manual_seed(seed)
     clip_tokenizer, t5_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()
     clip, t5 = build_text_encoders(len(clip_tokenizer), len(t5_tokenizer))
@@ -153,14 +157,19 @@ def build_pipeline(seed: int = 0) -> FluxPipeline:
     )
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 saved, 2 wrong input or a folder that cannot be written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    build_pipeline(args.seed).to(torch.float16).save_pretrained(args.folder)
-    print(f"saved {args.folder}")
+    parser.add_argument("folder", type=Path, help="is made; 22 MB")
+    parser.add_argument("--seed", type=whole(0), default=0, help="of the weights (default: %(default)s)")
+    args = parser.parse_args(words)
+
+    def save() -> None:
+        build_pipeline(args.seed).to(torch.float16).save_pretrained(args.folder)
+        print(f"saved {args.folder}")
+
+    return exit_status("seg2any.tiny.build", save, "start again")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

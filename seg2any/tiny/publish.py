@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 
 from seg2any import config
+from seg2any.command import exit_status
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.models.adapters import save_adapters
@@ -57,35 +59,42 @@ Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
 """
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 published, 2 wrong input or a folder that cannot be written."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=Path("runs/tiny_base"))
+    parser.add_argument("--base", type=Path, default=Path("runs/tiny_base"), help="default: %(default)s")
     parser.add_argument(
-        "--vae", type=Path, nargs="*", default=[Path("runs/tiny_vae")], help="the VAE's runs, for the card"
+        "--vae", type=Path, nargs="*", default=[Path("runs/tiny_vae")], help="its runs, in order, for the card"
     )
     parser.add_argument("--decoder", type=Path, help="a run of train_vae --decoder_only, if there is one")
-    parser.add_argument("--model", type=Path, default=Path("examples/shapes/model"))
+    parser.add_argument("--model", type=Path, default=Path("examples/shapes/model"), help="default: %(default)s")
     parser.add_argument("--lora", type=Path, help="a checkpoint of train.py: publish this instead of the base")
-    parser.add_argument("--lora_output", type=Path, default=Path("examples/shapes/lora"))
-    args = parser.parse_args()
-    if args.lora:
-        publish_lora(args.lora, args.model, args.lora_output)
-    else:
-        publish_base(args.vae, args.decoder, args.base, args.model)
+    parser.add_argument("--lora_output", type=Path, default=Path("examples/shapes/lora"), help="default: %(default)s")
+    args = parser.parse_args(words)
+
+    def publish() -> None:
+        if args.lora:
+            publish_lora(args.lora, args.model, args.lora_output)
+        else:
+            publish_base(args.vae, args.decoder, args.base, args.model)
+
+    return exit_status("seg2any.tiny.publish", publish, "start again")
 
 
 def publish_base(vae: list[Path], decoder: Path | None, base: Path, output: Path) -> None:
-    """Write the pipeline folder, its card and its loss curves."""
+    """Write the pipeline folder, its card and its loss curves. Raises UserError for runs that are not finished."""
+    logs = {run.name: read_log(run / "log.jsonl") for run in (*vae, decoder, base) if run}
+    if not (base / "model").is_dir():
+        raise UserError(f"{base}: has no folder model; let seg2any.tiny.train_base finish first")
     pipeline = FluxPipeline.from_pretrained(base / "model")
     if decoder:
         pipeline.vae = AutoencoderKL.from_pretrained(decoder / "vae")
     pipeline.to(torch.float16).save_pretrained(output)
-    logs = {run.name: read_log(run / "log.jsonl") for run in (*vae, decoder, base) if run}
     write_card(output, model_card(pipeline, logs), {n: [row["loss"] for row in rows] for n, (_, rows) in logs.items()})
 
 
 def publish_lora(checkpoint: Path, model: Path, output: Path) -> None:
-    """Write `default/`, `cond/` and adapter.json in 16 bit, their card and their loss curves."""
+    """Write `default/`, `cond/` and adapter.json in 16 bit, their card and their loss curves. Raises UserError."""
     pipeline = Seg2AnyPipeline.from_pretrained(model)
     pipeline.load_adapters(str(checkpoint))
     save_adapters(pipeline.transformer, output, pipeline.card, dtype=torch.float16)
@@ -126,6 +135,7 @@ def validation_rows(rows: list[dict]) -> list[str]:
 
 
 def write_card(folder: Path, text: str, losses: dict[str, list[float]]) -> None:
+    """README.md with that text, and loss.png with a curve for each name."""
     with atomic_write(folder / "loss.png") as temporary:
         cv2.imwrite(str(temporary), draw_curves({name: values for name, values in losses.items() if values}))
     with atomic_write(folder / "README.md") as temporary:
@@ -188,4 +198,4 @@ def draw_curves(losses: dict[str, list[float]], size: tuple[int, int] = (360, 72
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

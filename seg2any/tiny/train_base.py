@@ -8,6 +8,7 @@ figures of the same size as there, then whole scenes.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from seg2any import flow
+from seg2any.command import exit_status
 from seg2any.data.shapes import Scene, ShapesDataset
 from seg2any.files import atomic_write
+from seg2any.inference.options import real, whole
 from seg2any.latents import encode_images, pixels_per_token
 from seg2any.precision import cpu_autocast, has_fast_bfloat16
 from seg2any.tiny import loop
@@ -76,23 +79,27 @@ class Pool:
         return kind, rng.choice(indices, self.stage.batch_size, replace=len(indices) < self.stage.batch_size)
 
 
-def main() -> None:
-    """Train to the end, or go on from the state in --output_dir; leaves a finished FLUX folder `model`, in fp16."""
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 trained to the end, 1 out of memory, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", default="runs/tiny_vae/vae")
+    parser.add_argument("--vae", default="runs/tiny_vae/vae", help="what train_vae left (default: %(default)s)")
     parser.add_argument("--output_dir", default="runs/tiny_base", help="state, log, latents and the finished pipeline")
     parser.add_argument(
         "--start_from", help="a pipeline folder whose transformer and text encoders are trained further"
     )
     steps = [stage.steps for stage in STAGES]
     parser.add_argument(
-        "--steps", type=int, nargs=len(STAGES), default=steps, help="of each stage (default: %(default)s)"
+        "--steps", type=whole(0), nargs=len(STAGES), default=steps, help="of each stage (default: %(default)s)"
     )
-    parser.add_argument("--scenes", type=int, default=6000, help="of each stage")
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    parser.add_argument("--scenes", type=whole(1), default=6000, help="of each stage (default: %(default)s)")
+    parser.add_argument("--learning_rate", type=real(0), default=1e-3, help="at its highest (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="default: %(default)s")
+    args = parser.parse_args(words)
+    return exit_status("seg2any.tiny.train_base", lambda: train(args))
 
+
+def train(args: argparse.Namespace) -> None:
+    """Train to the end, or go on from the state in --output_dir; leaves a finished FLUX folder `model`, in fp16."""
     pipeline = start_from(args.start_from) if args.start_from else build_pipeline(args.seed)
     pipeline.vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
     pools = [encode_pool(pipeline, stage, args.scenes, Path(args.output_dir)) for stage in STAGES]
@@ -128,7 +135,7 @@ def choose(rng: np.random.Generator, weights: dict):
 
 
 def flow_loss(pipeline: FluxPipeline, pool: Pool, kind: str, indices: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """The rectified-flow loss (seg2any.flow) of plain FLUX on one batch of equal caption lengths."""
+    """The rectified-flow loss [] (seg2any.flow) of plain FLUX on one batch of equal caption lengths."""
     length, padded = choose(rng, ONE_FIGURE if kind == "single" else SEVERAL)
     captions = [pool.captions[i] for i in indices]
     grid = pool.stage.size // pixels_per_token(pipeline.vae)
@@ -190,4 +197,4 @@ def encode_scenes(vae: AutoencoderKL, scenes: list[Scene]) -> Tensor:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -9,6 +9,7 @@ valid.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
+from seg2any.command import exit_status
 from seg2any.contour import outline
 from seg2any.data.shapes import ShapesDataset
+from seg2any.inference.options import real, whole
 from seg2any.precision import cpu_autocast
 from seg2any.tiny import loop
 from seg2any.tiny.build import build_vae
@@ -30,22 +33,28 @@ MIX = {"normal": 0.6, "crowded": 0.2, "thin": 0.2}
 CONTOURS = 8  # every eighth scene's contour map is a training image too: the adapters' condition passes the encoder
 
 
-def main() -> None:
-    """Train to the end, or go on from the state in --output_dir; leaves a finished `vae` folder, in fp32."""
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0 trained to the end, 1 out of memory, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", default="runs/tiny_vae", help="state, log and the finished vae/ folder")
-    parser.add_argument("--steps", type=int, default=4800)
-    parser.add_argument("--scenes", type=int, default=2400, help="rendered once, kept in memory (0.2 MB each)")
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--learning_rate", type=float, default=5e-4)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--kl_weight", type=float, default=KL_WEIGHT, help="of the mean KL in nats per latent number")
+    parser.add_argument("--steps", type=whole(1), default=4800, help="default: %(default)s")
+    parser.add_argument("--scenes", type=whole(1), default=2400, help="rendered once, kept in memory: 0.2 MB each")
+    parser.add_argument(
+        "--batch_size", type=whole(4), default=8, help="crops of 128 px; of images a quarter (default: %(default)s)"
+    )
+    parser.add_argument("--learning_rate", type=real(0), default=5e-4, help="at its highest (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=0, help="default: %(default)s")
+    parser.add_argument("--kl_weight", type=real(0), default=KL_WEIGHT, help="of the mean KL in nats per latent number")
     parser.add_argument("--start_from", help="a finished vae/ folder to go on from")
     parser.add_argument("--decoder_only", action="store_true", help="with --start_from: latents stay as they are")
-    args = parser.parse_args()
+    args = parser.parse_args(words)
     if args.decoder_only and not args.start_from:
         parser.error("--decoder_only needs --start_from FOLDER")
+    return exit_status("seg2any.tiny.train_vae", lambda: train(args))
 
+
+def train(args: argparse.Namespace) -> None:
+    """Train to the end, or go on from the state in --output_dir; leaves a finished `vae` folder, in fp32."""
     torch.manual_seed(args.seed)
     vae = AutoencoderKL.from_pretrained(args.start_from) if args.start_from else build_vae()
     vae.to(torch.float32, memory_format=torch.channels_last)
@@ -92,7 +101,8 @@ def crops(images: np.ndarray, n: int, size: int, step: int) -> Tensor:
 
 
 def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float) -> tuple[Tensor, dict[str, float]]:
-    """L1 and squared error of pixels, L1 of their differences (edges decide the IoU), and the mean KL per latent."""
+    """L1 and squared error of pixels [B, 3, H, W], L1 of their differences (edges decide the IoU), and the mean KL per
+    latent: their weighted sum [], and parts of it to log."""
     with cpu_autocast():
         posterior = vae.encode(pixels).latent_dist
         output = vae.decode(posterior.sample()).sample.float()
@@ -114,4 +124,4 @@ def latent_statistics(vae: AutoencoderKL, images: np.ndarray) -> tuple[float, fl
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
