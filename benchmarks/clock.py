@@ -20,6 +20,7 @@ def timed(work: Callable[[], object], device: str | torch.device, clock: str = "
 
 
 def synchronise(device: str | torch.device) -> None:
+    """Wait until a CUDA device has done what it was told."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 

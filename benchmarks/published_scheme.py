@@ -54,6 +54,7 @@ class Streams:
 
     @classmethod
     def of(cls, x: torch.Tensor | Streams, rows: Rows) -> Streams:
+        """Streams as they are, or [image | condition] taken apart."""
         if isinstance(x, Streams):
             return x
         return cls(*(part.contiguous() for part in rows.split(x)), *([] if rows.n_cond else [None]))
@@ -84,6 +85,7 @@ def linear_per_branch(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Te
 
 
 def modulation(norm: nn.Module, temb: torch.Tensor, is_cond: bool) -> tuple[torch.Tensor, ...]:
+    """temb [B, 2, D] -> shift, scale, gate (twice in double blocks), each [B, 1, D], for one stream."""
     embedded = norm.silu(temb[:, 1:] if is_cond else temb[:, :1])
     return toggled(norm.linear, embedded, is_cond).unflatten(-1, (-1, temb.shape[-1])).unbind(-2)
 
@@ -101,6 +103,7 @@ def attention(parts: list[tuple[torch.Tensor, ...]], rotation: torch.Tensor, con
 
 
 def double_block(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None, joint_attention_kwargs=None):
+    """The forward pass of a double block, as `RegionalDoubleBlock.forward` but stream by stream."""
     context, text, attn = joint_attention_kwargs["context"], encoder_hidden_states, self.attn
     streams = list(Streams.of(hidden_states, context.rows))
     mods = [modulation(self.norm1_context, temb, False)]
@@ -134,6 +137,7 @@ def finish(x, attended, mods, norm: nn.Module, ff: nn.Module, is_cond: bool) -> 
 
 
 def single_block(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None, joint_attention_kwargs=None):
+    """The forward pass of a single block, likewise; without text after the first of them."""
     context, attn, text = joint_attention_kwargs["context"], self.attn, encoder_hidden_states
     streams = Streams.of(hidden_states, context.rows)
     if text is not None:  # the first of them

@@ -48,6 +48,7 @@ class Size:
 
     @property
     def aia_blocks(self) -> tuple[int, int]:
+        """First and last of the blocks that isolate attributes."""
         return self.n_double, self.n_double + self.n_single // 2 - 1
 
     def config(self) -> dict[str, object]:
@@ -78,6 +79,7 @@ class Case:
 
     @property
     def n_image(self) -> int:
+        """Image tokens of an image."""
         return (self.side // PATCH) ** 2
 
 
@@ -92,6 +94,7 @@ class Models:
 
     @classmethod
     def random(cls, size: Size, device: torch.device, dtype: torch.dtype) -> Models:
+        """Weights of seed 0, made on the device, with both adapters."""
         torch.manual_seed(0)
         default = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # never the float32 weights of FLUX.1-dev, 48 GB

@@ -43,6 +43,7 @@ class Row:
     published: bool = False
 
     def config(self, size: Size, side: int) -> Config:
+        """The preset over the config of SACap-1M, at that rank and resolution."""
         files = [str(CONFIGS / "seg2any_sacap_1m.yaml"), str(CONFIGS / f"{self.preset}.yaml")]
         return configs.load([*files, f"--model.rank={size.rank}", f"--resolution={side}"])
 
@@ -63,6 +64,7 @@ def measure(name: str, rounds: int, device: str | None = None) -> list[dict[str,
 
 
 def measure_row(row: Row, size: Size, side: int, rounds: int, device: torch.device) -> dict[str, object]:
+    """Samples a second of one scheme, and its memory in GiB: at the peak, and as estimated."""
     config = row.config(size, side)
     transformer = random_transformer(size, config, device)
     given = Given(Models(size, *[transformer] * 3), Case(side, N_REGIONS), device, torch.float32)
@@ -140,6 +142,7 @@ def training_step(transformer: nn.Module, config: Config, given: Given) -> Calla
 
 
 def table(rows: list[dict[str, object]]) -> str:
+    """Samples a second and memory of every row."""
     lines = [f"{'scheme':<18}{'tokens':>7}{'samples/s':>11}{'peak GiB':>10}{'estimated':>11}"]
     for row in rows:
         peak = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"

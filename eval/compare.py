@@ -102,6 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def show(first: Path, second: Path) -> None:
+    """Print the comparison of two files. Raises UserError."""
     a, b = read_run(first), read_run(second)
     compared = list(compare(a, b))
     print(f"A: {first}\nB: {second}\n\n{table(compared)}")

@@ -64,6 +64,7 @@ class Generated:
 
     @property
     def groups(self) -> int:
+        """How many images there are of every sample."""
         return self.run["groups"]
 
     @property
@@ -73,6 +74,7 @@ class Generated:
         return height, width
 
     def path(self, group: int, key: str) -> Path:
+        """Of the image of a sample, `group` counted from 0."""
         return image_path(self.folder, group, key, self.run["format"])
 
     def open_data(self) -> DataSet:

@@ -72,6 +72,7 @@ class Task:
         return replace(layout, masks=resize_masks(layout.masks, self.size))
 
     def recipe_of(self, image: Wanted, layout: Layout) -> dict:
+        """Everything that decides how an image looks, to be kept inside it."""
         asked = {"name": layout.name, "caption": layout.caption, "captions": list(layout.captions)}
         own = {"layout": {"sha256": layout.digest(), **asked}, "seed": image.seed, "size": list(self.size)}
         return {**own, "image": image.number, **self.recipe}

@@ -72,6 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def write(runs: Sequence[Path], output: Path) -> None:
+    """Write the page about these files. Raises UserError."""
     text = page(Evaluation.read(runs))
     with atomic_write(output) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -60,6 +60,7 @@ def number(value: float | None) -> str:
 
 
 def interval(row: Row) -> str:
+    """The 95 % interval as the page shows it."""
     return f"{number(row.low)} to {number(row.high)}" if row.low is not None else "no interval"
 
 

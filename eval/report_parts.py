@@ -61,6 +61,7 @@ def _cell(value: object) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """An HTML table; cells are text."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
@@ -111,6 +112,7 @@ def circumstances(one: Evaluation) -> str:
 
 
 def definitions(values: Mapping[str, object]) -> str:
+    """Names and values, nested ones by dotted names."""
     pairs = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in _flat(values))
     return f"<dl>{pairs}</dl>" if pairs else '<p class="soft">none</p>'
 
@@ -124,4 +126,5 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str,
 
 
 def folded(title: str, content: str) -> str:
+    """Content (HTML) that opens on a click at its title (text)."""
     return f"<details><summary>{escape(title)}</summary>{content}</details>"

@@ -57,6 +57,7 @@ class Condition:
 
     @cached_property
     def plan(self) -> AttentionPlan:
+        """Which pattern every block uses; kept with the condition, for all steps."""
         return AttentionPlan(self.tokens, self.rules, self.tap)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:

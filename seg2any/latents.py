@@ -34,6 +34,7 @@ class Posterior:
         return Posterior(self.mean[index], self.std[index])
 
     def cpu(self) -> Posterior:
+        """The same on the CPU."""
         return Posterior(self.mean.cpu(), self.std.cpu())
 
 

@@ -34,6 +34,8 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class CaptionReport:
+    """How many tokens of a caption are there, and how many are read."""
+
     text: str
     tokens: int
     limit: int
@@ -58,6 +60,8 @@ class RegionReport:
 
 @dataclass(frozen=True)
 class LayoutReport:
+    """What a layout will get; `warnings` are lines for the user."""
+
     name: str
     mask_size: tuple[int, int]  # (H, W)
     image_size: tuple[int, int]  # (H, W)

@@ -74,9 +74,11 @@ class TokenLayout:
 
     @property
     def batch_size(self) -> int:
+        """Samples in the batch."""
         return self.kind.shape[0]
 
     def to(self, device: torch.device | str) -> TokenLayout:
+        """The same layout on a device."""
         return replace(
             self,
             kind=self.kind.to(device),

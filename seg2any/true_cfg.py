@@ -52,6 +52,7 @@ class TrueCFG:
 
     @property
     def is_on(self) -> bool:
+        """Whether a second prediction is made."""
         return self.negative_prompt is not None and self.scale > 1
 
 

@@ -42,6 +42,7 @@ def by_hand(previous: str | None) -> str:
 
 
 def previous_text(path: Path) -> str | None:
+    """The document of an earlier run, None if there is none."""
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
@@ -131,6 +132,7 @@ def _table(rows: Sequence[Row], kind: str, runs: Runs) -> Iterator[str]:
 
 
 def sources(run: Run) -> list[str]:
+    """Of which images the run has numbers, in order."""
     return list(dict.fromkeys(row.source for row in run.rows))
 
 

@@ -56,11 +56,13 @@ class Ablation:
             self._training = None if adapter is None else training_of(adapter, self._pipeline.card)
 
     def settings(self, row: Row) -> ConditionSettings:
+        """What images of the row are made with: those of its adapters, changed as the row says."""
         # The base model alone has no card; it reads captions as long as the adapters under test do.
         card = read_adapter_card(self.options.lora) if row.is_bare else None
         return (self._pipeline.settings if card is None else settings_of(card)).override(row.changes)
 
     def path(self, kind: str, name: str) -> Path:
+        """Of a row's finished numbers."""
         return self.options.output / kind / f"{name}.json"
 
     def name(self, row: Row | None) -> str:
@@ -142,6 +144,7 @@ class Ablation:
         return self.options.output / kind / "pictures" / name
 
     def picture(self, kind: str, name: str, key: str) -> Path:
+        """Of the first image of a scene, whose name `key` is, by a row."""
         return self.folder(kind, name) / f"{key}.png"
 
     def _tokens(self, row: Row, kind: str, seconds: float) -> Result:

@@ -23,6 +23,7 @@ class Scenes:
 
     @classmethod
     def draw(cls, kind: str, count: int, images: int, seed: int) -> Scenes:
+        """The first `count` scenes, and for each `images` seeds that follow from `seed`."""
         data = ShapesDataset("test", N_SCENES, kind)
         samples = tuple(data[index] for index in range(count))
         keys = [sample.layout.name for sample in samples]
@@ -31,6 +32,7 @@ class Scenes:
 
     @property
     def images(self) -> int:
+        """How many images a row takes."""
         return sum(map(len, self.seeds.values()))
 
     def batches(self, size: int) -> list[Sequence[Sample]]:

@@ -34,6 +34,7 @@ class Clip:
 
     @torch.inference_mode()
     def of_images(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Images uint8 [H, W, 3] -> float32 [n, D] of length 1."""
         pixels = self.processor(images=list(images), return_tensors="pt")["pixel_values"].to(self.device)
         return _unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
 

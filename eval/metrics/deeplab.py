@@ -41,6 +41,7 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, h, w] -> [B, 4 width, h', w']."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
@@ -72,6 +73,7 @@ class ResNetV1c(nn.Module):
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] -> features [B, C, H/8, W/8]."""
         x = F.max_pool2d(self.stem(x), 3, 2, 1)
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
@@ -86,6 +88,7 @@ class ConvModule(nn.Module):
         self.bn = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, h, w] -> [B, C', h, w]."""
         return F.relu(self.bn(self.conv(x)))
 
 
@@ -102,6 +105,7 @@ class ASPPHead(nn.Module):
         self.bottleneck = ConvModule((len(ASPP_DILATIONS) + 1) * channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Features [B, C, h, w] -> logits [B, K, h, w]."""
         pooled = F.interpolate(self.image_pool(x), x.shape[-2:], mode="bilinear", align_corners=False)
         return self.conv_seg(self.bottleneck(torch.cat([pooled, *(module(x) for module in self.aspp_modules)], 1)))
 
@@ -115,6 +119,7 @@ class DeepLabV3(nn.Module):
         self.decode_head = ASPPHead(8 * EXPANSION * width, channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Normalised images [B, 3, H, W] -> logits [B, K, H, W]."""
         logits = self.decode_head(self.backbone(x))
         return F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
 

@@ -66,6 +66,7 @@ class RegionMean:
     sums: dict[str, tuple[float, float]] = field(default_factory=dict)  # sample key -> (sum, count)
 
     def add(self, key: str, value: float) -> None:
+        """Count a region of the sample `key`."""
         total, count = self.sums.get(key, (0.0, 0.0))
         self.sums[key] = total + float(value), count + 1
 

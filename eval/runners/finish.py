@@ -34,6 +34,7 @@ class Gallery:
     seen: Callable[[Item], np.ndarray | None]
 
     def pictures(self, key: str) -> dict[str, Image.Image]:
+        """The pictures of a sample by title."""
         item = self.item(key)
         return side_by_side(item, self.seen(item), self.photo(key))
 

@@ -35,6 +35,7 @@ class Benchmark:
 
     @property
     def samples(self) -> int:
+        """How many samples were generated, from the first of the data set on."""
         return self.generated.run["samples"]
 
     def images(self, groups: Sequence[int] | None = None) -> Iterator[Item]:

@@ -60,9 +60,11 @@ class Answers:
         self._known = self._read()
 
     def get(self, question: Question) -> dict | None:
+        """What was answered, None if nothing yet."""
         return self._known.get(self._id(question))
 
     def add(self, question: Question, answer: dict) -> None:
+        """Keep an answer, on disk when this returns. From any thread."""
         line = {"id": self._id(question), "key": question.key, "kind": question.kind, "text": question.text}
         with self._lock, open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line | {"judge": self.judge.name, "answer": answer}) + "\n")

@@ -39,6 +39,7 @@ class EndpointJudge:
         self.headers = {"Content-Type": "application/json"} | _authorization()
 
     def answer(self, question: Question) -> dict:
+        """See `Judge`. Raises NoAnswer."""
         reply = self._post(request_body(self.model, question))
         try:
             choice = reply["choices"][0]

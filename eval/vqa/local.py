@@ -38,6 +38,7 @@ class LocalJudge:
 
     @torch.inference_mode()
     def answer(self, question: Question) -> dict:
+        """See `Judge`. Raises NoAnswer."""
         inputs = self._inputs(question)
         with self._lock:
             if question.wants == "attributes":

@@ -70,6 +70,7 @@ def _reorder(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def sorted_pattern(pattern: AttentionPattern) -> SortedPattern:
+    """The pattern with its tokens sorted by class, so that blocks of 128 are seen whole or not at all."""
     queries, keys = (Sorted.of(index, pattern) for index in (pattern.query_index, pattern.classes.index))
     table = _table(pattern.log_weights)
     blocks = block_mask(queries.classes, keys.classes, table > -math.inf)

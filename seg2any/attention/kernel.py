@@ -81,6 +81,7 @@ def quickest(
 
 
 def trains(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
+    """Whether a backward pass will follow."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
 
 

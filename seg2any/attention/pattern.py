@@ -36,6 +36,7 @@ class TokenClasses:
 
     @classmethod
     def of(cls, tokens: TokenLayout) -> TokenClasses:
+        """The classes of a batch, over all of its samples."""
         entity_sets, entity_set = torch.unique(tokens.entities, return_inverse=True)
         codes, index = torch.unique(tokens.kind.long() * len(entity_sets) + entity_set, return_inverse=True)
         return cls(codes // len(entity_sets), entity_sets[codes % len(entity_sets)], index)
@@ -59,6 +60,7 @@ class Coverage:
 
     @classmethod
     def of(cls, tokens: TokenLayout) -> Coverage:
+        """Raises UserError if the layout was not prepared for method `place`."""
         if tokens.coverage is None:
             raise UserError("method 'place' needs the coverage of every token: prepare the layout with method 'place'")
         n_entities = tokens.coverage.shape[1]
@@ -88,6 +90,7 @@ class AttentionPattern:
 
     @classmethod
     def of(cls, tokens: TokenLayout, attention: Attention, rules: AttentionRules) -> AttentionPattern:
+        """All tokens ask."""
         return cls(tokens, TokenClasses.of(tokens), attention, rules)
 
     def asked_by(self, n_queries: int) -> AttentionPattern:

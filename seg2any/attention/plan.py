@@ -33,6 +33,7 @@ class AttentionPlan:
 
     @cached_property
     def classes(self) -> TokenClasses:
+        """Shared by the patterns of all blocks."""
         return TokenClasses.of(self.tokens)
 
     def pattern(self, block: int) -> AttentionPattern:

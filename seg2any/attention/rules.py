@@ -70,6 +70,7 @@ class AttentionRules:
         check_backend(self.attention_backend, self.method)
 
     def at(self, block: int) -> Attention:
+        """The attention of a block, counted from 0 through double and single blocks."""
         if self.method == "none":
             return Attention.OPEN
         first, last = self.hard_attn_block_range

@@ -28,6 +28,7 @@ class LabelMap:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(H, W) of the stored map."""
         return self.labels.shape[:2]
 
     def masks(self) -> np.ndarray:
@@ -58,9 +59,11 @@ class MaskStack:
 
     @property
     def size(self) -> tuple[int, int]:
+        """(H, W) of the stored masks."""
         return self.stack.shape[1:]
 
     def masks(self) -> np.ndarray:
+        """bool [N, H, W], all of them drawn."""
         return self.stack
 
 

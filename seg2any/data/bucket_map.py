@@ -77,6 +77,7 @@ class Origin:
 
     @property
     def digest(self) -> str:
+        """The same for equal origins only."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: Origin) -> list[str]:

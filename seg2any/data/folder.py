@@ -57,6 +57,7 @@ class FolderDataset:
         return Sample(read_photo(photo), _read(path, photo.stem))
 
     def key(self, index: int) -> str:
+        """The name of its photo, without suffix."""
         return self._pairs[index][0].stem
 
     def annotation(self, index: int) -> Annotation:

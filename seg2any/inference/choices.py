@@ -25,6 +25,8 @@ NOT_COMPILED = ("group_offload", "int8", *(name for name in STEP_CACHES if name 
 
 @dataclass(frozen=True)
 class Machine:
+    """What images are made on and with."""
+
     device: torch.device
     dtype: torch.dtype
 
@@ -34,6 +36,7 @@ class Machine:
 
     @property
     def precision(self) -> str:
+        """Its name as `--weight_dtype` has it."""
         return str(self.dtype).removeprefix("torch.")
 
 

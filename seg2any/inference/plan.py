@@ -28,6 +28,7 @@ class Job:
 
     @property
     def panel_path(self) -> Path:
+        """Where --save_panels puts the picture beside the image."""
         return panel_path(self.path)
 
 

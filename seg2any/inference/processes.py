@@ -35,6 +35,7 @@ class Process:
 
     @property
     def is_first(self) -> bool:
+        """Whether it is the one that speaks for all."""
         return self.index == 0
 
     def __str__(self) -> str:

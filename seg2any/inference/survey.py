@@ -43,6 +43,7 @@ class Survey:
 
     @property
     def warnings(self) -> list[str]:
+        """Of all layouts, each after the layout's name."""
         own = [f"{layout.report.name}: {text}" for layout in self.layouts for text in layout.report.warnings]
         return [*self.left_out, *own]
 

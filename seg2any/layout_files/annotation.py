@@ -32,6 +32,8 @@ class Region:
 
 @dataclass(frozen=True)
 class Annotation:
+    """The JSON of a layout as far as all formats share it."""
+
     regions: tuple[Region, ...]
     caption: str | None
     seed: int | None

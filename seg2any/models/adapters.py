@@ -194,6 +194,7 @@ def check_pairs(weights: dict[str, torch.Tensor], file: Path) -> None:
 
 
 def check_fits(transformer: FluxTransformer2DModel, weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Raise UserError for a weight whose layer is missing here or of another width."""
     layers = dict(transformer.named_modules())
     for key, weight in weights.items():
         path, _, part = key.removeprefix(PREFIX).partition(".lora_")

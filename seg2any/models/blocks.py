@@ -41,6 +41,7 @@ class BlockContext:
 
     @torch.compiler.disable  # or blocks would be compiled again for every layout; flex compiles itself all the same
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Query, key and value [B, L, heads, d] -> what each query gets [B, L, heads, d]."""
         if self.cond_keys is not None:
             if self.rows.n_cond:
                 own = (x[:, -self.rows.n_cond :].clone() for x in (key, value))  # not a view that holds all rows
@@ -59,23 +60,28 @@ def modulation(norm: nn.Module, temb: torch.Tensor, rows: Rows) -> tuple[torch.T
 
 
 def affine(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Modulate: the image rows by row 0 of scale and shift, the condition rows by row 1."""
+    """Modulate x [B, I + C, D]: the image rows by row 0 of scale and shift [B, 2, D], the condition rows by row 1."""
     parts = [part * (1 + scale[:, i, None]) + shift[:, i, None] for i, part in enumerate(rows.split(x))]
     return torch.cat(parts, 1) if rows.n_cond else parts[0]
 
 
 def add_gated(residual: torch.Tensor, gate: torch.Tensor, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """residual + gate * x, all [B, I + C, D] but the gate [B, 2, D], whose rows are chosen as by `affine`."""
     parts = [gate[:, i, None] * part for i, part in enumerate(rows.split(x))]
     return residual + (torch.cat(parts, 1) if rows.n_cond else parts[0])
 
 
 def feed_forward(ff: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """x [B, I + C, D] through the stock layers, each row with the adapters of its branch."""
     activation, dropout, out = ff.net
     return linear(out, dropout(activation.gelu(linear(activation.proj, x, rows))), rows)
 
 
 def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """RoPE on query or key [B, L, heads, d]. One complex product: the same numbers as the stock sum of four, sooner."""
+    """RoPE, complex [B or 1, L, 1, d / 2], on query or key [B, L, heads, d].
+
+    One complex product: the same numbers as the stock sum of four, sooner.
+    """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
@@ -124,6 +130,10 @@ class RegionalDoubleBlock(FluxTransformerBlock):
         image_rotary_emb: torch.Tensor | None = None,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows [image | condition] [B, I + C, D] and text [B, T, D] -> the new text, the new [image | condition].
+
+        temb: [B, 1 or 2, D], embedded times of the image and of the condition; image_rotary_emb: see `rotate`
+        """
         context: BlockContext = joint_attention_kwargs["context"]
         image, text, rows = hidden_states, encoder_hidden_states, context.rows
         shift, scale, gate, shift_ff, scale_ff, gate_ff = modulation(self.norm1, temb, rows)
@@ -156,6 +166,7 @@ class RegionalSingleBlock(FluxSingleTransformerBlock):
         image_rotary_emb: torch.Tensor | None = None,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As the double block: [image | condition] [B, I + C, D] and text [B, T, D] -> text, [image | condition]."""
         context: BlockContext = joint_attention_kwargs["context"]
         n_text, rows = encoder_hidden_states.shape[1], context.rows
         residual = torch.cat([encoder_hidden_states, hidden_states], 1)
@@ -168,4 +179,5 @@ class RegionalSingleBlock(FluxSingleTransformerBlock):
 
 
 def within_fp16(x: torch.Tensor) -> torch.Tensor:
+    """Clipped to what float16 can hold, as stock FLUX does."""
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x

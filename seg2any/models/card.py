@@ -16,6 +16,7 @@ CARD_KEY = "seg2any"  # in the safetensors metadata
 
 
 def package_version() -> str:
+    """Of this package, empty where it is not installed."""
     try:
         return version("seg2any")
     except PackageNotFoundError:
@@ -61,6 +62,7 @@ class AdapterCard:
         object.__setattr__(self, "hard_attn_block_range", tuple(self.hard_attn_block_range))
 
     def rules(self) -> AttentionRules:
+        """Who attends to whom. Raises UserError for values that are impossible."""
         return AttentionRules(
             method=self.attention_mask_method,
             hard_attn_block_range=self.hard_attn_block_range,
@@ -69,6 +71,7 @@ class AdapterCard:
         )
 
     def to_json(self) -> str:
+        """Every field but `assumed`, with the version that writes it."""
         known = asdict(replace(self, seg2any_version=package_version()))
         del known["assumed"]
         return json.dumps(known, indent=2)
@@ -99,6 +102,7 @@ class AdapterCard:
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
+    """Write adapter.json into the folder."""
     with atomic_write(folder / CARD_FILE) as path:
         path.write_text(card.to_json() + "\n", encoding="utf-8")
 

@@ -198,6 +198,7 @@ def several_adapters() -> Iterator[None]:
 
 
 def condition_of(joint_attention_kwargs: dict[str, Any] | None) -> Condition | None:
+    """What the transformer is called with; None: plain FLUX. Raises UserError for keys that nothing here reads."""
     given = dict(joint_attention_kwargs or {})
     condition = given.pop("condition", None)
     if given:

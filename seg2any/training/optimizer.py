@@ -15,6 +15,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def make_optimizer(config: Config, parameters: list[nn.Parameter], processes: int) -> torch.optim.Optimizer:
+    """AdamW over `parameters`, in 8 bit if asked for; `processes` counts for `scale_lr`. Raises UserError."""
     trainer, adam = config.trainer, config.optimizer
     rate = trainer.learning_rate
     if trainer.scale_lr:

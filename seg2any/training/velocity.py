@@ -19,6 +19,7 @@ class Velocity(nn.Module):
         self.transformer, self.guidance_scale, self.dtype = transformer, guidance_scale, dtype
 
     def forward(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
+        """x [B, I, D] at noise levels s [B] in 0..1 -> [B, I, D] in fp32, on the transformer's device."""
         device = self.transformer.device
         condition = condition.to(device, torch.float32)
         guidance = None

@@ -101,6 +101,7 @@ class Annotations:
 
 
 def json_name(image_name: str) -> str:
+    """Of an image's annotation beside it."""
     return Path(image_name).with_suffix(".json").name
 
 

@@ -24,6 +24,8 @@ MAX_MEMBER_BYTES = 1 << 26  # a picture or a json
 
 @dataclass(frozen=True)
 class Member:
+    """A file of a tar, and where its bytes lie in that."""
+
     name: str
     offset: int
     size: int
