@@ -6,6 +6,7 @@ occur in the training split (`held_out`), so a test scene can ask for something 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,6 +35,7 @@ MIN_VISIBLE = 0.55  # of a figure's own area, after everything above it is drawn
 MIXED = ("normal",) * 8 + ("thin", "crowded")  # scene i of kind "mixed" is of kind MIXED[i % 10]
 MAX_LISTED = 8  # more figures are not named one by one in the global caption
 MARGIN = 4  # pixels between a figure and the image border
+KEPT_SCENES = 2**15  # in memory, a kilobyte or two each: to place figures takes longer than to draw them
 
 
 @dataclass(frozen=True)
@@ -141,9 +143,8 @@ class ShapesDataset:
         if not 0 <= index < self.n_scenes:
             raise IndexError(index)
         name = MIXED[index % len(MIXED)] if self.kind == "mixed" else self.kind
-        kind = KINDS[name] if self.entities is None else replace(KINDS[name], entities=tuple(self.entities))
-        rng = np.random.default_rng((self.seed, SPLITS.index(self.split), list(KINDS).index(name), index))
-        return _sample_scene(rng, kind, self.split == "train", self.size)
+        entities = None if self.entities is None else tuple(self.entities)
+        return _scene(self.split, name, entities, self.seed, self.size, index)
 
     def __getitem__(self, index: int) -> Sample:
         return self.scene(index).sample(name=self.key(index), seed=index)
@@ -163,6 +164,13 @@ class ShapesDataset:
         parts = [self.split, self.n_scenes, self.kind, self.entities, self.seed, self.size]
         sources = (Path(__file__), Path(shapes_draw.__file__))
         return hashlib.sha256(repr(parts).encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+@functools.lru_cache(maxsize=KEPT_SCENES)
+def _scene(split: str, name: str, entities: tuple[int, int] | None, seed: int, size: int, index: int) -> Scene:
+    kind = KINDS[name] if entities is None else replace(KINDS[name], entities=entities)
+    rng = np.random.default_rng((seed, SPLITS.index(split), list(KINDS).index(name), index))
+    return _sample_scene(rng, kind, split == "train", size)
 
 
 def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: int) -> Scene:
