@@ -45,6 +45,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     settings = config.load(arguments)
     from seg2any.data import bucket_map, catalog, count_map  # late: a typing mistake comes before anything is loaded
     from seg2any.data.count_rows import RowCounter
+    from seg2any.data.unreadable import check_unreadable
     from seg2any.inference.model import read_small_files
 
     path = bucket_map.map_path(settings)
@@ -52,9 +53,13 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     workers = count_map.number_of_workers(options.workers, os.environ)
     patch, tokenizer = read_small_files(settings.model.pretrained_model_name_or_path)
     section, on_error = settings.data.train, settings.data.on_error
-    data = catalog.open_data_set(catalog.data_set_name(section), section.params, on_error)
-    counter = RowCounter(data, tokenizer, bucket_map.origin_of(data, tokenizer, patch, settings), on_error)
-    print(count_map.count_map(path, counter, share, workers, show_progress=os.environ.get("RANK", "0") == "0"))
+    name = catalog.data_set_name(section)
+    data = catalog.open_data_set(name, section.params, on_error)
+    origin = bucket_map.origin_of(data, tokenizer, patch, settings)
+    counter, is_first = RowCounter(data, tokenizer, origin, on_error), os.environ.get("RANK", "0") == "0"
+    print(count_map.count_map(path, counter, share, workers, show_progress=is_first))
+    if count_map.Parts(path, origin).is_finished():
+        check_unreadable(name, data, bucket_map.BucketMap.read(path, origin), path, on_error)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from tests import synthetic_data
 from tests.golden_root import REPOSITORY
 from tests.test_bucket_map import MODEL
 
+MAP_NAME = "64H_64W-group_bucket.parquet"
+
 
 def published_config(folder: Path, params: dict) -> Path:
     path = folder / "sacap.yaml"
@@ -45,7 +47,7 @@ def test_the_published_command_line_under_torchrun_equals_one_process(tmp_path: 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "prepare_dataset_bucket_map.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     subprocess.run([*command, *arguments], check=True, cwd=REPOSITORY, env=environment, capture_output=True)
-    found = Path(made.params["cache_root"]) / "64H_64W-group_bucket.parquet"
+    found = Path(made.params["cache_root"]) / MAP_NAME
     by_two = found.read_bytes()
     found.unlink()
     assert run_main(monkeypatch, *arguments) == 0
@@ -57,6 +59,28 @@ def test_the_published_command_line_under_torchrun_equals_one_process(tmp_path: 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(open_map(data, tokenizer, 16, settings)) == 6
+
+
+def test_what_cannot_be_read_is_said_listed_and_counted_again_when_it_is_whole(tmp_path: Path, monkeypatch, capsys):
+    made = synthetic_data.make_sacap_1m(tmp_path, 6)
+    path, map_file = published_config(tmp_path, made.params), Path(made.params["cache_root"]) / MAP_NAME
+    json_file = made.truths[2].image.with_suffix(".json")
+    whole = json_file.read_bytes()
+    json_file.write_bytes(whole[:-30])
+    listed = map_file.with_name("64H_64W-group_bucket-left_out.tsv")
+    for _ in range(2):  # also of a map that is up to date
+        assert run_main(monkeypatch, path, "--workers", "1") == 0
+        said = " ".join(capsys.readouterr().err.split())
+        assert "data set sacap_1m: 1 of 6 samples are left out; the first is" in said and str(json_file) in said
+        assert listed.read_text().startswith(f"{made.truths[2].key}\t{json_file}: is not valid JSON")
+    assert run_main(monkeypatch, path, "--workers", "1", "--data.on_error=fail") == 2
+    assert "1 of 6 samples cannot be used" in capsys.readouterr().err
+    json_file.write_bytes(whole)
+    assert run_main(monkeypatch, path, "--workers", "1") == 0
+    assert f"was damaged when it was counted; remove {map_file} to count again" in capsys.readouterr().err
+    map_file.unlink()
+    assert run_main(monkeypatch, path, "--workers", "1") == 0
+    assert "left out" not in capsys.readouterr().err and not listed.exists()
 
 
 def test_train_sh_counts_the_data_it_trains_on(tmp_path: Path):
@@ -94,7 +118,7 @@ def test_sizes_without_a_token_and_blocked_folders_are_one_line(tmp_path: Path, 
     made = synthetic_data.make_sacap_1m(tmp_path, 3)
     made.params.pop("cache_root")
     (tmp_path / "file").touch()
-    (tmp_path / "taken" / "64H_64W-group_bucket.parquet").mkdir(parents=True)
+    (tmp_path / "taken" / MAP_NAME).mkdir(parents=True)
     path = published_config(tmp_path, made.params)
     for arguments, message in (
         (["--resolution=8"], "resolution: 8 with cond_scale_factor 2 is less than one token of 16 pixels"),

@@ -58,6 +58,17 @@ def test_shares_count_everything_once_and_the_last_one_puts_it_together(tmp_path
     assert said == f"{path}: is up to date, 50 rows"
 
 
+def test_a_shard_that_counted_other_data_is_told(tmp_path: Path, small_parts):
+    settings = squares_config(tmp_path)
+    path, old = map_path(settings), squares_counter(Squares(49), settings)
+    count_map.count_map(path, old, Share(0, 2), 1, show_progress=False)
+    new = squares_counter(Squares(50), settings)
+    said = count_map.count_map(path, new, Share(1, 2), 1, show_progress=False)
+    assert "4 of 8 parts are left to the other shards; " in said
+    assert f"{Parts(path, old.origin).folder.name} holds parts of other data or settings, which do not count" in said
+    assert count_map.count_map(path, new, Share(0, 2), 1, show_progress=False) == f"{path}: 50 rows"
+
+
 def test_whoever_merges_second_finds_the_work_done(tmp_path: Path, small_parts, monkeypatch: pytest.MonkeyPatch):
     settings, data = squares_config(tmp_path), Squares(50)
     path, counter = map_path(settings), squares_counter(data, settings)

@@ -13,16 +13,22 @@ import pytest
 import torch
 
 from seg2any import config
+from seg2any.data.bucket_map import UNUSABLE
 from seg2any.data.catalog import ClosedSet, open_data_set
+from seg2any.data.left_out import LeftOutWarning
 from seg2any.data.sample import SampleError
 from seg2any.errors import UserError
 from seg2any.text import TextKey, TruncationWarning, encode_keys
+from seg2any.training import run_data
+from seg2any.training.cache import Crew
+from seg2any.training.counts import read_or_count
 from seg2any.training.reader import read_ahead
 from seg2any.training.run_data import RawData, load_data
 from seg2any.training.source import SkippedSampleWarning
 from seg2any.training.store import CacheError, ShardStore
 from seg2any.training.trainer import Trainer
 from tests import tiny_run
+from tests.counted_data import Squares, Words
 from tests.synthetic_data import make_ade20k
 from tests.test_cache import SETTINGS, Unreadable, loading, same
 
@@ -92,6 +98,27 @@ def test_an_unusable_sample_leaves_its_batch_or_ends_the_run(data, stock_pipe, t
         take(strict, strict.sampler("length", 3), 3)
     with pytest.warns(SkippedSampleWarning), pytest.raises(SampleError, match="photos/4.jpg"):
         take(source(), source().sampler("length", 1), 9)  # alone in its batch
+
+
+def test_what_cannot_be_read_is_said_before_training_starts(data, tmp_path):
+    settings = config.Config(resolution=64)
+    settings.data.train.type = "squares"
+    for settings.trainer.cache_dir in (None, str(tmp_path)):
+        with pytest.warns(
+            LeftOutWarning, match="squares: 2 of 5 samples are left out; the first is square_1: "
+        ):
+            rows = read_or_count(Squares(5, broken=(1, 3)), Words(), 16, settings, Crew())
+        assert (rows.flags & UNUSABLE > 0).tolist() == [False, True, False, True, False]
+    listed = next(tmp_path.glob("lengths-*-left_out.tsv")).read_text().splitlines()
+    assert listed == [f"square_{n}\tsquare_{n}.json: is damaged" for n in (1, 3)]
+    settings.data.on_error = "fail"
+    with pytest.raises(UserError, match="2 of 5 samples cannot be used"):
+        read_or_count(Squares(5, broken=(1, 3)), Words(), 16, settings, Crew())
+    with pytest.warns(SkippedSampleWarning, match="left out of validation images: photos/4.jpg"):
+        shown = run_data._first_layouts(Faulty(data), 6, skips=True)
+    assert [layout.digest() for layout in shown] == [data[n].layout.digest() for n in (0, 1, 2, 3, 5, 6)]
+    with pytest.raises(SampleError, match="photos/4.jpg"):
+        run_data._first_layouts(Faulty(data), 6, skips=False)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -86,6 +86,11 @@ class Parts:
         there = {path.name for path in self.folder.glob("rows-*.parquet")}
         return [rows for rows in ranges if self.file(rows).name not in there]
 
+    def others(self) -> str:
+        """What to say about parts of other origin: a shard that was started with other data is missing here."""
+        found = sorted(set(self.path.parent.glob(f"{self.path.stem}-parts-*")) - {self.folder})
+        return f"; {found[0].name} holds parts of other data or settings, which do not count" if found else ""
+
     def is_finished(self) -> bool:
         """Whether the map itself is there and whole; a damaged one is to be made again, like a stale one."""
         try:
@@ -167,7 +172,7 @@ def count_map(path: Path, counter: RowCounter, share: Share, workers: int, show_
     if not still:
         parts.merge()
     elif not parts.is_finished():
-        return f"{parts.folder}: {len(still)} of {len(parts.ranges)} parts are left to the other shards"
+        return f"{parts.folder}: {len(still)} of {len(parts.ranges)} parts are left to the other shards{parts.others()}"
     else:  # by another run of the same command
         shutil.rmtree(parts.folder, ignore_errors=True)
     return f"{path}: {counter.origin.rows} rows"

@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from seg2any.config import Config
-from seg2any.data.bucket_map import SCHEMA, UNUSABLE, BucketMap, origin_of
-from seg2any.data.catalog import DataSet
+from seg2any.data.bucket_map import SCHEMA, UNUSABLE, BucketMap, map_path, origin_of
+from seg2any.data.catalog import DataSet, data_set_name
 from seg2any.data.count_map import Parts, Share, count_map, number_of_workers
 from seg2any.data.count_rows import RowCounter, open_map
+from seg2any.data.unreadable import check_unreadable
 from seg2any.settings import ConditionSettings
 from seg2any.training.cache import Crew
 
@@ -61,10 +62,17 @@ class TokenCounts:
 def read_or_count(data: DataSet, tokenizer: object, patch: int, config: Config, crew: Crew) -> BucketMap:
     """The bucket map if `is_group_bucket` is on; else counted by all processes together, and kept in the cache.
 
-    Raises UserError for a map that is missing or is not of this data and these settings.
+    Warns of samples that cannot be read. Raises UserError for a map that is missing or is not of this data and these
+    settings, and for samples as `check_unreadable` does.
     """
+    path, rows = _rows(data, tokenizer, patch, config, crew)
+    check_unreadable(data_set_name(config.data.train) or "train", data, rows, path, config.data.on_error)
+    return rows
+
+
+def _rows(data: DataSet, tokenizer: object, patch: int, config: Config, crew: Crew) -> tuple[Path, BucketMap]:
     if config.data.train.params.get("is_group_bucket"):
-        return open_map(data, tokenizer, patch, config)
+        return map_path(config), open_map(data, tokenizer, patch, config)
     origin = origin_of(data, tokenizer, patch, config)
     counter = RowCounter(data, tokenizer, origin, config.data.on_error)
     workers, is_quiet = number_of_workers(None, os.environ), crew.rank > 0  # nothing else runs yet
@@ -72,7 +80,7 @@ def read_or_count(data: DataSet, tokenizer: object, patch: int, config: Config, 
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "lengths.parquet"
             count_map(path, counter, Share(), workers, not is_quiet)
-            return BucketMap.read(path, origin)
+            return path, BucketMap.read(path, origin)
     path = Path(config.trainer.cache_dir) / f"lengths-{origin.digest[:16]}.parquet"
     count_map(path, counter, Share(crew.rank, crew.world), workers, not is_quiet)
     parts = Parts(path, origin)
@@ -83,7 +91,7 @@ def read_or_count(data: DataSet, tokenizer: object, patch: int, config: Config, 
             left, since = now, time.monotonic()
         elif time.monotonic() - since > crew.patience:
             count_map(path, counter, Share(), workers, not is_quiet)
-    return BucketMap.read(path, origin)
+    return path, BucketMap.read(path, origin)
 
 
 def count_some(data: DataSet, indices: Sequence[int], tokenizer: object, patch: int, config: Config) -> BucketMap:

@@ -9,7 +9,6 @@ from tqdm.auto import tqdm
 
 from seg2any.config import Config
 from seg2any.data.catalog import ClosedSet, DataSet
-from seg2any.errors import UserError
 from seg2any.latents import pixels_per_token
 from seg2any.pipeline import Seg2AnyPipeline
 from seg2any.prepare import size_in_tokens
@@ -19,7 +18,7 @@ from seg2any.training import cache
 from seg2any.training.counts import TokenCounts, read_or_count
 from seg2any.training.encoded import EncodedSample, add_embeddings, texts_of_entry
 from seg2any.training.reader import Preparation, Reader, latents_key, read_ahead
-from seg2any.training.source import LiveEncoder, Source
+from seg2any.training.source import LiveEncoder, Source, is_usable
 from seg2any.training.store import Store, key_of
 
 
@@ -46,9 +45,7 @@ class Loading:
         reader, encode = self._reading(data, count, None)
         encoded = []
         for (read,) in read_ahead(reader, [[index] for index in range(count)], self.workers):
-            if isinstance(read, UserError) and not self.skips:
-                raise read
-            encoded += [] if isinstance(read, UserError) else encode([read])
+            encoded += encode([read]) if is_usable(read, self.skips, "validation") else []
         return encoded
 
     def counts(self, data: DataSet) -> TokenCounts:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from seg2any.config import Config
 from seg2any.data.catalog import ClosedSet, DataSet, data_set_name, open_data_set
+from seg2any.data.sample import SampleError
 from seg2any.errors import UserError
 from seg2any.layout import Layout
 from seg2any.pipeline import Seg2AnyPipeline
@@ -20,7 +21,7 @@ from seg2any.text import TextKey, encode_keys
 from seg2any.training.cache import Crew
 from seg2any.training.encoded import EncodedSample
 from seg2any.training.loading import Loading
-from seg2any.training.source import Source
+from seg2any.training.source import Source, is_usable
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,11 +69,24 @@ def load_data(
         wanted = config.trainer.num_validation_images
         if wanted > len(raw.val):
             warnings.warn(f"trainer.num_validation_images: {wanted}, but data.val has {len(raw.val)}", stacklevel=2)
-        shown = [raw.val[i].layout for i in range(min(wanted, len(raw.val)))]
+        shown = _first_layouts(raw.val, wanted, config.data.on_error == "skip")
     prompts = [prompt_for(layout.caption, layout.captions, settings) for layout in shown]
     shown_texts = dict(encode_keys(list({key for prompt in prompts for key in prompt}), pipeline))
     _let_go(pipeline, raw.train, config)
     return RunData(train, val, shown, shown_texts)
+
+
+def _first_layouts(data: DataSet, count: int, skips: bool) -> list[Layout]:
+    """Of the first samples that can be read."""
+    found: list[Layout] = []
+    for index in range(len(data)):
+        if len(found) == count:
+            break
+        try:
+            found.append(data[index].layout)
+        except SampleError as error:
+            is_usable(error, skips, "validation images")
+    return found
 
 
 def _let_go(pipeline: Seg2AnyPipeline, train: DataSet, config: Config) -> None:

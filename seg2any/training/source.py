@@ -108,16 +108,18 @@ class Source:
         """
         for reads in read_ahead(self.reader, sampler.ahead(), self.workers):
             sampler.position += 1
-            places = [place for place, read in enumerate(reads) if self._is_usable(read)]
+            places = [place for place, read in enumerate(reads) if is_usable(read, self.skips, "its batch")]
             if not places:
                 raise reads[0]
             usable = [reads[place] for place in places]
             yield Batch(places, [r.index for r in usable], [r.key for r in usable], self.encode(usable))
 
-    def _is_usable(self, read: ReadSample | UserError) -> bool:
-        if not isinstance(read, UserError):
-            return True
-        if isinstance(read, CacheError) or not self.skips:
-            raise read
-        warnings.warn(f"left out of its batch: {read}", SkippedSampleWarning, stacklevel=3)
-        return False
+
+def is_usable(read: object | UserError, skips: bool, left_out_of: str) -> bool:
+    """Warns of an unusable sample, or raises what is wrong with it unless it `skips`, or if it is a damaged cache."""
+    if not isinstance(read, UserError):
+        return True
+    if isinstance(read, CacheError) or not skips:
+        raise read
+    warnings.warn(f"left out of {left_out_of}: {read}", SkippedSampleWarning, stacklevel=3)
+    return False
