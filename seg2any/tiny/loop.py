@@ -104,16 +104,6 @@ def lr_factor(step: int, settings: LoopSettings) -> float:
     return settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def load_ema(model: nn.Module, path: str | Path) -> int:
-    """Copy the EMA weights of a state file into `model`; returns the step it was written at."""
-    with safe_open(path, "pt") as state, torch.no_grad():
-        saved = set(state.keys())
-        for name, parameter in model.named_parameters():
-            if f"ema/{name}" in saved:
-                parameter.copy_(state.get_tensor(f"ema/{name}"))
-        return int(state.metadata()["step"])
-
-
 @torch.no_grad()
 def _update_ema(ema: dict[str, Tensor], parameters: dict[str, Tensor], decay: float) -> None:
     torch._foreach_lerp_(list(ema.values()), [p.detach() for p in parameters.values()], 1 - decay)
