@@ -1,10 +1,12 @@
-"""Train Seg2Any's adapters: train.py CONFIG.yaml ... --section.key=value ...
+"""usage: train.py CONFIG.yaml ... --section.key=value ...
+
+Train Seg2Any's adapters.
 
     python train.py config/seg2any_shapes.yaml --project.output_dir=runs/try --trainer.max_train_steps=100
     python train.py config/seg2any_shapes.yaml --resume_from_checkpoint latest
     python train.py config/seg2any_shapes.yaml --dry_run
 
-All keys with their defaults are in seg2any/config.py.
+Files from left to right, then keys: each changes what was before it. The rest stays at its default.
 """
 
 from __future__ import annotations
@@ -14,13 +16,17 @@ import sys
 from seg2any import config
 from seg2any.allocator import keep_freed_memory
 from seg2any.command import exit_status
+from seg2any.config_help import explained_defaults
 from seg2any.inference.console import plain_messages
 
 
 def main(arguments: list[str]) -> int:
     """Exit status: 0 trained to the end, 1 out of memory, 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(__doc__.strip())
+    if not arguments:
+        print(__doc__.strip(), file=sys.stderr)
+        return 2
+    if {"-h", "--help"} & {*arguments}:
+        print(f"{__doc__}\nAll keys with their defaults:\n\n{explained_defaults()}")
         return 0
     advice = "if there is a checkpoint, go on with --resume_from_checkpoint=latest"
     return exit_status("train.py", lambda: run(arguments), advice)
