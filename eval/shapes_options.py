@@ -14,6 +14,12 @@ from seg2any.inference.options import whole
 from seg2any.modes import PRECISIONS
 
 SCENES = {"normal": 200, "crowded": 40}  # kind -> how many of the test split
+EXAMPLES = """\
+examples:
+    python -m eval.shapes --limit 8                                       a quick look at the model in this repository
+    python -m eval.shapes --lora runs/shapes/checkpoint-1000 --output result/mine    adapters of one's own
+    python -m eval.shapes --lora none --output result/plain               the base model, which sees no mask
+"""
 
 
 @dataclass(frozen=True)
@@ -41,9 +47,14 @@ class Options:
 def parse_options(arguments: Sequence[str] | None = None, description: str = "") -> Options:
     """Options of a command line, by default this process's."""
     parser = argparse.ArgumentParser(
-        prog="python -m eval.shapes", description=description, parents=[shapes_flags("result/bench_shapes", 8)]
+        prog="python -m eval.shapes",
+        description=description,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shapes_flags("result/bench_shapes", 8)],
     )
-    parser.add_argument("--limit", type=whole(1), help="at most this many scenes of each kind")
+    every = " and ".join(f"{count} {kind}" for kind, count in SCENES.items())
+    parser.add_argument("--limit", type=whole(1), help=f"at most so many scenes of each kind (default: {every})")
     return Options(**vars(parser.parse_args(arguments)))
 
 

@@ -30,6 +30,15 @@ DEFAULTS = {  # data set -> what is measured unless --metrics says otherwise, th
     "sacap_1m": ("regions", "clip", "fid", "cmmd", "fdd", "seam", "caption_leak"),
     "folder": ("regions", "seam"),
 }
+DETAILS = """\
+examples:
+    python -m eval.runners result/ade20k                        all that the benchmark has
+    python -m eval.runners result/ade20k --metrics miou seam    only these; samples are ranked by the first
+    python -m eval.runners result/sacap --metrics regions --sam2 /models/sam2.1-hiera-large -o result/regions.json
+
+Judges are fetched by `hf download ID` or by hand; the README says what each benchmark needs.
+Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 interrupted.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(
         prog="python -m eval.runners",
         description="Measure a folder of eval/generate_image.py: prints a table, writes JSON, pictures and a page.",
-        epilog="Judges are fetched by `hf download ID` or by hand; the README says what each benchmark needs.",
+        epilog=DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", type=Path, help="folder that eval/generate_image.py made")
     parser.add_argument("-o", "--output", type=Path, help="JSON file (default: IMAGES/evaluation.json)")
