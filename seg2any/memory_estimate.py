@@ -3,9 +3,12 @@
 With e bytes per element, a batch of B images of H x W pixels, L tokens each (text + image + condition), width d:
 
     text       e (T (4 f + 4 w) + h t^2)     T5 of width w, feed-forward f, h heads; T tokens of captions padded to t
-    denoising  e B L d (13.3 + 0.8 adapters), and 3.1 e B L d more for e < 4: RoPE is computed in fp32
-               one block at its widest: residual, attention, and the feed-forward layer's 4 d before and after its GELU;
-               no mask is held as a whole. Isolated condition tokens are in none of the L; 2 e B d each, for every block
+    denoising  e B L d (13.3 + 0.8 adapters) one block at its widest: residual, attention, and the feed-forward layer's
+               4 d before and after its GELU; and 5 e B d for each row that adapters act on, if B > 1 and condition rows
+               are beside them: a stretch of each sample's rows is copied. Folded, these are the condition rows, else
+               all others. With e < 4 attention may be wider: 3.1 e B L d more than the block, since RoPE is computed in
+               fp32, and 512 e B L for a part of the mask. Up to 512 tokens two whole masks are kept, 2 e B L^2.
+               Isolated condition tokens are in none of the L; 2 e B d each, for every block
     decoding   e B H W max(5 c0, 3 c1)        c0, c1: channels of the VAE's two widest maps; B = 1 and at most a tile
                                               of the VAE's own size where it decodes in parts
 
@@ -32,6 +35,8 @@ from typing import Any
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from torch import nn
 
+from seg2any.attention.pattern import QUERIES_AT_A_TIME
+
 GIB = 2**30
 RESERVE = GIB
 BYTES_OF_LINEAR = {"int8": 1.0, "nf4": 0.52, "fp8": 1.0}  # nf4: 4 bits, and a scale for every 64 weights
@@ -42,7 +47,8 @@ WIDEST_BLOCK, OF_ADAPTERS, OF_ROPE = 13.3, 0.8, 3.1
 class Request:
     """What is to be made: `batch` images of `size` (H, W) pixels at a time.
 
-    n_tokens   of the longest sample: text, image and condition; `n_kept` of them are isolated condition tokens
+    n_tokens   of the longest sample: text, image and condition; `n_cond` of them are of the condition, and `n_kept`
+               of these isolated
     n_captions tokens of all captions that T5 reads in one pass, padding included; `caption_length` of one
     in_parts   decoding image by image and in tiles, which all modes but `full` do anyway
     """
@@ -52,18 +58,20 @@ class Request:
     n_tokens: int
     n_captions: int
     caption_length: int
+    n_cond: int = 0
     n_kept: int = 0
     in_parts: bool = False
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a pipeline, on the meta device, and how many parameters the adapters have."""
+    """The networks of a pipeline, on the meta device, how many parameters the adapters have, and if they are folded."""
 
     transformer: nn.Module
     text_encoders: tuple[nn.Module, ...]
     vae: nn.Module
     n_adapter: int = 0
+    is_folded: bool = False
 
 
 def predict(networks: Networks, request: Request, mode: str, width: int, device: str = "cuda") -> dict[str, int]:
@@ -79,6 +87,7 @@ def predict(networks: Networks, request: Request, mode: str, width: int, device:
             width,
             has_adapters=networks.n_adapter > 0,
             n_kept=request.n_kept,
+            n_copied=copied_rows(networks, request),
         ),
         "decoding": decoder_bytes(networks.vae.config, request, width, in_parts=request.in_parts or mode != "full"),
     }
@@ -93,13 +102,30 @@ def predict(networks: Networks, request: Request, mode: str, width: int, device:
 
 
 def activation_bytes(
-    sizes: Mapping[str, Any], batch: int, n_tokens: int, width: int, has_adapters: bool = True, n_kept: int = 0
+    sizes: Mapping[str, Any],
+    batch: int,
+    n_tokens: int,
+    width: int,
+    has_adapters: bool = True,
+    n_kept: int = 0,
+    n_copied: int = 0,
 ) -> int:
     """What a forward pass of the transformer without gradients has alive at once, beside its weights and inputs."""
-    d = sizes["num_attention_heads"] * sizes["attention_head_dim"]
-    rows = WIDEST_BLOCK + OF_ADAPTERS * has_adapters + OF_ROPE * (width < 4)
-    kept = 2 * (sizes["num_layers"] + sizes["num_single_layers"]) * n_kept
-    return int(width * batch * d * (rows * (n_tokens - n_kept) + kept))
+    d, asking = sizes["num_attention_heads"] * sizes["attention_head_dim"], n_tokens - n_kept
+    block = (WIDEST_BLOCK + OF_ADAPTERS * has_adapters) * d * asking
+    attention = block + (OF_ROPE * d + QUERIES_AT_A_TIME) * asking if width < 4 else 0
+    kept = 2 * (sizes["num_layers"] + sizes["num_single_layers"]) * n_kept * d
+    if n_tokens <= QUERIES_AT_A_TIME:
+        kept += 2 * asking * n_tokens
+    return int(width * batch * (max(block + 5 * d * n_copied, attention) + kept))
+
+
+def copied_rows(networks: Networks, request: Request) -> int:
+    """Of each sample, the rows of adapters that lie beside rows of others."""
+    beside = request.n_cond - request.n_kept
+    if request.batch == 1 or not beside or not networks.n_adapter:
+        return 0
+    return beside if networks.is_folded else request.n_tokens - request.n_cond
 
 
 def t5_bytes(sizes: Any, request: Request, width: int) -> int:

@@ -17,12 +17,14 @@ from seg2any.memory_estimate import (
     Networks,
     Request,
     activation_bytes,
+    copied_rows,
     decoder_bytes,
     predict,
     t5_bytes,
     transformer_bytes,
 )
 from seg2any.models.cond_cache import with_keys
+from seg2any.models.fold import fold
 from seg2any.models.transformer import Seg2AnyTransformer2DModel
 from seg2any.modes import MEMORY_MODES
 from seg2any.prepare import encode_layouts
@@ -45,20 +47,28 @@ FLUX_VAE = {
 ONE_IMAGE = Request((1024, 1024), 1, 4096 + 262 + 1024, 20 * 50, 512)
 
 
+CASES = [  # heads, condition tokens, batch, method, cond_attention, folded
+    (8, 100, 1, "hard", "bidirectional", False),
+    (16, 0, 2, "base", "bidirectional", False),
+    (16, 400, 2, "hard", "isolated", False),
+    (8, 100, 2, "hard", "bidirectional", False),
+    (16, 300, 3, "base", "bidirectional", True),
+]
+
+
 def near(measured: float):
     return pytest.approx(measured, rel=BAR)
 
 
 @pytest.mark.parametrize("width", [2, 4])
-@pytest.mark.parametrize(
-    ("heads", "n_cond", "batch", "method", "cond_attention"),
-    [(8, 100, 1, "hard", "bidirectional"), (16, 0, 2, "base", "bidirectional"), (16, 400, 2, "hard", "isolated")],
-)
-def test_a_pass_of_the_transformer(width, heads, n_cond, batch, method, cond_attention, monkeypatch):
+@pytest.mark.parametrize(("heads", "n_cond", "batch", "method", "cond_attention", "folded"), CASES)
+def test_a_pass_of_the_transformer(width, heads, n_cond, batch, method, cond_attention, folded, monkeypatch):
     monkeypatch.setattr(tiny_flux, "GRID", (20, 24))
     dtype = {2: torch.bfloat16, 4: torch.float32}[width]
     sizes = {"attention_head_dim": 32, "num_attention_heads": heads, "axes_dims_rope": (8, 12, 12)}
-    model = tiny_flux.adapted(**sizes).requires_grad_(False).to(dtype)
+    model = tiny_flux.adapted(**sizes).to(dtype)  # as loaded: what asks for gradients is multiplied with copies of rows
+    if folded:
+        fold(model)
     rng = np.random.default_rng(0)
     masks, positions = rng.random((2, 20, 24)) < 0.4, rng.integers(0, 3, (n_cond, 2)) if n_cond else None
     rules = AttentionRules(method, (1, 2), cond_attention=cond_attention)
@@ -67,7 +77,9 @@ def test_a_pass_of_the_transformer(width, heads, n_cond, batch, method, cond_att
     inputs = {name: x.to(dtype) for name, x in tiny_flux.inputs(batch).items()}
     with torch.no_grad(), TrackedMemory() as tracked:
         tiny_flux.run(model, with_keys(model, given, 1.0) if n_kept else given, **inputs)
-    predicted = activation_bytes(model.config, batch, 480 + 40 + n_cond, width, n_kept=n_kept)
+    request = dataclasses.replace(ONE_IMAGE, batch=batch, n_tokens=480 + 40 + n_cond, n_cond=n_cond, n_kept=n_kept)
+    n_copied = copied_rows(Networks(model, (), None, 1, folded), request)
+    predicted = activation_bytes(model.config, batch, request.n_tokens, width, n_kept=n_kept, n_copied=n_copied)
     assert predicted == near(tracked.peak)
 
 

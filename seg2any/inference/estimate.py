@@ -14,6 +14,7 @@ from seg2any.inference.model import adapter_folder, explained
 from seg2any.inference.options import Options
 from seg2any.inference.survey import Survey
 from seg2any.memory_estimate import GIB, RESERVE, Networks, Request, predict
+from seg2any.models.folded_files import folded_adapters
 from seg2any.modes import MEMORY_MODES
 from seg2any.preflight import LayoutReport
 from seg2any.settings import ConditionSettings
@@ -24,7 +25,7 @@ from seg2any.weightless import weightless_pipeline
 def describe(survey: Survey, options: Options, settings: ConditionSettings, machine: Machine) -> str:
     """A table of modes and stages, of the batch that takes most. Raises UserError for a model that cannot be read."""
     model = options.pretrained_model_name_or_path
-    networks = networks_of(model, adapter_folder(model, options.lora_ckpt_path))
+    networks = networks_of(model, adapter_folder(model, options.lora_ckpt_path), options.fold)
     reports = [layout.report for layout in survey.layouts]
     reports.sort(key=lambda report: request_of([report], settings).n_tokens, reverse=True)
     batch = [report for report in reports for _ in range(options.num_images_per_prompt)][: options.batch_size]
@@ -45,12 +46,13 @@ def describe(survey: Survey, options: Options, settings: ConditionSettings, mach
     return "\n".join(lines)
 
 
-def networks_of(model: str, adapter: Path | None) -> Networks:
-    """The sizes of a model and its adapters."""
+def networks_of(model: str, adapter: Path | None, fold: bool = False) -> Networks:
+    """The sizes of a model and its adapters, folded by `fold` or as they were saved."""
     with explained(model):
         pipe = weightless_pipeline(model)
     n_adapter = sum(map(_n_parameters, sorted(adapter.glob("*/*.safetensors")))) if adapter else 0
-    return Networks(pipe.transformer, (pipe.text_encoder, pipe.text_encoder_2), pipe.vae, n_adapter)
+    is_folded = fold or folded_adapters(model) is not None
+    return Networks(pipe.transformer, (pipe.text_encoder, pipe.text_encoder_2), pipe.vae, n_adapter, is_folded)
 
 
 def _n_parameters(file: Path) -> int:
@@ -69,13 +71,15 @@ def request_of(reports: Sequence[LayoutReport], settings: ConditionSettings) -> 
             (regions, settings.regional_max_sequence_length),
         )
     ]
+    n_cond = max(report.contour_tokens for report in reports)
     return Request(
         size=reports[0].image_size,
         batch=len(reports),
         n_tokens=max(_n_tokens(report, settings) for report in reports),
         n_captions=min(max(in_passes), TOKENS_PER_PASS),
         caption_length=settings.max_sequence_length,
-        n_kept=max(each.contour_tokens for each in reports) if settings.rules.cond_attention == "isolated" else 0,
+        n_cond=n_cond,
+        n_kept=n_cond if settings.rules.cond_attention == "isolated" else 0,
     )
 
 
