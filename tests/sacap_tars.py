@@ -6,7 +6,6 @@ import io
 import os
 import sys
 import tarfile
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -60,10 +59,3 @@ def job_of(source: Path, tar: Path, folder: Path, group: str = "sa_000000") -> J
 
 def meter() -> Meter:
     return Meter(Progress([0], [0], SimpleNamespace(value=False)), 0)
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited too long"
-        time.sleep(0.002)

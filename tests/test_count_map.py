@@ -22,6 +22,7 @@ from seg2any.data.count_map import Parts, Share, number_of_workers, share_of
 from seg2any.errors import UserError
 from tests.counted_data import Squares, squares_config, squares_counter
 from tests.golden_root import REPOSITORY
+from tests.sessions import processes_of, wait_until
 
 
 @pytest.fixture
@@ -215,37 +216,15 @@ def start_counting(folder: Path, seconds: float) -> subprocess.Popen:
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
-def processes_of(session: int) -> list[int]:
-    """Of a session that are neither gone nor zombies."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == session and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return found
-
-
-def waited_for(condition, seconds: float = 120) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
-
-
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks at processes in /proc")
 def test_a_killed_run_goes_on_where_it_stopped_and_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     run = start_counting(tmp_path, seconds=0.05)
     cache = tmp_path / "cache"
-    assert waited_for(lambda: len(list(cache.glob("*-parts-*/rows-*.parquet"))) >= 3)
+    wait_until(lambda: len(list(cache.glob("*-parts-*/rows-*.parquet"))) >= 3)
     assert len(processes_of(run.pid)) >= 3  # it has workers
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
-    assert waited_for(lambda: not processes_of(run.pid), 30), "workers outlive the run"
+    wait_until(lambda: not processes_of(run.pid), 30)  # no worker outlives the run
     done = {path: path.stat().st_mtime_ns for path in cache.glob("*-parts-*/rows-*.parquet")}
     assert 3 <= len(done) < 20 and not list(cache.glob("*.parquet"))
 

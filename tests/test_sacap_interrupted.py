@@ -22,7 +22,8 @@ from seg2any.data.sacap.extract import extract_tar
 from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
 from seg2any.errors import UserError
 from tests.golden_root import REPOSITORY
-from tests.sacap_tars import COMMAND, job_of, make_source, make_tar, meter, tree, wait_until
+from tests.sacap_tars import COMMAND, job_of, make_source, make_tar, meter, tree
+from tests.sessions import processes_of, wait_until
 from tests.synthetic_data import make_sacap_1m, write_sacap_parquet
 
 
@@ -71,18 +72,6 @@ def count(raw: Path) -> int:
     return sum(len(files) for _, _, files in os.walk(raw))
 
 
-def members_of_session(leader: int) -> list[int]:
-    found = []
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = path.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if int(fields[3]) == leader and fields[0] != "Z":
-            found.append(int(path.parent.name))
-    return found
-
-
 def is_deaf_to_ctrl_c(process: int) -> bool:
     """A worker that hears it prints a traceback if it happens to be idle."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
@@ -99,7 +88,7 @@ def test_killed_runs_go_on_without_redoing_or_corrupting(many: Path, tmp_path: P
         with start_extract(many, raw) as process:
             wait_until(lambda goal=goal: count(raw) >= goal)
             process.kill()
-        wait_until(lambda leader=process.pid: not members_of_session(leader))  # no worker lives on
+        wait_until(lambda leader=process.pid: not processes_of(leader))  # no worker lives on
         assert count(raw) < len(truth), "finished before it was killed: nothing was tested"
         there = {name: data for name, data in tree(raw).items() if not Path(name).name.startswith(".")}
         assert all(truth[name] == data for name, data in there.items())
@@ -151,9 +140,9 @@ def test_ctrl_c_ends_in_one_line(many: Path, tmp_path: Path, moment: str):
     with start_extract(many, tmp_path / "raw") as process:
         if moment == "in the middle":
             wait_until(lambda: count(tmp_path / "raw") >= 5)
-            assert all(map(is_deaf_to_ctrl_c, set(members_of_session(process.pid)) - {process.pid}))
+            assert all(map(is_deaf_to_ctrl_c, set(processes_of(process.pid)) - {process.pid}))
         else:
-            wait_until(lambda: len(members_of_session(process.pid)) >= 3)
+            wait_until(lambda: len(processes_of(process.pid)) >= 3)
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
