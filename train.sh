@@ -12,7 +12,8 @@
 # --trainer.train_batch_size and --trainer.gradient_accumulation_steps.
 #
 #   PROCESSES  GPUs to train on, of all machines together (1)
-#   LAUNCHER   config/accelerate.yaml: DDP; config/deepspeed_stage2.yaml: ZeRO-2
+#   LAUNCHER   config/accelerate.yaml: DDP, with --trainer.shard_base=true for the frozen weights in parts;
+#              config/deepspeed_stage2.yaml: ZeRO-2
 #   MACHINES   further options of `accelerate launch`        PYTHON   python of the environment
 #
 # Several machines: the same command on each, with the address of the first, its own rank, and project.output_dir on a

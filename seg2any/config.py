@@ -104,6 +104,7 @@ class Trainer:
     gradient_checkpointing: bool = True
     offload: bool = False  # published key; here the encoders always leave the device once the cache is built
     compile: bool = False  # torch.compile of the blocks
+    shard_base: bool = False  # each process keeps a part of the frozen transformer only (FSDP2, with DDP)
     base_quantization: str = "none"  # of the frozen transformer: 8bit or nf4, by bitsandbytes
     allow_tf32: bool = False
     caption_dropout: float = 0.0  # share of samples that lose their global caption

@@ -89,10 +89,8 @@ def test_other_stages_of_zero_are_refused_with_the_reason(stage, message):
     assert "\n" not in str(caught.value) and "config/deepspeed_stage2.yaml" in str(caught.value)
 
 
-def test_fsdp_is_refused_with_the_reason(monkeypatch):
-    class Launched:
-        device, distributed_type = torch.device("cpu"), parallel.DistributedType.FSDP
-
-    monkeypatch.setattr(parallel, "Accelerator", lambda **_: Launched())
-    with pytest.raises(UserError, match="FSDP leaves each process a part of every parameter, .* use DDP or DeepSpeed"):
+@pytest.mark.parametrize("kind", ["FSDP", "MEGATRON_LM"])
+def test_launchers_that_cut_adapters_are_refused_with_the_reason(monkeypatch, kind):
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")  # what accelerate's launcher sets
+    with pytest.raises(UserError, match=f"{kind} leaves each process a part .* use DDP .*trainer.shard_base=true"):
         parallel.make_accelerator(config.load(["--mixed_precision=no"]))

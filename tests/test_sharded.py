@@ -1,44 +1,90 @@
-"""FSDP2 and the routing of adapters: a model in two parts computes what the whole one does."""
+"""The frozen base in parts (FSDP2): two processes train, validate and resume as under DDP, bit by bit."""
 
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
 import torch
-import torch.distributed as dist
 
-from tests import forked
-from tests.tiny_flux import adapted, condition, run, sample
+from seg2any import config
+from seg2any.errors import UserError
+from seg2any.training.shards import is_sharded
+from seg2any.training.state_file import read_state
+from seg2any.training.trainer import Trainer
+from tests import forked, tiny_run
+from tests.tiny_run import rows
 
-
-def gradients(model, rank):
-    """Of a loss on this process's own samples, by parameter."""
-    output = run(model, condition([sample(10 * rank + n) for n in range(2)]))
-    output.square().mean().backward()
-    return {name: p.grad for name, p in model.named_parameters() if p.requires_grad and p.grad is not None}
-
-
-def compare(rank):
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    dist.init_process_group("gloo")
-    assert dist.get_world_size() == 2
-    whole, parts = adapted(), adapted()
-    for model in (whole, parts):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name)
-    expected = gradients(whole, rank)
-    for gradient in expected.values():
-        dist.all_reduce(gradient)
-        gradient /= 2
-    mesh = init_device_mesh("cpu", (2,))
-    for block in [*parts.transformer_blocks, *parts.single_transformer_blocks, parts]:
-        fully_shard(block, mesh=mesh)
-    found = gradients(parts, rank)
-    assert found.keys() == expected.keys() and len(found) > 50
-    for name, gradient in found.items():
-        assert gradient.to_local().numel() < gradient.numel(), "each process holds a part"
-        torch.testing.assert_close(gradient.full_tensor(), expected[name], rtol=1e-6, atol=1e-7)
-    dist.destroy_process_group()
+SHARDED = "--trainer.shard_base=true"
+FOUND = ("loss", "val_loss", "val_loss_s0.25", "val_loss_s1.00")
 
 
-def test_fully_sharded_blocks_give_the_gradients_of_the_whole_model(tmp_path):
+def command(model, folder, *options):
+    """Accumulation, both dropouts, recomputed blocks; three validation images, which two processes cannot halve."""
+    return [
+        *tiny_run.arguments(model, folder),
+        *("--mixed_precision=bf16", "--trainer.gradient_checkpointing=true", "--trainer.checkpointing_steps=1"),
+        *("--data.val.type=shapes", "--data.val.params={split: val, n_scenes: 3}", "--model.num_inference_steps=1"),
+        *("--trainer.num_validation_images=3", "--trainer.validation_loss_steps=1", "--trainer.max_train_steps=2"),
+        *options,
+    ]
+
+
+def assert_in_parts(transformer):
+    from torch.distributed.tensor import DTensor
+
+    for name, parameter in transformer.named_parameters():
+        if "lora_" in name:
+            assert not isinstance(parameter, DTensor) and parameter.dtype == torch.float32, name
+        else:
+            rows_here = len(parameter.to_local())
+            assert isinstance(parameter, DTensor) and rows_here in (len(parameter) // 2, -(-len(parameter) // 2)), name
+
+
+def train(arguments):
+    trainer = Trainer(config.load(arguments))
+    if trainer.options.shard_base:
+        assert_in_parts(trainer.pipeline.transformer)
+    assert trainer.accelerator.num_processes == 2
+    trainer.fit()
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_base_in_parts_trains_validates_and_resumes_as_a_whole_one(tiny_model, tmp_path):
     log = tmp_path / "log.txt"
-    assert forked.run(compare, log, 2) == [0, 0], log.read_text()[-4000:]
+    whole, parts = (command(tiny_model, tmp_path / name) for name in ("whole", "parts"))
+    resumed = [*parts, "--resume_from_checkpoint=latest", SHARDED]
+    for arguments in (whole, [*parts, "--trainer.max_train_steps=1"], resumed):  # a run may change to shards
+        statuses = forked.run(lambda rank, now=arguments: train(now), log, 2)
+        assert statuses == [0, 0], log.read_text()[-4000:]
+    folders = [tmp_path / name / "run" for name in ("whole", "parts")]
+    numbers = [[[row.get(key) for key in FOUND] for row in rows(folder) if "run" not in row] for folder in folders]
+    assert numbers[0] == numbers[1] and len(numbers[0]) == 4
+    assert same(*(read_state(folder / "checkpoint-2" / "training_state.safetensors") for folder in folders))
+    images = [sorted((folder / "gen_imgs" / "step-2").glob("*.png")) for folder in folders]
+    assert [path.read_bytes() for path in images[0]] == [path.read_bytes() for path in images[1]]
+    assert len(images[1]) == 3
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "message"),
+    [
+        ("DEEPSPEED", [], "goes with DDP, not with DeepSpeed"),
+        ("MULTI_GPU", ["--memory=nf4"], "quantised weights cannot be sharded"),
+        ("MULTI_GPU", ["--trainer.compile=true"], "does not go with trainer.compile"),
+    ],
+)
+def test_what_does_not_go_with_parts_is_refused(kind, options, message):
+    launched = SimpleNamespace(num_processes=2, distributed_type=SimpleNamespace(value=kind))
+    with pytest.raises(UserError, match=f"trainer.shard_base: .*{message}"):
+        is_sharded(config.load([SHARDED, *options]), launched)
+    launched.num_processes = 1
+    assert not is_sharded(config.load([SHARDED, *options]), launched)

@@ -283,3 +283,15 @@ def test_rules_of_a_schedule_that_cannot_be_read_are_named(rules):
     chosen = config.load(["--scheduler.lr_scheduler=piecewise_constant", f"--scheduler.lr_step_rules={rules}"])
     with pytest.raises(UserError, match="piecewise_constant: .*; rules are such as 1:1000,0.1:2000,0.01 for"):
         build.make_schedule(chosen, torch.optim.SGD([torch.zeros(1)], lr=1.0), last_step=8)
+
+
+def test_validation_leaves_lora_dropout_on(arguments, tmp_path):
+    """Also that of adapters that a run starts from, which their files do not know."""
+    val = ["--data.val.type=shapes", "--data.val.params={split: val, n_scenes: 1}", "--trainer.num_validation_images=0"]
+    often = [*arguments, *val, "--trainer.validation_loss_steps=1", "--model.lora_dropout=0"]
+    fit([*often, "--trainer.max_train_steps=1"])
+    start = [f"--model.lora_ckpt_path={tmp_path / 'run' / 'checkpoint-1'}", f"--project.output_dir={tmp_path / 'new'}"]
+    trainer = Trainer(config.load([*often, *start, "--model.lora_dropout=0.5", "--trainer.max_train_steps=1"]))
+    dropouts = [m for name, m in trainer.pipeline.transformer.named_modules() if ".lora_dropout." in name]
+    trainer.fit()
+    assert len(dropouts) > 50 and all(dropout.training and dropout.p == 0.5 for dropout in dropouts)

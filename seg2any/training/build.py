@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers.optimization import SchedulerType, get_scheduler
 from huggingface_hub.errors import HFValidationError
+from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from seg2any.attention.rules import AttentionRules
@@ -25,6 +26,7 @@ from seg2any.training.objective import Objective
 from seg2any.training.parallel import weight_dtype
 from seg2any.training.quantize import follow_autocast, quantization_config
 from seg2any.training.run_data import data_set_name
+from seg2any.training.shards import is_sharded
 
 SCHEDULES = tuple(kind.value for kind in SchedulerType)
 RULES = "1:1000,0.1:2000,0.01 for a tenth of the rate from step 1000 on, and a hundredth from step 2000 on"
@@ -86,7 +88,11 @@ def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
         )
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
         module.requires_grad_(False)
-    pipeline.to(accelerator.device)
+    if is_sharded(config, accelerator):  # the transformer waits until it is in parts
+        for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
+            module.to(accelerator.device)
+    else:
+        pipeline.to(accelerator.device)
     follow_autocast(pipeline.transformer)
     pipeline.vae.to(memory_format=torch.channels_last)  # a convolution's fastest layout
     pipeline.set_progress_bar_config(disable=True)
@@ -98,6 +104,7 @@ def attach_adapters(transformer: nn.Module, config: Config) -> None:
     model = config.model
     if model.lora_ckpt_path:
         load_adapters(transformer, model.lora_ckpt_path, dtype=torch.float32)
+        _set_dropout(transformer, model.lora_dropout)
         if model.is_use_cond_token != (COND in transformer.peft_config):
             found = "has no" if model.is_use_cond_token else "has a"
             raise UserError(
@@ -107,8 +114,18 @@ def attach_adapters(transformer: nn.Module, config: Config) -> None:
         start = "gaussian" if model.gaussian_init_lora else True
         add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, model.is_use_cond_token, start)
     trainable_parameters(transformer)
+    transformer.train()  # for LoRA dropout: FLUX has none of its own
     for adapter, key in ((DEFAULT, "default_lora_layers"), (COND, "cond_lora_layers")):
         _check_layers(transformer, adapter, key, getattr(model, key))
+
+
+def _set_dropout(transformer: nn.Module, share: float) -> None:
+    """Loaded adapters come with the dropout that their file speaks of; this run's is that of its config."""
+    for name in {DEFAULT, COND} & transformer.peft_config.keys():
+        transformer.peft_config[name].lora_dropout = share
+        for layer in transformer.modules():
+            if isinstance(layer, LoraLayer) and name in layer.lora_dropout:
+                layer.lora_dropout[name] = nn.Dropout(share)
 
 
 def _check_layers(transformer: nn.Module, adapter: str, key: str, wanted: str | None) -> None:

@@ -19,6 +19,7 @@ from seg2any.training.counts import TokenCounts, count_some
 from seg2any.training.memory import Encoders, Launch, estimate, table
 from seg2any.training.parallel import is_deepspeed, make_accelerator, weight_dtype
 from seg2any.training.run_data import open_data
+from seg2any.training.shards import is_sharded
 from seg2any.weightless import weightless_pipeline
 
 DESCRIBED_SAMPLES = 64  # at most so many are counted to tell a data set's numbers of tokens
@@ -27,7 +28,8 @@ DESCRIBED_SAMPLES = 64  # at most so many are counted to tell a data set's numbe
 def describe(config: Config) -> str:
     """Counts the tokens of a few samples. Raises UserError for what is wrong with the config or the data."""
     accelerator, settings = make_accelerator(config), build.condition_settings(config)
-    build.objective(config, settings)  # raises for what a run would refuse
+    build.objective(config, settings)  # this and the next two raise for what a run would refuse
+    is_sharded(config, accelerator)
     check_path(config.resume_from_checkpoint)
     raw = open_data(config)
     with build.finding_model(config) as name:

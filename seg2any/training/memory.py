@@ -3,7 +3,9 @@
 With P trained parameters in fp32, T tokens of the longest sample (text + image + condition), a batch of B, width d,
 rank r, D double and S single blocks, and e bytes per element (2 under bf16 or fp16, else 4):
 
-    frozen weights      e per parameter; Linear weights 1 (8bit) or 0.52 (nf4: 4 bit, and a scale per 64 of them)
+    frozen weights      e per parameter; Linear weights 1 (8bit) or 0.52 (nf4: 4 bit, and a scale per 64 of them);
+                        shard_base shares all by N processes
+    gathered blocks     with shard_base, the largest block whole twice: the one at work and the next
     adapters            4 P, and e P for the copies that autocast computes with
     gradients           4 P
     optimizer           8 P of AdamW, 2 P of its 8-bit form; ZeRO adds a copy of 4 P and shares all by N processes
@@ -65,8 +67,11 @@ def estimate(config: Config, transformer: nn.Module, tokens: int, encoders: Enco
         kept = (double + single) * d
     elements = width * trainer.train_batch_size * tokens
     pass_of_vae = 4 * width * 128 * config.resolution**2 if encoders.vae else 0  # 4 maps of 128 channels
+    frozen = frozen_bytes(transformer, trainer.base_quantization, width)
+    in_parts = trainer.shard_base and launch.processes > 1
     return {
-        "frozen weights": frozen_bytes(transformer, trainer.base_quantization, width),
+        "frozen weights": frozen // launch.processes if in_parts else frozen,
+        "gathered blocks": 2 * _largest_block(transformer) * width if in_parts else 0,
         "adapters": (4 + (width if width < 4 else 0)) * trained,
         "gradients": 4 * trained // shares,
         "optimizer": moments * trained // shares,
@@ -83,6 +88,12 @@ def frozen_bytes(transformer: nn.Module, quantization: str, width: int) -> int:
     """Weights that are not trained; biases and norms are never quantised."""
     linear, other = count_linear(transformer)
     return int(linear * BYTES_OF_LINEAR.get(MODES.get(quantization), width)) + other * width
+
+
+def _largest_block(transformer: nn.Module) -> int:
+    """Its number of frozen parameters."""
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    return max(sum(p.numel() for p in block.parameters() if not p.requires_grad) for block in blocks)
 
 
 def table(rows: dict[str, int]) -> list[str]:

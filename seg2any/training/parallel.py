@@ -22,6 +22,7 @@ from seg2any.precision import has_fast_bfloat16
 
 # Not the routing of adapters, which calls every layer as a module, but what is done to them between steps.
 WHOLE_PARAMETERS = "leaves each process a part of every parameter, and checkpoints and the average need whole adapters"
+INSTEAD = "use DDP (config/accelerate.yaml); trainer.shard_base=true leaves it a part of the frozen weights"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -30,6 +31,9 @@ def make_accelerator(config: Config) -> Accelerator:
 
     accelerate's own bf16 stays off: DeepSpeed would turn the adapters into bf16, too. `Velocity` lowers precision.
     """
+    for kind in ("FSDP", "MEGATRON_LM"):  # asked here, since on a CPU accelerate would train by DDP instead, silently
+        if os.environ.get(f"ACCELERATE_USE_{kind}") == "true":
+            raise UserError(f"launcher: {kind} {WHOLE_PARAMETERS}; {INSTEAD}")
     folder = Path(config.project.output_dir)
     accelerator = Accelerator(
         mixed_precision="fp16" if config.mixed_precision == "fp16" else "no",
@@ -42,9 +46,6 @@ def make_accelerator(config: Config) -> Accelerator:
         warnings.warn("mixed_precision: this CPU computes bf16 many times slower than fp32; give auto", stacklevel=2)
     if is_deepspeed(accelerator):
         _configure_deepspeed(accelerator.deepspeed_plugin.deepspeed_config, config)
-    elif accelerator.distributed_type in (DistributedType.FSDP, DistributedType.MEGATRON_LM):
-        kind = accelerator.distributed_type.value
-        raise UserError(f"launcher: {kind} {WHOLE_PARAMETERS}; use DDP or DeepSpeed ZeRO-2")
     return accelerator
 
 
@@ -66,8 +67,8 @@ def _configure_deepspeed(deepspeed: dict, config: Config) -> None:
     """Our config decides; the launcher's file only says which stage and which buckets."""
     zero = deepspeed["zero_optimization"]
     if zero["stage"] not in (1, 2):
-        reason = f" {WHOLE_PARAMETERS}" if zero["stage"] == 3 else " is not supported"
-        raise UserError(f"launcher: DeepSpeed ZeRO stage {zero['stage']}{reason}; use config/deepspeed_stage2.yaml")
+        reason = f"{WHOLE_PARAMETERS}; {INSTEAD}, or" if zero["stage"] == 3 else "is not supported;"
+        raise UserError(f"launcher: DeepSpeed ZeRO stage {zero['stage']} {reason} use config/deepspeed_stage2.yaml")
     if (zero.get("offload_optimizer") or {}).get("device", "none") != "none":
         raise UserError("launcher: DeepSpeed's offload_optimizer_device is not supported; set it to none")
     if config.mixed_precision == "fp16":

@@ -26,6 +26,7 @@ from seg2any.training.randomness import Randomness
 from seg2any.training.run_data import load_data, open_data
 from seg2any.training.run_info import run_info
 from seg2any.training.run_lock import held
+from seg2any.training.shards import average_gradients, is_sharded, shard_frozen
 from seg2any.training.tracking import check_tracker, start_trackers
 from seg2any.training.trainable import Average, Trainable
 from seg2any.training.validation import Validation, inference
@@ -75,6 +76,9 @@ class Trainer:
         self.pipeline = build.load_pipeline(config, self.accelerator)
         self.pipeline.check_blocks(self.settings)
         build.attach_adapters(self.pipeline.transformer, config)
+        self.in_parts = is_sharded(config, self.accelerator)
+        if self.in_parts:
+            shard_frozen(self.pipeline.transformer, self.accelerator.device)
         self.data = load_data(raw, config, self.pipeline, self.settings, self.accelerator)
 
         self.trainable = Trainable(self.pipeline.transformer)
@@ -95,10 +99,14 @@ class Trainer:
         build.apply_memory_options(self.pipeline.transformer, config)
         dtype = weight_dtype(config, self.accelerator.device)
         velocity = Velocity(self.pipeline.transformer, self.options.guidance_scale, dtype)
-        # Everything is on its device already; quantised weights could not be moved.
+        # Everything is on its device already; quantised weights and parts of weights could not be moved.
         placement = {"device_placement": [False, False]} if not is_deepspeed(self.accelerator) else {}
-        self.velocity, self.optimizer = self.accelerator.prepare(velocity, optimizer, **placement)
-        self.validation = Validation(config, self.data, self.settings, self.pipeline, velocity, self.accelerator)
+        if self.in_parts:  # without DDP's wrapper
+            self.velocity, self.optimizer = velocity, self.accelerator.prepare(optimizer, device_placement=[False])
+        else:
+            self.velocity, self.optimizer = self.accelerator.prepare(velocity, optimizer, **placement)
+        share = (0, 1) if self.in_parts else (self.accelerator.process_index, processes)
+        self.validation = Validation(config, self.data, self.settings, self.pipeline, velocity, self.accelerator, share)
         self.progress = Progress()
 
     @property
@@ -175,6 +183,8 @@ class Trainer:
 
         The gradients, and so their norm, are the same on every process. A loss that is not finite makes them so, too.
         """
+        if self.in_parts:
+            average_gradients(self.trainable.parameters.values())
         norm = self.accelerator.clip_grad_norm_(self.trainable.parameters.values(), self.config.optimizer.max_grad_norm)
         finite = math.isfinite(norm)
         if finite or self.accelerator.scaler is not None:  # fp16's scaler skips by itself, and lowers its scale

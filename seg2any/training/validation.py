@@ -107,15 +107,19 @@ class Validation:
         pipeline: Seg2AnyPipeline,
         velocity: Velocity,
         accelerator: Accelerator,
+        share: tuple[int, int],
     ):
-        """`velocity` without the wrapper that waits for the other processes: their shares differ in size."""
+        """velocity  without the wrapper that waits for the other processes: their shares differ in size
+        share     (n, of): this process validates on every `of`-th sample from the n-th on; (0, 1) if all have to make
+                  equally many forward passes
+        """
         self.config, self.data, self.settings = config, data, settings
         self.pipeline, self.velocity, self.accelerator = pipeline, velocity, accelerator
+        self.share = slice(share[0], None, share[1])
 
     def losses(self) -> dict[str, float]:
         """Of all processes' shares together."""
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        indices = range(len(self.data.val))[rank::world]
+        indices = range(len(self.data.val))[self.share]
         batch_size = self.config.trainer.train_batch_size
         totals = fixed_losses(self.data.val, indices, self.settings, self.velocity, batch_size)
         return named_losses(self.accelerator.reduce(totals.to(self.accelerator.device)).cpu())
@@ -125,8 +129,7 @@ class Validation:
 
         Returns the panels on the main process, nothing on the others.
         """
-        rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        mine = {number: self._image(number) for number in range(rank, len(self.data.shown), world)}
+        mine = {number: self._image(number) for number in range(len(self.data.shown))[self.share]}
         images = dict(gather_object(list(mine.items())))
         return write_images(images, self.data.shown, folder) if self.accelerator.is_main_process else []
 
