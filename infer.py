@@ -20,6 +20,7 @@ def main() -> int:
 
 @plain_messages()
 def run(options: Options) -> None:
+    """Make the images. Raises UserError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run looks again, and says what it left out
         Layout.find(options.seg_mask_path)  # a path with nothing to read is known before anything heavy is loaded

@@ -40,6 +40,7 @@ def main() -> int:
 
 @plain_messages()
 def run(options: argparse.Namespace, arguments: list[str]) -> None:
+    """Count what this process has to, and say where the map is. Raises UserError."""
     if not arguments:
         raise UserError("no config is given; see --help")
     settings = config.load(arguments)

@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
 
 @plain_messages()
 def run(arguments: list[str]) -> int:
+    """Exit status, or 128 and the signal that ended the run. Raises UserError."""
     settings = config.load(arguments)
     from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
     from seg2any.training.trainer import Trainer

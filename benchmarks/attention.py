@@ -106,6 +106,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def cell(seconds: dict[str, float], name: str) -> str:
+    """Of the table: milliseconds and how many times as fast as one mask."""
     if name not in seconds:
         return f"{'-':>16}"
     return f"{seconds[name] * 1e3:8.1f} ms {seconds[BASELINE] / seconds[name]:4.2f}x"

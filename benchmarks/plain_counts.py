@@ -55,6 +55,7 @@ def condition_tokens(masks: np.ndarray, side: int, cond_side: int) -> int:
 
 
 def text_tokens(texts: Sequence[str], tokenizer: Callable) -> int:
+    """Of all texts together, tokenized one by one."""
     return sum(int(tokenizer(text, return_tensors="pt").input_ids.shape[1]) for text in texts)
 
 

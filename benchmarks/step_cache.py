@@ -137,6 +137,7 @@ def calibrate(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int) -> tuple
 
 
 def summary(measured: dict[str, Measured]) -> dict:
+    """Medians, and how they compare with no cache."""
     medians = {cache: statistics.median(found.seconds) for cache, found in measured.items()}
     return {
         "seconds_per_image": medians,
@@ -146,6 +147,7 @@ def summary(measured: dict[str, Measured]) -> dict:
 
 
 def table(report: dict) -> str:
+    """A line for each cache."""
     lines = [f"{'cache':<14}{'s/image':>9}{'ratio':>8}" + "".join(f"{name:>14}" for name in SHOWN)]
     for cache, seconds in report["seconds_per_image"].items():
         quality = "".join(f"{report['quality'][cache].get(name, float('nan')):>14.4f}" for name in SHOWN)

@@ -147,10 +147,12 @@ class Given:
     dtype: torch.dtype
 
     def tensor(self, *shape: int, seed: int = 0) -> torch.Tensor:
+        """Standard normal, on the device."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(shape, generator=generator).to(self.device, self.dtype)
 
     def latents(self) -> torch.Tensor:
+        """Noise [B, I, C] to be denoised."""
         return self.tensor(self.case.batch_size, self.case.n_image, self.models.stock.config.in_channels)
 
     def shared(self, time: float) -> dict[str, object]:
@@ -212,12 +214,15 @@ def tokens_of_step(prepared: object, case: Case) -> int:
 
 
 def isolated(given: Given) -> Condition:
+    """A condition whose contour tokens are computed already, before the first step."""
     return with_keys(given.models.folded, given.condition(cond_attention="isolated"), GUIDANCE)
 
 
 def regional_step(
     given: Given, model: Seg2AnyTransformer2DModel
 ) -> Callable[[Condition, torch.Tensor, float], torch.Tensor]:
+    """A step of a model of ours: condition, latents [B, I, C], time -> prediction [B, I, C]."""
+
     def step(condition: Condition, latents: torch.Tensor, time: float) -> torch.Tensor:
         return model(
             hidden_states=latents,
@@ -240,6 +245,7 @@ def token_ids(given: Given) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def plain_step(
     given: Given, ids: tuple[torch.Tensor, torch.Tensor, torch.Tensor], latents: torch.Tensor, time: float
 ) -> torch.Tensor:
+    """A step of stock FLUX: latents [B, I, C] -> prediction [B, I, C]."""
     text, text_ids, image_ids = ids
     return given.models.stock(
         hidden_states=latents, encoder_hidden_states=text, txt_ids=text_ids, img_ids=image_ids, **given.shared(time)

@@ -24,6 +24,7 @@ class ConditionKeys:
 
     @property
     def n_bytes(self) -> int:
+        """What they hold, all blocks together."""
         return sum(x.untyped_storage().nbytes() for pair in self.of_block.values() for x in pair)
 
 

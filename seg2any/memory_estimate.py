@@ -129,11 +129,13 @@ def copied_rows(networks: Networks, request: Request) -> int:
 
 
 def t5_bytes(sizes: Any, request: Request, width: int) -> int:
+    """What T5 has alive at once beside its weights, for all captions together."""
     per_token = 4 * sizes.d_ff + 4 * sizes.d_model
     return width * (request.n_captions * per_token + sizes.num_heads * request.caption_length**2)
 
 
 def decoder_bytes(sizes: Any, request: Request, width: int, in_parts: bool) -> int:
+    """What the VAE has alive at once while it decodes, a tile of one image or all images."""
     c0, c1 = (*sizes.block_out_channels, 0)[:2]
     height, wide = request.size
     if in_parts:

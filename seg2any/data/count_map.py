@@ -72,17 +72,21 @@ class Parts:
 
     @property
     def folder(self) -> Path:
+        """Where the parts lie."""
         return self.path.with_name(f"{self.path.stem}-parts-{self.origin.digest[:12]}")
 
     @property
     def ranges(self) -> list[range]:
+        """The rows of each part."""
         starts = range(0, self.origin.rows, PART)
         return [range(start, min(start + PART, self.origin.rows)) for start in starts]
 
     def file(self, rows: range) -> Path:
+        """Of the part with these rows."""
         return self.folder / f"rows-{rows.start:09d}-{rows.stop:09d}.parquet"
 
     def missing(self, ranges: Sequence[range]) -> list[range]:
+        """Which of `ranges` have no part yet."""
         there = {path.name for path in self.folder.glob("rows-*.parquet")}
         return [rows for rows in ranges if self.file(rows).name not in there]
 

@@ -68,6 +68,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
+        """Of the whole image, as the embedded model has learned it."""
         if len(self.figures) > MAX_LISTED:
             return f"many figures on a {self.background} background"
         names = [figure.caption for figure in self.figures]
@@ -84,6 +85,7 @@ class Scene:
         return np.round(image).astype(np.uint8), visible_masks([alpha > 0.5 for alpha in alphas])
 
     def sample(self, name: str = "", seed: int | None = None) -> Sample:
+        """Image and layout, drawn."""
         image, masks = self.render()
         captions = tuple(figure.caption for figure in self.figures)
         return Sample(image, Layout(masks, captions, self.caption, seed=seed, name=name))
@@ -140,6 +142,7 @@ class ShapesDataset:
         return self.n_scenes
 
     def scene(self, index: int) -> Scene:
+        """What a sample shows, not yet drawn."""
         if not 0 <= index < self.n_scenes:
             raise IndexError(index)
         name = MIXED[index % len(MIXED)] if self.kind == "mixed" else self.kind

@@ -55,6 +55,7 @@ class Figure:
 
     @property
     def caption(self) -> str:
+        """What is to be seen, letter or colour, pattern and shape."""
         if self.shape == "badge":
             return f"a {self.colour} badge with the letter {self.letter}"
         texture = "" if self.pattern == "plain" else f" {self.pattern}"

@@ -145,6 +145,7 @@ def make_images(
 
 
 def save_panel(job: Job, image: Image.Image, options: Options) -> None:
+    """Contour, masks and the image side by side, with the recipe of that."""
     layout, _ = read_quietly(job.layout.path, options.snap_colors)
     save_image(panel(layout, image), {"panel": job.recipe}, job.panel_path)
 

@@ -27,6 +27,7 @@ class Region:
 
     @property
     def field(self) -> str:
+        """Where it stands in the JSON, for messages that name the file themselves."""
         return self.where.rsplit(": ", 1)[-1]
 
 
@@ -40,6 +41,7 @@ class Annotation:
 
     @property
     def texts(self) -> tuple[str, ...]:
+        """The captions of the regions."""
         return tuple(region.text for region in self.regions)
 
 

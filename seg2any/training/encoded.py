@@ -72,6 +72,7 @@ class Captions:
     regions: tuple[str, ...]
 
     def texts(self, settings: ConditionSettings) -> Texts:
+        """What has to be encoded, with what is needed in place of a dropped caption."""
         prompt = prompt_for(self.caption, self.regions, settings)
         if self.caption is None or not prompt.regions:
             return Texts(prompt, None)
@@ -140,11 +141,13 @@ def latents_entry(latents: Latents, captions: Captions, with_std: bool) -> Entry
 
 
 def captions_of_entry(entry: Entry) -> Captions:
+    """The captions in what `latents_entry` made."""
     caption, *regions = json.loads(entry["captions"].tobytes())
     return Captions(caption, tuple(regions))
 
 
 def latents_of_entry(entry: Entry) -> Latents:
+    """The latents in what `latents_entry` made, in fp32."""
     grid = tuple(entry["grid"].tolist())
     masks = np.unpackbits(entry["masks"], axis=1, count=grid[0] * grid[1]).astype(bool).reshape(-1, *grid)
     contour = None
@@ -172,6 +175,7 @@ def texts_entry(texts: Texts, known: Mapping[TextKey, Tensor], elsewhere: Mappin
 
 
 def texts_of_entry(texts: Texts, entry: Entry) -> dict[TextKey, Tensor]:
+    """The inverse of `texts_entry`: what was stored with the sample, in fp16."""
     return {key: torch.from_numpy(entry[str(n)]) for n, key in enumerate(texts) if str(n) in entry}
 
 

@@ -88,6 +88,7 @@ class RunLog:
             self._append({"step": step, "run": info})
 
     def row(self, step: int, **values: float) -> None:
+        """A line of log.jsonl, and the same to the trackers."""
         if self.accelerator.is_main_process:
             self._append({"step": step, **{key: float(f"{value:.6g}") for key, value in values.items()}})
             self.shown |= {SHOWN[key]: f"{value:.4g}" for key, value in values.items() if key in SHOWN}
@@ -104,10 +105,12 @@ class RunLog:
             file.write(json.dumps(row) + "\n")
 
     def say(self, message: str) -> None:
+        """A line above the progress bar."""
         if self.accelerator.is_main_process:
             self.bar.write(message)
 
     def close(self) -> None:
+        """End bar and trackers."""
         self.bar.close()
         self.accelerator.end_training()
 

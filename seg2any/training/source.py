@@ -83,6 +83,7 @@ class Source:
         return self.encode([self.reader(index)])[0]
 
     def key(self, index: int) -> str:
+        """Of a sample in its data set."""
         return self.reader.data.key(index)
 
     @property

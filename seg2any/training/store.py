@@ -142,6 +142,7 @@ class ShardStore:
         return blobs
 
     def add(self, key: bytes, entry: Entry) -> None:
+        """Kept in memory until it is worth a shard, or old."""
         # `save` writes the memory of an array as it lies, whatever its strides say.
         blob = save({name: np.ascontiguousarray(array) for name, array in entry.items()})
         self._pending.append((key, blob))
@@ -174,6 +175,7 @@ class ShardStore:
         self._flushed_at = time.monotonic()
 
     def refresh(self) -> None:
+        """Index the shards that are new in the folder, by this process or another. Damaged ones are removed."""
         known = set(self._shards)
         keys, where = [self._keys], [self._where]
         for path in sorted(self.folder.glob("[0-9]*.safetensors")):

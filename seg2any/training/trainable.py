@@ -42,6 +42,7 @@ class Average:
 
     @torch.no_grad()
     def update(self) -> None:
+        """After an optimizer step."""
         if not self.decay:
             return
         self.updates += 1

@@ -49,6 +49,7 @@ def run_plan(options: Namespace) -> int:
 
 
 def run_extract(options: Namespace) -> int:
+    """Exit status: 0 all are there, 1 some are missing or broken. Raises UserError."""
     annotations = _read(options.annotations)
     if annotations.groups == ("",):
         raise UserError(f"{options.annotations}: has no column image_group, so its images come from no tar")
@@ -58,6 +59,7 @@ def run_extract(options: Namespace) -> int:
 
 
 def run_verify(options: Namespace) -> int:
+    """Exit status: 0 all are whole, 1 some are missing or broken. Raises UserError."""
     annotations = _read(options.annotations)
     chosen = in_groups(annotations, options.groups)
     problems = verify(annotations, chosen, options.root, options.workers)

@@ -36,6 +36,7 @@ class Images:
         return len(self.names)
 
     def wanted(self, index: int) -> frozenset[int]:
+        """The ids of the annotations that an image needs."""
         return frozenset(self.ids[self.offsets[index] : self.offsets[index + 1]].tolist())
 
     def files(self, index: int) -> tuple[str, str]:

@@ -40,6 +40,7 @@ class Meter:
     task: int
 
     def add(self, images: int, size: int) -> None:
+        """Count images that are done, and bytes."""
         self.progress.images[self.task] += images
         self.progress.bytes[self.task] += size
 
