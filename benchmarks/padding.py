@@ -35,11 +35,11 @@ class RandomBatches(BatchSampler):
 
     @property
     def batches_per_epoch(self) -> int:
-        return len(self.lengths) // self._group
+        return max(1, len(self.lengths) // self._group)
 
     def epoch(self, number: int) -> np.ndarray:
         order = np.random.default_rng((self.seed, number)).permutation(len(self.lengths))
-        return order[: self.batches_per_epoch * self._group].reshape(-1, self.world, self.batch_size)
+        return np.resize(order, (self.batches_per_epoch, self.world, self.batch_size))
 
 
 KINDS = {"random": RandomBatches, "published": PublishedBatches, "length": LengthBatches}

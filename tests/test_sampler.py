@@ -92,6 +92,21 @@ def test_state_is_the_position_across_epochs(kind):
     assert resumed.state_dict() == batches.state_dict()
 
 
+@pytest.mark.parametrize("world", [1, 2, 5])
+@pytest.mark.parametrize("kind", [LengthBatches, PublishedBatches])
+def test_set_epoch_goes_to_the_same_epoch_on_every_rank(kind, world):
+    for rank in range(world):
+        walked = kind(lengths_like(57), 2, seed=3, rank=rank, world=world)
+        epochs = [[next(walked) for _ in range(walked.batches_per_epoch)] for _ in range(3)]
+        assert epochs[0] != epochs[1] != epochs[2]
+        jumped = kind(lengths_like(57), 2, seed=3, rank=rank, world=world)
+        for number in (2, 0, 1):
+            jumped.set_epoch(number)
+            assert [next(jumped) for _ in range(jumped.batches_per_epoch)] == epochs[number]
+        whole = jumped.epoch(1)
+        assert whole.shape == (jumped.batches_per_epoch, world, 2) and whole[:, rank].tolist() == epochs[1]
+
+
 def test_running_ahead_does_not_move_the_position():
     batches = LengthBatches(lengths_like(10), 3)
     next(batches)
