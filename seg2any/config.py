@@ -24,6 +24,8 @@ from seg2any.modes import IN_TRAINING, NOT_IN_TRAINING
 
 @dataclass
 class Project:
+    """Where a run writes, and who is told."""
+
     tracker_project_name: str = "seg2any"
     output_dir: str = "runs/seg2any"
     logging_dir: str = "logs"  # trackers, inside output_dir
@@ -33,6 +35,8 @@ class Project:
 
 @dataclass
 class DataSet:
+    """One data set, by `type` or else by `target`."""
+
     type: str | None = None  # a name of seg2any.data.catalog
     target: str | None = None  # the published way to say `type`: dotted path of a data set class
     params: dict[str, Any] = field(default_factory=dict)  # arguments of that data set
@@ -40,6 +44,8 @@ class DataSet:
 
 @dataclass
 class Data:
+    """What is trained on, and what validation sees."""
+
     train: DataSet = field(default_factory=DataSet)
     val: DataSet = field(default_factory=DataSet)
     on_error: str = "skip"  # unreadable or unlabelled samples are listed and left out; fail: they end the run
@@ -48,6 +54,8 @@ class Data:
 
 @dataclass
 class Model:
+    """The base, who attends to whom, the adapters, and how noise levels are drawn."""
+
     pretrained_model_name_or_path: str = "black-forest-labs/FLUX.1-dev"
     attention_mask_method: str = "hard"  # hard, base, place
     hard_attn_block_range: list[int] = field(default_factory=lambda: [19, 37])
@@ -77,6 +85,8 @@ class Model:
 
 @dataclass
 class Optimizer:
+    """AdamW's numbers."""
+
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
     adam_weight_decay: float = 1e-2
@@ -86,6 +96,8 @@ class Optimizer:
 
 @dataclass
 class Scheduler:
+    """How the learning rate goes on."""
+
     lr_scheduler: str = "constant"  # any name of diffusers.optimization
     lr_warmup_steps: int = 0  # in optimizer steps
     lr_num_cycles: int = 1
@@ -95,6 +107,8 @@ class Scheduler:
 
 @dataclass
 class Trainer:
+    """Steps, memory, and what is kept."""
+
     guidance_scale: float = 1.0  # the guidance embedding during training
     train_batch_size: int = 4  # per process
     optimizer: str = "adamw"  # adamw8bit: its state in 8 bit, by bitsandbytes
@@ -129,6 +143,8 @@ class Trainer:
 
 @dataclass
 class Eval:
+    """How `eval.generate_image` makes images."""
+
     guidance_scale: float = 3.5
     num_images_per_prompt: int = 1
 
@@ -153,9 +169,11 @@ class Config:
     dry_run: bool = False
 
     def to_yaml(self) -> str:
+        """Every key, for `load` to read again."""
         return OmegaConf.to_yaml(OmegaConf.structured(self))
 
     def save(self, path: str | Path) -> None:
+        """Write `to_yaml`, complete or not at all."""
         with atomic_write(path) as temporary:
             temporary.write_text(self.to_yaml(), encoding="utf-8")
 

@@ -60,6 +60,7 @@ def _handlers() -> list[KwargsHandler]:
 
 
 def is_deepspeed(accelerator: Accelerator) -> bool:
+    """Whether DeepSpeed runs the step."""
     return accelerator.distributed_type == DistributedType.DEEPSPEED
 
 
