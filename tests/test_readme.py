@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
+import importlib.util
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from eval.ablation.options import parse_options as parse_ablation_options
 from eval.shapes_options import parse_options as parse_bench_options
 from seg2any import config
 from seg2any.data.sacap.options import parse_options as parse_sacap_options
@@ -69,6 +70,29 @@ def test_arguments_of_the_bench_are_accepted():
     assert given
     for arguments in given:
         parse_bench_options(shlex.split(arguments))
+
+
+def test_commands_of_the_ablation_are_accepted():
+    given = [words[words.index("eval.ablation") + 1 :] for words in commands() if "eval.ablation" in words]
+    assert len(given) > 2 and all(parse_ablation_options(words).rows for words in given)
+    (told,) = {int(count) for count in re.findall(r"# (\d+) rows x", README)}
+    assert len(parse_ablation_options([]).rows) == told
+
+
+def test_modules_and_scripts_that_commands_run_exist():
+    modules = {words[words.index("-m") + 1] for words in commands() if words[0] == "python" and words[1:2] == ["-m"]}
+    assert len(modules) > 9 and all(importlib.util.find_spec(module) for module in modules)
+    scripts = {words[words.index("bash") + 1] for words in commands() if "bash" in words}
+    assert scripts and all((REPOSITORY / script).is_file() for script in scripts)
+
+
+def test_links_lead_to_files_and_headings_that_exist():
+    headings = re.findall(r"(?m)^#+ (.*)$", README)
+    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    links = set(re.findall(r"\]\(([^)]+)\)", README))
+    local = {link for link in links if not link.startswith("http")}
+    assert {link for link in local if link.startswith("#")} <= {f"#{anchor}" for anchor in anchors}
+    assert all((REPOSITORY / link).is_file() for link in local if not link.startswith("#"))
 
 
 def test_commands_of_the_sacap_tools_are_accepted():
