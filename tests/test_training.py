@@ -1,5 +1,6 @@
 """The trainer on a tiny random FLUX folder and rendered scenes at 64 px."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -94,6 +95,10 @@ def test_a_new_run_starts_from_given_adapters_without_rounding(arguments, tmp_pa
         assert ours.requires_grad and torch.equal(ours, average)
     with pytest.raises(UserError, match="checkpoint-1 has a cond/; change model.is_use_cond_token"):
         Trainer(config.load([*arguments, *start, "--model.is_use_cond_token=false"]))
+    second.fit()
+    shutil.rmtree(tmp_path / "run")  # a resumed run finds its adapters in its own checkpoint
+    third = fit([*arguments, *start, "--resume_from_checkpoint=latest", "--trainer.max_train_steps=5"])
+    assert third.progress.step == 5
 
 
 def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, tiny_model):

@@ -34,6 +34,7 @@ PIECEWISE = SchedulerType.PIECEWISE_CONSTANT.value
 
 
 def condition_settings(config: Config) -> ConditionSettings:
+    """What generation and training share of a config."""
     model = config.model
     return ConditionSettings(
         rules=AttentionRules(
@@ -54,6 +55,7 @@ def condition_settings(config: Config) -> ConditionSettings:
 
 
 def objective(config: Config, settings: ConditionSettings) -> Objective:
+    """How a step makes its loss: what it is told, which noise levels it draws, what it drops."""
     model, trainer = config.model, config.trainer
     weighting = TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
     return Objective(settings, weighting, trainer.caption_dropout, trainer.cond_dropout)
@@ -99,11 +101,14 @@ def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
     return pipeline
 
 
-def attach_adapters(transformer: nn.Module, config: Config) -> None:
-    """Add `default` and, with condition tokens, `cond`; or load them to start from. Trainable and in fp32."""
+def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None = None) -> None:
+    """Add `default` and, with condition tokens, `cond`; or load them to start from. Trainable and in fp32.
+
+    `saved`: a checkpoint's folder, whose adapters have the sizes of those that the run had started from.
+    """
     model = config.model
     if model.lora_ckpt_path:
-        load_adapters(transformer, model.lora_ckpt_path, dtype=torch.float32)
+        load_adapters(transformer, saved or model.lora_ckpt_path, dtype=torch.float32)
         _set_dropout(transformer, model.lora_dropout)
         if model.is_use_cond_token != (COND in transformer.peft_config):
             found = "has no" if model.is_use_cond_token else "has a"
@@ -164,6 +169,7 @@ def adapter_card(config: Config, step: int) -> AdapterCard:
 
 
 def lora_alpha(config: Config) -> int:
+    """Of both adapters; by default the rank, which scales them by 1."""
     return config.model.rank if config.model.lora_alpha is None else config.model.lora_alpha
 
 
@@ -177,12 +183,14 @@ def parameter_counts(transformer: nn.Module) -> dict[str, int]:
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:
+    """Optimizer steps of the run; `batches_per_epoch` of one process."""
     if config.trainer.max_train_steps is not None:
         return config.trainer.max_train_steps
     return config.trainer.num_train_epochs * max(1, batches_per_epoch // config.trainer.gradient_accumulation_steps)
 
 
 def make_schedule(config: Config, optimizer: torch.optim.Optimizer, last_step: int):
+    """The learning rate of every optimizer step up to `last_step`. Raises UserError for what diffusers refuses."""
     schedule = config.scheduler
     if schedule.lr_scheduler not in SCHEDULES:
         known = ", ".join(SCHEDULES)
@@ -205,6 +213,7 @@ def make_schedule(config: Config, optimizer: torch.optim.Optimizer, last_step: i
 
 
 def apply_memory_options(transformer: nn.Module, config: Config) -> None:
+    """What the config says about tf32, checkpointing and compiling. Raises UserError."""
     torch.backends.cuda.matmul.allow_tf32 = config.trainer.allow_tf32
     if config.trainer.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()

@@ -85,11 +85,22 @@ class Checkpoints:
 
     def plain(self, wanted: str | None, name: str) -> Any:
         """What `load` would return under `name`, if that holds no tensors, without reading any. None for nothing."""
+        found = self._newest(wanted, name)
+        return found and found[1]
+
+    def adapters(self, wanted: str | None) -> Path | None:
+        """The folder with the adapter files of the checkpoint that `load` would return; None for nothing."""
+        found = self._newest(wanted, FILES)
+        return found and found[0]
+
+    def _newest(self, wanted: str | None, name: str) -> tuple[Path, Any] | None:
+        """The checkpoint that `load` would return, as far as sizes of files tell, and its plain value `name`."""
         path = check_path(wanted)
         candidates = [] if wanted is None else [path] if path else reversed(self.steps().values())
         for path in candidates:
-            with contextlib.suppress(DamagedState, OSError):  # `load` says what is wrong with it
-                return read_plain(path / STATE, name)
+            with contextlib.suppress(DamagedState, UserError, OSError):  # `load` says what is wrong with it
+                _check_files(path, read_plain(path / STATE, FILES) or {})
+                return path, read_plain(path / STATE, name)
         return None
 
     def load(self, wanted: str) -> tuple[Path, dict[str, Any]] | None:
@@ -133,10 +144,14 @@ def _read_state(path: Path) -> dict[str, Any]:
         raise UserError(f"{error}; resume from another checkpoint") from None
     except OSError as error:
         raise UserError(f"{path / STATE}: {error}; resume from another checkpoint") from None
-    for name, size in state.pop(FILES, {}).items():
-        if not (path / name).is_file() or (path / name).stat().st_size != size:
-            raise UserError(f"{path / name}: missing or cut short; resume from another checkpoint")
+    _check_files(path, state.pop(FILES, {}))
     return state
+
+
+def _check_files(folder: Path, sizes: dict[str, int]) -> None:
+    for name, size in sizes.items():
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size:
+            raise UserError(f"{folder / name}: missing or cut short; resume from another checkpoint")
 
 
 def _sizes(folder: Path) -> dict[str, int]:

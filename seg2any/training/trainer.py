@@ -75,7 +75,8 @@ class Trainer:
 
         self.pipeline = build.load_pipeline(config, self.accelerator)
         self.pipeline.check_blocks(self.settings)
-        build.attach_adapters(self.pipeline.transformer, config)
+        saved = self.checkpoints.adapters(config.resume_from_checkpoint)
+        build.attach_adapters(self.pipeline.transformer, config, saved)
         self.in_parts = is_sharded(config, self.accelerator)
         if self.in_parts:
             shard_frozen(self.pipeline.transformer, self.accelerator.device)
