@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+
+STALE_SECONDS = 600  # no writer rests so long: it was killed
 
 
 @contextlib.contextmanager
@@ -31,3 +34,11 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what writers that were killed have left in `folder`."""
+    for path in folder.glob(".*.tmp*"):
+        with contextlib.suppress(OSError):  # its writer has renamed it, or nothing can be removed here
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()

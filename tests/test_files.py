@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from seg2any.files import atomic_write
+from seg2any.files import atomic_write, remove_stale
 
 
 def test_a_file_is_replaced_only_when_it_is_written(tmp_path: Path):
@@ -35,3 +35,18 @@ def test_others_may_read_what_a_library_keeps_to_its_writer(tmp_path: Path):
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640
+
+
+def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path):
+    with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a.bin") as killed:
+        killed.write_text("half")
+        left = tmp_path / killed.name.replace("a.", "b.")
+        os.link(killed, left)  # as it stays behind when its writer is killed
+        1 // 0  # noqa: B018
+    os.utime(left, (0, 0))
+    (tmp_path / ".hidden").touch()
+    with atomic_write(tmp_path / "c.bin") as temporary:
+        temporary.write_text("in the making")
+        remove_stale(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "c.bin"]
+    remove_stale(tmp_path / "no folder")

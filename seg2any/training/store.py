@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
 from seg2any.errors import UserError
-from seg2any.files import atomic_write
+from seg2any.files import atomic_write, remove_stale
 
 Entry = dict[str, np.ndarray]
 KEY_BYTES = 16
@@ -101,6 +101,7 @@ class ShardStore:
         self._open: dict[int, object] = {}
         self._pending: list[tuple[bytes, bytes]] = []
         self._pending_bytes, self._flushed_at = 0, time.monotonic()
+        remove_stale(self.folder)
         self.refresh()
 
     def __getstate__(self) -> dict:

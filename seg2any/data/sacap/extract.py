@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ from seg2any.data.sacap.table import Annotations, Images
 from seg2any.data.sacap.tars import Index, find_tars, index_tar, read_member
 from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
 from seg2any.errors import UserError
-from seg2any.files import atomic_write
+from seg2any.files import atomic_write, remove_stale
 
-STALE_SECONDS = 600  # no file takes so long to write: its writer was killed
 SPARE_BYTES = 1 << 28  # left free on the disk
 
 
@@ -138,18 +136,8 @@ def _are_there(images: Images, folder: Path) -> list[bool]:
         return [False] * len(images)
     except OSError as error:
         raise UserError(f"{folder}: cannot be listed ({error.strerror}); --output is a folder of folders") from None
-    for name in names:
-        if name.startswith(".") and ".tmp." in name:
-            _remove_stale(folder / name)
+    remove_stale(folder)
     return [names.issuperset(images.files(i)) for i in range(len(images))]
-
-
-def _remove_stale(path: Path) -> None:
-    try:
-        if time.time() - path.stat().st_mtime > STALE_SECONDS:
-            path.unlink()
-    except FileNotFoundError:  # its writer has renamed it
-        pass
 
 
 def _check_room(root: Path, needed: int) -> None:
