@@ -19,6 +19,8 @@ cd "$(dirname "$0")"
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 PROCESSES=${PROCESSES:-1}
 
+usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"; }
+
 fail() { echo "eval.sh: $1" >&2; exit 2; }
 
 # Options of the launcher come before -m: after it they would be the script's.
@@ -57,6 +59,7 @@ shapes() {
 
 case "${1:-}" in
     ade20k | coco_stuff | sacap | shapes) "$@" ;;
-    -h | --help | "") sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0" ;;
+    -h | --help) usage ;;
+    "") usage >&2; exit 2 ;;
     *) fail "no benchmark $1; choose ade20k, coco_stuff, sacap or shapes" ;;
 esac

@@ -31,6 +31,8 @@ PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 PROCESSES=${PROCESSES:-1}
 LAUNCHER=${LAUNCHER:-config/accelerate.yaml}
 
+usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"; }
+
 launch() {
     if [ "$PROCESSES" -gt 1 ]; then
         # shellcheck disable=SC2086  # MACHINES holds several words
@@ -55,5 +57,7 @@ shapes() { launch config/seg2any_shapes.yaml "$@"; }
 
 case "${1:-}" in
     ade20k | coco_stuff | sacap_1m | shapes) "$@" ;;
-    *) sed -n '2,/^set /{s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
+    -h | --help) usage ;;
+    "") usage >&2; exit 2 ;;
+    *) echo "train.sh: no data set $1; choose ade20k, coco_stuff, sacap_1m or shapes" >&2; exit 2 ;;
 esac

@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,17 @@ def test_modules_and_scripts_that_commands_run_exist():
     assert len(modules) > 9 and all(importlib.util.find_spec(module) for module in modules)
     scripts = {words[words.index("bash") + 1] for words in commands() if "bash" in words}
     assert scripts and all((REPOSITORY / script).is_file() for script in scripts)
+
+
+@pytest.mark.parametrize("script", ["train.sh", "eval.sh"])
+def test_scripts_explain_themselves_and_refuse_what_they_do_not_know(script: str):
+    asked, empty, wrong = (
+        subprocess.run(["bash", script, *words], cwd=REPOSITORY, capture_output=True, text=True)
+        for words in (["--help"], [], ["nothing"])
+    )
+    assert asked.returncode == 0 and f"bash {script} shapes" in asked.stdout and not asked.stderr
+    assert (empty.returncode, empty.stderr) == (2, asked.stdout)
+    assert wrong.returncode == 2 and wrong.stderr.startswith(f"{script}: no ") and wrong.stderr.count("\n") == 1
 
 
 def test_links_lead_to_files_and_headings_that_exist():
