@@ -10,9 +10,10 @@ All change the image a little. What they compare and keep are the image and cond
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
 from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel, MagCacheConfig, TaylorSeerCacheConfig
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
@@ -40,7 +41,8 @@ def cache_config(name: str, transformer: FluxTransformer2DModel, num_inference_s
     if name == "taylorseer":
         return TaylorSeerCacheConfig(taylor_factors_dtype=transformer.dtype)
     if name == "mag":
-        return MagCacheConfig(mag_ratios=_mag_ratios(transformer), num_inference_steps=num_inference_steps)
+        ratios = stretched(_mag_ratios(transformer), num_inference_steps)
+        return MagCacheConfig(mag_ratios=ratios, num_inference_steps=num_inference_steps)
     return None
 
 
@@ -58,6 +60,14 @@ def _mag_ratios(transformer: FluxTransformer2DModel) -> list[float]:
             "use first_block or taylorseer, or `python -m benchmarks.step_cache --calibrate`"
         )
     return list(MAG_RATIOS[sizes])
+
+
+def stretched(ratios: Sequence[float], n_steps: int) -> list[float]:
+    """Ratios of a run of `n_steps` from those of a run of another length: all of a long step's are multiplied, where
+    diffusers would pick one of them and hold two long steps for as alike as two short ones."""
+    measured = np.arange(len(ratios)) / len(ratios)  # where in the run each step begins
+    shrunk = np.interp(np.arange(n_steps) / n_steps, measured, np.log(ratios).cumsum())
+    return np.exp(np.diff(shrunk, prepend=0)).tolist()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
@@ -73,6 +74,30 @@ def test_caches_by_name(pipe, name, monkeypatch):
     assert torch.isfinite(found).all()
     expected = latents(pipe, MANY)
     assert (found - expected).abs().mean() < 0.1 * expected.abs().mean()
+
+
+def test_ratios_of_fewer_and_more_steps_shrink_as_much_over_the_same_stretch():
+    ratios = np.linspace(1.0, 0.9, 20)
+    assert step_cache.stretched(ratios, 20) == pytest.approx(ratios)
+    for n_steps in (2, 4, 10):
+        steps = 20 // n_steps
+        expected = [ratios[0], *(ratios[i + 1 : i + 1 + steps].prod() for i in range(0, 20 - steps, steps))]
+        assert step_cache.stretched(ratios, n_steps) == pytest.approx(expected)
+    finer = step_cache.stretched(ratios, 40)
+    assert np.prod(finer[:39]) == pytest.approx(ratios.prod())
+    assert step_cache.stretched(ratios, 1) == pytest.approx([1.0])
+
+
+def test_mag_skips_no_step_of_a_run_whose_steps_differ_much(pipe, monkeypatch, attended):
+    """Twenty steps shrink by 4 % each: of two steps, the second is no copy of the first."""
+    monkeypatch.setitem(step_cache.MAG_RATIOS, SIZES, (1.0,) + (0.96,) * 19)
+    assert torch.equal(
+        latents(pipe, ONE, step_cache="mag", num_inference_steps=2), latents(pipe, ONE, num_inference_steps=2)
+    )
+    assert len(attended) == 4
+    attended.clear()
+    latents(pipe, ONE, step_cache="mag", num_inference_steps=20)
+    assert len(attended) < 20
 
 
 def test_what_cannot_be_is_refused_in_one_line(pipe):
