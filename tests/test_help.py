@@ -1,0 +1,37 @@
+"""--help of every command that users have: quick, and an example or a default in it."""
+
+import json
+import subprocess
+import sys
+
+from tests.golden_root import REPOSITORY
+
+SCRIPTS = ("train.py", "infer.py", "prepare_dataset_bucket_map.py")
+MODULES = ("seg2any.data.sacap", "eval.shapes", "eval.ablation", "eval.runners", "eval.generate_image", "eval.compare")
+MODULES += ("eval.report", "eval.convert_coco_stuff164k", "eval.convert_labelsize_512")
+
+ASKING = """
+import contextlib, io, json, runpy, sys
+
+told = {}
+for name in json.loads(sys.argv[1]):
+    sys.argv = [name, "--help"]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            run = runpy.run_path if name.endswith(".py") else runpy.run_module
+            run(name, run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    heavy = [module for module in ("torch", "diffusers", "transformers", "scipy") if module in sys.modules]
+    told[name] = status, heavy, printed.getvalue()
+print(json.dumps(told))
+"""
+
+
+def test_help_is_quick_and_teaches():
+    names = json.dumps([*SCRIPTS, *MODULES])
+    asked = subprocess.run([sys.executable, "-c", ASKING, names], cwd=REPOSITORY, capture_output=True, text=True)
+    assert asked.returncode == 0, asked.stderr
+    for name, (status, heavy, text) in json.loads(asked.stdout).items():
+        assert status == 0 and not heavy, f"{name} --help loads {heavy}"
+        assert text.startswith("usage: ") and ("default" in text or "python " in text), name
