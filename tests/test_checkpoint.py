@@ -1,4 +1,6 @@
 import os
+import resource
+import signal
 import time
 
 import pytest
@@ -48,7 +50,7 @@ def test_a_failed_save_leaves_nothing(tmp_path):
         (folder / "half").write_text("x")
         raise OSError("disk full")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(UserError, match="checkpoint-1: not written, .*disk full"):
         Checkpoints(tmp_path).save(1, fail, {})
     assert os.listdir(tmp_path) == []
 
@@ -161,6 +163,24 @@ def test_a_killed_save_leaves_the_older_checkpoint(tmp_path):
     assert list(checkpoints.steps()) == [1]
     save(checkpoints, 3)
     assert checkpoints.load("latest")[0].name == "checkpoint-3"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    save(checkpoints, 1)
+    (reading, writing) = os.pipe()
+    if (child := os.fork()) == 0:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        try:
+            checkpoints.save(2, lambda folder: None, {"weights": {"w": torch.ones(10_000)}})
+        except UserError as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    message = os.read(reading, 1000).decode()
+    assert "checkpoint-2: not written, older checkpoints are as they were: " in message and "large" in message
+    assert os.listdir(tmp_path) == ["checkpoint-1"]
 
 
 def test_plain_values_are_read_without_the_tensors(tmp_path):

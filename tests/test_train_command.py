@@ -2,6 +2,7 @@
 
 import signal
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from seg2any import config
 from seg2any.data.shapes import ShapesDataset
 from seg2any.errors import UserError
 from seg2any.training.dry_run import describe
+from seg2any.training.tracking import start_trackers
 from seg2any.training.trainer import Trainer
 from tests import tiny_run
 from tests.tiny_run import fit, losses, rows
@@ -119,6 +121,18 @@ def test_tensorboard_gets_numbers_and_pictures(arguments, tmp_path):
     read = accumulator.EventAccumulator(str(tmp_path / "run" / "logs" / "seg2any")).Reload()
     assert {"loss", "lr", "images_per_s", "padded", "val_loss"} <= set(read.Tags()["scalars"])
     assert read.Tags()["images"] == ["validation/000"]
+
+
+def test_wandb_writes_into_the_folder_of_the_run(tmp_path):
+    """W&B itself is not needed for the tests; it was tried offline, with numbers and images."""
+    told = {}
+    accelerator = SimpleNamespace(
+        logging_dir=str(tmp_path / "run" / "logs"),
+        init_trackers=lambda name, **options: told.update(options, name=name),
+    )
+    start_trackers(accelerator, config.load(["--project.report_to=wandb", "--model.rank=3"]))
+    assert told["init_kwargs"] == {"wandb": {"dir": accelerator.logging_dir}} and (tmp_path / "run" / "logs").is_dir()
+    assert told["name"] == "seg2any" and told["config"]["model.rank"] == 3
 
 
 def test_a_tracker_that_is_not_installed_is_refused(arguments, monkeypatch):

@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from seg2any.errors import UserError
 from seg2any.training.run_lock import check_free
 from seg2any.training.state_file import DamagedState, read_plain, read_state, write_state
@@ -41,7 +43,10 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
     def save(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
-        """Let `write` fill a temporary folder, add the state of the run, rename it to checkpoint-`step`."""
+        """Let `write` fill a temporary folder, add the state of the run, rename it to checkpoint-`step`.
+
+        Raises UserError if it cannot be written, for want of space for instance; nothing is left of it then.
+        """
         final = self.folder / f"checkpoint-{step}"
         temporary = self.folder / f".checkpoint-{step}.{uuid.uuid4().hex[:8]}.tmp"
         temporary.mkdir(parents=True)
@@ -51,6 +56,8 @@ class Checkpoints:
             _sync(temporary)
             _remove(final)
             os.replace(temporary, final)
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{final}: not written, older checkpoints are as they were: {error}") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._rotate(final)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
@@ -27,7 +28,13 @@ def start_trackers(accelerator: Accelerator, config: Config) -> None:
     """Tell the tracker what the run is. Does nothing without one."""
     if config.project.report_to is not None:
         flat = OmegaConf.to_container(OmegaConf.structured(config))
-        accelerator.init_trackers(config.project.tracker_project_name, config=dict(_flat(flat, "")))
+        folder = accelerator.logging_dir
+        Path(folder).mkdir(parents=True, exist_ok=True)  # or W&B chooses another one
+        accelerator.init_trackers(
+            config.project.tracker_project_name,
+            config=dict(_flat(flat, "")),
+            init_kwargs={"wandb": {"dir": str(folder)}},
+        )
 
 
 def _flat(section: dict, prefix: str):
