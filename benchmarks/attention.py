@@ -27,7 +27,7 @@ from seg2any.attention import BACKENDS, AttentionPattern, AttentionPlan, Attenti
 from seg2any.attention.grouped import grouping
 from seg2any.attention.kernel import masked_sdpa
 from seg2any.command import exit_status
-from seg2any.inference.model import choose_device
+from seg2any.inference.model import WEIGHT_DTYPES, choose_device
 from seg2any.inference.options import whole
 from seg2any.provenance import circumstances
 from seg2any.settings import ConditionSettings
@@ -36,7 +36,6 @@ from seg2any.tokens import TokenLayout
 RULES = AttentionRules("hard", (0, 0), 0.8)
 SETTINGS = ConditionSettings(RULES, cond_scale_factor=2)
 BLOCKS = {"AIA": 0, "SAA": 1}
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 BASELINE = "one mask"
 HOLD_ALL_SCORES = ("dense",)
 MOST_SCORES = 2**30  # bytes
@@ -68,7 +67,7 @@ def seconds_of(
 ) -> dict[str, float]:
     """Median seconds of every backend, of one mask and of no mask, run in turn after a round that does not count."""
     shape = (*tokens.kind.shape, arguments.heads, arguments.head_dim)
-    leaves = torch.randn(3, *shape, dtype=DTYPES[arguments.dtype], device=arguments.device)
+    leaves = torch.randn(3, *shape, dtype=WEIGHT_DTYPES[arguments.dtype], device=arguments.device)
     query, key, value = (leaf.requires_grad_(arguments.train) for leaf in leaves)
 
     def one(name: str) -> None:
@@ -126,7 +125,7 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=whole(1), default=3, help="after one that does not count (default: 3)")
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
-    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="default: fp32")
+    parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="fp32", help="default: fp32")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time (default: wall)")
     return parser.parse_args(words)
 
