@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from seg2any.data.sample import SampleError
 from seg2any.data.sampler import LEFT_OUT, BatchSampler, LengthBatches, PublishedBatches
 from seg2any.errors import UserError
 from seg2any.prepare import Encoders
@@ -111,7 +112,10 @@ class Source:
             sampler.position += 1
             places = [place for place, read in enumerate(reads) if is_usable(read, self.skips, "its batch")]
             if not places:
-                raise reads[0]
+                others = "it is all of its batch" if len(reads) == 1 else "so it is with all of its batch"
+                raise SampleError(
+                    f"{reads[0]}; {others}, and without one no step can be made: mend it, or drop its row"
+                )
             usable = [reads[place] for place in places]
             yield Batch(places, [r.index for r in usable], [r.key for r in usable], self.encode(usable))
 
