@@ -1,4 +1,4 @@
-"""Names of what generation can be told to save memory and time; what they mean is said where they are used."""
+"""Names and limits of what generation can be told; what they mean is said where they are used."""
 
 MEMORY_MODES = ("full", "offload", "group_offload", "int8", "nf4", "fp8")  # seg2any.memory
 QUANTISED = ("int8", "nf4", "fp8")  # those of them that change the image
@@ -11,3 +11,4 @@ NOT_IN_TRAINING = {
     "group_offload": "the backward pass needs the layers that would have been sent away",
     "fp8": "the backward pass keeps the unpacked weights, so nothing is saved",
 }
+MOST_TEXT_TOKENS = 512  # of one caption: FLUX was never given more

@@ -9,6 +9,7 @@ from typing import Literal
 from seg2any.attention.rules import AttentionRules
 from seg2any.errors import UserError
 from seg2any.models.card import AdapterCard
+from seg2any.modes import MOST_TEXT_TOKENS
 
 CHOICES = {"region_assignment": ("nearest", "coverage"), "vae_posterior": ("sample", "mode")}
 COUNTS = ("cond_scale_factor", "max_sequence_length", "regional_max_sequence_length")
@@ -24,8 +25,8 @@ class ConditionSettings:
     is_filter_cond_token          drop the contour tokens whose patch holds no contour
     cond_scale_factor             the contour image is this many times smaller than the image: 1 at 512, 2 at 1024 px
     region_assignment             which image tokens belong to a region, see `seg2any.tokens.token_masks`
-    max_sequence_length           T5 tokens of the global caption
-    regional_max_sequence_length  T5 tokens of a region's caption: 50, or 10 for class names
+    max_sequence_length           T5 tokens of the global caption, at most 512
+    regional_max_sequence_length  T5 tokens of a region's caption, at most 512: 50, or 10 for class names
     vae_posterior                 contour latents: a sample of the VAE's posterior, or its mode
 
     Raises UserError for values outside these ranges.
@@ -45,6 +46,10 @@ class ConditionSettings:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} is {value!r}; give a whole number of at least 1")
+            if name.endswith("sequence_length") and value > MOST_TEXT_TOKENS:
+                raise UserError(
+                    f"{name} is {value}; FLUX reads at most {MOST_TEXT_TOKENS} tokens of a caption, give fewer"
+                )
         for name, choices in CHOICES.items():
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(choices)}")

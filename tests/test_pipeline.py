@@ -231,6 +231,8 @@ def test_size_is_the_layouts_in_whole_condition_tokens_unless_given(pipe):
         ("five.json", {}, "'five.json' is no Layout"),
         (["five.json"], {}, "'five.json' is no Layout"),
         (Layout(np.zeros((0, 64, 96), dtype=bool), ()), {}, "no region and no `caption`"),
+        (ONE, {"max_sequence_length": 513}, "^max_sequence_length is 513; FLUX reads at most 512 tokens"),
+        (ONE, {"regional_max_sequence_length": 2**40}, "regional_max_sequence_length is 1099511627776; FLUX reads"),
         (ONE, {"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
         (ONE, {"attention_mask_method": "soft"}, "soft"),
         (TWO, {"attention_mask_method": "none"}, "global caption"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from seg2any.layout import MAX_SEED
-from seg2any.modes import MEMORY_MODES, PRECISIONS, STEP_CACHES
+from seg2any.modes import MEMORY_MODES, MOST_TEXT_TOKENS, PRECISIONS, STEP_CACHES
 
 DESCRIPTION = """\
 Segmentation masks and captions in, images out.
@@ -116,10 +116,10 @@ class Options:
         choices=("nearest", "coverage"),
     )
     max_sequence_length: int | None = flag(
-        None, f"tokens read of the global caption; {FROM_ADAPTER}", type=whole(1, 512)
+        None, f"tokens read of the global caption; {FROM_ADAPTER}", type=whole(1, MOST_TEXT_TOKENS)
     )
     regional_max_sequence_length: int | None = flag(
-        None, f"tokens read of each region's caption; {FROM_ADAPTER}", type=whole(1, 512)
+        None, f"tokens read of each region's caption; {FROM_ADAPTER}", type=whole(1, MOST_TEXT_TOKENS)
     )
 
     device: str | None = flag(None, "cuda, cuda:1, mps or cpu (default: the best one present)")
