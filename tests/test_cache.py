@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -365,6 +366,38 @@ def test_the_share_of_a_killed_process_is_done_by_the_others(tmp_path, monkeypat
     assert 20 < len(before) < 40
     fill(tmp_path, 0, 2, patience=0.05)
     assert not len(ShardStore(tmp_path).missing(KEYS))
+
+
+def noise(number):
+    return {"noise": np.random.default_rng(number).random(500 + number).astype(np.float16)}
+
+
+def write_for_ever(folder, seed):
+    shards = ShardStore(folder)
+    for number in itertools.cycle(np.random.default_rng(seed).permutation(200).tolist()):
+        shards.add(key_of("noise", number), noise(number))
+
+
+def test_writers_killed_at_any_moment_leave_whole_entries_only(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_BYTES", 20_000)
+    keys = [key_of("noise", number) for number in range(200)]
+    for seed in range(3):
+        writers = [
+            multiprocessing.get_context("fork").Process(target=write_for_ever, args=(tmp_path, 10 * seed + n))
+            for n in range(3)
+        ]
+        for writer in writers:
+            writer.start()
+        before = len(list(tmp_path.glob("[0-9]*")))
+        while len(list(tmp_path.glob("[0-9]*"))) < before + 4 + 3 * seed:
+            time.sleep(0.003)
+        for writer in writers:
+            os.kill(writer.pid, signal.SIGKILL)
+            writer.join()
+        found = ShardStore(tmp_path)
+        missing = set(found.missing(keys).tolist())
+        assert len(missing) < 200
+        assert all(same(found.read(keys[n])["noise"], noise(n)["noise"]) for n in set(range(200)) - missing)
 
 
 def test_what_was_done_before_an_error_is_kept(tmp_path):
