@@ -4,8 +4,8 @@ Written from its description, not from its text. Inside `published_scheme(n_head
 - image and condition tokens are tensors of their own from the first block to the last, so nothing is cut or joined but
   for the attention; every Linear is called once for each, with both adapters on all of its tokens, one scaled to zero;
 - attention takes a dense float mask [B, heads, L, L], built image by image and region by region, in the kernel's dtype.
-What both sides share flatters the published one: distinct captions are encoded once, the VAE is channels_last, and the
-adapters of text-only layers are routed for free. Results equal ours to rounding (`tests/test_benchmarks.py`).
+The adapters of text-only layers are routed for free, which flatters it. Results equal ours to rounding
+(`tests/test_benchmarks.py`).
 """
 
 from __future__ import annotations

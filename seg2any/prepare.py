@@ -144,9 +144,18 @@ def encode_contour(drawn: DrawnLayout, vae: AutoencoderKL) -> EncodedContour | N
     """The condition tokens of a drawn layout, one sample at a time to bound memory."""
     if drawn.condition is None:
         return None
-    posterior = encode_images(to_signed(drawn.condition).expand(1, 3, -1, -1), vae)[0].cpu()
-    positions = torch.from_numpy(np.argwhere(drawn.kept))
-    return EncodedContour(posterior[torch.from_numpy(drawn.kept.flatten())], positions, drawn.kept.shape)
+    return kept_of(drawn, encode_images(contour_image(drawn), vae)[0])
+
+
+def contour_image(drawn: DrawnLayout) -> Tensor:
+    """The contour as the VAE takes it, [1, 3, h', w'] in [-1, 1]."""
+    return to_signed(drawn.condition).expand(1, 3, -1, -1)
+
+
+def kept_of(drawn: DrawnLayout, posterior: Posterior) -> EncodedContour:
+    """The condition tokens that are kept of all [h * w, 4C] that the VAE has made of `contour_image`."""
+    kept = torch.from_numpy(drawn.kept.flatten())
+    return EncodedContour(posterior.cpu()[kept], torch.from_numpy(np.argwhere(drawn.kept)), drawn.kept.shape)
 
 
 def prompt_for(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:

@@ -17,7 +17,7 @@ import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor
 
-TOKENS_PER_PASS = 8192  # bounds the memory of one T5 pass: 16 captions at 512 tokens
+TOKENS_PER_PASS = 8192  # bounds the memory of one pass: 16 captions at T5's 512 tokens
 
 
 class TruncationWarning(UserWarning):
@@ -111,11 +111,14 @@ def text_of(prompt: Prompt, known: Mapping[TextKey, Tensor]) -> EncodedText:
 
 
 def _encode_pooled(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
+    if not keys:  # then the encoder may be gone
+        return
     # What CLIP cuts after 77 tokens is not lost, T5 reads it, so it is not reported.
-    for key in keys:
-        limit = encoders.text_encoder.config.max_position_embeddings
-        tokens = _tokenize(encoders.tokenizer, [key.caption], limit)
-        yield key, encoders.text_encoder(_to(encoders.text_encoder, tokens.input_ids)).pooler_output[0].cpu()
+    limit = encoders.text_encoder.config.max_position_embeddings
+    for batch in _passes(keys, limit):
+        tokens = _tokenize(encoders.tokenizer, [key.caption for key in batch], limit)
+        pooled = encoders.text_encoder(_to(encoders.text_encoder, tokens.input_ids)).pooler_output.cpu()
+        yield from zip(batch, (row.clone() for row in pooled), strict=True)
 
 
 def _encode_t5(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
@@ -135,8 +138,13 @@ def _equal_lengths(keys: Iterable[TextKey]) -> Iterator[list[TextKey]]:
     for key in keys:
         by_length[key.length].append(key)
     for length, same in by_length.items():
-        step = max(TOKENS_PER_PASS // length, 1)
-        yield from (same[start : start + step] for start in range(0, len(same), step))
+        yield from _passes(same, length)
+
+
+def _passes(keys: Sequence[TextKey], length: int) -> Iterator[Sequence[TextKey]]:
+    """Batches of keys of `length` tokens, of at most TOKENS_PER_PASS tokens."""
+    step = max(TOKENS_PER_PASS // length, 1)
+    yield from (keys[start : start + step] for start in range(0, len(keys), step))
 
 
 def _report_truncation(captions: Sequence[str], length: int, tokenizer: object) -> None:

@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from seg2any.latents import Posterior, encode_images
-from seg2any.prepare import DrawnLayout, EncodedContour, EncodedLayout, encode_contour, prompt_for
+from seg2any.prepare import DrawnLayout, EncodedContour, EncodedLayout, contour_image, kept_of, prompt_for
 from seg2any.settings import ConditionSettings
 from seg2any.text import Prompt, TextEncoders, TextKey, encode_keys, text_of
 
@@ -108,13 +108,30 @@ class Latents:
 
 
 def encode_latents(pixels: np.ndarray, drawn: DrawnLayout, vae: AutoencoderKL, with_std: bool) -> Latents:
-    """Run the VAE on an image uint8 [H, W, 3] and its contour. One sample at a time: its latents are the same whatever
-    it is batched with."""
-    images = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
-    contour = encode_contour(drawn, vae)
+    """Run the VAE on an image uint8 [H, W, 3] and its contour, both at once if they have one size. One sample at a
+    time: its latents are the same whatever it is batched with."""
+    image = image_of(pixels)
+    if drawn.condition is None:
+        return latents_of(drawn, encode_images(image, vae)[0], None, with_std)
+    contour = contour_image(drawn)
+    if contour.shape == image.shape:
+        both = encode_images(torch.cat([image, contour]), vae)
+        return latents_of(drawn, both[0], both[1], with_std)
+    return latents_of(drawn, encode_images(image, vae)[0], encode_images(contour, vae)[0], with_std)
+
+
+def image_of(pixels: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> as the VAE takes it, [1, 3, H, W] in [-1, 1]."""
+    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
+
+
+def latents_of(drawn: DrawnLayout, image: Posterior, contour: Posterior | None, with_std: bool) -> Latents:
+    """What the VAE says about a sample's image, [I, 4C], and about its `contour_image`, [h * w, 4C]."""
+    tokens = None
     if contour is not None:
-        contour = replace(contour, posterior=_rounded(contour.posterior, with_std))
-    return Latents(_rounded(encode_images(images, vae)[0].cpu(), with_std), contour, drawn.masks, drawn.coverage)
+        tokens = kept_of(drawn, contour)
+        tokens = replace(tokens, posterior=_rounded(tokens.posterior, with_std))
+    return Latents(_rounded(image.cpu(), with_std), tokens, drawn.masks, drawn.coverage)
 
 
 def _rounded(posterior: Posterior, with_std: bool) -> Posterior:
