@@ -189,6 +189,14 @@ def test_a_table_whose_rows_cannot_be_picked_is_one_line(source: Path, tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
+def test_a_plan_that_cannot_be_written_is_one_line(source: Path, tmp_path: Path, capsys):
+    (tmp_path / "file").touch()
+    table, plan = source / "annotations/anno_train.parquet", tmp_path / "file" / "plan.parquet"
+    assert main(["plan", str(table), "--output", str(plan)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"sacap: {plan}: cannot be written ('File exists'")
+
+
 @pytest.mark.parametrize("command", ["plan", "extract", "verify"])
 def test_help_has_examples_that_parse(command: str, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -137,7 +137,7 @@ def write_rows(source: Path, target: Path, chosen: np.ndarray, sizes: np.ndarray
     """Write the rows of `source` where bool [n] `chosen`, all columns and in the same order, and `sizes` int64 [n, 2]
     (-1: unknown). The result is an annotation file again: for these tools, and for training on the subset.
 
-    Raises UserError rather than overwrite an annotation file that was not made here.
+    Raises UserError for a disk that is full, and rather than overwrite an annotation file that was not made here.
     """
     if target.exists() and PLAN_MARK not in (_open(target).schema_arrow.metadata or {}):
         raise UserError(f"{target}: exists and was not made by this command; give another --output")
@@ -155,6 +155,9 @@ def write_rows(source: Path, target: Path, chosen: np.ndarray, sizes: np.ndarray
                 columns = [*(table[field.name] for field in kept), *known]
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
                 start += len(batch)
+    except OSError as error:
+        reason = shown(error.strerror or str(error))
+        raise UserError(f"{target}: cannot be written ({reason}); make room, or choose another --output") from None
     except pa.ArrowException as error:  # a column of a type that Arrow reads but does not pick rows of
         reason = shown(str(error))
         raise UserError(f"{source}: its rows cannot be copied ({reason}); write texts as plain strings") from None
