@@ -32,12 +32,15 @@ def scene(
     settings: ConditionSettings,
     text_tokens: tuple[int, int] = CAPTION_TOKENS,
     batch_size: int = 1,
+    n_ellipses: int | None = None,
 ) -> TokenLayout:
     """The tokens of an image of side x side pixels, all that generation does before the first step but the encoders.
 
     text_tokens  of the image's caption, and of each region's
+    n_ellipses   shared out to the entities; None: one for each
     """
-    drawn = draw_layout(ellipses(side, n_entities), (side, side), PATCH, settings)
+    groups = np.array_split(ellipses(side, n_ellipses or n_entities), n_entities)
+    drawn = draw_layout(np.stack([group.any(0) for group in groups]), (side, side), PATCH, settings)
     lengths = (text_tokens[0],) + (text_tokens[1],) * n_entities
     sample = SampleTokens(lengths, drawn.masks, np.argwhere(drawn.kept))
     return layout_tokens([sample] * batch_size, settings.cond_scale_factor)

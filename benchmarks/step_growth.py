@@ -1,8 +1,10 @@
 """What more regions cost, by what comes with them: the time of a step with 20 entities over that with 1.
 
-captions    a caption of its own for each region, 380 text tokens more, and their contours
-names       class names as in ADE20K, no caption of the image: 76 text tokens more, and their contours
-same words  the words of 20 captions from the start: only contours come, and more kinds of tokens to tell apart
+entities    the same picture and as many words, its 20 figures one entity or 20: no token comes, only more of them to
+            tell apart
+captions    a figure and a caption of its own for each region: 380 text tokens more, and the figures' contours
+names       class names as in ADE20K, no caption of the image: 76 text tokens more, and contours
+same words  the words of 20 captions from the start: contours only
 
 Folded computes contour tokens in every step, isolated before the first one. Time over tokens is what is ours to answer
 for: one region or 20, a token should cost the same. The steps of 1 and 20 entities run in turn.
@@ -25,8 +27,9 @@ SAME_WORDS = (CAPTION_TOKENS[0], CAPTION_TOKENS[1] * MANY)
 
 
 def readings(sides: list[int], batch: int) -> Iterator[tuple[str, Case, Case]]:
-    """Name, the case with few entities and the one with many; all of them at the first of the sides only."""
+    """Name, the case with few entities and the one with many; the last two at the first of the sides only."""
     for side in sides:
+        yield "entities", Case(side, FEW, batch, SAME_WORDS, MANY), Case(side, MANY, batch)
         yield "captions", Case(side, FEW, batch), Case(side, MANY, batch)
     side = sides[0]
     yield "names", Case(side, FEW, batch, NAME_TOKENS), Case(side, MANY, batch, NAME_TOKENS)

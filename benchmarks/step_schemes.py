@@ -70,12 +70,14 @@ class Case:
     """What is to be made: images of side x side pixels with n_entities regions, `batch_size` at a time.
 
     text_tokens  of the image's caption, and of each region's
+    n_ellipses   figures that the regions consist of; None: one for each
     """
 
     side: int
     n_entities: int
     batch_size: int = 1
     text_tokens: tuple[int, int] = CAPTION_TOKENS
+    n_ellipses: int | None = None
 
     @property
     def n_image(self) -> int:
@@ -170,7 +172,8 @@ class Given:
         chosen = AttentionRules("hard", self.models.size.aia_blocks, cond_attention=cond_attention)
         settings = ConditionSettings(chosen, cond_scale_factor=1 if self.case.side <= 512 else 2)
         case = self.case
-        tokens = scene(case.side, case.n_entities, settings, case.text_tokens, case.batch_size).to(self.device)
+        tokens = scene(case.side, case.n_entities, settings, case.text_tokens, case.batch_size, case.n_ellipses)
+        tokens = tokens.to(self.device)
         config = self.models.stock.config
         return Condition(
             self.tensor(case.batch_size, tokens.n_text, config.joint_attention_dim, seed=2),

@@ -56,12 +56,15 @@ def test_the_step_benchmark_keeps_its_table_bars_and_circumstances(tmp_path, cap
         len(row["seconds"]) == 1 and (row["image_seconds"] is None) == (row["n_entities"] != 8)
         for row in kept["results"]
     )
-    assert [bar["bound"] for bar in kept["bars"]] == [1.5, 1.1] * 2 + [1.1, 1.1] * 2
+    assert [bar["bound"] for bar in kept["bars"]] == [1.5, 1.1] * 2 + [1.1] * 6
     by_name = {(row["n_entities"], row["scheme"]): row["seconds"][0] for row in kept["results"]}
     assert kept["bars"][0]["value"] == by_name[8, "published"] / by_name[8, "folded"]
     assert kept["bars"][1]["value"] == by_name[8, "folded"] / by_name[8, "plain"]
     growth = {(row["reading"], row["side"], row["scheme"]): row for row in kept["growth"]}
-    assert len(growth) == 8 and kept["bars"][4]["value"] == growth["captions", 64, "folded"]["growth"]
+    assert len(growth) == 12 and kept["bars"][4]["value"] == growth["entities", 64, "folded"]["growth"]
+    assert kept["bars"][5]["value"] == growth["captions", 64, "folded"]["growth"]
+    for scheme in ("folded", "isolated"):
+        assert len({*growth["entities", 64, scheme]["tokens"]}) == 1, "the same picture and words"
     for reading, more_words in (("captions", 380), ("names", 76), ("same words", 0)):
         few, many = growth[reading, 64, "isolated"]["tokens"]
         assert many - few == more_words, "contour tokens are no part of its steps"
