@@ -33,13 +33,14 @@ LAUNCHER=${LAUNCHER:-config/accelerate.yaml}
 
 usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"; }
 
+# Ends as train.py: whoever stops this script stops the training.
 launch() {
     if [ "$PROCESSES" -gt 1 ]; then
         # shellcheck disable=SC2086  # MACHINES holds several words
-        "$PYTHON" -m accelerate.commands.launch --config_file "$LAUNCHER" --num_processes "$PROCESSES" \
+        exec "$PYTHON" -m accelerate.commands.launch --config_file "$LAUNCHER" --num_processes "$PROCESSES" \
             ${MACHINES:-} train.py "$@"
     else
-        "$PYTHON" train.py "$@"
+        exec "$PYTHON" train.py "$@"
     fi
 }
 
