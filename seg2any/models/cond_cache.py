@@ -33,7 +33,7 @@ class ConditionCache:
 
         Call it outside of `cache_context`: what is computed here is no step that a step cache may compare with others.
         """
-        if not can_keep(condition):
+        if not can_keep(condition) or self.transformer.ulysses is not None:
             return condition
         known_scale, known = self._known.get(condition, (None, None))
         if known_scale != guidance_scale:

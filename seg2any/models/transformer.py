@@ -26,6 +26,7 @@ from seg2any.attention.names import check_backend
 from seg2any.condition import Condition
 from seg2any.errors import UserError
 from seg2any.models.blocks import BlockContext, RegionalAttnProcessor, RegionalDoubleBlock, RegionalSingleBlock
+from seg2any.models.context_parallel import SharedCondition, Ulysses
 from seg2any.models.fold import is_folded, unfold
 from seg2any.models.routing import COND, DEFAULT, Rows, linear, refuse_unroutable
 
@@ -39,8 +40,9 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
 
     _no_split_modules = ["RegionalDoubleBlock", "RegionalSingleBlock"]
     _repeated_blocks = ["RegionalDoubleBlock", "RegionalSingleBlock"]
-    _cp_plan = None  # context parallelism would cut the sequence without its mask
+    _cp_plan = None  # hooks that would cut the sequence without its mask; see enable_parallelism
 
+    ulysses: Ulysses | None = None  # the processes that make an image together
     cond_adapters: frozenset[str] = frozenset({COND})
 
     @functools.wraps(FluxTransformer2DModel.__init__)  # from_config reads the signature
@@ -72,13 +74,15 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         if backend != "native":
             check_backend(backend)
 
-    def enable_parallelism(self, **_: Any) -> None:
-        """Refused. Diffusers' context parallelism exchanges heads for tokens inside of its own attention call, which
-        takes no pattern; its tensor parallelism cuts the weights that adapters are routed by."""
-        raise UserError(
-            "enable_parallelism would cut text, image and condition without their attention mask, and the regions "
-            "would vanish; give each GPU images of its own: torchrun --nproc_per_node GPUS infer.py ..."
-        )
+    def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
+        """Make every image with several processes: `ContextParallelConfig(ulysses_degree=n)`, to generate. All of them
+        run the pipeline with the same arguments, and get the same images.
+
+        Raises UserError for other configurations: ring attention and plans cut the sequence without its mask.
+        """
+        if self.ulysses is not None or cp_plan is not None:
+            raise UserError("enable_parallelism: is on already, or was given a plan of its own; neither can be")
+        self.ulysses = Ulysses(config, self.config.num_attention_heads, self.device)
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str = DEFAULT) -> None:
         """As in diffusers, but adapters that were active stay active."""
@@ -139,6 +143,11 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         With a condition its token positions replace `txt_ids` and `img_ids`, which may then be None.
         """
         condition = condition_of(joint_attention_kwargs)
+        if self.ulysses is not None and not isinstance(condition, SharedCondition):
+            rest = {"timestep": timestep, "guidance": guidance, "pooled_projections": pooled_projections}
+            controlled = controlnet_block_samples is not None or controlnet_single_block_samples is not None
+            sample = self.ulysses.run(self, hidden_states, condition, controlled, **rest)
+            return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
         if condition is None:
             x, positions = hidden_states, stock_positions(txt_ids, img_ids)
         else:

@@ -1,0 +1,101 @@
+"""One image by two real processes: the same as by one, whatever the layouts, adapters and rules."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+import torch.distributed as dist
+from diffusers import ContextParallelConfig
+from diffusers.models._modeling_parallel import TensorParallelConfig
+
+from seg2any.errors import UserError
+from seg2any.models.context_parallel import _shares
+from seg2any.models.fold import fold
+from tests import forked
+from tests.tiny_flux import RULES, adapted, condition, run, sample
+from tests.tiny_pipeline import MANY, ONE, fresh_pipe, latents_of
+
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+ULYSSES = ContextParallelConfig(ulysses_degree=2)
+BATCHES = [[sample(0, 2, 4)], [sample(1, 0, 3), sample(2, 5, 0)], [sample(3, 1, None)], [sample(4, 20, 1)] * 3]
+
+
+def batches():
+    """Odd and even lengths, no regions, no contour; every rule but `place`."""
+    for number, samples in enumerate(BATCHES):
+        for changes in (
+            {},
+            {"method": "base", "cond2image_attention_weight": 0.3},
+            {"cond_attention": "isolated", "global_text_sees": "background", "attention_backend": "grouped"},
+            {"method": "none"},
+        ):
+            yield number, condition(samples, dataclasses.replace(RULES, **changes))
+
+
+@torch.no_grad()
+def be_one_of_two(rank: int, results) -> None:
+    dist.init_process_group("gloo")
+    model = adapted()
+    given = list(batches())
+    expected = [run(model, each) for _, each in given]
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    worst = [(run(model, each) - wanted).abs().max().item() for (_, each), wanted in zip(given, expected, strict=True)]
+    fold(model)
+    worst += [(run(model, each) - wanted).abs().max().item() for (_, each), wanted in zip(given, expected, strict=True)]
+    (results / f"{rank}.json").write_text(json.dumps({"worst": worst, "processes": dist.get_world_size()}))
+
+
+def test_two_processes_compute_what_one_does(tmp_path):
+    statuses = forked.run(lambda rank: be_one_of_two(rank, tmp_path), tmp_path / "log.txt", 2)
+    assert statuses == [0, 0], (tmp_path / "log.txt").read_text()[-4000:]
+    for rank in range(2):
+        found = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert found["processes"] == 2 and len(found["worst"]) == 32 and max(found["worst"]) < 2e-5
+
+
+def test_two_processes_make_the_images_of_one(stock_pipe, tmp_path):
+    """The pipeline: a batch of several layouts, true CFG, isolated contour tokens."""
+    steered = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}
+    pipe = fresh_pipe(stock_pipe)
+    settings = dataclasses.replace(
+        pipe.settings, rules=dataclasses.replace(pipe.settings.rules, cond_attention="isolated")
+    )
+    calls = [{}, steered, {"settings": settings}]
+    expected = [latents_of(pipe, MANY, **each) for each in calls]
+
+    def child(rank: int) -> None:
+        dist.init_process_group("gloo")
+        pipe.transformer.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+        for each, wanted in zip(calls, expected, strict=True):
+            torch.testing.assert_close(latents_of(pipe, MANY, **each), wanted, atol=1e-4, rtol=0)
+        for refused in ({"step_cache": "first_block"}, {"attention_mask_method": "place"}):
+            with pytest.raises(UserError, match="context parallelism does not go with"):
+                latents_of(pipe, ONE, **refused)
+
+    statuses = forked.run(child, tmp_path / "log.txt", 2)
+    assert statuses == [0, 0], (tmp_path / "log.txt").read_text()[-4000:]
+
+
+def test_shares_are_equal_and_nothing_is_lost():
+    text, image = torch.arange(5)[None], torch.arange(10, 14)[None]
+    first, second = _shares([text, image, text[:, :0]], 2, [-1, -2, -3])
+    assert first.tolist() == [[0, 1, 2, 10, 11]] and second.tolist() == [[3, 4, -1, 12, 13]]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (ContextParallelConfig(ring_degree=2), "ring attention has no masks"),
+        (ContextParallelConfig(ulysses_degree=3), "2 heads cannot be shared evenly"),
+        (TensorParallelConfig(tp_degree=2), "tensor parallelism cuts the weights"),
+        (ULYSSES, "init_process_group first"),
+    ],
+)
+def test_what_cannot_be_shared_is_one_line(config, message):
+    model = adapted()
+    with pytest.raises(UserError, match=message) as caught:
+        model.enable_parallelism(config=config)
+    assert "\n" not in str(caught.value) and model.ulysses is None
