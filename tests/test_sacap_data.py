@@ -15,6 +15,7 @@ from PIL import Image
 
 from seg2any.data.caption_table import CaptionTable
 from seg2any.data.catalog import open_data_set
+from seg2any.data.sacap.__main__ import main
 from seg2any.data.sacap.check import Broken, check_json
 from seg2any.data.sample import SampleError
 from tests import synthetic_data
@@ -182,16 +183,25 @@ def test_the_table_is_mapped_renewed_and_not_sent_to_workers(tmp_path: Path):
     assert rows[0].captions[0].encode() not in sent and len(sent) < 2000
 
 
-def test_text_that_is_not_utf_8_is_said_when_it_is_read(tmp_path: Path):
-    made = synthetic_data.make_sacap_1m(tmp_path, n=2)
+@pytest.mark.parametrize("column", ["imagename", "image_group", "caption", "segments_info"])
+def test_a_row_whose_text_is_not_utf_8_is_left_out(column: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+    made = synthetic_data.make_sacap_1m(tmp_path, n=3, groups=1, n_masks=1)
     path = Path(made.params["seg_caption_path"])
     table = pq.read_table(path)
-    wrong = pa.Array.from_buffers(pa.string(), 2, pa.array([b"caf\xe9", b"sky"]).buffers())
-    pq.write_table(table.set_column(table.column_names.index("caption"), "caption", wrong), path)
-    data = open_data_set("sacap_1m", made.params)
-    with pytest.raises(SampleError, match="row 0: text is not UTF-8"):
-        data.annotation(0)
-    assert data.annotation(1).caption == "sky"
+    texts = pa.array([b"caf\xe9", b"sky", b"sea"]).buffers()
+    wrong = pa.Array.from_buffers(pa.string(), 3, texts)
+    if column == "segments_info":
+        ids = table[column].combine_chunks().flatten().field("anno_id")
+        wrong = pa.ListArray.from_arrays([0, 1, 2, 3], pa.StructArray.from_arrays([ids, wrong], ["anno_id", "caption"]))
+    elif column != "caption":  # the others keep their names
+        kept = [b"caf\xe9", *(value.encode() for value in table[column].to_pylist()[1:])]
+        wrong = pa.Array.from_buffers(pa.string(), 3, pa.array(kept).buffers())
+    pq.write_table(table.set_column(table.column_names.index(column), column, wrong), path)
+    data = skipping("sacap_1m", made.params)
+    assert keys(data) == [truth.key for truth in made.truths[1:]] and len([data[n] for n in range(2)]) == 2
+    assert [one.reason for one in data.left_out] == [f"{path}: row 0: text is not UTF-8"]
+    assert main(["plan", str(path), "--output", str(tmp_path / "plan.parquet")]) == 0
+    assert "1 of 3 rows are left out, here and in training: text is not UTF-8" in capsys.readouterr().out
 
 
 def test_samples_follow_the_parquet_and_regions_the_json(tmp_path: Path):

@@ -17,12 +17,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seg2any.data.checked import writing_cache
-from seg2any.data.sample import SampleError
 from seg2any.errors import UserError
 from seg2any.files import atomic_write
 from seg2any.layout import MAX_ENTITIES
 
-FORMAT = "2"  # raise it when the columns below change
+FORMAT = "3"  # raise it when the columns below change, or their faults
 BATCH = 16384  # rows
 SCHEMA = pa.schema(
     {
@@ -36,6 +35,7 @@ SCHEMA = pa.schema(
 )
 FAULTS = (
     "",
+    "text is not UTF-8",
     "imagename is missing",
     "segments_info is empty",
     "a region has no anno_id or no caption",
@@ -79,11 +79,7 @@ class CaptionTable:
         return self._columns
 
     def row(self, number: int) -> Row:
-        """Raises SampleError for text that is not UTF-8."""
-        try:
-            row = {name: self.columns[name][number].as_py() for name in SCHEMA.names[:-1]}
-        except UnicodeDecodeError:
-            raise SampleError(f"{self.path}: row {number}: text is not UTF-8; write the table again") from None
+        row = {name: self.columns[name][number].as_py() for name in SCHEMA.names[:-1]}
         caption = row["caption"] if row["caption"] and row["caption"].strip() else None
         return Row(row["imagename"], row["image_group"], caption, tuple(row["anno_id"]), tuple(row["region_caption"]))
 
@@ -162,27 +158,50 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
     regions = pc.list_flatten(segments)
     ids = pc.struct_field(regions, "anno_id").cast(pa.int64())
-    captions = pc.struct_field(regions, "caption").cast(pa.string())
-    names = batch["imagename"].cast(pa.string())
-    groups = batch["image_group"].cast(pa.string()) if "image_group" in batch.schema.names else None
+    captions, no_captions = _texts(pc.struct_field(regions, "caption"))
+    names, no_names = _texts(batch["imagename"])
+    texts, no_texts = _texts(batch["caption"])
+    has_groups = "image_group" in batch.schema.names
+    groups, no_groups = _texts(batch["image_group"] if has_groups else pa.nulls(len(batch)))
     bad = np.zeros((len(FAULTS), len(batch)), bool)
-    bad[1] = _blank(names)
-    bad[2] = counts == 0
     row_of = np.repeat(np.arange(len(batch)), counts)
-    bad[3, row_of[_blank(captions) | pc.is_null(ids).to_numpy(False)]] = True
-    bad[4] = counts > MAX_ENTITIES
-    bad[5, row_of[_repeated(pc.fill_null(ids, 0).to_numpy(False), row_of)]] = True
+    bad[1] = no_names | no_texts | no_groups
+    bad[1, row_of[no_captions]] = True
+    bad[2] = _blank(names)
+    bad[3] = counts == 0
+    bad[4, row_of[_blank(captions) | pc.is_null(ids).to_numpy(False)]] = True
+    bad[5] = counts > MAX_ENTITIES
+    bad[6, row_of[_repeated(pc.fill_null(ids, 0).to_numpy(False), row_of)]] = True
     return pa.RecordBatch.from_arrays(
         [
             pc.fill_null(names, ""),
-            pa.array([""] * len(batch), pa.string()) if groups is None else pc.fill_null(groups, ""),
-            batch["caption"].cast(pa.string()),
+            pc.fill_null(groups, ""),
+            texts,
             pa.ListArray.from_arrays(offsets, ids),
             pa.ListArray.from_arrays(offsets, captions),
             pa.array(bad.argmax(axis=0), pa.uint8()),
         ],
         schema=SCHEMA,
     )
+
+
+def _texts(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The strings, null where they are not UTF-8; and where that is, bool [N]."""
+    texts = values.cast(pa.string())
+    try:
+        texts.validate(full=True)
+        return texts, np.zeros(len(texts), bool)
+    except pa.ArrowInvalid:
+        found = [_decoded(value) for value in texts.cast(pa.binary()).to_pylist()]
+        is_lost = np.array([text is None for text in found], bool) & texts.is_valid().to_numpy(zero_copy_only=False)
+        return pa.array(found, pa.string()), is_lost
+
+
+def _decoded(value: bytes | None) -> str | None:
+    try:
+        return None if value is None else value.decode()
+    except UnicodeDecodeError:
+        return None
 
 
 def _repeated(ids: np.ndarray, row_of: np.ndarray) -> np.ndarray:

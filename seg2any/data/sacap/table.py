@@ -17,7 +17,7 @@ from seg2any.files import atomic_write
 from seg2any.layout import shown
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"  # names become paths, so they are nothing but a name
-NAMELESS = FAULTS.index("imagename is missing")
+NO_TEXT, NAMELESS = FAULTS.index("text is not UTF-8"), FAULTS.index("imagename is missing")
 SIZES = ("jpg_bytes", "json_bytes")
 PLAN_MARK = b"seg2any.data.sacap"  # metadata key of files that `plan` may overwrite
 PAIR_BYTES = 1_040_000  # jpg and json: 1.07 TB of the 1,029,250 images of SACap-1M
@@ -114,9 +114,10 @@ def read_annotations(path: Path) -> Annotations:
         (batch.select(kept) for batch in read_batches(path)), pa.schema([SCHEMA.field(name) for name in kept])
     )
     faults = table["fault"].to_numpy()
-    _check_names(path, "imagename", table["imagename"], faults != NAMELESS)
+    has_text = faults != NO_TEXT
+    _check_names(path, "imagename", table["imagename"], has_text & (faults != NAMELESS))
     if "image_group" in file.schema_arrow.names:
-        _check_names(path, "image_group", table["image_group"], np.ones(len(table), bool))
+        _check_names(path, "image_group", table["image_group"], has_text)
     groups = table["image_group"].combine_chunks().dictionary_encode()
     labels = groups.dictionary.to_pylist()
     order = sorted(range(len(labels)), key=labels.__getitem__)
