@@ -22,10 +22,14 @@ from tests import forked, tiny_run
 STEPS = 4
 CACHES = ("--trainer.cache_text=all", "--trainer.cache_latents=true")
 needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
+VALIDATION = (
+    *("--data.val.type=shapes", "--data.val.params={split: val, n_scenes: 1}"),
+    *("--trainer.validation_loss_steps=1", "--trainer.num_validation_images=0"),
+)
 CASES = [  # options, processes, launcher, kills
-    pytest.param((), 1, forked.DDP, 4, id="alone"),
+    pytest.param(VALIDATION, 1, forked.DDP, 4, id="alone"),
     pytest.param(CACHES, 1, forked.DDP, 3, id="caches"),
-    pytest.param((), 2, forked.DDP, 3, id="ddp"),
+    pytest.param(CACHES, 2, forked.DDP, 3, id="ddp"),
     pytest.param((), 2, forked.ZERO2, 2, id="zero2", marks=needs_deepspeed),
 ]
 
