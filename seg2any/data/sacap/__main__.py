@@ -20,7 +20,7 @@ from seg2any.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all is whole, 1 something is missing or broken, or no memory is left, 2 wrong input, 130 interrupted."""
+    """Exit status: 0 all is there and whole, 1 something is missing or broken, 2 wrong input, 130 interrupted."""
     options = parse_options(arguments)
     advice = "the files written so far are whole, start again to go on"
     return exit_status("sacap", lambda: COMMANDS[options.command](options), advice)
