@@ -102,12 +102,13 @@ def test_saved_config_loads_as_the_same_config(tmp_path):
 
 RUNS = [*(REPOSITORY / "config").glob("seg2any_*.yaml"), *(REPOSITORY / "config").glob("ablation_*.yaml")]
 SHAPES = REPOSITORY / "config" / "seg2any_shapes.yaml"
+LATER = {"seg2any_shapes_edges": (), "seg2any_shapes_isolated": (SHAPES.with_stem("seg2any_shapes_edges"),)}
 
 
 @pytest.mark.parametrize("path", sorted(RUNS), ids=lambda path: path.stem)
 def test_shipped_configs_load_and_hold_only_what_differs(path):
-    over_shapes = path.stem == "seg2any_shapes_edges" or path.stem.startswith("ablation_")
-    below = [str(SHAPES)] if over_shapes else []
+    over_shapes = path.stem in LATER or path.stem.startswith("ablation_")
+    below = [str(SHAPES), *map(str, LATER.get(path.stem, ()))] if over_shapes else []
     config.load([*below, str(path)])
     default = yaml.safe_load(config.load(below).to_yaml())
 
