@@ -12,8 +12,11 @@ def test_catalog_names_data_sets_and_parameters():
     assert len(data) == 3 and data[0].image.dtype == np.uint8
     with pytest.raises(UserError, match="choose one of ade20k"):
         open_data_set("ade", {})
-    with pytest.raises(UserError, match="unknown parameter 'scenes'; it takes split, n_scenes"):
-        open_data_set("shapes", {"scenes": 1})
+    with pytest.raises(UserError, match="unknown parameter 'colour'; it takes split, n_scenes, .* is_group_bucket"):
+        open_data_set("shapes", {"colour": 1})
+    for misspelt, meant in (("scenes", "n_scenes"), ("is_group_buckt", "is_group_bucket")):
+        with pytest.raises(UserError, match=f"unknown parameter '{misspelt}'; did you mean '{meant}'"):
+            open_data_set("shapes", {misspelt: 1})
 
 
 @pytest.mark.parametrize(
@@ -25,6 +28,7 @@ def test_catalog_names_data_sets_and_parameters():
         ({"seed": True}, "parameter 'seed' is True"),
         ({"seed": -1}, "seed is -1"),
         ({"split": 3}, "parameter 'split' is 3; give str"),
+        ({"is_group_bucket": "maybe"}, "parameter 'is_group_bucket' is 'maybe'; give bool"),
         ({"entities": 3}, "parameter 'entities' is 3; give tuple[int, int] | None"),
         ({"entities": [1, "a"]}, "parameter 'entities'"),
         ({"entities": [1, 2, 3]}, "parameter 'entities'"),

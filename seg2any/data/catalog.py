@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import inspect
+from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
 from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
@@ -74,18 +76,27 @@ def open_data_set(name: str | None, params: dict, on_error: str = "skip") -> Dat
     cls = getattr(importlib.import_module(module), attribute)
     accepted = inspect.signature(cls).parameters
     hints = get_type_hints(cls.__init__)
+    if not isinstance(params.get("is_group_bucket", False), bool):
+        raise UserError(f"data set {name}: parameter 'is_group_bucket' is {params['is_group_bucket']!r}; give bool")
     params = {key: value for key, value in params.items() if key in accepted or key not in REPEATED}
     if "on_error" in accepted:
         params.setdefault("on_error", on_error)
     for key, value in params.items():
         if key not in accepted:
-            raise UserError(f"data set {name}: unknown parameter '{key}'; it takes {', '.join(accepted)}")
+            raise UserError(f"data set {name}: unknown parameter '{key}'; {_instead(key, accepted)}")
         if not _is_a(value, hints.get(key, Any)):
             raise UserError(f"data set {name}: parameter '{key}' is {value!r}; give {_in_words(hints[key])}")
     for key, parameter in accepted.items():
         if parameter.default is parameter.empty and key not in params:
             raise UserError(f"data set {name}: parameter '{key}' is missing; give data.<train or val>.params.{key}")
     return cls(**params)
+
+
+def _instead(key: str, accepted: Iterable[str]) -> str:
+    """The parameter that was probably meant, else all."""
+    known = [*accepted, *REPEATED]
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
 
 
 def _is_a(value: object, hint: Any) -> bool:
