@@ -35,7 +35,6 @@ def start(arguments: Sequence[str], launcher: str = "python") -> subprocess.Pope
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable]
     if launcher == "torchrun":  # `accelerate launch --cpu --num_processes 2` would start one process only
-        environment["ACCELERATE_USE_CPU"] = "true"
         command += TORCHRUN
     elif launcher == "deepspeed":
         command += [*DEEPSPEED, "--num_processes=2", f"--main_process_port={free_port()}"]

@@ -36,6 +36,7 @@ def make_accelerator(config: Config) -> Accelerator:
             raise UserError(f"launcher: {kind} {WHOLE_PARAMETERS}; {INSTEAD}")
     folder = Path(config.project.output_dir)
     accelerator = Accelerator(
+        cpu=_is_ddp_on_cpu(),
         mixed_precision="fp16" if config.mixed_precision == "fp16" else "no",
         gradient_accumulation_steps=config.trainer.gradient_accumulation_steps,
         log_with=config.project.report_to,
@@ -49,9 +50,19 @@ def make_accelerator(config: Config) -> Accelerator:
     return accelerator
 
 
+def _is_deepspeed_launch() -> bool:
+    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
+
+
+def _is_ddp_on_cpu() -> bool:
+    """accelerate has to be told, else each process would train alone, silently."""
+    has_others = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return has_others and not torch.accelerator.is_available() and not _is_deepspeed_launch()
+
+
 def _handlers() -> list[KwargsHandler]:
     handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true" and not torch.accelerator.is_available():
+    if _is_deepspeed_launch() and not torch.accelerator.is_available():
         from deepspeed.ops import __compatible_ops__
 
         handlers.append(InitProcessGroupKwargs(backend="gloo"))  # else each process would train alone, silently
