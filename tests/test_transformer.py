@@ -234,6 +234,8 @@ def test_unusable_arguments_are_refused(model):
         dataclasses.replace(given, cond_hidden_states=None)
     with pytest.raises(UserError, match="flash"):
         model.set_attention_backend("flash")
+    with pytest.raises(UserError, match="pipe.settings.override"):
+        model.set_attention_backend("grouped")
     model.set_attention_backend("native")
 
 

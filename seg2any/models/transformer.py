@@ -70,9 +70,11 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
             TransformerBlockRegistry.register(block_class, TransformerBlockMetadata(1, 0))
 
     def set_attention_backend(self, backend: str) -> None:
-        """Backends belong to `AttentionRules`. Here the name is only checked: most of diffusers' lose the regions."""
+        """Refused but for diffusers' default: most of its kernels lose the regions, and ours belong to the settings."""
         if backend != "native":
             check_backend(backend)
+            how = f'settings=pipe.settings.override({{"attention_backend": "{backend}"}})'
+            raise UserError(f"set_attention_backend({backend!r}) does not reach the regions; call pipe(.., {how})")
 
     def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
         """Make every image with several processes: `ContextParallelConfig(ulysses_degree=n)`, to generate. All of them
