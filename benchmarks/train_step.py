@@ -1,13 +1,14 @@
 """Samples per second of a training step: ours against the published scheme, side by side in one run.
 
     python -m benchmarks.train_step
+    python -m benchmarks.train_step --trainer.train_batch_size=4    # the published batch
     python -m benchmarks.train_step config/seg2any_ade20k.yaml --trainer.train_batch_size=4 --rounds 10
     python -m benchmarks.train_step --size flux-dev    # random weights on CUDA: samples a second and peak memory
 
 One model, one data set, the same batches, the steps in turn. `published` runs T5, CLIP and VAE in every step
 (`benchmarks/published_encoding.py`), builds a dense float mask image by image, and computes both adapters on all tokens
 (`benchmarks/published_scheme.py`); `ours` with the same networks live, and with caches. Losses of the three must agree.
-The default is the shipped config with the published batch of 4, in bf16 where the CPU computes in it. With --size see
+The default is the config of the shipped adapters, in bf16 where the CPU computes in it. With --size see
 `benchmarks/train_sizes.py`. The last line is JSON; `--clock cpu` measures processor time, for a machine in use.
 """
 
@@ -38,10 +39,10 @@ from seg2any.inference.options import whole
 from seg2any.provenance import circumstances
 from seg2any.training.trainer import Trainer
 
-DEFAULT = ("config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64", "--trainer.train_batch_size=4")
+DEFAULT = ("config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64")
 CACHED = {"cache_text": "all", "cache_latents": True}
 LIVE = {"cache_text": "none", "cache_latents": False}
-FIRST_ROUNDS = 16  # not counted: every batch has other lengths, so the process still asks for memory in them
+FIRST_ROUNDS = 6  # not counted: every batch has other lengths, so the process still asks for memory in them
 
 
 @dataclass(frozen=True)
