@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_origin, get_type_hints
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from seg2any.config_values import check_values
@@ -184,9 +184,7 @@ EXAMPLES = {list: "a list such as [19,37]", dict: "names with values such as {sp
 def load(arguments: Sequence[str]) -> Config:
     """`CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins. Raises UserError."""
     merged = OmegaConf.structured(Config)
-    given = []
     for source, values in _sources(list(arguments)):
-        given.append(source)
         try:
             content = OmegaConf.to_container(values, resolve=True) if values is not None else {}
             if not isinstance(content, dict):
@@ -199,18 +197,7 @@ def load(arguments: Sequence[str]) -> Config:
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
     check_values(merged)
-    _check_repeated(given, merged)
     return OmegaConf.to_object(merged)
-
-
-def _check_repeated(given: Sequence[str], config: DictConfig) -> None:
-    """Published files repeat settings of the run among a data set's; there alone they would change nothing."""
-    for flag in given:
-        section, _, key = flag.rpartition(".params.")
-        if section.startswith("--data.") and key in ("resolution", "cond_scale_factor"):
-            value = OmegaConf.select(config, flag[2:])
-            if value != config[key]:
-                raise UserError(f"{flag}: is {value}, but the run's {key} is {config[key]}; give --{key} as well")
 
 
 def _translate_memory(content: dict, source: str) -> None:

@@ -130,11 +130,3 @@ def test_published_configs_keep_working(index, tmp_path):
     assert loaded.model.rank == published["model"]["rank"]
     assert loaded.trainer.learning_rate == published["trainer"]["learning_rate"]
     assert loaded.data.train.target == published["data"]["train"]["target"]
-
-
-@pytest.mark.parametrize("key", ["resolution", "cond_scale_factor"])
-def test_settings_of_the_run_given_to_a_data_set_alone_are_told(key):
-    flag = f"--data.train.params.{key}"
-    with pytest.raises(UserError, match=f"{flag}: is 2048, but the run's {key} is .*; give --{key} as well"):
-        config.load([str(SHAPES), f"{flag}=2048"])
-    assert config.load([str(SHAPES), f"{flag}=2048", f"--{key}=2048"]).data.train.params[key] == 2048
