@@ -56,6 +56,21 @@ def test_two_processes_compute_what_one_does(tmp_path):
         assert found["processes"] == 2 and len(found["worst"]) == 32 and max(found["worst"]) < 2e-5
 
 
+@torch.no_grad()
+def be_one_of_four(rank: int) -> None:
+    dist.init_process_group("gloo")
+    model, given = adapted(), condition(BATCHES[1 + rank // 2])
+    expected = run(model, given)
+    model.enable_parallelism(config=ContextParallelConfig(ulysses_degree=2))
+    assert dist.get_process_group_ranks(model.ulysses.group) == [[0, 1], [2, 3]][rank // 2]
+    torch.testing.assert_close(run(model, given), expected, **CLOSE)
+
+
+def test_two_pairs_of_processes_make_an_image_each(tmp_path):
+    statuses = forked.run(be_one_of_four, tmp_path / "log.txt", 4)
+    assert statuses == [0] * 4, (tmp_path / "log.txt").read_text()[-4000:]
+
+
 def test_two_processes_make_the_images_of_one(stock_pipe, tmp_path):
     """The pipeline: a batch of several layouts, true CFG, isolated contour tokens."""
     steered = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}

@@ -33,7 +33,8 @@ class Ulysses:
     and get equal outputs."""
 
     def __init__(self, config: Any, n_heads: int, device: torch.device):
-        """config: `ContextParallelConfig(ulysses_degree=n)` of diffusers; `torch.distributed` runs n processes or more.
+        """config: `ContextParallelConfig(ulysses_degree=n)` of diffusers; `torch.distributed` runs n processes, or a
+        multiple: then ranks 0 to n - 1 make one image, the next n another.
 
         Raises UserError for other kinds of parallelism, and where heads or processes do not suffice.
         """
@@ -50,10 +51,12 @@ class Ulysses:
             raise UserError(f"ulysses_degree is {self.size}, and {n_heads} heads cannot be shared evenly; use another")
         if not dist.is_initialized():
             raise UserError("enable_parallelism: call torch.distributed.init_process_group first, under torchrun")
-        if dist.get_world_size() % self.size:
-            raise UserError(f"ulysses_degree is {self.size}, of {dist.get_world_size()} processes; start as many")
-        mesh = chosen.mesh or init_device_mesh(device.type, chosen.mesh_shape, mesh_dim_names=chosen.mesh_dim_names)
-        self.config.setup(dist.get_rank(), dist.get_world_size(), device, mesh=mesh)
+        processes = dist.get_world_size()
+        if processes % self.size:
+            raise UserError(f"ulysses_degree is {self.size}, of {processes} processes; start as many")
+        shape, names = (processes // self.size, *chosen.mesh_shape), ("images", *chosen.mesh_dim_names)
+        mesh = chosen.mesh or init_device_mesh(device.type, shape, mesh_dim_names=names)
+        self.config.setup(dist.get_rank(), processes, device, mesh=mesh)
         self.group = chosen._ulysses_mesh.get_group()
         self.rank = dist.get_rank(self.group)
         self._shares: weakref.WeakKeyDictionary[Condition, SharedCondition] = weakref.WeakKeyDictionary()
