@@ -63,6 +63,7 @@ ALL_SETTINGS = {
     "mode": dataclasses.replace(SETTINGS, vae_posterior="mode", cond_scale_factor=2),
     "no_contour": dataclasses.replace(SETTINGS, is_use_cond_token=False),
     "place": SETTINGS.override({"method": "place"}),
+    "plain": SETTINGS.override({"method": "none"}),
 }
 
 

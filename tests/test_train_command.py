@@ -80,6 +80,7 @@ def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
         ("--scheduler.lr_scheduler=piecewise_constant", "scheduler.lr_step_rules: .* needs it: 1:1000,0.1:2000,0.01"),
         ("--scheduler.lr_step_rules=1:10,0.1", "scheduler.lr_step_rules: goes with lr_scheduler piecewise_constant"),
         ("--resume_from_checkpoint=/nowhere", "resume_from_checkpoint: /nowhere is not a folder"),
+        ("--model.attention_mask_method=none", "no contour tokens to train; set model.is_use_cond_token to false"),
     ],
 )
 def test_dry_run_refuses_what_a_run_would_refuse(arguments, extra, message):

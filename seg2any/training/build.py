@@ -55,8 +55,15 @@ def condition_settings(config: Config) -> ConditionSettings:
 
 
 def objective(config: Config, settings: ConditionSettings) -> Objective:
-    """How a step makes its loss: what it is told, which noise levels it draws, what it drops."""
+    """How a step makes its loss: what it is told, which noise levels it draws, what it drops.
+
+    Raises UserError if no loss would ever reach the adapter of contour tokens: DDP would wait for its gradient.
+    """
     model, trainer = config.model, config.trainer
+    if settings.is_plain and model.is_use_cond_token:
+        raise UserError(
+            "model.attention_mask_method: none has no contour tokens to train; set model.is_use_cond_token to false"
+        )
     weighting = TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
     return Objective(settings, weighting, trainer.caption_dropout, trainer.cond_dropout)
 

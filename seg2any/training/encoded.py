@@ -7,6 +7,7 @@ numbers with and without caches. Latents and embeddings are of order 1, where fp
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -145,7 +146,7 @@ def latents_entry(latents: Latents, captions: Captions, with_std: bool) -> Entry
     entry = {
         "captions": np.frombuffer(json.dumps([captions.caption, *captions.regions]).encode(), np.uint8),
         "grid": np.array(masks.shape[1:], np.int32),
-        "masks": np.packbits(masks.reshape(len(masks), -1), axis=1),
+        "masks": np.packbits(masks.reshape(len(masks), math.prod(masks.shape[1:])), axis=1),  # there may be none
         **_posterior_entry("image", latents.image, with_std),
     }
     if latents.coverage is not None:
