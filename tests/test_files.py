@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from seg2any.files import atomic_write, remove_stale
+from seg2any.files import atomic_write, remove_stale, sort_metadata
 
 
 def test_a_file_is_replaced_only_when_it_is_written(tmp_path: Path):
@@ -50,3 +51,17 @@ def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path):
         remove_stale(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".hidden", "c.bin"]
     remove_stale(tmp_path / "no folder")
+
+
+def test_files_of_equal_content_are_equal(tmp_path):
+    """safetensors orders metadata anew each time."""
+    metadata = {name: f'"{name}" ü\n\\' for name in ["format", "state", "crc32", "card", "adapter"]}
+    files = []
+    for number in range(12):
+        path = tmp_path / f"{number}.safetensors"
+        save_file({"b": np.arange(3), "a": np.ones((2, 2))}, path, metadata)
+        sort_metadata(path)
+        with safe_open(path, "np") as file:
+            assert file.metadata() == metadata and (file.get_tensor("b") == np.arange(3)).all()
+        files.append(path.read_bytes())
+    assert len({*files}) == 1

@@ -128,6 +128,9 @@ def test_a_run_killed_anywhere_ends_as_the_uninterrupted_one(options, processes,
     for step in (1, STEPS):  # the first was written by another life than the last
         states = [read_state(run / f"checkpoint-{step}" / checkpoint.STATE) for run in runs]
         assert same(*states) and len(states[0]["optimizer"]) == len(states[0]["adapters"]) > 100
+        files = [sorted((run / f"checkpoint-{step}").rglob("*.safetensors")) for run in runs]
+        assert [path.read_bytes() for path in files[0]] == [path.read_bytes() for path in files[1]]
+        assert len(files[0]) == 3
     left = {path.name for path in runs[1].iterdir() if path.name.startswith("checkpoint")}
     assert left == {f"checkpoint-{step}" for step in range(1, STEPS + 1)}
 

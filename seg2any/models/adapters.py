@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from seg2any.errors import UserError
-from seg2any.files import atomic_write
+from seg2any.files import atomic_write, sort_metadata
 from seg2any.models.card import CARD_KEY, AdapterCard, read_card, write_card
 from seg2any.models.fold import refuse_folded
 from seg2any.models.routing import COND, DEFAULT
@@ -229,6 +229,7 @@ def save_adapters(
         metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: _describe(configs[name]), CARD_KEY: card.to_json()}
         with atomic_write(folder / name / WEIGHTS_FILE) as path:
             save_file(weights, path, metadata)
+            sort_metadata(path)
     write_card(folder, card)
 
 

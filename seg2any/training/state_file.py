@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from seg2any.files import atomic_write
+from seg2any.files import atomic_write, sort_metadata
 
 TENSOR = "tensor"  # {"tensor": name} stands for a tensor of the file
 
@@ -26,6 +26,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
     described = json.dumps(_without_tensors(state, "", tensors))
     with atomic_write(path) as temporary:
         save_file(tensors, temporary, metadata={"state": described, "crc32": _checksum(described, tensors)})
+        sort_metadata(temporary)
 
 
 def _checksum(described: str, tensors: dict[str, Tensor]) -> str:
