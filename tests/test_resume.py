@@ -18,6 +18,7 @@ from seg2any.training import checkpoint
 from seg2any.training.state_file import read_state
 from seg2any.training.trainer import Trainer
 from tests import forked, tiny_run
+from tests.tiny_run import same
 
 STEPS = 4
 CACHES = ("--trainer.cache_text=all", "--trainer.cache_latents=true")
@@ -90,14 +91,6 @@ def traced(path):
         step, *content = json.loads(line)
         assert steps.setdefault(step, content) == content
     return steps
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.parametrize(("options", "processes", "launcher", "kills"), CASES)

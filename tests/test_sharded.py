@@ -13,7 +13,7 @@ from seg2any.training.shards import is_sharded
 from seg2any.training.state_file import read_state
 from seg2any.training.trainer import Trainer
 from tests import forked, tiny_run
-from tests.tiny_run import rows
+from tests.tiny_run import rows, same
 
 SHARDED = "--trainer.shard_base=true"
 FOUND = ("loss", "val_loss", "val_loss_s0.25", "val_loss_s1.00")
@@ -47,14 +47,6 @@ def train(arguments):
         assert_in_parts(trainer.pipeline.transformer)
     assert trainer.accelerator.num_processes == 2
     trainer.fit()
-
-
-def same(a, b):
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
 
 
 @pytest.mark.filterwarnings("ignore")

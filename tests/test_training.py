@@ -19,16 +19,7 @@ from seg2any.training.source import Batch
 from seg2any.training.state_file import read_state, write_state
 from seg2any.training.trainer import Trainer
 from tests import tiny_run
-from tests.tiny_run import fit, losses, rows
-
-
-def same(a, b):
-    """Bit for bit, for nested states."""
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+from tests.tiny_run import fit, losses, rows, same
 
 
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(arguments, tmp_path):

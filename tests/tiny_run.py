@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 REPOSITORY = Path(__file__).parents[1]
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
 DEEPSPEED = ("-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY / "config" / "deepspeed_stage2.yaml"))
@@ -89,3 +91,12 @@ def losses(folder: Path) -> dict[int, float]:
 def machines(folder: Path) -> list[dict]:
     """What every start of the run says about itself."""
     return [row["run"] for row in rows(folder) if "run" in row]
+
+
+def same(a, b):
+    """Bit for bit, for nested states."""
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b

@@ -119,6 +119,7 @@ class ShardStore:
         return np.where(self._keys[at] == wanted, at, -1)
 
     def read(self, key: bytes) -> Entry:
+        """What was stored under `key`. Raises KeyError if nothing was, CacheError if it is damaged."""
         (at,) = self._find([key])
         if at < 0:
             raise KeyError(key)
