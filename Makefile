@@ -35,7 +35,7 @@ format: $(VENV)/.installed-dev ## let ruff rewrite the files
 	$(PY) -m ruff format .
 
 bench: $(VENV)/.installed ## quality on unseen shapes scenes, and speed beside plain FLUX; quick look: make bench ARGS="--limit 8"
-	HF_HUB_OFFLINE=1 $(PY) -m eval.shapes $(ARGS)
+	HF_HUB_OFFLINE=1 $(PY) -m seg2any.evaluation.shapes $(ARGS)
 	HF_HUB_OFFLINE=1 $(PY) -m benchmarks.step
 
 clean: ## caches and build leftovers; keeps .venv and result/

@@ -6,12 +6,13 @@
 #   LORA=ckpt/coco_stuff/checkpoint-20000 bash eval.sh coco_stuff
 #   LORA=ckpt/sacap_1m/checkpoint-20000 PROCESSES=4 bash eval.sh sacap
 #
-# Further arguments go to eval/generate_image.py (to eval/shapes.py for shapes): bash eval.sh ade20k --limit 100
+# Further arguments go to eval/generate_image.py (to `python -m seg2any.evaluation.shapes` for shapes):
+# bash eval.sh ade20k --limit 100
 # Interrupted, the same command goes on. The README's section on evaluation says what to download.
 #
 #   MODEL      folder or hub id of FLUX.1-dev        LORA       folder with default/ and cond/
 #   OUT        folder for results (result/NAME)      PROCESSES  GPUs to generate on (1)
-#   JUDGES     flags of `python -m eval.runners`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
+#   JUDGES     flags of `python -m seg2any.evaluation.runners`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
 #   CONFIG     another config than config/seg2any_NAME.yaml          PYTHON   python of the environment
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -37,10 +38,10 @@ benchmark() {
     local out=${OUT:-result/$1} config=${CONFIG:-$2}
     shift 2
     [ -n "${LORA:-}" ] || fail "LORA is not set; name the folder that holds default/ and cond/"
-    launch eval.generate_image "$config" --pretrained_model_name_or_path "${MODEL:-black-forest-labs/FLUX.1-dev}" \
+    launch seg2any.evaluation.generate_image "$config" --pretrained_model_name_or_path "${MODEL:-black-forest-labs/FLUX.1-dev}" \
         --lora_ckpt_path "$LORA" --output_path "$out" "$@"
     # shellcheck disable=SC2086  # JUDGES holds several words
-    "$PYTHON" -m eval.runners "$out" ${JUDGES:-}
+    "$PYTHON" -m seg2any.evaluation.runners "$out" ${JUDGES:-}
 }
 
 # As published: 512 px, 4 images per layout, 32 steps, guidance 3.5, seed 42. --published_jpeg for the published files.
@@ -53,7 +54,7 @@ sacap() { benchmark sacap config/seg2any_sacap_1m.yaml --num_images_per_prompt 1
 
 # 200 scenes of 1 to 8 figures and 40 crowded ones: minutes on two cores. --limit 8 for a quick look.
 shapes() {
-    HF_HUB_OFFLINE=1 "$PYTHON" -m eval.shapes --model "${MODEL:-examples/shapes/model}" \
+    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes --model "${MODEL:-examples/shapes/model}" \
         --lora "${LORA:-examples/shapes/lora}" --output "${OUT:-result/shapes}" "$@"
 }
 

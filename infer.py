@@ -5,10 +5,9 @@ from __future__ import annotations
 import sys
 import warnings
 
-from seg2any.command import exit_status
-from seg2any.inference.console import plain_messages
-from seg2any.inference.options import Options, parse_options
+from seg2any.generate.options import Options, parse_options
 from seg2any.layout import Layout
+from seg2any.system.console import exit_status, plain_messages
 
 
 def main() -> int:
@@ -24,7 +23,7 @@ def run(options: Options) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run looks again, and says what it left out
         Layout.find(options.seg_mask_path)  # a path with nothing to read is known before anything heavy is loaded
-    from seg2any.inference.run import run  # takes seconds to import: not before --help is answered
+    from seg2any.generate.run import run  # takes seconds to import: not before --help is answered
 
     run(options)
 

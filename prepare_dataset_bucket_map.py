@@ -14,10 +14,9 @@ import argparse
 import os
 import sys
 
-from seg2any import config
-from seg2any.command import exit_status
-from seg2any.errors import UserError
-from seg2any.inference.console import plain_messages
+from seg2any.system.console import exit_status, plain_messages
+from seg2any.system.errors import UserError
+from seg2any.training import config
 
 
 def main() -> int:
@@ -47,7 +46,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     from seg2any.data import bucket_map, catalog, count_map  # late: a typing mistake comes before anything is loaded
     from seg2any.data.count_rows import RowCounter
     from seg2any.data.unreadable import check_unreadable
-    from seg2any.inference.model import read_small_files
+    from seg2any.generate.model import read_small_files
 
     path = bucket_map.map_path(settings)
     share = count_map.share_of(options.shard, os.environ)

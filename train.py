@@ -13,11 +13,10 @@ from __future__ import annotations
 
 import sys
 
-from seg2any import config
-from seg2any.allocator import keep_freed_memory
-from seg2any.command import exit_status
-from seg2any.config_help import explained_defaults
-from seg2any.inference.console import plain_messages
+from seg2any.system.allocator import keep_freed_memory
+from seg2any.system.console import exit_status, plain_messages
+from seg2any.training import config
+from seg2any.training.config_help import explained_defaults
 
 
 def main(arguments: list[str]) -> int:

@@ -23,15 +23,16 @@ import torch
 
 from benchmarks.clock import CLOCKS, in_turn
 from benchmarks.scenes import PATCH, scene
-from seg2any.attention import BACKENDS, AttentionPattern, AttentionPlan, AttentionRules, attend
+from seg2any.attention.attend import BACKENDS, AttentionPlan, attend
 from seg2any.attention.grouped import grouping
-from seg2any.attention.kernel import masked_sdpa
-from seg2any.command import exit_status
-from seg2any.inference.model import WEIGHT_DTYPES, choose_device
-from seg2any.inference.options import whole
-from seg2any.provenance import circumstances
-from seg2any.settings import ConditionSettings
-from seg2any.tokens import TokenLayout
+from seg2any.attention.kernels import masked_sdpa
+from seg2any.attention.pattern import AttentionPattern
+from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.tokens import TokenLayout
+from seg2any.generate.model import WEIGHT_DTYPES, choose_device
+from seg2any.system.console import exit_status, whole
+from seg2any.system.provenance import circumstances
 
 RULES = AttentionRules("hard", (0, 0), 0.8)
 SETTINGS = ConditionSettings(RULES, cond_scale_factor=2)

@@ -31,16 +31,15 @@ from PIL import Image
 
 from benchmarks import plain_counts
 from benchmarks.result_lines import check_place, leave
-from seg2any.command import exit_status
-from seg2any.config import Config
 from seg2any.data.ade20k import ADE20KDataset
 from seg2any.data.bucket_map import origin_of
 from seg2any.data.catalog import DataSet
 from seg2any.data.count_rows import RowCounter
 from seg2any.data.sacap_1m import SACap1MDataset
-from seg2any.inference.model import read_small_files
-from seg2any.inference.options import whole
-from seg2any.provenance import circumstances
+from seg2any.generate.model import read_small_files
+from seg2any.system.console import exit_status, whole
+from seg2any.system.provenance import circumstances
+from seg2any.training.config import Config
 
 SIZE = (1500, 2250)
 MASKS, CAPTIONED = 100, 6
@@ -225,7 +224,7 @@ def draw_blob(rng: np.random.Generator, size: tuple[int, int], share: float) -> 
 
 
 def encode(mask: np.ndarray) -> str:
-    """Compressed run lengths, see `seg2any.layout_files.rle`."""
+    """Compressed run lengths, see `seg2any.layout.rle`."""
     flat = np.concatenate([[0], mask.T.ravel(), [0]]).astype(np.int8)
     changes = np.flatnonzero(np.diff(flat))
     runs = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()

@@ -23,12 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.bucket_map import CAPTIONED, sentence
-from seg2any.command import exit_status
 from seg2any.data.bucket_map import SCHEMA, read_origin, write_tables
 from seg2any.data.count_map import Parts
-from seg2any.errors import UserError
-from seg2any.inference.options import whole
-from seg2any.provenance import circumstances
+from seg2any.system.console import exit_status, whole
+from seg2any.system.errors import UserError
+from seg2any.system.provenance import circumstances
 
 COUNTED = 4096  # rows
 GROUP = 1000  # images of a folder

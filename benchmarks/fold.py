@@ -26,19 +26,18 @@ from collections.abc import Callable
 import torch
 
 from benchmarks.clock import CLOCKS, in_turn
-from seg2any.command import exit_status
-from seg2any.condition import Condition
-from seg2any.errors import UserError
-from seg2any.inference.model import WEIGHT_DTYPES, choose_device
-from seg2any.inference.options import whole
-from seg2any.latents import pixels_per_token
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.base import Condition
+from seg2any.bases.flux1.latents import pixels_per_token
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.diffusion.cond_cache import with_keys
+from seg2any.diffusion.prepare import assemble, encode_layouts, image_size
+from seg2any.generate.model import WEIGHT_DTYPES, choose_device
+from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
-from seg2any.models.cond_cache import with_keys
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.prepare import assemble, encode_layouts, image_size
-from seg2any.provenance import circumstances
-from seg2any.settings import ConditionSettings
+from seg2any.system.console import exit_status, whole
+from seg2any.system.errors import UserError
+from seg2any.system.provenance import circumstances
 
 GUIDANCE = 3.5
 MOST_DIFFERENCE = 0.02  # of outputs that should be equal, relative: what bfloat16 leaves

@@ -20,11 +20,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seg2any.command import exit_status
 from seg2any.data.sampler import BatchSampler, LengthBatches, PublishedBatches
-from seg2any.errors import UserError
-from seg2any.inference.options import whole
-from seg2any.provenance import circumstances
+from seg2any.system.console import exit_status, whole
+from seg2any.system.errors import UserError
+from seg2any.system.provenance import circumstances
 
 
 class RandomBatches(BatchSampler):

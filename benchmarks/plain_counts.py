@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from seg2any.layout_files.rle import decode_rle
+from seg2any.layout.rle import decode_rle
 
 try:
     from pycocotools.mask import decode as coco_decode

@@ -8,8 +8,8 @@ from unittest import mock
 
 import torch
 
-from seg2any.latents import encode_images
-from seg2any.prepare import contour_image
+from seg2any.bases.flux1.latents import encode_images
+from seg2any.diffusion.prepare import contour_image
 from seg2any.training import source
 from seg2any.training.encoded import EncodedSample, Latents, image_of, latents_of
 from seg2any.training.reader import ReadSample

@@ -20,13 +20,13 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
-from seg2any.attention import AttentionPlan
-from seg2any.attention.kernel import kernel_dtype, masked_sdpa
+from seg2any.adapters.routing import COND, Rows
+from seg2any.attention.attend import AttentionPlan
+from seg2any.attention.kernels import kernel_dtype, masked_sdpa
 from seg2any.attention.rules import Attention, AttentionRules
-from seg2any.models import transformer
-from seg2any.models.blocks import RegionalDoubleBlock, RegionalSingleBlock, rotate
-from seg2any.models.routing import COND, Rows
-from seg2any.tokens import Kind, TokenLayout
+from seg2any.attention.tokens import Kind, TokenLayout
+from seg2any.bases.flux1 import transformer
+from seg2any.bases.flux1.blocks import RegionalDoubleBlock, RegionalSingleBlock, rotate
 
 
 @contextlib.contextmanager

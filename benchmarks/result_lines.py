@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 
 def check_place(output: Path | None) -> None:

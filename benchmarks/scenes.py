@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from seg2any.prepare import draw_layout
-from seg2any.settings import ConditionSettings
-from seg2any.tokens import SampleTokens, TokenLayout, layout_tokens
+from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens
+from seg2any.diffusion.prepare import draw_layout
 
 PATCH = 16  # pixels per token side of FLUX.1
 CAPTION_TOKENS = (80, 20)  # of T5: SACap-1M's mean captions have 58.6 words, of a region 14.1

@@ -27,14 +27,13 @@ from benchmarks.scenes import PATCH
 from benchmarks.step_bars import attention_bars, bars, growth_bars
 from benchmarks.step_growth import measure_growth
 from benchmarks.step_schemes import ISOLATED, SIZES, Case, Given, Models, Scheme, schemes_of, tokens_of_step
-from eval.bars import lines
-from seg2any.allocator import keep_freed_memory
-from seg2any.command import exit_status
-from seg2any.errors import UserError
-from seg2any.files import atomic_write
-from seg2any.inference.options import whole
-from seg2any.precision import has_fast_bfloat16
-from seg2any.provenance import circumstances
+from seg2any.evaluation.bars import lines
+from seg2any.system.allocator import keep_freed_memory
+from seg2any.system.console import exit_status, whole
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
+from seg2any.system.precision import has_fast_bfloat16
+from seg2any.system.provenance import circumstances
 
 RESULTS = Path(__file__).parent / "results"
 NOT_COMPARED = ("plain", "kernel", ISOLATED)

@@ -4,8 +4,8 @@
     python -m benchmarks.step_cache --calibrate --scenes 4
 
 The same unseen scenes of the `shapes` world are made without a cache and with each, in turn, and judged from their
-pixels as by `python -m eval.shapes`. The last line is JSON. `--calibrate` measures what cache `mag` has to know of a
-model instead, and prints the line that `seg2any/step_cache.py` lacks.
+pixels as by `python -m seg2any.evaluation.shapes`. The last line is JSON. `--calibrate` measures what cache `mag` has
+to know of a model instead, and prints the line that `seg2any/diffusion/step_cache.py` lacks.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ from tqdm import tqdm
 
 from benchmarks.clock import CLOCKS, timed
 from benchmarks.result_lines import check_place, leave
-from eval.shapes_judge import Verdict, judge
-from eval.shapes_results import results
-from eval.shapes_sources import open_pipeline
-from seg2any.command import exit_status
+from seg2any.bases.text_cache import TextCache
 from seg2any.data.sample import Sample
 from seg2any.data.shapes import ShapesDataset
-from seg2any.inference.model import choose_device
-from seg2any.inference.options import whole
-from seg2any.modes import PRECISIONS, STEP_CACHES
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.provenance import circumstances
-from seg2any.step_cache import sizes_of
-from seg2any.text_cache import TextCache
+from seg2any.diffusion.step_cache import sizes_of
+from seg2any.evaluation.shapes_judge import Verdict, judge
+from seg2any.evaluation.shapes_results import results
+from seg2any.evaluation.shapes_sources import open_pipeline
+from seg2any.generate.model import choose_device
+from seg2any.generate.modes import PRECISIONS, STEP_CACHES
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.system.console import exit_status, whole
+from seg2any.system.provenance import circumstances
 
 SHOWN = ("colour", "pattern", "IoU", "boundary IoU", "leak")
 

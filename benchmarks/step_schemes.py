@@ -23,14 +23,14 @@ from diffusers import FluxTransformer2DModel
 
 from benchmarks.published_scheme import published_scheme
 from benchmarks.scenes import CAPTION_TOKENS, PATCH, scene
-from seg2any.attention import AttentionRules
-from seg2any.condition import Condition
-from seg2any.models.adapters import add_adapters
-from seg2any.models.cond_cache import with_keys
-from seg2any.models.fold import fold
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.settings import ConditionSettings
-from seg2any.tokens import SampleTokens, layout_tokens
+from seg2any.adapters.files import add_adapters
+from seg2any.adapters.fold import fold
+from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.tokens import SampleTokens, layout_tokens
+from seg2any.bases.base import Condition
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.diffusion.cond_cache import with_keys
 
 PLAIN_TEXT_TOKENS = 512
 GUIDANCE = 3.5

@@ -18,12 +18,12 @@ from torch import nn
 from benchmarks.clock import in_turn
 from benchmarks.published_scheme import published_scheme
 from benchmarks.step_schemes import SIZES, Case, Given, Models, Size
-from seg2any import config as configs
-from seg2any import flow
-from seg2any.config import Config
-from seg2any.errors import UserError
-from seg2any.models.adapters import add_adapters, trainable_parameters
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.adapters.files import add_adapters, trainable_parameters
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.diffusion import flow
+from seg2any.system.errors import UserError
+from seg2any.training import config as configs
+from seg2any.training.config import Config
 from seg2any.training.memory import GIB, Encoders, Launch, estimate
 from seg2any.training.optimizer import make_optimizer
 from seg2any.training.quantize import follow_autocast

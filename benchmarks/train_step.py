@@ -30,13 +30,12 @@ from benchmarks.clock import CLOCKS, timed
 from benchmarks.published_encoding import PublishedEncoder
 from benchmarks.published_scheme import published_scheme
 from benchmarks.result_lines import check_place, leave
-from seg2any import config as configs
-from seg2any.allocator import keep_freed_memory
-from seg2any.command import exit_status
-from seg2any.config import Config
-from seg2any.errors import UserError
-from seg2any.inference.options import whole
-from seg2any.provenance import circumstances
+from seg2any.system.allocator import keep_freed_memory
+from seg2any.system.console import exit_status, whole
+from seg2any.system.errors import UserError
+from seg2any.system.provenance import circumstances
+from seg2any.training import config as configs
+from seg2any.training.config import Config
 from seg2any.training.trainer import Trainer
 
 DEFAULT = ("config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64")

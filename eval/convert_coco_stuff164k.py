@@ -1,62 +1,11 @@
-"""COCO-Stuff's label maps with the 171 training classes instead of its 182 ids.
+"""Convert COCO-Stuff's label maps to its 171 classes; see `seg2any.evaluation.convert_coco_stuff164k`."""
 
-    python -m eval.convert_coco_stuff164k data/coco_stuff --out_dir data/coco_stuff --nproc 8
-
-reads COCO_PATH/stuffthingmaps/{train,val}2017/NAME.png, those of the two that are there, and writes
-OUT_DIR/annotations/{train,val}2017/NAME_labelTrainIds.png: the rank among the ids in use, 255 where unlabelled. An id
-that COCO-Stuff does not have is an error. Started again, it goes on where it stopped.
-"""
-
-from __future__ import annotations
-
-import argparse
-import os
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-if not __package__:  # started as a file, as published
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a file, as published
 
-from eval.labels import ClassTable, Conversion, convert_folder, label_files
-from seg2any.command import exit_status
-from seg2any.errors import UserError
-
-SPLITS = ("train2017", "val2017")
-
-
-def convert(coco_path: Path, out_dir: Path, processes: int) -> str:
-    """Convert both splits; gives what to tell the user. Raises UserError."""
-    maps = coco_path / "stuffthingmaps"
-    splits = [split for split in SPLITS if (maps / split).is_dir()]
-    if not splits:
-        raise UserError(f"{maps}: has no folder {' or '.join(SPLITS)}; unpack stuffthingmaps_trainval2017.zip there")
-    pairs = [
-        (path, out_dir / "annotations" / split / f"{path.stem}_labelTrainIds.png")
-        for split in splits
-        for path in label_files(maps / split)
-    ]
-    made = convert_folder(pairs, Conversion(ClassTable.of("coco_stuff")), processes)
-    return f"{made} label maps converted, {len(pairs) - made} were there already: {out_dir / 'annotations'}"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 wrong input, 130 interrupted."""
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.convert_coco_stuff164k",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("coco_path", type=Path, help="folder that holds stuffthingmaps/")
-    parser.add_argument("-o", "--out_dir", type=Path, help="default: COCO_PATH")
-    parser.add_argument("--nproc", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    target = options.out_dir or options.coco_path
-    return exit_status(
-        f"eval.{Path(__file__).stem}",
-        lambda: print(convert(options.coco_path, target, max(1, options.nproc))),
-    )
-
+from seg2any.evaluation.convert_coco_stuff164k import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

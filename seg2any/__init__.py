@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from seg2any.layout import Layout
 
 if TYPE_CHECKING:
-    from seg2any.pipeline import Seg2AnyPipeline
+    from seg2any.generate.pipeline import Seg2AnyPipeline
 
 __all__ = ["Layout", "Seg2AnyPipeline"]
 
@@ -15,7 +15,7 @@ __all__ = ["Layout", "Seg2AnyPipeline"]
 def __getattr__(name: str):
     """The pipeline brings torch and diffusers, seconds of import; layouts alone need neither."""
     if name == "Seg2AnyPipeline":
-        from seg2any.pipeline import Seg2AnyPipeline
+        from seg2any.generate.pipeline import Seg2AnyPipeline
 
         return Seg2AnyPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -31,7 +31,7 @@ def stock_pipe():
     import torch
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 
-    from seg2any.tiny import build
+    from examples.shapes.make import build
 
     torch.manual_seed(0)
     clip_tokenizer, t5_tokenizer = build.build_clip_tokenizer(), build.build_t5_tokenizer()
@@ -57,7 +57,7 @@ def pipe(stock_pipe):
     """Ours around its own copy of the stock transformer, with adapters that do something; leave it as it is."""
     import torch
 
-    from seg2any.models import adapters
+    from seg2any.adapters import files as adapters
     from tests.tiny_pipeline import fresh_pipe
 
     pipe = fresh_pipe(stock_pipe)

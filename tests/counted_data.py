@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from seg2any import config
 from seg2any.data.annotation import Annotation, MaskStack
 from seg2any.data.bucket_map import origin_of
 from seg2any.data.count_rows import RowCounter
 from seg2any.data.sample import SampleError
+from seg2any.training import config
 
 
 @dataclass(frozen=True)

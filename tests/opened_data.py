@@ -11,7 +11,7 @@ import pytest
 
 from seg2any.data.catalog import DataSet, open_data_set
 from seg2any.data.left_out import LeftOutWarning
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 from tests import synthetic_data
 from tests.synthetic_data import Synthetic
 

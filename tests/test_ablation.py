@@ -12,25 +12,25 @@ import pytest
 import torch
 from PIL import Image
 
-from eval import compare
-from eval.ablation.__main__ import main
-from eval.ablation.document import BEGIN, END, by_hand
-from eval.ablation.measure import TOKENS, per_seed
-from eval.ablation.options import parse_options
-from eval.ablation.rows import ALIKE, REFERENCE, TRAINED, TRAINING_FREE, compared_with, trained_row
-from eval.ablation.scenes import Scenes
-from eval.ablation.training import training_of
-from eval.ablation.trends import AGAINST, HOLDS, MARGIN, NEEDED, OPEN, Claim, check, verdict
-from eval.ablation.words import HEADINGS, outcome
-from eval.generated import image_seed
-from eval.metrics.result import mean
-from eval.results import make_run, read_run
-from eval.shapes_judge import judge
-from seg2any.config import load
+from seg2any.adapters.card import AdapterCard
+from seg2any.attention.settings import ConditionSettings
 from seg2any.data.shapes import ShapesDataset
-from seg2any.lock import RUNNING
-from seg2any.models.card import AdapterCard
-from seg2any.settings import ConditionSettings
+from seg2any.evaluation import compare
+from seg2any.evaluation.ablation.__main__ import main
+from seg2any.evaluation.ablation.document import BEGIN, END, by_hand
+from seg2any.evaluation.ablation.measure import TOKENS, per_seed
+from seg2any.evaluation.ablation.options import parse_options
+from seg2any.evaluation.ablation.rows import ALIKE, REFERENCE, TRAINED, TRAINING_FREE, compared_with, trained_row
+from seg2any.evaluation.ablation.scenes import Scenes
+from seg2any.evaluation.ablation.training import training_of
+from seg2any.evaluation.ablation.trends import AGAINST, HOLDS, MARGIN, NEEDED, OPEN, Claim, check, verdict
+from seg2any.evaluation.ablation.words import HEADINGS, outcome
+from seg2any.evaluation.generated import image_seed
+from seg2any.evaluation.metrics.result import mean
+from seg2any.evaluation.results import make_run, read_run
+from seg2any.evaluation.shapes_judge import judge
+from seg2any.system.lock import RUNNING
+from seg2any.training.config import load
 from tests.forked import holding
 from tests.golden_root import REPOSITORY
 
@@ -82,13 +82,13 @@ def judge_once(image: np.ndarray, layout):
 def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     one = Painter()
     recipe = {"model": {"id": "painter"}, "adapter": {"path": "x", "sha256": "0" * 64}, "weight_dtype": "float32"}
-    monkeypatch.setattr("eval.ablation.measure.open_pipeline", lambda *_: (one, dict(recipe)))
-    monkeypatch.setattr("eval.shapes_sources.round_trip", lambda images, pipeline: iter(images))
-    for module in ("eval.ablation.measure", "eval.shapes_sources"):
+    monkeypatch.setattr("seg2any.evaluation.ablation.measure.open_pipeline", lambda *_: (one, dict(recipe)))
+    monkeypatch.setattr("seg2any.evaluation.shapes_sources.round_trip", lambda images, pipeline: iter(images))
+    for module in ("seg2any.evaluation.ablation.measure", "seg2any.evaluation.shapes_sources"):
         monkeypatch.setattr(f"{module}.judge", judge_once)
     card = AdapterCard(max_sequence_length=33)
-    monkeypatch.setattr("eval.ablation.measure.read_adapter_card", lambda folder: card)
-    monkeypatch.setattr("eval.ablation.run._seconds_per_image", lambda ablation, kind: 30.0)
+    monkeypatch.setattr("seg2any.evaluation.ablation.measure.read_adapter_card", lambda folder: card)
+    monkeypatch.setattr("seg2any.evaluation.ablation.run._seconds_per_image", lambda ablation, kind: 30.0)
     return one
 
 
@@ -344,7 +344,7 @@ def test_the_base_model_alone_has_no_adapters(tmp_path: Path, painter: Painter, 
             "adapter": adapter and {"path": str(adapter), "sha256": "0" * 64},
         } | {"weight_dtype": "float32"}
 
-    monkeypatch.setattr("eval.ablation.measure.open_pipeline", open_pipeline)
+    monkeypatch.setattr("seg2any.evaluation.ablation.measure.open_pipeline", open_pipeline)
     assert run(tmp_path, "--rows", "none-bare", "--lora", "lora") == 0
     assert opened == [Path("lora"), None]
     made = read_run(tmp_path / "out" / "normal" / "none-bare.json").settings

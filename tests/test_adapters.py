@@ -11,8 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from seg2any.errors import UserError
-from seg2any.models.adapters import (
+from seg2any.adapters.files import (
     COND,
     DEFAULT,
     WEIGHTS_FILE,
@@ -22,6 +21,7 @@ from seg2any.models.adapters import (
     save_adapters,
     trainable_parameters,
 )
+from seg2any.system.errors import UserError
 from tests.tiny_flux import adapted, add_style, condition, run, sample, tiny
 
 

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from seg2any import allocator
+from seg2any.system import allocator
 from tests.golden_root import REPOSITORY
 
 # 20 times 24 MB, written to and freed: as large as a hidden tensor of a block, larger than what glibc keeps by itself.
 COUNT_FAULTS = """
 import ctypes, resource, sys
 sys.path.insert(0, {root!r})
-from seg2any.allocator import keep_freed_memory
+from seg2any.system.allocator import keep_freed_memory
 
 if {keep}:
     assert keep_freed_memory()

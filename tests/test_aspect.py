@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg2any.contour import resize_masks
 from seg2any.data.aspect import bucket_sizes, fit, target_size, window
 from seg2any.data.sample import Sample
-from seg2any.errors import UserError
 from seg2any.layout import Layout
+from seg2any.layout.contour import resize_masks
+from seg2any.system.errors import UserError
 
 PHOTOS = [(64, 64), (480, 640), (1500, 2250), (2250, 1500), (100, 1000), (333, 71), (1, 1), (7, 3), (1365, 2048)]
 

@@ -7,19 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from seg2any.attention import (
-    Attention,
-    AttentionPlan,
-    AttentionRules,
-    additive_mask,
-    attend,
-    attention_weights,
-    may_attend,
-    picture,
-)
 from seg2any.attention import pattern as pattern_module
-from seg2any.errors import UserError
-from seg2any.tokens import SampleTokens, TokenLayout, layout_tokens
+from seg2any.attention.attend import AttentionPlan, attend, attention_weights
+from seg2any.attention.pattern import additive_mask
+from seg2any.attention.picture import picture
+from seg2any.attention.rules import Attention, AttentionRules, may_attend
+from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens
+from seg2any.system.errors import UserError
 
 
 def random_sample(rng: np.random.Generator, n: int, grid: tuple[int, int]) -> SampleTokens:

@@ -13,23 +13,16 @@ import torch
 from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seg2any.attention import (
-    BACKENDS,
-    Attention,
-    AttentionPattern,
-    AttentionPlan,
-    AttentionRules,
-    additive_mask,
-    attend,
-    auto,
-    kernel,
-)
+from seg2any.attention import auto, kernel
 from seg2any.attention import pattern as pattern_module
+from seg2any.attention.attend import BACKENDS, AttentionPlan, attend
 from seg2any.attention.flex import BLOCK, block_mask, sorted_pattern
 from seg2any.attention.grouped import grouping
 from seg2any.attention.names import BACKEND_NAMES
-from seg2any.errors import UserError
-from seg2any.tokens import SampleTokens, TokenLayout, layout_tokens
+from seg2any.attention.pattern import AttentionPattern, additive_mask
+from seg2any.attention.rules import Attention, AttentionRules
+from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens
+from seg2any.system.errors import UserError
 from tests.test_attention import OPTIONS, random_sample
 from tests.tracked_memory import TrackedMemory
 

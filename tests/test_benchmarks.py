@@ -10,8 +10,8 @@ from benchmarks import attention, step
 from benchmarks.clock import in_turn
 from benchmarks.published_scheme import published_scheme
 from benchmarks.scenes import ellipses
-from seg2any.attention import AttentionRules
-from seg2any.errors import UserError
+from seg2any.attention.rules import AttentionRules
+from seg2any.system.errors import UserError
 from tests.tiny_flux import CONFIG, adapted, condition, run, sample
 
 

@@ -11,8 +11,6 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
-from seg2any import config
-from seg2any.contour import condition_image, kept_tokens, resize_masks
 from seg2any.data import count_map
 from seg2any.data.bucket_map import (
     METADATA,
@@ -32,7 +30,9 @@ from seg2any.data.catalog import open_data_set
 from seg2any.data.count_map import Share
 from seg2any.data.count_rows import RowCounter, open_map
 from seg2any.data.lengths import EMPTY_REGION, REGION_WITHOUT_TOKEN
-from seg2any.errors import UserError
+from seg2any.layout.contour import condition_image, kept_tokens, resize_masks
+from seg2any.system.errors import UserError
+from seg2any.training import config
 from tests import synthetic_data
 from tests.counted_data import Squares, Words, squares_config, squares_counter
 from tests.golden_root import REPOSITORY

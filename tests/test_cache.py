@@ -18,13 +18,12 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from seg2any import config
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.latents import encode_images
 from seg2any.data.catalog import open_data_set
-from seg2any.errors import UserError
-from seg2any.latents import encode_images
-from seg2any.prepare import encode_layouts
-from seg2any.settings import ConditionSettings
-from seg2any.training import cache, store
+from seg2any.diffusion.prepare import encode_layouts
+from seg2any.system.errors import UserError
+from seg2any.training import cache, config, store
 from seg2any.training.loading import Loading
 from seg2any.training.store import CacheError, DamagedShardWarning, MemoryStore, ShardStore, key_of
 from tests.synthetic_data import make_ade20k, make_folder

@@ -6,9 +6,9 @@ from dataclasses import fields, replace
 import pytest
 from safetensors.torch import load_file, save_file
 
-from seg2any.errors import UserError
-from seg2any.models.adapters import COND, DEFAULT, WEIGHTS_FILE, AdapterCard, load_adapters, save_adapters
-from seg2any.settings import ConditionSettings, settings_of
+from seg2any.adapters.files import COND, DEFAULT, WEIGHTS_FILE, AdapterCard, load_adapters, save_adapters
+from seg2any.attention.settings import ConditionSettings, settings_of
+from seg2any.system.errors import UserError
 from tests.tiny_flux import adapted, tiny
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from seg2any.data.catalog import open_data_set
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 
 def test_catalog_names_data_sets_and_parameters():

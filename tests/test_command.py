@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from seg2any.command import exit_status
-from seg2any.errors import UserError
+from seg2any.system.console import exit_status
+from seg2any.system.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,13 @@ from torch.nn.attention import flex_attention
 
 import train
 from seg2any import Seg2AnyPipeline
-from seg2any.attention import BACKENDS, AttentionPlan, AttentionRules
+from seg2any.adapters.fold import fold
+from seg2any.attention.attend import BACKENDS, AttentionPlan
 from seg2any.attention.flex import BLOCK
-from seg2any.inference.recipe import read_recipe
-from seg2any.models import cond_cache
-from seg2any.models.cond_cache import ConditionCache, can_keep, with_keys
-from seg2any.models.fold import fold
+from seg2any.attention.rules import AttentionRules
+from seg2any.diffusion import cond_cache
+from seg2any.diffusion.cond_cache import ConditionCache, can_keep, with_keys
+from seg2any.generate.recipe import read_recipe
 from tests import tiny_run
 from tests.test_attention_backends import named, random_batch, random_leaves
 from tests.test_fold import copied

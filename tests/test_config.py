@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from seg2any import config
-from seg2any.config import Config
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
+from seg2any.training import config
+from seg2any.training.config import Config
 from tests.golden_root import golden_root
 
 REPOSITORY = Path(__file__).parents[1]

@@ -3,8 +3,8 @@
 from omegaconf import OmegaConf
 
 import train
-from seg2any.config import Config
-from seg2any.config_help import explained_defaults
+from seg2any.training.config import Config
+from seg2any.training.config_help import explained_defaults
 
 
 def test_the_explained_defaults_are_the_defaults():

@@ -11,9 +11,9 @@ import torch.distributed as dist
 from diffusers import ContextParallelConfig
 from diffusers.models._modeling_parallel import TensorParallelConfig
 
-from seg2any.errors import UserError
-from seg2any.models.context_parallel import _shares
-from seg2any.models.fold import fold
+from seg2any.adapters.fold import fold
+from seg2any.bases.flux1.ulysses import _shares
+from seg2any.system.errors import UserError
 from tests import forked
 from tests.tiny_flux import RULES, adapted, condition, run, sample
 from tests.tiny_pipeline import MANY, ONE, fresh_pipe, latents_of

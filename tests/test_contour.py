@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from seg2any.contour import condition_image, kept_tokens, outline, resize_masks, to_signed
+from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks, to_signed
 
 
 def random_masks(rng: np.random.Generator, n: int) -> np.ndarray:

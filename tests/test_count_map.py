@@ -19,7 +19,7 @@ from seg2any.data.bucket_map import (
     map_path,
 )
 from seg2any.data.count_map import Parts, Share, number_of_workers, share_of
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 from tests.counted_data import Squares, squares_config, squares_counter
 from tests.golden_root import REPOSITORY
 from tests.sessions import processes_of, wait_until

@@ -8,9 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seg2any import config
-from seg2any.errors import UserError
-from seg2any.training import parallel
+from seg2any.system.errors import UserError
+from seg2any.training import config, parallel
 from tests import tiny_run
 
 # Noise belongs to the sample, so only the order of sums differs. LoRA dropout draws per process: it is off. A large

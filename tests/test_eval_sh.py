@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.generated import Generated
-from eval.labels import ClassTable, squashed
-from eval.metrics import clip, deeplab, dinov2, inception, mask2former, sam2
-from eval.results import Run, read_run
-from eval.runners.items import Benchmark
-from eval.runners.options import DEFAULTS, JUDGES, parse_options
+from seg2any.evaluation.generated import Generated
+from seg2any.evaluation.labels import ClassTable, squashed
+from seg2any.evaluation.metrics import clip, deeplab, dinov2, inception, mask2former, sam2
+from seg2any.evaluation.results import Run, read_run
+from seg2any.evaluation.runners.items import Benchmark
+from seg2any.evaluation.runners.options import DEFAULTS, JUDGES, parse_options
 from tests.golden_root import REPOSITORY, golden_root
 from tests.synthetic_data import Synthetic, make_ade20k, make_coco_stuff, make_sacap_1m
 from tests.tiny_judges import save_judges
@@ -119,7 +119,7 @@ def test_missing_judges_are_told_together_before_anything_is_measured(tmp_path: 
     nowhere = {flag: tmp_path / "nowhere" / flag for flag in JUDGES}
     done = shell(out, "ade20k", *tiny(data, limit=1), "--num_images_per_prompt", 1, judges=nowhere)
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("eval.runners: ")]
+    told = [line for line in done.stderr.splitlines() if line.startswith("seg2any.evaluation.runners: ")]
     assert len(told) == 4 and all("download" in line for line in told), told
     assert not (out / "evaluation.json").exists()
 
@@ -173,8 +173,8 @@ def pairs(found: np.ndarray, expected: np.ndarray) -> set[tuple[int, int]]:
 
 
 def painted(folder: Path, name: str, data: Synthetic, keys: list[str]) -> Benchmark:
-    from eval.generated import write_run
     from seg2any.data.catalog import open_data_set
+    from seg2any.evaluation.generated import write_run
 
     opened = open_data_set(name, data.params)
     for group in range(2):

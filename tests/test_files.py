@@ -11,7 +11,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-from seg2any.files import atomic_write, remove_stale, sort_metadata
+from seg2any.system.files import atomic_write, remove_stale, sort_metadata
 
 
 def test_a_file_is_replaced_only_when_it_is_written(tmp_path: Path):

@@ -5,8 +5,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_loss_weighting_for_sd3
 
-from seg2any import flow
-from seg2any.errors import UserError
+from seg2any.diffusion import flow
+from seg2any.system.errors import UserError
 
 
 def test_noise_levels_are_the_unshifted_scheduler_timesteps():

@@ -14,14 +14,14 @@ from torch import nn
 
 from benchmarks import fold as benchmark
 from seg2any import Seg2AnyPipeline
-from seg2any.errors import UserError
-from seg2any.inference.recipe import read_recipe
-from seg2any.models.adapters import COND, DEFAULT, add_adapters, load_adapters, save_adapters, trainable_parameters
-from seg2any.models.card import AdapterCard
-from seg2any.models.fold import FOLDED_KEY, fold, is_folded, unfold
-from seg2any.models.folded_files import load_folded, without_adapters
-from seg2any.models.routing import Rows, linear
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.adapters.card import AdapterCard
+from seg2any.adapters.files import COND, DEFAULT, add_adapters, load_adapters, save_adapters, trainable_parameters
+from seg2any.adapters.fold import FOLDED_KEY, fold, is_folded, unfold
+from seg2any.adapters.routing import Rows, linear
+from seg2any.bases.flux1.folded_files import load_folded, without_adapters
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.generate.recipe import read_recipe
+from seg2any.system.errors import UserError
 from tests.tiny_flux import adapted, add_style, condition, inputs, plain_inputs, run, sample, tiny
 from tests.tiny_pipeline import CARD, MANY, ONE, latents_of
 

@@ -16,14 +16,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.generate_image import main, parse_request
-from eval.generated import Generated, image_path, image_seed
-from eval.generation import plan
 from seg2any.data.shapes import ShapesDataset
-from seg2any.errors import UserError
-from seg2any.inference.recipe import read_recipe
+from seg2any.evaluation.generate_image import main, parse_request
+from seg2any.evaluation.generated import Generated, image_path, image_seed
+from seg2any.evaluation.generation import plan
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.generate.recipe import read_recipe
 from seg2any.layout import Layout
-from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.system.errors import UserError
 from tests.golden_root import REPOSITORY
 
 MODEL, LORA = REPOSITORY / "examples" / "shapes" / "model", REPOSITORY / "examples" / "shapes" / "lora"
@@ -102,7 +102,7 @@ def test_seeds_depend_on_each_of_seed_sample_and_number():
 
 def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
     out = tmp_path / "out"
-    command = [sys.executable, "-m", *LAUNCHER, "-m", "eval.generate_image", *arguments(out)]
+    command = [sys.executable, "-m", *LAUNCHER, "-m", "seg2any.evaluation.generate_image", *arguments(out)]
     done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     # 10 images in 4 blocks of 3: the first process has blocks 0 and 2, the second 1 and 3.
@@ -114,7 +114,7 @@ def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
 def test_killed_and_started_again_the_folder_is_the_same(made: Path, tmp_path: Path, processes: int):
     """Killed with all of its processes, and gone on with by one."""
     out = tmp_path / "out"
-    command = [sys.executable, *(["-m", *LAUNCHER] if processes > 1 else []), "-m", "eval.generate_image"]
+    command = [sys.executable, *(["-m", *LAUNCHER] if processes > 1 else []), "-m", "seg2any.evaluation.generate_image"]
     process = subprocess.Popen(
         [*command, *arguments(out)],
         cwd=REPOSITORY,
@@ -143,7 +143,7 @@ def test_finished_images_are_neither_made_again_nor_need_the_weights(
     def refuse(*_: object):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("seg2any.inference.model.load_pipeline", refuse)
+    monkeypatch.setattr("seg2any.generate.model.load_pipeline", refuse)
     before = content(made)
     assert main(arguments(made)) == 0
     assert "0 images to make" in capsys.readouterr().out and content(made) == before
@@ -185,7 +185,7 @@ def test_published_jpeg_has_the_pixels_that_pillow_writes_by_default(made: Path,
 
 
 def test_shares_are_disjoint_and_complete(made: Path, tmp_path: Path):
-    from eval.generation import Task
+    from seg2any.evaluation.generation import Task
 
     task = Task(ShapesDataset("test", 8), tmp_path, 7, 3, "png", (SIDE, SIDE), 0, {})
     for world in (1, 2, 3, 5, 30):
@@ -245,7 +245,9 @@ def test_it_can_be_started_as_a_file(tmp_path: Path):
     command = [sys.executable, REPOSITORY / "eval" / "generate_image.py", *arguments(tmp_path / "out")]
     flags = ["--lora_ckpt_path", "nowhere"]
     done = subprocess.run([*map(str, command), *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
-    assert done.returncode == 2 and "eval.generate_image: " in done.stderr and "nowhere" in done.stderr, done.stderr
+    assert done.returncode == 2 and "seg2any.evaluation.generate_image: " in done.stderr and "nowhere" in done.stderr, (
+        done.stderr
+    )
 
 
 def test_no_config_is_told(capsys: pytest.CaptureFixture):

@@ -7,8 +7,19 @@ import sys
 from tests.golden_root import REPOSITORY
 
 SCRIPTS = ("train.py", "infer.py", "prepare_dataset_bucket_map.py")
-MODULES = ("seg2any.data.sacap", "eval.shapes", "eval.ablation", "eval.runners", "eval.generate_image", "eval.compare")
-MODULES += ("eval.report", "eval.convert_coco_stuff164k", "eval.convert_labelsize_512")
+MODULES = (
+    "seg2any.data.sacap",
+    "seg2any.evaluation.shapes",
+    "seg2any.evaluation.ablation",
+    "seg2any.evaluation.runners",
+    "seg2any.evaluation.generate_image",
+    "seg2any.evaluation.compare",
+)
+MODULES += (
+    "seg2any.evaluation.report",
+    "seg2any.evaluation.convert_coco_stuff164k",
+    "seg2any.evaluation.convert_labelsize_512",
+)
 
 ASKING = """
 import contextlib, io, json, runpy, sys

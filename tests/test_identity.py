@@ -6,10 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from seg2any import config
-from seg2any.errors import UserError
-from seg2any.training import build
-from seg2any.training.base_weights import weights_fingerprint
+from seg2any.system.errors import UserError
+from seg2any.system.weights import weights_fingerprint
+from seg2any.training import build, config
 from seg2any.training.identity import WEIGHTS, Identity
 from seg2any.training.trainer import Trainer
 from tests import tiny_run

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from seg2any.inference.recipe import read_recipe
-from seg2any.models.adapters import add_adapters
-from seg2any.models.card import AdapterCard
-from seg2any.pipeline import Seg2AnyPipeline
+from seg2any.adapters.card import AdapterCard
+from seg2any.adapters.files import add_adapters
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.generate.recipe import read_recipe
 from tests.golden_root import REPOSITORY
 from tests.infer_command import MODEL, command, environment, files, infer, layout, three_layouts
 
@@ -219,7 +219,7 @@ class TestBadInput:
         ],
     )
     def test_wrong_arguments(self, arguments: list[str], capsys: pytest.CaptureFixture):
-        from seg2any.inference.options import parse_options
+        from seg2any.generate.options import parse_options
 
         with pytest.raises(SystemExit) as caught:
             parse_options(arguments)

@@ -14,15 +14,15 @@ import torch
 from PIL import Image
 
 from infer import main
-from seg2any.errors import UserError
-from seg2any.inference.choices import Machine, check_modes, choose_settings, shared_recipe
-from seg2any.inference.options import Options
-from seg2any.inference.recipe import differences, read_recipe
-from seg2any.inference.run import explained_memory
-from seg2any.models.card import AdapterCard
-from seg2any.modes import MEMORY_MODES
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.settings import ConditionSettings
+from seg2any.adapters.card import AdapterCard
+from seg2any.attention.settings import ConditionSettings
+from seg2any.generate.choices import Machine, check_modes, choose_settings, shared_recipe
+from seg2any.generate.modes import MEMORY_MODES
+from seg2any.generate.options import Options
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.generate.recipe import differences, read_recipe
+from seg2any.generate.run import explained_memory
+from seg2any.system.errors import UserError
 from tests.infer_command import MODEL, command, infer, layout, three_layouts
 
 ADAPTER = MODEL.parent / "lora"

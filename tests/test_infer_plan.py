@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg2any.attention import AttentionRules
-from seg2any.errors import UserError
-from seg2any.inference.options import Options
-from seg2any.inference.plan import batches, make_plan
-from seg2any.inference.recipe import save_image
-from seg2any.inference.run import discard_panel
-from seg2any.inference.survey import survey_layouts
+from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
+from seg2any.generate.options import Options
+from seg2any.generate.plan import batches, make_plan
+from seg2any.generate.preflight import ModelFacts
+from seg2any.generate.recipe import save_image
+from seg2any.generate.run import discard_panel
+from seg2any.generate.survey import survey_layouts
 from seg2any.layout import Layout
-from seg2any.preflight import ModelFacts
-from seg2any.settings import ConditionSettings
+from seg2any.system.errors import UserError
 from tests.infer_command import files, layout, three_layouts
 
 FACTS = ModelFacts(pixels_per_token=16, count_tokens=lambda text: len(text.split()) + 1)

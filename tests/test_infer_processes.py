@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from infer import main
-from seg2any.errors import UserError
-from seg2any.inference.plan import own_jobs
-from seg2any.inference.processes import Process
+from seg2any.generate.plan import own_jobs
+from seg2any.system.errors import UserError
+from seg2any.system.processes import Process
 from tests import forked
 from tests.golden_root import REPOSITORY
 from tests.infer_command import command, environment, files, layout

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg2any.errors import UserError
-from seg2any.inference.recipe import BrokenImage, differences, read_recipe, save_image
+from seg2any.generate.recipe import BrokenImage, differences, read_recipe, save_image
+from seg2any.system.errors import UserError
 from tests.infer_command import files
 
 

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg2any.layout import Layout, LayoutError, LayoutWarning
-from seg2any.layout_files.color_map import region_colors
+from seg2any.layout import Layout
+from seg2any.layout.checks import LayoutError, LayoutWarning
+from seg2any.layout.color_map import region_colors
 from tests.golden_root import REPOSITORY
 
 RED, BLUE, GREEN, WHITE = [255, 0, 0], [0, 0, 255], [0, 255, 0], [255, 255, 255]

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg2any.layout import Layout, LayoutError, LayoutWarning
-from seg2any.layout_files.rle import decode_rle
+from seg2any.layout import Layout
+from seg2any.layout.checks import LayoutError, LayoutWarning
+from seg2any.layout.rle import decode_rle
 from tests.test_layout import (
     BLUE,
     GREEN,

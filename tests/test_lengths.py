@@ -8,7 +8,6 @@ from transformers import AutoTokenizer
 
 from benchmarks import plain_counts
 from benchmarks.bucket_map import draw_blob
-from seg2any.contour import condition_image, kept_tokens, outline, resize_masks
 from seg2any.data import lengths
 from seg2any.data.annotation import LabelMap, MaskStack, RunLengths
 from seg2any.data.aspect import window
@@ -23,6 +22,7 @@ from seg2any.data.lengths import (
     count_regions,
     text_lengths,
 )
+from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks
 from tests.golden_root import REPOSITORY
 
 

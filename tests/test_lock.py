@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-from seg2any import lock
-from seg2any.lock import locked
+from seg2any.system import lock
+from seg2any.system.lock import locked
 from tests.forked import holding
 from tests.golden_root import REPOSITORY
 
 TAKING = """
 import os, sys, time
 from pathlib import Path
-from seg2any.lock import locked
+from seg2any.system.lock import locked
 
 out = Path(sys.argv[1])
 for number in range(6):

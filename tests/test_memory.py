@@ -9,12 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from seg2any import config
-from seg2any.attention import AttentionRules
-from seg2any.errors import UserError
-from seg2any.models.adapters import add_adapters
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.training import build
+from seg2any.adapters.files import add_adapters
+from seg2any.attention.rules import AttentionRules
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.system.errors import UserError
+from seg2any.training import build, config
 from seg2any.training.memory import Encoders, Launch, estimate
 from seg2any.training.quantize import quantization_config
 from tests import tiny_flux

@@ -11,9 +11,16 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
-from seg2any import memory
-from seg2any.attention import AttentionRules
-from seg2any.memory_estimate import (
+from examples.shapes.make import build
+from seg2any.adapters.fold import fold
+from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.tokens import SampleTokens
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.diffusion.cond_cache import with_keys
+from seg2any.diffusion.prepare import encode_layouts
+from seg2any.generate import memory
+from seg2any.generate.memory_estimate import (
     Networks,
     Request,
     activation_bytes,
@@ -23,14 +30,7 @@ from seg2any.memory_estimate import (
     t5_bytes,
     transformer_bytes,
 )
-from seg2any.models.cond_cache import with_keys
-from seg2any.models.fold import fold
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.modes import MEMORY_MODES
-from seg2any.prepare import encode_layouts
-from seg2any.settings import ConditionSettings
-from seg2any.tiny import build
-from seg2any.tokens import SampleTokens
+from seg2any.generate.modes import MEMORY_MODES
 from tests import tiny_flux
 from tests.tiny_pipeline import FAST, HARD, THREE, fresh_pipe
 from tests.tracked_memory import TrackedMemory

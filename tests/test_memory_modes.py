@@ -11,10 +11,12 @@ from diffusers import FluxPipeline, FluxTransformer2DModel
 from diffusers.quantizers.bitsandbytes import bnb_quantizer
 from torch import nn
 
-from seg2any import Seg2AnyPipeline, config, memory
-from seg2any.errors import UserError
-from seg2any.models import adapters
-from seg2any.modes import NOT_IN_TRAINING
+from seg2any import Seg2AnyPipeline
+from seg2any.adapters import files as adapters
+from seg2any.generate import memory
+from seg2any.generate.modes import NOT_IN_TRAINING
+from seg2any.system.errors import UserError
+from seg2any.training import config
 from tests import tiny_flux
 from tests.tiny_pipeline import CARD, CLOSE, MANY, ONE, THREE, fresh_pipe, latents_of
 

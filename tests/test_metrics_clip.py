@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import CLIPImageProcessorPil, CLIPModel
 
-from eval.metrics.bootstrap import interval
-from eval.metrics.clip import Clip, clip_score
-from eval.metrics.item import Item
-from seg2any.errors import UserError
+from examples.shapes.make.build import build_clip_tokenizer
+from seg2any.evaluation.metrics.bootstrap import interval
+from seg2any.evaluation.metrics.clip import Clip, clip_score
+from seg2any.evaluation.metrics.item import Item
 from seg2any.layout import Layout
-from seg2any.tiny.build import build_clip_tokenizer
+from seg2any.system.errors import UserError
 from tests.tiny_judges import save_clip
 
 SHORT, LONG = "a red circle", "a red circle " * 30

@@ -10,16 +10,16 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from eval.metrics.bootstrap import interval
-from eval.metrics.clip import MEAN, STD, CmmdNetwork, centred_square
-from eval.metrics.cmmd import cmmd
-from eval.metrics.dinov2 import Dinov2Network
-from eval.metrics.features import Features, extract, resampled
-from eval.metrics.frechet import Gaussian, frechet, frechet_distance
-from eval.metrics.inception import InceptionNetwork, clean_resize
-from eval.metrics.item import Item
-from eval.metrics.semantic import normalised
-from seg2any.errors import UserError
+from seg2any.evaluation.metrics.bootstrap import interval
+from seg2any.evaluation.metrics.clip import MEAN, STD, CmmdNetwork, centred_square
+from seg2any.evaluation.metrics.cmmd import cmmd
+from seg2any.evaluation.metrics.dinov2 import Dinov2Network
+from seg2any.evaluation.metrics.features import Features, extract, resampled
+from seg2any.evaluation.metrics.frechet import Gaussian, frechet, frechet_distance
+from seg2any.evaluation.metrics.inception import InceptionNetwork, clean_resize
+from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.metrics.semantic import normalised
+from seg2any.system.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit")
 

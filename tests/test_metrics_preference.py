@@ -8,10 +8,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from eval.metrics.item import Item
-from eval.metrics.preference import image_reward, preference_score
-from seg2any.errors import UserError
+from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.metrics.preference import image_reward, preference_score
 from seg2any.layout import Layout
+from seg2any.system.errors import UserError
 
 
 def item(key: str, grey: int, caption: str | None) -> Item:

@@ -10,17 +10,24 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.metrics import sam2
-from eval.metrics.item import Item
-from eval.metrics.leakage import COLOURS, caption_leak, colour_leak, cut_out, named_colours, taken_for_another
-from eval.metrics.overlap import band_width, boundary, boundary_iou, iou, is_thin, size_class
-from eval.metrics.regions import FoundRegions, region_overlap
-from eval.metrics.sam2 import Sam2Judge, boxes, class_agnostic_iou
-from eval.metrics.seam import seam, seam_score
-from eval.metrics.semantic import normalised
-from seg2any.contour import resize_masks
-from seg2any.errors import UserError
+from seg2any.evaluation.metrics import sam2
+from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.metrics.leakage import (
+    COLOURS,
+    caption_leak,
+    colour_leak,
+    cut_out,
+    named_colours,
+    taken_for_another,
+)
+from seg2any.evaluation.metrics.overlap import band_width, boundary, boundary_iou, iou, is_thin, size_class
+from seg2any.evaluation.metrics.regions import FoundRegions, region_overlap
+from seg2any.evaluation.metrics.sam2 import Sam2Judge, boxes, class_agnostic_iou
+from seg2any.evaluation.metrics.seam import seam, seam_score
+from seg2any.evaluation.metrics.semantic import normalised
 from seg2any.layout import Layout
+from seg2any.layout.contour import resize_masks
+from seg2any.system.errors import UserError
 from tests.golden_root import golden_root
 from tests.tiny_judges import tiny_sam2
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eval.compare import compare, main
-from eval.metrics.bootstrap import draws, interval, paired_difference
-from eval.metrics.item import Item, grey, shuffled
-from eval.metrics.result import Result, mean, pooled
-from eval.results import make_run, read_run, write_run
-from seg2any.errors import UserError
+from seg2any.evaluation.compare import compare, main
+from seg2any.evaluation.metrics.bootstrap import draws, interval, paired_difference
+from seg2any.evaluation.metrics.item import Item, grey, shuffled
+from seg2any.evaluation.metrics.result import Result, mean, pooled
+from seg2any.evaluation.results import make_run, read_run, write_run
+from seg2any.system.errors import UserError
 
 
 def test_pooled_value_is_the_mean_over_classes_of_quotients_of_sums():
@@ -152,7 +152,7 @@ def test_comparison_says_which_is_better(tmp_path: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     assert "A is better" in out and "+0.2" in out
     assert main([str(a), str(tmp_path / "missing.json")]) == 2
-    assert "eval.compare:" in capsys.readouterr().err
+    assert "seg2any.evaluation.compare:" in capsys.readouterr().err
 
 
 def test_comparison_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture):

@@ -13,12 +13,12 @@ import torch
 from transformers import Mask2FormerForUniversalSegmentation
 from transformers.models.mask2former import modeling_mask2former
 
-from eval.metrics.deeplab import DeepLabSegmenter, DeepLabV3
-from eval.metrics.item import Item
-from eval.metrics.mask2former import Mask2FormerSegmenter, class_scores
-from eval.metrics.semantic import IGNORED, normalised, rescaled, semantic_iou
-from eval.metrics.weights import state_dict
-from seg2any.errors import UserError
+from seg2any.evaluation.metrics.deeplab import DeepLabSegmenter, DeepLabV3
+from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.metrics.mask2former import Mask2FormerSegmenter, class_scores
+from seg2any.evaluation.metrics.semantic import IGNORED, normalised, rescaled, semantic_iou
+from seg2any.evaluation.metrics.weights import state_dict
+from seg2any.system.errors import UserError
 from tests.tiny_judges import tiny_mask2former
 
 NAMES = [f"class {index}" for index in range(6)]

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from seg2any import config
-from seg2any.errors import UserError
-from seg2any.latents import Posterior
+from seg2any.bases.flux1.latents import Posterior
+from seg2any.system.errors import UserError
+from seg2any.training import config
 from seg2any.training.trainer import Trainer
 from tests import forked, tiny_run
 

@@ -1,4 +1,4 @@
-"""Imports point one way: a module may import from its own level or below, never from above.
+"""Imports point one way: from the commands down to the system, room by room, and never in a circle.
 
 Read from the source with `ast`, so that imports inside functions count too and nothing has to be importable.
 """
@@ -6,56 +6,33 @@ Read from the source with `ast`, so that imports inside functions count too and 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from tests.golden_root import REPOSITORY
 
-# Lowest first. A name stands for the module and for everything inside the package. A new module needs a place here.
+# Lowest first. A name stands for a room and everything in it. A new room needs a place here.
 LEVELS: tuple[tuple[str, ...], ...] = (
-    (
-        "seg2any.allocator",
-        "seg2any.command",
-        "seg2any.errors",
-        "seg2any.files",
-        "seg2any.lock",
-        "seg2any.precision",
-        "seg2any.provenance",
-        "seg2any.modes",
-    ),
-    (
-        "seg2any.layout",
-        "seg2any.layout_files",
-        "seg2any.config",
-        "seg2any.config_help",
-        "seg2any.config_values",
-        "seg2any.flow",
-    ),
-    ("seg2any.contour",),
-    ("seg2any.tokens",),
-    ("seg2any.attention",),
-    ("seg2any.condition",),
-    ("seg2any.models",),
-    ("seg2any.latents", "seg2any.noise", "seg2any.settings", "seg2any.text"),
-    ("seg2any.prepare",),
-    ("seg2any.memory_estimate", "seg2any.step_cache", "seg2any.text_cache"),
-    ("seg2any.memory",),
-    ("seg2any.true_cfg",),
-    ("seg2any.denoise",),
-    ("seg2any.pipeline",),
-    ("seg2any.preflight", "seg2any.visualize", "seg2any.weightless"),
-    ("seg2any.inference",),
-    ("seg2any.data",),
-    ("seg2any.training", "seg2any.segment"),
-    ("seg2any.tiny",),
+    ("seg2any.system",),
+    ("seg2any.layout",),
+    ("seg2any.attention", "seg2any.data"),
+    ("seg2any.adapters",),
+    ("seg2any.bases",),
+    ("seg2any.diffusion",),
+    ("seg2any.segment",),
+    ("seg2any.generate",),
+    ("seg2any.training",),
+    ("seg2any.annotate",),
+    ("seg2any.evaluation",),
+    ("seg2any.commands",),
     ("seg2any",),
-    ("eval", "studio", "benchmarks"),
+    ("eval", "benchmarks", "examples", "integrations"),
 )
-PACKAGES = ("seg2any", "eval", "studio", "benchmarks")
+PACKAGES = ("seg2any", "eval", "benchmarks", "examples", "integrations")
 OTHER_FOLDERS = ("tests",)  # hold Python files but are no part of the order
-ONLY_IN = {"accelerate": ("seg2any.training", "eval.generate_image")}
+ONLY_IN = {"accelerate": ("seg2any.training", "seg2any.evaluation.generate_image")}
 
 
 def modules_of(root: Path) -> dict[str, Path]:
@@ -69,7 +46,7 @@ def _dotted(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports_of(name: str, path: Path, modules: dict[str, Path]) -> Iterator[tuple[str, int]]:
+def imports_of(name: str, path: Path, modules: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
     """Dotted name and line of everything that a module imports: the submodule where one is named, else the module."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -96,7 +73,7 @@ def level_of(name: str) -> int | None:
 
 
 def violations(root: Path) -> list[str]:
-    """One line per import that points up or leaves its package, and per module or folder without a place."""
+    """One line per import that points up or leaves its package, per circle, and per module or folder without a place."""
     modules = modules_of(root)
     found = [
         f"{folder.name}/ holds Python files but has no place in the order"
@@ -121,7 +98,7 @@ def violations(root: Path) -> list[str]:
                 found.append(f"{where}, which is for tests only")
             elif imported.split(".")[0] in PACKAGES and _points_up(name, imported):
                 found.append(f"{where}, which is above it or unknown")
-    return found
+    return found + [f"circle: {' -> '.join(circle)}" for circle in circles(modules)]
 
 
 def _points_up(name: str, imported: str) -> bool:
@@ -129,7 +106,38 @@ def _points_up(name: str, imported: str) -> bool:
     return level is None or level > level_of(name)
 
 
-def test_imports_point_one_way():
+def circles(modules: Mapping[str, Path]) -> list[list[str]]:
+    """Groups of modules that import each other, directly or through others (Tarjan's strongly connected components)."""
+    graph = {
+        name: sorted({imported for imported, _ in imports_of(name, path, modules)} & modules.keys() - {name})
+        for name, path in modules.items()
+    }
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in graph[name]:
+            if other not in index:
+                visit(other)
+            if other in stack:
+                low[name] = min(low[name], low[other])
+        if low[name] == index[name]:
+            component = stack[stack.index(name) :]
+            del stack[stack.index(name) :]
+            if len(component) > 1:
+                found.append([*component, name])
+
+    for name in graph:
+        if name not in index:
+            visit(name)
+    return found
+
+
+def test_imports_point_one_way_and_in_no_circle():
     assert len(modules_of(REPOSITORY)) > 20
     assert violations(REPOSITORY) == []
 
@@ -146,31 +154,37 @@ def test_the_renderer_needs_layouts_only():
 @pytest.mark.parametrize(
     ("file", "source", "expected"),
     [
-        ("seg2any/layout.py", "from seg2any.contour import outline", "seg2any/layout.py:1 imports seg2any.contour"),
-        ("seg2any/layout.py", "def read():\n    from . import contour", "seg2any/layout.py:2 imports seg2any.contour"),
-        ("seg2any/attention/attend.py", "from ..models.adapters import COND", "imports seg2any.models.adapters"),
-        ("seg2any/tokens.py", "from seg2any import Seg2AnyPipeline", "seg2any/tokens.py:1 imports seg2any,"),
-        ("seg2any/pipeline.py", "import seg2any.segment.propose", "imports seg2any.segment.propose"),
-        ("seg2any/pipeline.py", "import eval", "seg2any/pipeline.py:1 imports eval"),
-        ("seg2any/data/ade20k.py", "import seg2any.training.cache", "imports seg2any.training.cache"),
-        (
-            "seg2any/prepare.py",
-            "from accelerate.utils import gather",
-            "only seg2any.training and eval.generate_image may",
-        ),
-        ("eval/shapes.py", "import accelerate", "only seg2any.training and eval.generate_image may"),
-        ("infer.py", "import accelerate", "only seg2any.training and eval.generate_image may"),
-        ("eval/shapes.py", "import infer", "imports infer, a script"),
-        ("seg2any/files.py", "from tests.golden_root import SUBSET", "for tests only"),
+        ("seg2any/layout/npz.py", "from seg2any.attention.rules import may_attend", "imports seg2any.attention.rules"),
+        ("seg2any/layout/npz.py", "def read():\n    from ..attention import rules", "seg2any/layout/npz.py:2 imports"),
+        ("seg2any/attention/attend.py", "from ..adapters.files import COND", "imports seg2any.adapters.files"),
+        ("seg2any/attention/tokens.py", "from seg2any import Seg2AnyPipeline", "tokens.py:1 imports seg2any,"),
+        ("seg2any/generate/pipeline.py", "import seg2any.training.config", "imports seg2any.training.config"),
+        ("seg2any/generate/pipeline.py", "import eval", "seg2any/generate/pipeline.py:1 imports eval"),
+        ("seg2any/data/ade20k.py", "from seg2any.generate.pipeline import Seg2AnyPipeline", "imports seg2any.generate"),
+        ("seg2any/data/ade20k.py", "def f():\n    from seg2any.bases import base", "ade20k.py:2 imports seg2any.bases"),
+        ("seg2any/diffusion/prepare.py", "from accelerate.utils import gather", "only seg2any.training and"),
+        ("seg2any/evaluation/shapes.py", "import accelerate", "only seg2any.training and"),
+        ("infer.py", "import accelerate", "only seg2any.training and"),
+        ("seg2any/evaluation/shapes.py", "import infer", "imports infer, a script"),
+        ("seg2any/system/files.py", "from tests.golden_root import SUBSET", "for tests only"),
         ("seg2any/utils.py", "", "seg2any.utils has no place"),
         ("helpers/text.py", "", "helpers/ holds Python files"),
+        ("seg2any/layout/layout.py", "from seg2any.layout import contour", "circle: seg2any.layout.contour -> "),
+        ("seg2any/layout/layout.py", "def f():\n    from . import contour", "circle: seg2any.layout.contour -> "),
     ],
 )
 def test_a_wrong_import_is_found(tmp_path: Path, file: str, source: str, expected: str):
-    tree = ["infer.py", "eval/__init__.py", "seg2any/__init__.py", "seg2any/contour.py", "seg2any/layout.py", file]
-    for path in tree:
+    tree = {
+        "infer.py": "",
+        "eval/__init__.py": "",
+        "seg2any/__init__.py": "",
+        "seg2any/layout/contour.py": "from seg2any.layout.layout import Layout",
+        "seg2any/layout/layout.py": "",
+        file: source,
+    }
+    for path, content in tree.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text(source if path == file else "")
+        (tmp_path / path).write_text(content)
     found = violations(tmp_path)
     assert len(found) == 1 and expected in found[0], found
 
@@ -178,13 +192,14 @@ def test_a_wrong_import_is_found(tmp_path: Path, file: str, source: str, expecte
 def test_right_imports_pass(tmp_path: Path):
     for path, source in {
         "train.py": "from seg2any.training.trainer import fit",
-        "seg2any/__init__.py": "from seg2any.layout import Layout",
-        "seg2any/layout.py": "import numpy\nfrom .errors import UserError",
-        "seg2any/errors.py": "",
-        "seg2any/training/trainer.py": "import accelerate\nfrom seg2any import layout\nfrom seg2any.data import shapes",
+        "seg2any/__init__.py": "from seg2any.layout.layout import Layout",
+        "seg2any/layout/layout.py": "import numpy\nfrom ..system.errors import UserError",
+        "seg2any/system/errors.py": "",
+        "seg2any/training/trainer.py": "import accelerate\nfrom seg2any.data import shapes",
         "seg2any/data/shapes.py": "from seg2any.data import shapes_draw",
-        "eval/shapes.py": "from seg2any import Layout\nfrom eval.judge import judge",
-        "eval/judge.py": "from seg2any.data.shapes import Scene",
+        "seg2any/data/shapes_draw.py": "",
+        "eval/shapes.py": "from seg2any import Layout\nfrom seg2any.evaluation.judge import judge",
+        "seg2any/evaluation/judge.py": "from seg2any.data.shapes import Scene",
     }.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_text(source)

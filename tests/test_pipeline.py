@@ -15,9 +15,9 @@ from diffusers import FirstBlockCacheConfig, FluxPipeline
 from safetensors.torch import save_file
 
 from seg2any import Layout, Seg2AnyPipeline
-from seg2any.errors import UserError
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.settings import ConditionSettings
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.system.errors import UserError
 from tests.tiny_pipeline import CARD, CLOSE, FAST, HARD, MANY, ONE, SIZE, THREE, TWO, fresh_pipe, latents_of
 
 
@@ -331,7 +331,7 @@ def test_a_style_lora_joins_with_its_weight_and_leaves_ours_on(pipe, stock_pipe,
 
 def test_what_would_do_nothing_is_said_and_what_cannot_be_is_refused_before_the_work(stock_pipe, monkeypatch):
     pipe = fresh_pipe(stock_pipe)
-    monkeypatch.setattr("seg2any.pipeline.denoise", lambda pipe, noise, *rest: noise)
+    monkeypatch.setattr("seg2any.generate.pipeline.denoise", lambda pipe, noise, *rest: noise)
     with pytest.warns(UserWarning, match="true_cfg_scale does nothing") as caught:
         pipe(TWO, true_cfg_scale=2.0, output_type="latent")
     assert __file__ in {warning.filename for warning in caught}

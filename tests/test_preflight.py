@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from seg2any.attention import AttentionRules
+from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
+from seg2any.generate.preflight import ModelFacts, check_layout
 from seg2any.layout import Layout
-from seg2any.preflight import ModelFacts, check_layout
-from seg2any.settings import ConditionSettings
-from seg2any.visualize import legend, overlay_picture, overlay_with_legend, panel
+from seg2any.layout.draw import legend, overlay_picture, overlay_with_legend, panel
 
 MODEL = ModelFacts(pixels_per_token=16, count_tokens=lambda text: len(text.split()) + 1)  # words and an end mark
 SETTINGS = ConditionSettings(max_sequence_length=6, regional_max_sequence_length=4)

@@ -12,14 +12,14 @@ from diffusers import FluxPipeline
 
 from seg2any import Layout
 from seg2any.attention.rules import AttentionRules
-from seg2any.contour import condition_image, to_signed
-from seg2any.errors import UserError
-from seg2any.latents import decode_latents, encode_images, pack, pixels_per_token, unpack
-from seg2any.noise import packed_noise
-from seg2any.prepare import assemble, encode_layouts, size_in_tokens
-from seg2any.settings import ConditionSettings
-from seg2any.text import TextKey, TruncationWarning
-from seg2any.tokens import Kind
+from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.tokens import Kind
+from seg2any.bases.flux1.latents import decode_latents, encode_images, pack, pixels_per_token, unpack
+from seg2any.bases.flux1.text import TextKey, TruncationWarning
+from seg2any.diffusion.noise import packed_noise
+from seg2any.diffusion.prepare import assemble, encode_layouts, size_in_tokens
+from seg2any.layout.contour import condition_image, to_signed
+from seg2any.system.errors import UserError
 
 SIZE = (64, 96)  # not square: 4 x 6 tokens
 GRID = (4, 6)

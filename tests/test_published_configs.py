@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from seg2any import config
+from seg2any.training import config
 from seg2any.training.trainer import Trainer
 from tests.golden_root import golden_root
 from tests.synthetic_data import make_ade20k, make_coco_stuff, make_sacap_1m
@@ -44,7 +44,9 @@ def make_data(name: str, folder: Path) -> None:
         shutil.move(test / "annotations" / "anno_train.parquet", final / "annotations" / "anno_test.parquet")
 
 
-@pytest.mark.filterwarnings("ignore::seg2any.text.TruncationWarning")  # the recorded tokenizer spells letter by letter
+@pytest.mark.filterwarnings(
+    "ignore::seg2any.bases.flux1.text.TruncationWarning"
+)  # the recorded tokenizer spells letter by letter
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_config_starts_trains_and_resumes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # the data folders of the config are relative

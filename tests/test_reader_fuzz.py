@@ -22,7 +22,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg2any.layout import Layout, LayoutError
+from seg2any.layout import Layout
+from seg2any.layout.checks import LayoutError
 
 SCALE = float(os.environ.get("SEG2ANY_FUZZ", "1"))
 SLOW = 20.0  # CPU seconds for one file, on any machine: damage may turn a tiny picture into one of 64 megapixels

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from eval.ablation.options import parse_options as parse_ablation_options
-from eval.shapes_options import parse_options as parse_bench_options
-from seg2any import config
 from seg2any.data.sacap.options import parse_options as parse_sacap_options
-from seg2any.inference.options import Options
+from seg2any.evaluation.ablation.options import parse_options as parse_ablation_options
+from seg2any.evaluation.shapes_options import parse_options as parse_bench_options
+from seg2any.generate.options import Options
+from seg2any.training import config
 from tests.golden_root import REPOSITORY
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
@@ -74,7 +74,11 @@ def test_arguments_of_the_bench_are_accepted():
 
 
 def test_commands_of_the_ablation_are_accepted():
-    given = [words[words.index("eval.ablation") + 1 :] for words in commands() if "eval.ablation" in words]
+    given = [
+        words[words.index("seg2any.evaluation.ablation") + 1 :]
+        for words in commands()
+        if "seg2any.evaluation.ablation" in words
+    ]
     assert len(given) > 2 and all(parse_ablation_options(words).rows for words in given)
     (told,) = {int(count) for count in re.findall(r"# (\d+) rows x", README)}
     assert len(parse_ablation_options([]).rows) == told

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.metrics.item import Item
-from eval.metrics.result import Result, mean
-from eval.pictures import Shown, extremes, folder_of, read_pictures, save_pictures, side_by_side
-from eval.report import main
-from eval.report_numbers import distinct_names, number
-from eval.results import make_run, write_run
-from seg2any.errors import UserError
+from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.metrics.result import Result, mean
+from seg2any.evaluation.pictures import Shown, extremes, folder_of, read_pictures, save_pictures, side_by_side
+from seg2any.evaluation.report import main
+from seg2any.evaluation.report_numbers import distinct_names, number
+from seg2any.evaluation.results import make_run, write_run
 from seg2any.layout import Layout
+from seg2any.system.errors import UserError
 
 VOID = {"meta", "img", "br", "line", "circle"}
 HOSTILE = '"><script>alert(1)</script><img src=http://evil.example/x onerror="x">'

@@ -12,9 +12,8 @@ import signal
 import pytest
 import torch
 
-from seg2any import config
-from seg2any.errors import UserError
-from seg2any.training import checkpoint
+from seg2any.system.errors import UserError
+from seg2any.training import checkpoint, config
 from seg2any.training.state_file import read_state
 from seg2any.training.trainer import Trainer
 from tests import forked, tiny_run

@@ -5,8 +5,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 
-from seg2any.errors import UserError
-from seg2any.models.routing import Rows, linear
+from seg2any.adapters.routing import Rows, linear
+from seg2any.system.errors import UserError
 from tests.tiny_flux import STYLE, adapted, add_style, run, tiny
 
 

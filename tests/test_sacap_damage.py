@@ -22,7 +22,7 @@ from seg2any.data.sacap.tars import index_tar
 from seg2any.data.sacap.verify import Job as VerifyJob
 from seg2any.data.sacap.verify import verify_images
 from seg2any.data.sacap_1m import SACap1MDataset
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 from tests.sacap_tars import files_of, job_of, make_source, make_tar, meter, tree
 from tests.synthetic_data import make_sacap_1m, write_sacap_parquet
 

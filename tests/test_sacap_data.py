@@ -229,7 +229,7 @@ def test_the_synthetic_run_lengths_are_those_of_the_published_files():
     recorded = sorted((golden_root() / "train" / "sacap_data").glob("*/*.json"))
     if not recorded:
         pytest.skip("the golden subset has no SA-1B json")
-    from seg2any.layout_files.rle import decode_rle
+    from seg2any.layout.rle import decode_rle
 
     for path in recorded:
         for one in json.loads(path.read_text())["annotations"]:

@@ -20,7 +20,7 @@ from seg2any.data.sacap import extract as extract_module
 from seg2any.data.sacap.__main__ import main
 from seg2any.data.sacap.extract import extract_tar
 from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 from tests.golden_root import REPOSITORY
 from tests.sacap_tars import COMMAND, job_of, make_source, make_tar, meter, tree
 from tests.sessions import processes_of, wait_until

@@ -17,7 +17,7 @@ from seg2any.data.sacap.options import parse_options
 from seg2any.data.sacap.subset import Subset, in_groups
 from seg2any.data.sacap.table import read_annotations
 from seg2any.data.sacap_1m import SACap1MDataset
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 from tests.golden_root import REPOSITORY
 from tests.sacap_tars import COMMAND, make_source, tree
 from tests.synthetic_data import SACAP_SCHEMA, write_sacap_parquet

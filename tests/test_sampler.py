@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from seg2any.data.sampler import LEFT_OUT, LengthBatches, PublishedBatches, published_length_class, share
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 
 def lengths_like(n, seed=0):

@@ -5,7 +5,7 @@ import pytest
 
 from seg2any.data.shapes import KINDS, MIN_VISIBLE, ShapesDataset, held_out, visible_masks
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK, PATTERNS, SHAPES, Figure, draw_alpha
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "mixed"])

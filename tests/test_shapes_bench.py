@@ -12,25 +12,25 @@ import pytest
 import torch
 from PIL import Image
 
-from eval.bars import lines
-from eval.generated import image_seed
-from eval.metrics.result import mean
-from eval.results import make_run, read_run
-from eval.runners.finish import finish
-from eval.shapes import main
-from eval.shapes_bench import Bench
-from eval.shapes_judge import judge
-from eval.shapes_options import SCENES, Options, parse_options
-from eval.shapes_report import bars, table
-from eval.shapes_results import results
-from eval.shapes_sources import round_trip
-from eval.stopwatch import Stopwatch
+from seg2any.attention.settings import ConditionSettings
 from seg2any.data.shapes import ShapesDataset
-from seg2any.errors import UserError
-from seg2any.inference.choices import as_json
-from seg2any.inference.model import known_model
-from seg2any.provenance import commit
-from seg2any.settings import ConditionSettings
+from seg2any.evaluation.bars import lines
+from seg2any.evaluation.generated import image_seed
+from seg2any.evaluation.metrics.result import mean
+from seg2any.evaluation.results import make_run, read_run
+from seg2any.evaluation.runners.finish import finish
+from seg2any.evaluation.shapes import main
+from seg2any.evaluation.shapes_bench import Bench
+from seg2any.evaluation.shapes_judge import judge
+from seg2any.evaluation.shapes_options import SCENES, Options, parse_options
+from seg2any.evaluation.shapes_report import bars, table
+from seg2any.evaluation.shapes_results import results
+from seg2any.evaluation.shapes_sources import round_trip
+from seg2any.evaluation.stopwatch import Stopwatch
+from seg2any.generate.choices import as_json
+from seg2any.generate.model import known_model
+from seg2any.system.errors import UserError
+from seg2any.system.provenance import commit
 from tests.golden_root import REPOSITORY
 
 NAMES = [f"test_normal_{index:05d}" for index in range(3)]
@@ -105,7 +105,9 @@ def test_images_of_another_run_are_not_mixed_in(tmp_path: Path):
 
 def test_every_source_of_images_is_judged_on_every_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     measured = bench(tmp_path, "--limit", "2")
-    monkeypatch.setattr("eval.shapes_sources.round_trip", lambda images, pipeline: iter(images))  # without loss
+    monkeypatch.setattr(
+        "seg2any.evaluation.shapes_sources.round_trip", lambda images, pipeline: iter(images)
+    )  # without loss
     run = measured.measure("normal")
     assert all(row.n == 2 for row in run.rows if row.name not in ("background", "leak where coloured"))
     assert run.row("IoU", "VAE round trip").value == run.row("IoU", "rendered (ceiling)").value > 0.98
@@ -181,8 +183,10 @@ def test_round_trip_of_an_identity_autoencoder_is_the_image(monkeypatch: pytest.
         postprocess=lambda images, output_type: (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     )
     pipeline = SimpleNamespace(vae=SimpleNamespace(config=config, dtype=torch.float32), image_processor=processor)
-    monkeypatch.setattr("eval.shapes_sources.encode_images", lambda images, vae: SimpleNamespace(mean=images))
-    monkeypatch.setattr("eval.shapes_sources.decode_latents", lambda tokens, grid, vae: tokens)
+    monkeypatch.setattr(
+        "seg2any.evaluation.shapes_sources.encode_images", lambda images, vae: SimpleNamespace(mean=images)
+    )
+    monkeypatch.setattr("seg2any.evaluation.shapes_sources.decode_latents", lambda tokens, grid, vae: tokens)
     images = [np.random.default_rng(seed).integers(0, 256, (6, 4, 3), dtype=np.uint8) for seed in range(10)]
     found = list(round_trip(images, pipeline))
     assert len(found) == 10 and all((a == b).all() for a, b in zip(found, images, strict=True))
@@ -190,7 +194,7 @@ def test_round_trip_of_an_identity_autoencoder_is_the_image(monkeypatch: pytest.
 
 def test_a_stopwatch_adds_up_and_counts_what_fails(monkeypatch: pytest.MonkeyPatch):
     times = iter([0.0, 2.0, 10.0, 13.0, 20.0, 20.5])
-    monkeypatch.setattr("eval.stopwatch.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("seg2any.evaluation.stopwatch.time.perf_counter", lambda: next(times))
     clock = Stopwatch()
     for task in ("a", "a"):
         with clock(task):
@@ -209,10 +213,10 @@ def test_bad_flags_are_one_line(capsys: pytest.CaptureFixture):
 
 
 def test_a_missing_adapter_ends_the_process_without_a_traceback():
-    command = [sys.executable, "-m", "eval.shapes", "--lora", "nowhere"]
+    command = [sys.executable, "-m", "seg2any.evaluation.shapes", "--lora", "nowhere"]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 2
-    assert "eval.shapes: --lora nowhere: no such folder" in done.stderr and "Traceback" not in done.stderr
+    assert "seg2any.evaluation.shapes: --lora nowhere: no such folder" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_options_have_the_documented_defaults():

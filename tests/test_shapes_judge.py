@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.shapes_drawn import Attributes
-from eval.shapes_judge import Verdict, judge, visible
-from eval.shapes_results import OF_IMAGE, OF_REGION, results
 from seg2any.data.shapes import Scene, ShapesDataset
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, Figure
-from seg2any.errors import UserError
+from seg2any.evaluation.shapes_drawn import Attributes
+from seg2any.evaluation.shapes_judge import Verdict, judge, visible
+from seg2any.evaluation.shapes_results import OF_IMAGE, OF_REGION, results
 from seg2any.layout import Layout
+from seg2any.system.errors import UserError
 
 SCENES = [ShapesDataset("test", 8).scene(index) for index in range(8)]
 FIGURES = sum(len(scene.figures) for scene in SCENES)

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from seg2any import config
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
+from seg2any.training import config
 from seg2any.training.shards import is_sharded
 from seg2any.training.state_file import read_state
 from seg2any.training.trainer import Trainer

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from eval.shapes_judge import judge
 from seg2any.data.shapes import ShapesDataset
-from seg2any.inference.model import load_pipeline
+from seg2any.evaluation.shapes_judge import judge
+from seg2any.generate.model import load_pipeline
 from tests.infer_command import REPOSITORY
 
 SHAPES = REPOSITORY / "examples" / "shapes"

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from seg2any import config
+from seg2any.bases.flux1.text import TextKey, TruncationWarning, encode_keys
 from seg2any.data.bucket_map import UNUSABLE
 from seg2any.data.catalog import ClosedSet, open_data_set
 from seg2any.data.left_out import LeftOutWarning
 from seg2any.data.sample import SampleError
-from seg2any.errors import UserError
-from seg2any.text import TextKey, TruncationWarning, encode_keys
-from seg2any.training import run_data
+from seg2any.system.errors import UserError
+from seg2any.training import config, run_data
 from seg2any.training.cache import Crew
 from seg2any.training.counts import read_or_count
 from seg2any.training.reader import read_ahead
@@ -215,7 +214,7 @@ class Closed(Unreadable):
     ],
 )
 def test_networks_that_nothing_needs_are_gone_before_training(data, stock_pipe, tmp_path, cls, text, gone):
-    from seg2any.pipeline import Seg2AnyPipeline
+    from seg2any.generate.pipeline import Seg2AnyPipeline
 
     parts = {**stock_pipe.components, "transformer": None}
     pipe = Seg2AnyPipeline(**parts)

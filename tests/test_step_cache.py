@@ -10,10 +10,11 @@ import torch
 from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 from torch._dynamo.utils import counters
 
-from seg2any import Layout, Seg2AnyPipeline, step_cache
-from seg2any.attention import AttentionRules
-from seg2any.errors import UserError
-from seg2any.modes import STEP_CACHES
+from seg2any import Layout, Seg2AnyPipeline
+from seg2any.attention.rules import AttentionRules
+from seg2any.diffusion import step_cache
+from seg2any.generate.modes import STEP_CACHES
+from seg2any.system.errors import UserError
 from tests import tiny_flux
 from tests.tiny_pipeline import HARD, MANY, ONE, THREE
 

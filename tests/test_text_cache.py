@@ -10,8 +10,8 @@ import torch
 from diffusers import FluxPipeline
 
 from seg2any import Layout, Seg2AnyPipeline
-from seg2any.text import Prompt, TextKey, encode_texts
-from seg2any.text_cache import TextCache
+from seg2any.bases.flux1.text import Prompt, TextKey, encode_texts
+from seg2any.bases.text_cache import TextCache
 from tests.tiny_pipeline import FAST, HARD, MANY, fresh_pipe
 
 ROW = torch.zeros(4)  # 16 bytes

@@ -11,8 +11,8 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import nn
 
+from examples.shapes.make import build, loop, publish, train_base, train_vae
 from seg2any.data.shapes import KINDS, ShapesDataset
-from seg2any.tiny import build, loop, publish, train_base, train_vae
 
 
 def test_captions_fit_the_trained_text_lengths_and_no_word_is_spelt():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from seg2any.errors import UserError
-from seg2any.tokens import Kind, SampleTokens, layout_tokens, token_coverage, token_masks
+from seg2any.attention.tokens import Kind, SampleTokens, layout_tokens, token_coverage, token_masks
+from seg2any.system.errors import UserError
 
 
 def random_masks(rng: np.random.Generator, n: int, size: tuple[int, int]) -> np.ndarray:

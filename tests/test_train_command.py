@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import train as command_line
-from seg2any import config
 from seg2any.data.shapes import ShapesDataset
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
+from seg2any.training import config
 from seg2any.training.dry_run import describe
 from seg2any.training.tracking import start_trackers
 from seg2any.training.trainer import Trainer

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from seg2any import config
+from seg2any.training import config
 from tests.golden_root import REPOSITORY
 
 STUB = """#!/usr/bin/env bash

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 from seg2any.training.trainable import Average, Trainable
 
 

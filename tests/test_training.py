@@ -7,11 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seg2any import config
-from seg2any.errors import UserError
-from seg2any.latents import Posterior
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.training import build
+from seg2any.bases.flux1.latents import Posterior
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.system.errors import UserError
+from seg2any.training import build, config
 from seg2any.training.checkpoint import STATE
 from seg2any.training.log import RunLog
 from seg2any.training.parallel import make_accelerator

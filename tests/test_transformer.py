@@ -8,9 +8,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.hooks._helpers import TransformerBlockRegistry
 
-from seg2any.attention import AttentionRules
-from seg2any.errors import UserError
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.attention.rules import AttentionRules
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.system.errors import UserError
 from tests.tiny_flux import CONFIG, RULES, adapted, condition, inputs, plain_inputs, run, sample, tiny
 
 

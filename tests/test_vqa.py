@@ -14,15 +14,15 @@ import cv2
 import numpy as np
 import pytest
 
-from eval.metrics.item import Item
-from eval.vqa import questions as protocol
-from eval.vqa.answers import Answers, NoAnswer, Patience, ask
-from eval.vqa.endpoint import EndpointJudge, request_body
-from eval.vqa.questions import Question, about_caption, about_regions, cut_out, outlined, swapped_captions
-from eval.vqa.replies import read_attributes, read_yes_or_no, share_of_yes
-from eval.vqa.score import region_vqa, scored
-from seg2any.errors import UserError
+from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.vqa import questions as protocol
+from seg2any.evaluation.vqa.answers import Answers, NoAnswer, Patience, ask
+from seg2any.evaluation.vqa.endpoint import EndpointJudge, request_body
+from seg2any.evaluation.vqa.questions import Question, about_caption, about_regions, cut_out, outlined, swapped_captions
+from seg2any.evaluation.vqa.replies import read_attributes, read_yes_or_no, share_of_yes
+from seg2any.evaluation.vqa.score import region_vqa, scored
 from seg2any.layout import Layout
+from seg2any.system.errors import UserError
 from tests.golden_root import REPOSITORY
 from tests.stub_judge import RUBBISH, StubJudge, stub_judge
 
@@ -307,9 +307,9 @@ def test_half_a_line_is_forgotten_and_other_files_are_refused(tmp_path: Path):
 
 SCRIPT = """
 import sys
-from eval.vqa.answers import Answers, ask
-from eval.vqa.endpoint import EndpointJudge
-from eval.vqa.questions import Question
+from seg2any.evaluation.vqa.answers import Answers, ask
+from seg2any.evaluation.vqa.endpoint import EndpointJudge
+from seg2any.evaluation.vqa.questions import Question
 questions = (Question(f"s{n}", "spatial", "a cat", f"is it {n}?") for n in range(30))
 for _ in ask(questions, Answers(sys.argv[2], EndpointJudge(sys.argv[1], "stub")), concurrency=2):
     pass

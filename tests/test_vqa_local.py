@@ -15,10 +15,10 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from eval.vqa.answers import NoAnswer
-from eval.vqa.local import LocalJudge
-from eval.vqa.questions import Question, about_caption
-from seg2any.errors import UserError
+from seg2any.evaluation.vqa.answers import NoAnswer
+from seg2any.evaluation.vqa.local import LocalJudge
+from seg2any.evaluation.vqa.questions import Question, about_caption
+from seg2any.system.errors import UserError
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
 WORDS = ["[UNK]", "yes", "Yes", "no", "No", "maybe", "a", "cat", "user", "assistant", "is", "it"]

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from peft import LoraConfig
 
-from seg2any.attention import AttentionRules
-from seg2any.condition import Condition
-from seg2any.models.adapters import add_adapters
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.tokens import SampleTokens, layout_tokens
+from seg2any.adapters.files import add_adapters
+from seg2any.attention.rules import AttentionRules
+from seg2any.attention.tokens import SampleTokens, layout_tokens
+from seg2any.bases.base import Condition
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
 CONFIG = {
     "in_channels": 16,

@@ -21,9 +21,9 @@ from transformers import (
     SwinConfig,
 )
 
-from eval.metrics.deeplab import DeepLabV3
-from eval.metrics.mask2former import Mask2FormerForSemantics
-from seg2any.tiny.build import build_clip_tokenizer
+from examples.shapes.make.build import build_clip_tokenizer
+from seg2any.evaluation.metrics.deeplab import DeepLabV3
+from seg2any.evaluation.metrics.mask2former import Mask2FormerForSemantics
 
 
 class Inception(torch.nn.Module):
@@ -38,7 +38,7 @@ class Inception(torch.nn.Module):
 
 
 def save_judges(folder: Path) -> dict[str, Path]:
-    """Flag of `python -m eval.runners` -> what to give it."""
+    """Flag of `python -m seg2any.evaluation.runners` -> what to give it."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in ("clip", "cmmd_clip", "dinov2", "mask2former", "sam2")}

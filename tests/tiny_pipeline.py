@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxPipeline
 
 from seg2any import Layout, Seg2AnyPipeline
-from seg2any.models.card import AdapterCard
+from seg2any.adapters.card import AdapterCard
 
 SIZE = (64, 96)
 FAST = {

@@ -48,7 +48,7 @@ def start(arguments: Sequence[str], launcher: str = "python") -> subprocess.Pope
 
 def fit(arguments: Sequence[str]):
     """-> the trainer, after a run in this process."""
-    from seg2any import config
+    from seg2any.training import config
     from seg2any.training.trainer import Trainer
 
     trainer = Trainer(config.load(arguments))

@@ -12,19 +12,40 @@ auto     as chosen                     one of these, by block
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 
-from seg2any.attention.auto import choose
 from seg2any.attention.flex import flex
 from seg2any.attention.grouped import grouped
-from seg2any.attention.kernel import kernel_dtype, products, products_with_gradients, quickest, trains
+from seg2any.attention.kernels import (
+    in_parts,
+    in_parts_with_gradients,
+    kernel_dtype,
+    prefers_products,
+    products,
+    products_with_gradients,
+    quickest,
+    trains,
+)
 from seg2any.attention.names import check_backend
-from seg2any.attention.parts import in_parts, in_parts_with_gradients
-from seg2any.attention.pattern import AttentionPattern
+from seg2any.attention.pattern import AttentionPattern, TokenClasses
+from seg2any.attention.rules import Attention, AttentionRules
+from seg2any.attention.tokens import TokenLayout
+
+logger = logging.getLogger(__name__)
 
 Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionPattern], torch.Tensor]
+Tap = Callable[[int, torch.Tensor, torch.Tensor, "torch.Tensor | None"], None]
+
+FEW_TOKENS = {"sdpa": 2048, "matmul": 1024}  # below, calls of a kernel cost more than pairs of tokens
+MOST_PAIRS = {"sdpa": 0.7, "matmul": 0.6}  # share of all L x L that `grouped` may compute in its place, and
+MOST_COPIES = 10  # of every key that it may make,
+MOST_COPIES_IN_TRAINING = 6  # or keep for the backward pass
+_said: set[tuple[object, ...]] = set()
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -87,3 +108,81 @@ def attend(
     if pattern is None or pattern.is_open:
         return quickest(query, key, value)
     return BACKENDS[attention_backend](query, key, value, pattern)
+
+
+def choose(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> str:
+    """The name of a backend. Says, once for each kind of device, block and answer, what it chose and why."""
+    training, masked = trains(query, key, value), "matmul" if prefers_products(query, key, value) else "sdpa"
+    name, why = pattern.made(("auto", training, masked), lambda: _choice(pattern, training, masked))
+    about = (query.device.type, pattern.attention, training, name)
+    if about not in _said:
+        _said.add(about)
+        task = "training" if training else "generation"
+        logger.info(f"attention_backend auto: {name} for {task} in {pattern.attention.value} blocks, since {why}")
+    return name
+
+
+def _choice(pattern: AttentionPattern, training: bool, masked: str) -> tuple[str, str]:
+    """masked: the quickest backend with a mask."""
+    n_tokens = pattern.classes.index.shape[1]
+    if n_tokens < FEW_TOKENS[masked]:
+        return masked, f"{n_tokens} tokens are few"
+    if pattern.coverage is not None:
+        return masked, "every image token has weights of its own"
+    pairs, copies = _cost_of_groups(pattern)
+    most_copies = MOST_COPIES_IN_TRAINING if training else MOST_COPIES
+    why = f"{len(pattern.log_weights)} classes of tokens see {pairs:.0%} of all pairs and copy keys {copies:.1f} times"
+    return ("grouped" if pairs <= MOST_PAIRS[masked] and copies <= most_copies else masked), why
+
+
+def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:
+    """Share of all pairs of query and key that are seen, and how often keys would be copied for the classes that see
+    them."""
+    seen, n_keys = (pattern.log_weights > -torch.inf).float(), pattern.classes.index.numel()
+    none = seen.new_zeros(len(pattern.classes.index), len(seen))
+    asking, keys = (
+        none.scatter_add(1, index, torch.ones_like(index, dtype=none.dtype))
+        for index in (pattern.query_index, pattern.classes.index)
+    )
+    seen_by = keys @ seen.T  # [B, C] tokens that a query of the class sees
+    pairs, copies = (asking * seen_by).sum() / pattern.query_index.shape[1], seen_by[asking > 0].sum()
+    return float(pairs / n_keys), float(copies / n_keys)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionPlan:
+    """Tokens and rules, and the at most two distinct patterns that follow from them.
+
+    tap: called before the attention of every block with (block, query, key, mask), query and key [B, L, heads, d]
+         after RoPE; `attend.attention_weights` turns any rows of them into weights. A plan with a tap builds the mask
+         [B, 1, L, L] whatever the backend needs.
+    """
+
+    tokens: TokenLayout
+    rules: AttentionRules
+    tap: Tap | None = None
+    _patterns: dict[Attention, AttentionPattern] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def classes(self) -> TokenClasses:
+        """Shared by the patterns of all blocks."""
+        return TokenClasses.of(self.tokens)
+
+    def pattern(self, block: int) -> AttentionPattern:
+        """Who sees whom in a block, counted over double then single blocks."""
+        attention = self.rules.at(block)
+        if attention not in self._patterns:
+            self._patterns[attention] = AttentionPattern(self.tokens, self.classes, attention, self.rules)
+        return self._patterns[attention]
+
+    def mask(self, block: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
+        """Additive mask [B, 1, L, L] of a block; None = all see all."""
+        pattern = self.pattern(block)
+        return None if pattern.is_open else pattern.mask(dtype)
+
+    def attend(self, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """Attention of one block: query [B, queries, heads, d], the first of the tokens, or all; key and value
+        [B, L, heads, d] -> [B, queries, heads, d]."""
+        if self.tap is not None:
+            self.tap(block, query, key, self.mask(block, kernel_dtype(query)))
+        return attend(query, key, value, self.pattern(block).asked_by(query.shape[1]), self.rules.attention_backend)

@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from seg2any.attention.kernel import kernel_dtype
+from seg2any.attention.kernels import kernel_dtype
 from seg2any.attention.pattern import AttentionPattern, Coverage
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 BLOCK = 128
 FEWEST_CLASSES = 32  # the table of weights has this many rows or 2, 4, .. times as many: fewer shapes to compile for

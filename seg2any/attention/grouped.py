@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seg2any.attention.kernel import kernel_dtype, quickest
+from seg2any.attention.kernels import kernel_dtype, quickest
 from seg2any.attention.names import check_backend
 from seg2any.attention.pattern import AttentionPattern
-from seg2any.tokens import Kind
+from seg2any.attention.tokens import Kind
 
 # Global text, background and contour then see one stretch of tokens each, so these largest sets of keys need no copy.
 ORDER = (Kind.REGION, Kind.GLOBAL, Kind.IMAGE, Kind.COND, Kind.TEXT_PAD, Kind.COND_PAD)

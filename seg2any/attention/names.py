@@ -6,7 +6,7 @@ mask to key padding, or drop it, would silently turn regional attention into pla
 
 from __future__ import annotations
 
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 BACKEND_NAMES = ("auto", "sdpa", "grouped", "flex", "matmul", "dense")
 

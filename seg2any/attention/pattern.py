@@ -14,8 +14,8 @@ from typing import TypeVar
 import torch
 
 from seg2any.attention.rules import Attention, AttentionRules, may_attend
-from seg2any.errors import UserError
-from seg2any.tokens import Kind, TokenLayout
+from seg2any.attention.tokens import Kind, TokenLayout
+from seg2any.system.errors import UserError
 
 T = TypeVar("T")
 QUERIES_AT_A_TIME = 512

@@ -6,7 +6,7 @@ import numpy as np
 
 from seg2any.attention.pattern import additive_mask
 from seg2any.attention.rules import Attention, AttentionRules
-from seg2any.tokens import TokenLayout
+from seg2any.attention.tokens import TokenLayout
 
 
 def picture(tokens: TokenLayout, attention: Attention, rules: AttentionRules, sample: int = 0) -> np.ndarray:

@@ -20,8 +20,8 @@ from enum import Enum
 import torch
 
 from seg2any.attention.names import check_backend
-from seg2any.errors import UserError
-from seg2any.tokens import Kind
+from seg2any.attention.tokens import Kind
+from seg2any.system.errors import UserError
 
 
 class Attention(Enum):

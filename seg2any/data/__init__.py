@@ -1,0 +1,1 @@
+"""Data sets: each lists layouts with their images, and knows nothing of models or runs."""

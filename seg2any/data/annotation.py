@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from seg2any.layout import Layout
-from seg2any.layout_files.rle import draw_runs
+from seg2any.layout.rle import draw_runs
 
 
 @dataclass(frozen=True, eq=False)

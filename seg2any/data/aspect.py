@@ -13,10 +13,10 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from seg2any.contour import resize_masks
 from seg2any.data.sample import Sample
-from seg2any.errors import UserError
 from seg2any.layout import Layout
+from seg2any.layout.contour import resize_masks
+from seg2any.system.errors import UserError
 
 ASPECTS = ("stretch", "bucket")
 WIDEST = 2.0  # longer photos are cut to this proportion

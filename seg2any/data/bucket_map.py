@@ -26,10 +26,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from seg2any.config import Config
 from seg2any.data.catalog import DataSet
-from seg2any.errors import UserError
-from seg2any.files import atomic_write
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
+from seg2any.training.config import Config
 
 FORMAT = 1  # raise it when a column's meaning changes
 UNUSABLE = 8  # the sample's annotation cannot be read: it has no lengths and is not to be trained on

@@ -16,10 +16,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from seg2any.attention.tokens import MAX_ENTITIES
 from seg2any.data.checked import writing_cache
-from seg2any.errors import UserError
-from seg2any.files import atomic_write
-from seg2any.layout import MAX_ENTITIES
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
 
 FORMAT = "3"  # raise it when the columns below change, or their faults
 BATCH = 16384  # rows

@@ -10,10 +10,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
 
-from seg2any.config import DataSet as DataSetConfig
 from seg2any.data.annotation import Annotation
 from seg2any.data.sample import Sample
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
+from seg2any.training.config import DataSet as DataSetConfig
 
 CATALOG = {
     "ade20k": "seg2any.data.ade20k:ADE20KDataset",

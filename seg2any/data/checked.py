@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
 from seg2any.data.sample import SampleError
-from seg2any.errors import UserError
-from seg2any.files import atomic_write
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
 
 FORMAT = 2  # raise it when the columns, their meaning or what is checked change
 SCHEMA = pa.schema(

@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 from seg2any.data.bucket_map import SCHEMA, BucketMap, Origin, read_origin, write_tables
 from seg2any.data.count_rows import RowCounter
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 PART = 256  # rows: about a second of work
 MERGED = 256  # parts that are put together at a time

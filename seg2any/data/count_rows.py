@@ -9,13 +9,13 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from seg2any.config import Config
 from seg2any.data.annotation import Annotation
 from seg2any.data.aspect import target_size
 from seg2any.data.bucket_map import SCHEMA, UNUSABLE, BucketMap, Origin, map_path, origin_of
 from seg2any.data.catalog import ClosedSet, DataSet
 from seg2any.data.lengths import count_regions, text_lengths
 from seg2any.data.sample import SampleError
+from seg2any.training.config import Config
 
 
 @dataclass(frozen=True, eq=False)

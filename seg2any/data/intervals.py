@@ -56,7 +56,7 @@ def resized_intervals(regions: RunLengths, pixels: tuple[np.ndarray, np.ndarray]
 
 def outline(intervals: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Column, start and stop, int64 [K], of every pixel with a 4-neighbour outside its region; outside the picture is
-    outside. The union equals `seg2any.contour.outline`; intervals may overlap."""
+    outside. The union equals `seg2any.layout.contour.outline`; intervals may overlap."""
     height, width = intervals.size
     # All columns of all regions on one line, a free pixel after each column and a free column after each region.
     stride = height + 1

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from seg2any.attention.tokens import MAX_ENTITIES
 from seg2any.data.annotation import Annotation, LabelMap
 from seg2any.data.checked import check_pictures
 from seg2any.data.left_out import LeftOut, check_left_out
 from seg2any.data.pictures import check_photo, pictures_by_stem, read_label_map, read_photo, sizes_differ
 from seg2any.data.sample import Sample, SampleError
-from seg2any.layout import MAX_ENTITIES
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from seg2any.errors import UserError
-from seg2any.files import atomic_write
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
 
 ON_ERROR = ("skip", "fail")
 LISTED = 10_000  # samples: of SACap-1M a million may be left out because their tars were not fetched

@@ -15,11 +15,11 @@ from itertools import chain
 import cv2
 import numpy as np
 
-from seg2any.contour import condition_image, kept_tokens, nearest_exact, resize_masks
 from seg2any.data.annotation import LabelMap, MaskStack, Regions, RunLengths
 from seg2any.data.aspect import window
 from seg2any.data.intervals import outline, resized_intervals
 from seg2any.data.token_grid import Grid, make_grid, tokens_of_intervals, tokens_of_raster
+from seg2any.layout.contour import condition_image, kept_tokens, nearest_exact, resize_masks
 
 EMPTY_REGION = 1  # a region has no pixel as it is stored
 VANISHED_REGION = 2  # a region with pixels has none at the image's size

@@ -10,15 +10,15 @@ import numpy as np
 from PIL import Image
 
 from seg2any.data.sample import SampleError
-from seg2any.errors import UserError
-from seg2any.layout import LayoutError, check_mask_shape, shown
-from seg2any.layout_files.images import FORMATS
+from seg2any.layout.checks import LayoutError, check_mask_shape, shown
+from seg2any.layout.images import FORMATS
+from seg2any.system.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3], as stored: see `seg2any.layout_files.images` for EXIF."""
+    """uint8 [H, W, 3], as stored: see `seg2any.layout.images` for EXIF."""
     with _opened(path) as image:
         _refuse_deep(path, image)
         return np.asarray(image.convert("RGB"))

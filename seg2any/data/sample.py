@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seg2any.errors import UserError
 from seg2any.layout import Layout
+from seg2any.system.errors import UserError
 
 
 class SampleError(UserError):

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import numpy as np
 
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 LEFT_OUT = -1
 WINDOW = 256  # batches of all ranks that are sorted by length together

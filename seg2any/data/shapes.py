@@ -27,8 +27,8 @@ from seg2any.data.shapes_draw import (
     draw_background,
     draw_texture,
 )
-from seg2any.errors import UserError
 from seg2any.layout import Layout
+from seg2any.system.errors import UserError
 
 SPLITS = ("train", "val", "test")
 MIN_VISIBLE = 0.55  # of a figure's own area, after everything above it is drawn

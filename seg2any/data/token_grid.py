@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seg2any.contour import nearest_exact
+from seg2any.layout.contour import nearest_exact
 
 
 @dataclass(frozen=True, eq=False)

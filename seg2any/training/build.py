@@ -14,14 +14,14 @@ from huggingface_hub.errors import HFValidationError
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from seg2any.adapters.files import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
 from seg2any.attention.rules import AttentionRules
-from seg2any.config import Config
-from seg2any.errors import UserError
-from seg2any.flow import TimestepWeighting
-from seg2any.models.adapters import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.settings import ConditionSettings
-from seg2any.training.base_weights import weights_fingerprint
+from seg2any.attention.settings import ConditionSettings
+from seg2any.diffusion.flow import TimestepWeighting
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.system.errors import UserError
+from seg2any.system.weights import weights_fingerprint
+from seg2any.training.config import Config
 from seg2any.training.objective import Objective
 from seg2any.training.parallel import weight_dtype
 from seg2any.training.quantize import follow_autocast, quantization_config

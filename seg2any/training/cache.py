@@ -11,11 +11,11 @@ from pathlib import Path
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.text import TextKey
 from seg2any.data.sampler import share
-from seg2any.errors import UserError
-from seg2any.prepare import Encoders
-from seg2any.settings import ConditionSettings
-from seg2any.text import TextKey
+from seg2any.diffusion.prepare import Encoders
+from seg2any.system.errors import UserError
 from seg2any.training.encoded import Captions, add_embeddings, encode_latents, latents_entry, texts_entry
 from seg2any.training.reader import Preparation, Reader, fault_entry, read_ahead
 from seg2any.training.store import Entry, MemoryStore, ShardStore, Store

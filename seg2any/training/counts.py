@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from seg2any.config import Config
+from seg2any.attention.settings import ConditionSettings
 from seg2any.data.bucket_map import SCHEMA, UNUSABLE, BucketMap, map_path, origin_of
 from seg2any.data.catalog import DataSet, data_set_name
 from seg2any.data.count_map import Parts, Share, count_map, number_of_workers
 from seg2any.data.count_rows import RowCounter, open_map
 from seg2any.data.unreadable import check_unreadable
-from seg2any.settings import ConditionSettings
 from seg2any.training.cache import Crew
+from seg2any.training.config import Config
 
 
 @dataclass(frozen=True, eq=False)

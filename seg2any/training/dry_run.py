@@ -6,21 +6,21 @@ import numpy as np
 import torch
 from torch import nn
 
-from seg2any.config import Config
+from seg2any.adapters.files import add_adapters
+from seg2any.bases.flux1.latents import pixels_per_token
+from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.data.catalog import ClosedSet
 from seg2any.data.sampler import LengthBatches
-from seg2any.latents import pixels_per_token
-from seg2any.models.adapters import add_adapters
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.prepare import size_in_tokens
+from seg2any.diffusion.prepare import size_in_tokens
+from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.training import build
 from seg2any.training.checkpoint import check_path
+from seg2any.training.config import Config
 from seg2any.training.counts import TokenCounts, count_some
 from seg2any.training.memory import Encoders, Launch, estimate, table
 from seg2any.training.parallel import is_deepspeed, make_accelerator, weight_dtype
 from seg2any.training.run_data import open_data
 from seg2any.training.shards import is_sharded
-from seg2any.weightless import weightless_pipeline
 
 DESCRIBED_SAMPLES = 64  # at most so many are counted to tell a data set's numbers of tokens
 

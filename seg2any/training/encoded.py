@@ -16,10 +16,10 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from seg2any.latents import Posterior, encode_images
-from seg2any.prepare import DrawnLayout, EncodedContour, EncodedLayout, contour_image, kept_of, prompt_for
-from seg2any.settings import ConditionSettings
-from seg2any.text import Prompt, TextEncoders, TextKey, encode_keys, text_of
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.latents import Posterior, encode_images
+from seg2any.bases.flux1.text import Prompt, TextEncoders, TextKey, encode_keys, text_of
+from seg2any.diffusion.prepare import DrawnLayout, EncodedContour, EncodedLayout, contour_image, kept_of, prompt_for
 
 STORED = torch.float16
 Entry = dict[str, np.ndarray]

@@ -7,8 +7,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from seg2any.config import Config
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
+from seg2any.training.config import Config
 from seg2any.training.run_data import data_set_name
 
 WEIGHTS = "model.pretrained_model_name_or_path's weights"

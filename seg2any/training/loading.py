@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from seg2any.config import Config
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.latents import pixels_per_token
+from seg2any.bases.flux1.text import TextKey
 from seg2any.data.catalog import ClosedSet, DataSet
-from seg2any.latents import pixels_per_token
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.prepare import size_in_tokens
-from seg2any.settings import ConditionSettings
-from seg2any.text import TextKey
+from seg2any.diffusion.prepare import size_in_tokens
+from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.training import cache
+from seg2any.training.config import Config
 from seg2any.training.counts import TokenCounts, read_or_count
 from seg2any.training.encoded import EncodedSample, add_embeddings, texts_of_entry
 from seg2any.training.reader import Preparation, Reader, latents_key, read_ahead

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from seg2any.files import atomic_write
+from seg2any.system.files import atomic_write
 from seg2any.training.tracking import show_images
 
 SHOWN = {  # in the progress bar, which adds the time that is left; the file has everything

@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from seg2any.attention.pattern import QUERIES_AT_A_TIME
-from seg2any.config import Config
-from seg2any.memory_estimate import BYTES_OF_LINEAR, GIB, RESERVE, count_linear
+from seg2any.generate.memory_estimate import BYTES_OF_LINEAR, GIB, RESERVE, count_linear
+from seg2any.training.config import Config
 from seg2any.training.quantize import MODES
 
 KEPT_BY_DOUBLE, KEPT_BY_SINGLE, KEPT_BY_ADAPTERS = 23, 20, 6

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from seg2any import flow
-from seg2any.condition import Condition
-from seg2any.prepare import assemble
-from seg2any.settings import ConditionSettings
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.base import Condition
+from seg2any.diffusion import flow
+from seg2any.diffusion.prepare import assemble
 from seg2any.training.encoded import EncodedSample
 from seg2any.training.randomness import normal
 

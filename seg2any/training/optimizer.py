@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seg2any.config import Config
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
+from seg2any.training.config import Config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -16,9 +16,9 @@ from accelerate.utils import (
     ProjectConfiguration,
 )
 
-from seg2any.config import Config
-from seg2any.errors import UserError
-from seg2any.precision import has_fast_bfloat16
+from seg2any.system.errors import UserError
+from seg2any.system.precision import has_fast_bfloat16
+from seg2any.training.config import Config
 
 # Not the routing of adapters, which calls every layer as a module, but what is done to them between steps.
 WHOLE_PARAMETERS = "leaves each process a part of every parameter, and checkpoints and the average need whole adapters"

@@ -6,7 +6,7 @@ import torch
 from diffusers import PipelineQuantizationConfig
 from torch import nn
 
-from seg2any import memory
+from seg2any.generate import memory
 
 MODES = {"8bit": "int8", "nf4": "nf4"}  # trainer.base_quantization -> memory mode
 

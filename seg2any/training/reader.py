@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from seg2any.attention.settings import ConditionSettings
 from seg2any.data.aspect import fit, target_size
 from seg2any.data.catalog import DataSet
 from seg2any.data.sample import SampleError
-from seg2any.errors import UserError
-from seg2any.prepare import DrawnLayout, draw_layout
-from seg2any.settings import ConditionSettings
+from seg2any.diffusion.prepare import DrawnLayout, draw_layout
+from seg2any.system.errors import UserError
 from seg2any.training.encoded import Captions, captions_of_entry
 from seg2any.training.store import Entry, Store, key_of
 

@@ -9,16 +9,16 @@ from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
-from seg2any.config import Config
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.text import TextKey, encode_keys
 from seg2any.data.catalog import ClosedSet, DataSet, data_set_name, open_data_set
 from seg2any.data.sample import SampleError
-from seg2any.errors import UserError
+from seg2any.diffusion.prepare import prompt_for
+from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.prepare import prompt_for
-from seg2any.settings import ConditionSettings
-from seg2any.text import TextKey, encode_keys
+from seg2any.system.errors import UserError
 from seg2any.training.cache import Crew
+from seg2any.training.config import Config
 from seg2any.training.encoded import EncodedSample
 from seg2any.training.loading import Loading
 from seg2any.training.source import Source, is_usable

@@ -7,7 +7,7 @@ import sys
 
 from accelerate import Accelerator
 
-from seg2any.provenance import circumstances
+from seg2any.system.provenance import circumstances
 
 
 def run_info(accelerator: Accelerator) -> dict[str, object]:

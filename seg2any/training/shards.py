@@ -16,8 +16,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from seg2any.config import Config
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
+from seg2any.training.config import Config
 
 
 def is_sharded(config: Config, accelerator: Accelerator) -> bool:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.text import TextKey
 from seg2any.data.sample import SampleError
 from seg2any.data.sampler import LEFT_OUT, BatchSampler, LengthBatches, PublishedBatches
-from seg2any.errors import UserError
-from seg2any.prepare import Encoders
-from seg2any.settings import ConditionSettings
-from seg2any.text import TextKey
+from seg2any.diffusion.prepare import Encoders
+from seg2any.system.errors import UserError
 from seg2any.training.counts import TokenCounts
 from seg2any.training.encoded import EncodedSample, add_embeddings, encode_latents, latents_of_entry, texts_of_entry
 from seg2any.training.reader import Reader, ReadSample, read_ahead

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, uint8
 
-from seg2any.files import atomic_write, sort_metadata
+from seg2any.system.files import atomic_write, sort_metadata
 
 TENSOR = "tensor"  # {"tensor": name} stands for a tensor of the file
 

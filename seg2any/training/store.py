@@ -22,8 +22,8 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load, save, save_file
 
-from seg2any.errors import UserError
-from seg2any.files import atomic_write, remove_stale
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write, remove_stale
 
 Entry = dict[str, np.ndarray]
 KEY_BYTES = 16

@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from omegaconf import OmegaConf
 from PIL import Image
 
-from seg2any.config import Config
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
+from seg2any.training.config import Config
 
 MODULES = {"tensorboard": "tensorboard", "wandb": "wandb"}
 

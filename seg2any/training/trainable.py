@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 
 class Trainable:

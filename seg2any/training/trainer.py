@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 
-from seg2any.config import Config
-from seg2any.errors import UserError
-from seg2any.models.adapters import save_adapters
+from seg2any.adapters.files import save_adapters
+from seg2any.system.errors import UserError
+from seg2any.system.run_lock import held
 from seg2any.training import build
 from seg2any.training.checkpoint import Checkpoints
+from seg2any.training.config import Config
 from seg2any.training.identity import Identity, run_identity
 from seg2any.training.interrupt import Interrupt
 from seg2any.training.log import RunLog
@@ -25,7 +26,6 @@ from seg2any.training.parallel import is_deepspeed, make_accelerator, precision,
 from seg2any.training.randomness import Randomness
 from seg2any.training.run_data import load_data, open_data
 from seg2any.training.run_info import run_info
-from seg2any.training.run_lock import held
 from seg2any.training.shards import average_gradients, is_sharded, shard_frozen
 from seg2any.training.tracking import check_tracker, start_trackers
 from seg2any.training.trainable import Average, Trainable

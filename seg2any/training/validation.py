@@ -14,18 +14,18 @@ from accelerate.utils import gather_object
 from PIL import Image
 from torch import Tensor, nn
 
-from seg2any import flow
-from seg2any.condition import Condition
-from seg2any.config import Config
-from seg2any.files import atomic_write
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.base import Condition
+from seg2any.diffusion import flow
+from seg2any.diffusion.prepare import assemble
+from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.prepare import assemble
-from seg2any.settings import ConditionSettings
+from seg2any.layout.draw import panel
+from seg2any.system.files import atomic_write
+from seg2any.training.config import Config
 from seg2any.training.encoded import EncodedSample
 from seg2any.training.run_data import RunData
 from seg2any.training.velocity import Velocity
-from seg2any.visualize import panel
 
 BINS = 4  # of the noise level, each reported by itself: the loss means something else at every level
 

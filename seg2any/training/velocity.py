@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from seg2any.condition import Condition
+from seg2any.bases.base import Condition
 
 
 class Velocity(nn.Module):

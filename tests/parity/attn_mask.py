@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from seg2any.attention import Attention, AttentionRules, additive_mask
-from seg2any.tokens import SampleTokens, TokenLayout, layout_tokens, token_coverage, token_masks
+from seg2any.attention.pattern import additive_mask
+from seg2any.attention.rules import Attention, AttentionRules
+from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens, token_coverage, token_masks
 
 RECORDED_AS = {"mask": Attention.SEMANTIC, "hard": Attention.ISOLATED}
 

@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 
+from seg2any.adapters.files import add_adapters
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.data.ade20k import ADE20KDataset
 from seg2any.data.annotation import MaskStack
 from seg2any.data.aspect import fit
 from seg2any.data.left_out import LeftOutWarning
 from seg2any.data.lengths import VANISHED_REGION, count_regions
 from seg2any.data.sample import Sample
-from seg2any.errors import UserError
 from seg2any.layout import Layout
-from seg2any.models.adapters import add_adapters
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.system.errors import UserError
 from seg2any.training.checkpoint import Checkpoints
 from tests.parity.eval_scripts import launcher_has_its_own_flags, no_function_is_called_with_too_few_arguments
 

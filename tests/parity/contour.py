@@ -21,9 +21,9 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from seg2any.contour import condition_image, kept_tokens, outline, resize_masks, to_signed
 from seg2any.data.lengths import text_lengths
 from seg2any.layout import Layout
+from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks, to_signed
 
 T5_VARIABLE = "SEG2ANY_T5_TOKENIZER"
 T5_TOKENIZER = os.environ.get(T5_VARIABLE)

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from eval.metrics.deeplab import DeepLabV3, from_mmseg
-from eval.metrics.semantic import normalised
+from seg2any.evaluation.metrics.deeplab import DeepLabV3, from_mmseg
+from seg2any.evaluation.metrics.semantic import normalised
 
 
 def cases(root: Path) -> dict[str, Callable[[], None]]:

@@ -26,7 +26,7 @@ def launcher_has_its_own_flags(recorded: dict) -> None:
         command = ["bash", str(REPOSITORY / "eval.sh"), "ade20k", "--seed", "7"]
         done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, timeout=60)
     words = done.stdout.split()
-    script = words.index("eval.generate_image")
+    script = words.index("seg2any.evaluation.generate_image")
     assert words[words.index("--nproc_per_node") + 1] == "4" and words.index("--nproc_per_node") < script
     assert words.index("--seed") > script and done.returncode == 3
 

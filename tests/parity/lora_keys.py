@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from peft.utils import get_peft_model_state_dict
 
-from seg2any.models.adapters import COND, DEFAULT, PREFIX, add_adapters
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
+from seg2any.adapters.files import COND, DEFAULT, PREFIX, add_adapters
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
 
 def check(file: Path) -> None:

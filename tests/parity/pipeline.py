@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from seg2any.condition import Condition
+from seg2any.bases.base import Condition
 from tests.parity.pipeline_defects import DEFECTS
 from tests.parity.pipeline_runs import Run, assert_close, quiet
 

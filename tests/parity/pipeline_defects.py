@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from seg2any.diffusion.prepare import encode_layouts
+from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.prepare import encode_layouts
 from tests.parity.pipeline_runs import Run, assert_close
 
 LATENTS = 1e-4

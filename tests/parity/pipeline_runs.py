@@ -15,11 +15,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.text import TextKey, TruncationWarning
+from seg2any.diffusion.prepare import prompt_for
+from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
-from seg2any.pipeline import Seg2AnyPipeline
-from seg2any.prepare import prompt_for
-from seg2any.settings import ConditionSettings
-from seg2any.text import TextKey, TruncationWarning
 
 
 @functools.lru_cache(maxsize=4)

@@ -22,16 +22,16 @@ from diffusers import FluxPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from seg2any import config, flow
-from seg2any.condition import Condition
+from seg2any.adapters.files import load_adapters, trainable_parameters
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.base import Condition
+from seg2any.bases.flux1.latents import encode_images, pack
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.data.catalog import data_set_name
-from seg2any.latents import encode_images, pack
+from seg2any.diffusion import flow
+from seg2any.diffusion.prepare import assemble, encode_layouts
 from seg2any.layout import Layout
-from seg2any.models.adapters import load_adapters, trainable_parameters
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.prepare import assemble, encode_layouts
-from seg2any.settings import ConditionSettings
-from seg2any.training import build
+from seg2any.training import build, config
 from seg2any.training.optimizer import make_optimizer
 from seg2any.training.source import Batch
 from seg2any.training.trainer import Trainer

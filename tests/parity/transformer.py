@@ -11,8 +11,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from seg2any.attention import Attention, additive_mask
-from seg2any.models.adapters import PREFIX, AdapterCard, save_adapters
+from seg2any.adapters.files import PREFIX, AdapterCard, save_adapters
+from seg2any.attention.pattern import additive_mask
+from seg2any.attention.rules import Attention
 from tests.parity.transformer_defects import check_alpha_bug, check_no_cond_tokens, check_scale_bug
 from tests.parity.transformer_run import RELATIVE, expect_close, read_run
 

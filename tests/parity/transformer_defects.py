@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from seg2any.condition import Condition
-from seg2any.models.adapters import add_adapters
-from seg2any.tokens import SampleTokens, layout_tokens, token_masks
+from seg2any.adapters.files import add_adapters
+from seg2any.attention.tokens import SampleTokens, layout_tokens, token_masks
+from seg2any.bases.base import Condition
 from tests.parity.transformer_run import expect_close, read_run
 
 

@@ -10,11 +10,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 
-from seg2any.attention import AttentionRules
-from seg2any.condition import Condition
-from seg2any.models.adapters import load_adapters
-from seg2any.models.transformer import Seg2AnyTransformer2DModel
-from seg2any.tokens import SampleTokens, layout_tokens, token_coverage, token_masks
+from seg2any.adapters.files import load_adapters
+from seg2any.attention.rules import AttentionRules
+from seg2any.attention.tokens import SampleTokens, layout_tokens, token_coverage, token_masks
+from seg2any.bases.base import Condition
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
 RELATIVE = 1e-5
 

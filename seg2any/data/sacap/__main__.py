@@ -7,7 +7,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from seg2any.command import exit_status
 from seg2any.data.sacap.extract import extract
 from seg2any.data.sacap.options import parse_options
 from seg2any.data.sacap.plan import beside, needs, scan, table, write_links, write_tar_list
@@ -16,7 +15,8 @@ from seg2any.data.sacap.subset import Subset, in_groups
 from seg2any.data.sacap.table import Annotations, read_annotations, write_rows
 from seg2any.data.sacap.tars import find_tars
 from seg2any.data.sacap.verify import delete_broken, verify, whole_rows
-from seg2any.errors import UserError
+from seg2any.system.console import exit_status
+from seg2any.system.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -17,8 +17,8 @@ from seg2any.data.sacap.report import Problem, in_bytes
 from seg2any.data.sacap.table import Annotations, Images
 from seg2any.data.sacap.tars import Index, find_tars, index_tar, read_member
 from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
-from seg2any.errors import UserError
-from seg2any.files import atomic_write, remove_stale
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write, remove_stale
 
 SPARE_BYTES = 1 << 28  # left free on the disk
 

@@ -13,8 +13,8 @@ from seg2any.data.sacap.report import in_bytes
 from seg2any.data.sacap.table import Annotations, Images
 from seg2any.data.sacap.tars import index_tar
 from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
-from seg2any.errors import UserError
-from seg2any.files import atomic_write
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
 
 MOST_SHOWN = 20
 

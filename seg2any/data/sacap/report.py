@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seg2any.files import atomic_write
+from seg2any.system.files import atomic_write
 
 MOST_SHOWN = 20
 

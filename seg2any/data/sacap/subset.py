@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seg2any.data.sacap.table import Annotations
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seg2any.data.caption_table import FAULTS, SCHEMA, read_batches
-from seg2any.errors import UserError
-from seg2any.files import atomic_write
-from seg2any.layout import shown
+from seg2any.layout.checks import shown
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"  # names become paths, so they are nothing but a name
 NO_TEXT, NAMELESS = FAULTS.index("text is not UTF-8"), FAULTS.index("imagename is missing")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 BLOCK = 512
 MAGIC, MAGIC_AT = b"ustar", 257  # in every header block

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from seg2any.errors import UserError
+from seg2any.system.errors import UserError
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
 REFRESH_SECONDS, FILE_REFRESH_SECONDS = 0.2, 10

@@ -1,0 +1,241 @@
+"""The two LoRA adapters of Seg2Any (paper eq. 4): where they sit, and their files.
+
+`default` is on every Linear of the blocks, `cond` on those that condition tokens pass. On disk, as published:
+<folder>/default/pytorch_lora_weights.safetensors and <folder>/cond/..., in diffusers' format; beside them adapter.json.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from seg2any.adapters.card import CARD_KEY, AdapterCard, read_card, write_card
+from seg2any.adapters.fold import refuse_folded
+from seg2any.adapters.routing import COND, DEFAULT
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write, sort_metadata
+
+__all__ = ["COND", "DEFAULT", "AdapterCard", "add_adapters", "load_adapters", "save_adapters", "trainable_parameters"]
+
+WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
+PREFIX = "transformer."
+CONDITION_LAYERS = {
+    "transformer_blocks": ("norm1.linear", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj")
+    + ("ff.net.2",),
+    "single_transformer_blocks": ("norm.linear", "proj_mlp", "proj_out", "attn.to_q", "attn.to_k", "attn.to_v"),
+}
+
+
+def target_layers(transformer: FluxTransformer2DModel, adapter: str) -> list[str]:
+    """Names of the layers of `default` or `cond`, spec section 5."""
+    if adapter == COND:
+        return ["x_embedder", *_condition_layers(transformer)]
+    return [
+        f"{stack}.{name.removesuffix('.base_layer')}"
+        for stack in CONDITION_LAYERS
+        for name, module in getattr(transformer, stack).named_modules()
+        if isinstance(module, nn.Linear) and ".lora_" not in name
+    ]
+
+
+def _condition_layers(transformer: FluxTransformer2DModel) -> Iterator[str]:
+    for stack, layers in CONDITION_LAYERS.items():
+        for block in range(len(getattr(transformer, stack))):
+            yield from (f"{stack}.{block}.{layer}" for layer in layers)
+
+
+def add_adapters(
+    transformer: FluxTransformer2DModel,
+    rank: int = 64,
+    alpha: float | None = None,
+    dropout: float = 0.0,
+    is_use_cond_token: bool = True,
+    init_lora_weights: bool | str = True,
+) -> None:
+    """Add untrained adapters, `default` and (with condition tokens) `cond`, in float32, trainable and active.
+
+    The base weights are frozen. `alpha` None = `rank`; a delta is scaled by alpha / rank and starts at zero.
+    `init_lora_weights` is peft's: True (uniform, as published) or "gaussian".
+    Raises UserError for a model that has an adapter folded into its weights.
+    """
+    refuse_folded(transformer, "adding adapters")
+    for name in (DEFAULT, COND) if is_use_cond_token else (DEFAULT,):
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=rank if alpha is None else alpha,
+            lora_dropout=dropout,
+            init_lora_weights=init_lora_weights,
+            target_modules=target_layers(transformer, name),
+        )
+        transformer.add_adapter(config, name)
+    trainable_parameters(transformer)
+
+
+def trainable_parameters(transformer: FluxTransformer2DModel) -> list[nn.Parameter]:
+    """Make exactly our adapters trainable, in float32 whatever the base weights are, and list their parameters.
+
+    Raises UserError for a folded model, whose `default` acts through the base weights."""
+    refuse_folded(transformer, "training")
+    transformer.requires_grad_(False)
+    chosen = []
+    for path, parameter in transformer.named_parameters():
+        if ".lora_" in path and path.split(".")[-2] in (DEFAULT, COND):
+            parameter.data = parameter.data.float()
+            chosen.append(parameter.requires_grad_(True))
+    return chosen
+
+
+def switched_off(transformer: FluxTransformer2DModel) -> list[str]:
+    """Those of ours that are loaded and not active; none if all adapters are disabled, which nobody does unawares."""
+    layer = next((module for module in transformer.modules() if isinstance(module, BaseTunerLayer)), None)
+    if layer is None or layer.disable_adapters:
+        return []
+    return [name for name in (DEFAULT, COND) if name in transformer.peft_config and name not in layer.active_adapters]
+
+
+def load_adapters(
+    transformer: FluxTransformer2DModel, folder: str | os.PathLike, dtype: torch.dtype | None = None
+) -> AdapterCard:
+    """Load <folder>/default and, if there is one, <folder>/cond in place of ours; other adapters stay as they are.
+
+    `dtype` of the loaded weights: None = that of the base weights, for generation; float32 to train them further.
+    Returns the card of the folder; `assumed` says that it has none and the published defaults were taken.
+    Raises `UserError` for a missing or broken file, for adapters of another model, and for a model that has an adapter
+    folded into its weights.
+    """
+    refuse_folded(transformer, str(folder))
+    return read_adapters(transformer, folder, dtype)
+
+
+def read_adapters(
+    transformer: FluxTransformer2DModel, folder: str | os.PathLike, dtype: torch.dtype | None = None
+) -> AdapterCard:
+    """`load_adapters` whatever the base weights contain."""
+    folder = Path(folder)
+    files = {name: folder / name / WEIGHTS_FILE for name in (DEFAULT, COND)}
+    if not files[DEFAULT].is_file():
+        raise UserError(f"{folder}: no {DEFAULT}/{WEIGHTS_FILE} in it; give a folder that has {DEFAULT}/ and {COND}/")
+    found = {name: read_lora(file) for name, file in files.items() if file.is_file()}
+    for name, (weights, _) in found.items():
+        check_pairs(weights, files[name])
+        check_fits(transformer, weights, files[name])
+    configs = {name: _peft_config(metadata, files[name]) for name, (_, metadata) in found.items()}
+    card = read_card(folder, found[DEFAULT][1])
+    if COND not in found and card.is_use_cond_token:
+        if not card.assumed:
+            raise UserError(f"{folder}: no {COND}/{WEIGHTS_FILE}, which its card speaks of; copy it there, too")
+        card = replace(card, is_use_cond_token=False)
+
+    known = getattr(transformer, "peft_config", {})
+    transformer.delete_adapters([name for name in (DEFAULT, COND) if name in known])
+    for name, (weights, _) in found.items():
+        try:
+            transformer.load_lora_adapter(weights, adapter_name=name, metadata=configs[name])
+        except (TypeError, ValueError, KeyError, RuntimeError) as error:
+            raise UserError(f"{files[name]}: its metadata describes no LoRA: {str(error).splitlines()[0]}") from error
+        if dtype is not None:  # from the file, not from what rounding to the base dtype has left of it
+            for key, value in weights.items():
+                path = key.removeprefix(PREFIX).removesuffix(".weight")
+                parameter = transformer.get_parameter(f"{path}.{name}.weight")
+                parameter.data = value.to(parameter.device, dtype)
+    return card
+
+
+def read_lora(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """-> weights by published key, metadata."""
+    try:
+        with safe_open(file, "pt") as opened:
+            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise UserError(f"{file}: not a complete safetensors file ({error}); copy it again") from error
+
+
+def _peft_config(metadata: dict[str, str], file: Path) -> dict | None:
+    """The peft config that diffusers keeps in a file; published files have none."""
+    if LORA_ADAPTER_METADATA_KEY not in metadata:
+        return None
+    try:
+        config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
+        if not isinstance(config, dict):
+            raise ValueError("no settings in it")
+    except ValueError as error:
+        raise UserError(f"{file}: {LORA_ADAPTER_METADATA_KEY} in its metadata is broken ({error})") from error
+    return config
+
+
+def check_pairs(weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Raise UserError for an A [rank, in] or a B [out, rank] without its partner of the same rank."""
+    ends = {".lora_A.weight": ".lora_B.weight", ".lora_B.weight": ".lora_A.weight"}
+    for key, weight in weights.items():
+        end = key[-len(".lora_A.weight") :]
+        if end not in ends:
+            continue
+        other = key.removesuffix(end) + ends[end]
+        if other not in weights:
+            raise UserError(f"{file}: it has {key}, but no {other}; the file is damaged, copy it again")
+        if weight.ndim != 2:
+            raise UserError(f"{file}: {key} is no matrix but of shape {tuple(weight.shape)}; copy the file again")
+        if end == ".lora_A.weight" and weight.shape[0] != weights[other].shape[-1]:
+            ranks = f"{weight.shape[0]}, of {other} {weights[other].shape[-1]}"
+            raise UserError(f"{file}: the rank of {key} is {ranks}; the file is damaged, copy it again")
+
+
+def check_fits(transformer: FluxTransformer2DModel, weights: dict[str, torch.Tensor], file: Path) -> None:
+    """Raise UserError for a weight whose layer is missing here or of another width."""
+    layers = dict(transformer.named_modules())
+    for key, weight in weights.items():
+        path, _, part = key.removeprefix(PREFIX).partition(".lora_")
+        layer = layers.get(path)
+        if layer is None:
+            raise UserError(f"{file}: {key} has no layer in this transformer; these adapters belong to another model")
+        ours = layer.in_features if part.startswith("A") else layer.out_features
+        theirs = weight.shape[-1] if part.startswith("A") else weight.shape[0]
+        if ours != theirs:
+            raise UserError(f"{file}: {key} is {theirs} wide, the layer {ours}; these adapters belong to another model")
+
+
+def save_adapters(
+    transformer: FluxTransformer2DModel,
+    folder: str | os.PathLike,
+    card: AdapterCard,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write what `load_adapters` reads, weights in `dtype` (None = as they are). The rank and alpha of the card are
+    taken from the adapters; stock diffusers finds alpha in the file's metadata. A `cond` that an earlier save left in
+    the folder goes if there is none now. Raises UserError without a `default`."""
+    folder, configs = Path(folder), getattr(transformer, "peft_config", {})
+    if DEFAULT not in configs:
+        raise UserError(f"{folder}: no adapter {DEFAULT!r} is loaded, so nothing to save; call load_adapters first")
+    card = replace(card, rank=configs[DEFAULT].r, alpha=configs[DEFAULT].lora_alpha)
+    for name in (DEFAULT, COND):
+        if name not in configs:
+            (folder / name / WEIGHTS_FILE).unlink(missing_ok=True)
+            continue
+        weights = get_peft_model_state_dict(transformer, adapter_name=name)
+        weights = {PREFIX + key: value.detach().to("cpu", dtype).contiguous() for key, value in weights.items()}
+        metadata = {"format": "pt", LORA_ADAPTER_METADATA_KEY: _describe(configs[name]), CARD_KEY: card.to_json()}
+        with atomic_write(folder / name / WEIGHTS_FILE) as path:
+            save_file(weights, path, metadata)
+            sort_metadata(path)
+    write_card(folder, card)
+
+
+def _describe(config: LoraConfig) -> str:
+    """The peft config as diffusers stores it: json with prefixed keys."""
+    options = {
+        PREFIX + key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
+    }
+    return json.dumps(options, indent=2, sort_keys=True, default=str)

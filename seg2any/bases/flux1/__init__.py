@@ -1,0 +1,1 @@
+"""FLUX.1: the only place that knows its networks and what they are called."""

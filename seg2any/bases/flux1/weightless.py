@@ -1,0 +1,25 @@
+"""A pipeline without weights: all sizes and the tokenizers, from the small files of a folder or a hub id."""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKL
+from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
+
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.generate.pipeline import Seg2AnyPipeline
+
+
+def weightless_pipeline(name: str) -> Seg2AnyPipeline:
+    """The pipeline `name` with its networks on the meta device. Raises what the libraries raise for what is missing."""
+    with torch.device("meta"):
+        networks = {
+            "transformer": Seg2AnyTransformer2DModel.from_config(
+                Seg2AnyTransformer2DModel.load_config(name, subfolder="transformer")
+            ),
+            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(name, subfolder="vae")),
+            "text_encoder": CLIPTextModel(AutoConfig.from_pretrained(name, subfolder="text_encoder")),
+            "text_encoder_2": T5EncoderModel(AutoConfig.from_pretrained(name, subfolder="text_encoder_2")),
+        }
+    networks["transformer"].requires_grad_(False)
+    return Seg2AnyPipeline.from_pretrained(name, **networks)

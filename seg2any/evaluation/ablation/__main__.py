@@ -1,0 +1,26 @@
+"""`python -m seg2any.evaluation.ablation`: measure what is missing, write table, pictures, trends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from seg2any.evaluation.ablation.options import parse_options
+from seg2any.system.console import exit_status, plain_messages
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    options = parse_options(arguments)
+
+    def measure() -> None:
+        with plain_messages():
+            from seg2any.evaluation.ablation.run import run  # takes seconds to import: not before --help is answered
+
+            run(options)
+
+    return exit_status("seg2any.evaluation.ablation", measure, "finished rows are kept, start again to go on")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Making and judging the images of a row. What is finished is a file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from seg2any.attention.settings import ConditionSettings, settings_of
+from seg2any.bases.flux1.latents import pixels_per_token
+from seg2any.bases.text_cache import TextCache
+from seg2any.data.sample import Sample
+from seg2any.diffusion.prepare import draw_layout
+from seg2any.evaluation.ablation.options import Options
+from seg2any.evaluation.ablation.rows import Row
+from seg2any.evaluation.ablation.scenes import Scenes
+from seg2any.evaluation.ablation.training import training_of
+from seg2any.evaluation.metrics.result import Result, mean
+from seg2any.evaluation.results import Run, make_run, read_run, write_run
+from seg2any.evaluation.shapes_judge import Verdict, judge
+from seg2any.evaluation.shapes_results import results
+from seg2any.evaluation.shapes_sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_pipeline, to_bytes
+from seg2any.generate.choices import as_json
+from seg2any.generate.model import read_adapter_card
+from seg2any.generate.recipe import differences
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
+
+TOKENS = "contour tokens"
+BOUNDS = "bounds"  # the file of ceiling and floors
+SHOWN = 2  # scenes of each kind, the first ones, whose first image is kept as a picture
+
+
+class Ablation:
+    """Rows on scenes, one pair of adapters in memory at a time."""
+
+    def __init__(self, options: Options, device: torch.device):
+        self.options, self.device = options, device
+        self.scenes = {kind: Scenes.draw(kind, options.limit, options.seeds, options.seed) for kind in options.kinds}
+        self._adapter = self._pipeline = self._recipe = self._texts = self._training = None
+
+    def open(self, row: Row) -> None:
+        """Load the row's adapters, unless they are loaded. Raises UserError."""
+        options = self.options
+        adapter = None if row.is_bare else row.adapter or options.lora
+        if self._pipeline is None or adapter != self._adapter:
+            self._pipeline, self._recipe = open_pipeline(options.model, adapter, options.weight_dtype, self.device)
+            self._pipeline.set_progress_bar_config(disable=True)
+            self._adapter, self._texts = adapter, TextCache(self._pipeline)
+            self._training = None if adapter is None else training_of(adapter, self._pipeline.card)
+
+    def settings(self, row: Row) -> ConditionSettings:
+        """What images of the row are made with: those of its adapters, changed as the row says."""
+        # The base model alone has no card; it reads captions as long as the adapters under test do.
+        card = read_adapter_card(self.options.lora) if row.is_bare else None
+        return (self._pipeline.settings if card is None else settings_of(card)).override(row.changes)
+
+    def path(self, kind: str, name: str) -> Path:
+        """Of a row's finished numbers."""
+        return self.options.output / kind / f"{name}.json"
+
+    def name(self, row: Row | None) -> str:
+        """Of a row's file; None: that of ceiling and floors."""
+        return BOUNDS if row is None else row.name
+
+    def images(self, row: Row | None, kind: str) -> int:
+        """How many are made of a row."""
+        return 0 if row is None else self.scenes[kind].images
+
+    def finished(self, row: Row | None, kind: str) -> Run | None:
+        """The run in a row's file, if there is one. The row is open. Raises UserError if it is of other settings."""
+        path = self.path(kind, self.name(row))
+        if self.options.overwrite or not path.exists():
+            return None
+        run = read_run(path)
+        if other := differences(run.settings, self.recipe(kind, row)):
+            told = ", ".join(other[:4])
+            raise UserError(f"{path}: was measured with another {told}; use --overwrite or another --output")
+        return run
+
+    def recipe(self, kind: str, row: Row | None) -> dict:
+        """Everything that a row's numbers depend on. None: those of ceiling and floors."""
+        options = self.options
+        shared = {"kind": kind, "scenes": options.limit, "data": self.scenes[kind].fingerprint}
+        common = {key: self._recipe[key] for key in ("model", "weight_dtype")} | shared
+        if row is None:
+            return common
+        drawn = {"seed": options.seed, "seeds": options.seeds, "num_inference_steps": options.num_inference_steps}
+        trained = {"adapter": self._recipe["adapter"], "training": self._training}
+        return common | drawn | trained | {"settings": as_json(self.settings(row)), "guidance_scale": GUIDANCE_SCALE}
+
+    def measure(self, row: Row | None, kind: str, bar: tqdm) -> Run:
+        """A row, which is open, on one kind of scenes, measured and written; the bar counts images."""
+        return self._bounds(kind) if row is None else self._row(row, kind, bar)
+
+    def _bounds(self, kind: str) -> Run:
+        """Ceiling, the VAE's round trip and floors of a kind of scenes."""
+        samples = self.scenes[kind].samples
+        sources = bounds([sample.image for sample in samples], self._pipeline)
+        found = [
+            result
+            for name, images in sources.items()
+            for result in results(judged(images(), samples, f"{kind}, {name}"), name)
+        ]
+        return self._written(None, kind, found)
+
+    def _row(self, row: Row, kind: str, bar: tqdm) -> Run:
+        scenes, start, verdicts = self.scenes[kind], time.perf_counter(), {}
+        shown = {sample.layout.name for sample in scenes.samples[:SHOWN]}
+        for batch in scenes.batches(self.options.batch_size):
+            images = self.generate(row, kind, batch, self.options.num_inference_steps)
+            for sample, of_sample in zip(batch, np.split(images, len(batch)), strict=True):
+                key = sample.layout.name
+                verdicts[key] = [judge(image, sample.layout) for image in of_sample]
+                if key in shown:
+                    with atomic_write(self.picture(kind, row.name, key)) as temporary:
+                        Image.fromarray(of_sample[0]).save(temporary)
+                bar.update(len(of_sample))
+        seconds = (time.perf_counter() - start) / scenes.images
+        return self._written(row, kind, [*per_seed(verdicts), self._tokens(row, kind, seconds)])
+
+    def generate(self, row: Row, kind: str, batch: Sequence[Sample], num_inference_steps: int) -> np.ndarray:
+        """uint8 [scenes x seeds, H, W, 3], scene by scene."""
+        images = self._pipeline(
+            [sample.layout for sample in batch],
+            num_images_per_prompt=self.options.seeds,
+            seeds=self.scenes[kind].seeds_of(batch),
+            num_inference_steps=num_inference_steps,
+            guidance_scale=GUIDANCE_SCALE,
+            settings=self.settings(row),
+            known_texts=self._texts,
+            output_type="np",
+        ).images
+        return to_bytes(images)
+
+    def folder(self, kind: str, name: str) -> Path:
+        """Of a row's pictures. Who is at work on the row holds it."""
+        return self.options.output / kind / "pictures" / name
+
+    def picture(self, kind: str, name: str, key: str) -> Path:
+        """Of the first image of a scene, whose name `key` is, by a row."""
+        return self.folder(kind, name) / f"{key}.png"
+
+    def _tokens(self, row: Row, kind: str, seconds: float) -> Result:
+        patch, settings = pixels_per_token(self._pipeline.vae), self.settings(row)
+        drawn = {
+            s.layout.name: draw_layout(s.layout.masks, SIZE, patch, settings).kept for s in self.scenes[kind].samples
+        }
+        counts = {key: 0.0 if kept is None else float(kept.sum()) for key, kept in drawn.items()}
+        return replace(mean(TOKENS, counts, better="lower"), extra={"seconds_per_image": round(seconds, 3)})
+
+    def _written(self, row: Row | None, kind: str, found: list[Result]) -> Run:
+        recipe = self.recipe(kind, row)
+        hashes = {key: recipe[key] for key in ("data", "model", "adapter") if key in recipe}
+        run = make_run(f"shapes ablation, {kind}", found, recipe, hashes, self.device)
+        write_run(run, self.path(kind, self.name(row)))
+        return run
+
+
+def per_seed(verdicts: Mapping[str, list[Verdict]]) -> list[Result]:
+    """The results over all images of each sample; `extra` says what each seed alone gives."""
+    count = min(map(len, verdicts.values()))
+    alone = [results({key: [found[k]] for key, found in verdicts.items()}) for k in range(count)]
+    by_name = [{result.name: result.value for result in of_seed} for of_seed in alone]
+    return [
+        replace(result, extra={"seeds": [of_seed[result.name] for of_seed in by_name]}) for result in results(verdicts)
+    ]

@@ -1,0 +1,198 @@
+"""The images of a benchmark: one folder per repetition, an image per sample in each.
+
+python eval/generate_image.py config/seg2any_ade20k.yaml --lora_ckpt_path ckpt/ade20k --output_path result/ade20k
+accelerate launch --num_processes 4 eval/generate_image.py config/seg2any_ade20k.yaml ...
+ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 eval/generate_image.py ...      (processes without a GPU)
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seg2any.generate.options import Options
+from seg2any.system.console import exit_status, plain_messages, warn, whole
+from seg2any.system.errors import UserError
+from seg2any.training.config import Config, load
+
+if TYPE_CHECKING:  # heavy: not before --help is answered
+    from seg2any.attention.settings import ConditionSettings
+    from seg2any.data.catalog import DataSet
+    from seg2any.generate.choices import Machine
+
+WEIGHTS_READ_WITHIN = timedelta(hours=2)  # from a slow disk
+# Flags that are infer.py's own, with the key of the config that holds their default.
+OF_CONFIG = {
+    "pretrained_model_name_or_path": "model.pretrained_model_name_or_path",
+    "lora_ckpt_path": "model.lora_ckpt_path",
+    "num_images_per_prompt": "eval.num_images_per_prompt",
+    "num_inference_steps": "model.num_inference_steps",
+    "guidance_scale": "eval.guidance_scale",
+}
+OF_ADAPTER = (
+    *("attention_mask_method", "hard_attn_block_range", "cond2image_attention_weight", "cond_scale_factor"),
+    *("region_assignment", "max_sequence_length", "regional_max_sequence_length"),
+)
+OF_RUN = ("device", "weight_dtype", "batch_size", "overwrite")
+
+DETAILS = """\
+CONFIG is a file of training: its data.val is the benchmark, its resolution, seed and eval section say how images are
+made, and --section.key=value changes it, as for train.py. Adapters with a card are used as they were trained; published
+ones have none and follow the config.
+
+The seed of image k of a sample depends on the config's seed, the sample's name and k only. So the images do not depend
+on the number of processes or on interruptions: start the same command again, and what is missing is made.
+
+Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
+"""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to generate: a config, and the options of infer.py where they apply."""
+
+    config: Config
+    options: Options
+    limit: int | None
+    published_jpeg: bool
+
+
+def parse_request(arguments: Sequence[str] | None = None) -> Request:
+    """The command line, by default this process's. Raises UserError for what is wrong in a config."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seg2any.evaluation.generate_image",
+        usage="%(prog)s CONFIG.yaml ... [--section.key=value ...] --output_path FOLDER [flags]",
+        description=__doc__,
+        epilog=DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--base", action="append", default=[], metavar="CONFIG", help="the published way to say CONFIG")
+    parser.add_argument("--output_path", type=Path, required=True, help="folder for the images")
+    parser.add_argument("--limit", type=whole(1), help="only the first so many samples")
+    parser.add_argument(
+        "--published_jpeg",
+        action="store_true",
+        help="JPEG of quality 75 under the name of the source image, as published, instead of PNG",
+    )
+    for field in dataclasses.fields(Options):
+        if field.name in (*OF_CONFIG, *OF_ADAPTER, *OF_RUN):
+            told = {**field.metadata}
+            if field.name in OF_CONFIG:
+                told["help"] = f"{told['help'].split(' (default')[0]} (default: {OF_CONFIG[field.name]})"
+            default = None if field.name in OF_CONFIG else field.default
+            parser.add_argument(f"--{field.name}", default=default, **told)
+    given, rest = parser.parse_known_args(arguments)
+    named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options) if field.name in given}
+    if not given.base and not any(argument.endswith((".yaml", ".yml")) for argument in rest):
+        parser.error("no CONFIG; give a file such as config/seg2any_shapes.yaml")
+    config = load([*given.base, *rest])
+    for flag, key in OF_CONFIG.items():
+        section, name = key.split(".")
+        if named[flag] is None:
+            named[flag] = getattr(getattr(config, section), name)
+    if named["lora_ckpt_path"] is not None:
+        named["lora_ckpt_path"] = Path(named["lora_ckpt_path"])
+    if config.data.aspect != "stretch":
+        raise UserError(f"data.aspect: {config.data.aspect} is for training; benchmarks stretch images to a square")
+    return Request(config, Options(**named), given.limit, given.published_jpeg)
+
+
+def generate(request: Request) -> None:
+    """Make this process's share of the images; the first process notes the run. Raises UserError, MemoryError."""
+    from accelerate import PartialState
+
+    from seg2any.evaluation.generated import Generated, discard_leftovers, write_run
+    from seg2any.evaluation.generation import Task, make_images, plan
+    from seg2any.generate.choices import Machine, choose_settings
+    from seg2any.generate.model import (
+        adapter_folder,
+        choose_device,
+        choose_dtype,
+        load_pipeline,
+        read_adapter_card,
+    )
+    from seg2any.generate.run import explained_memory
+    from seg2any.training.build import condition_settings
+
+    options, folder = request.options, request.options.output_path
+    data = open_data(request.config)
+    card = read_adapter_card(adapter_folder(options.pretrained_model_name_or_path, options.lora_ckpt_path))
+    settings, remarks = choose_settings(options, card, condition_settings(request.config))
+    processes = PartialState(cpu=options.device == "cpu", timeout=WEIGHTS_READ_WITHIN)
+    device = processes.device if options.device is None else choose_device(options.device)
+    machine = Machine(device, choose_dtype(options.weight_dtype, device))
+    if processes.is_main_process:
+        warn(remarks)
+        write_run(folder, describe(request, data, settings, machine), options.overwrite)
+        discard_leftovers(folder)
+    processes.wait_for_everyone()  # the first one has read all weights to name them in the recipe
+    run = Generated.read(folder).run
+    sizes = (run["samples"], run["groups"], run["format"], tuple(run["size"]))
+    task = Task(data, folder, *sizes, run["seed"], run["recipe"])
+    share = (processes.process_index, processes.num_processes)
+    blocks, finished = plan(task, options.batch_size, share, options.overwrite)
+    missing = sum(len(block.missing) for block in blocks)
+    who = f"process {share[0] + 1} of {share[1]}: " if share[1] > 1 else ""
+    print(f"{who}{missing} images to make on {machine}, {finished} are there already", flush=True)
+    if blocks:
+        with explained_memory(options, settings, machine):
+            model, adapter = options.pretrained_model_name_or_path, options.lora_ckpt_path
+            pipeline = load_pipeline(model, adapter, machine.dtype, machine.device)
+            make_images(task, blocks, pipeline, settings, shown=processes.is_main_process)
+    print(f"{who}images are in {folder}")
+    processes.destroy_process_group()  # no waiting: the others may have more to do
+
+
+def open_data(config: Config) -> DataSet:
+    """The data set of `data.val`. Raises UserError."""
+    from seg2any.data.catalog import data_set_name, open_data_set
+
+    name = data_set_name(config.data.val)
+    if name is None:
+        raise UserError("data.val.type: no data set chosen; for example --data.val.type=shapes")
+    return open_data_set(name, config.data.val.params, config.data.on_error)
+
+
+def describe(request: Request, data: DataSet, settings: ConditionSettings, machine: Machine) -> dict:
+    """The content of run.json."""
+    from seg2any.data.catalog import data_set_name
+    from seg2any.generate.choices import shared_recipe
+    from seg2any.system.provenance import circumstances
+
+    told, side = request.config.data.val, request.config.resolution
+    about = circumstances(machine.device)
+    return {
+        "data": {"type": data_set_name(told), "params": dict(told.params), "fingerprint": data.fingerprint()},
+        "left_out": len(getattr(data, "left_out", ())),  # samples that cannot be used
+        "samples": len(data) if request.limit is None else min(request.limit, len(data)),
+        "groups": request.options.num_images_per_prompt,
+        "format": "jpeg" if request.published_jpeg else "png",
+        "size": [side, side],
+        "seed": request.config.seed,
+        "recipe": shared_recipe(request.options, settings, machine),
+        "commit": about["commit"],
+        "machine": about["machine"],
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted."""
+
+    def run() -> None:
+        request = parse_request(arguments)
+        with plain_messages():
+            generate(request)
+
+    advice = "the images written so far are complete, start again to go on"
+    return exit_status("seg2any.evaluation.generate_image", run, advice)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

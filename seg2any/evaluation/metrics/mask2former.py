@@ -1,0 +1,62 @@
+"""Mask2Former (arXiv 2112.01527) as a semantic segmenter, the judge of ADE20K.
+
+transformers' post-processing brings mask logits to 384 x 384 first. As in mmsegmentation they are brought to the
+image's size here, before the sigmoid.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Mask2FormerConfig, Mask2FormerModel, Mask2FormerPreTrainedModel
+
+from seg2any.evaluation.metrics.semantic import normalised, rescaled
+from seg2any.evaluation.metrics.weights import judge, pretrained_model
+
+WHAT = "Mask2Former judge of ADE20K"
+SOURCE = "facebook/mask2former-swin-large-ade-semantic"
+MULTIPLE = 32  # sides are padded to it, as Swin's patches and the pixel decoder need
+
+
+def class_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Class logits [B, Q, K + 1] (the last is "nothing") and mask logits [B, Q, h, w] -> scores [B, K, *size]."""
+    masks = F.interpolate(mask_logits, size, mode="bilinear", align_corners=False).sigmoid()
+    return torch.einsum("bqk,bqhw->bkhw", class_logits.softmax(-1)[..., :-1], masks)
+
+
+class Mask2FormerForSemantics(Mask2FormerPreTrainedModel):
+    """transformers' Mask2FormerForUniversalSegmentation without its loss, which would need SciPy; same weights."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^criterion\."]
+
+    def __init__(self, config: Mask2FormerConfig):
+        super().__init__(config)
+        self.model = Mask2FormerModel(config)
+        self.class_predictor = nn.Linear(config.hidden_dim, config.num_labels + 1)
+        self.post_init()
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Class logits [B, Q, K + 1] and mask logits [B, Q, H / 4, W / 4] of the last decoder layer."""
+        output = self.model(pixel_values=pixel_values, output_hidden_states=True)
+        queries = output.transformer_decoder_intermediate_states[-1].transpose(0, 1)
+        return self.class_predictor(queries), output.masks_queries_logits[-1]
+
+
+class Mask2FormerSegmenter:
+    """What Mask2Former sees: image uint8 [H, W, 3] -> classes int64 [H, W]. `name` is a folder or an id on the hub."""
+
+    def __init__(self, name: str = SOURCE, device: torch.device | str = "cpu"):
+        self.model = judge(pretrained_model(Mask2FormerForSemantics, name, WHAT, SOURCE), device)
+        self.classes = self.model.config.num_labels
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        pixels = normalised(rescaled(image))
+        height, width = pixels.shape[-2:]
+        padded = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)).to(self.device)
+        scores = class_scores(*self.model(padded), padded.shape[-2:])
+        scores = F.interpolate(scores[..., :height, :width], image.shape[:2], mode="bilinear", align_corners=False)
+        return scores[0].argmax(0).cpu().numpy()

@@ -1,0 +1,72 @@
+"""Seam score: do the outlines of the masks stand out more than anything else near them, as in a collage?
+
+Colour steps (CIELAB) between neighbouring pixels on both sides of an outline, against steps between neighbours on one
+side of it, both within a few pixels of the outline:
+
+    seam = (across - along) / (across + along)
+
+0: the outlines cannot be seen. 1: only the outlines can. Things in photographs have edges too, so the number means
+something only beside that of real images with the same masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+
+from seg2any.evaluation.metrics.item import Item, layout_of
+from seg2any.evaluation.metrics.result import Result, mean
+from seg2any.layout.contour import resize_masks
+
+REACH = 6  # pixels on each side of an outline, in an image whose shorter side is 512
+
+
+def seam_score(items: Iterable[Item], source: str = "generated") -> Result:
+    """Mean over the images of each sample, then over the samples. Images without an outline do not count.
+
+    Raises UserError if that leaves none.
+    """
+    scores: dict[str, list[float]] = {}
+    for item in items:
+        layout = layout_of(item, "seam score")
+        score = seam(item.image, resize_masks(layout.masks, item.image.shape[:2]))
+        if score is not None:
+            scores.setdefault(item.key, []).append(score)
+    per_sample = {key: float(np.mean(values)) for key, values in scores.items()}
+    return mean("seam score", per_sample, source=source, better="lower")
+
+
+def seam(image: np.ndarray, masks: np.ndarray) -> float | None:
+    """The score of one image uint8 [H, W, 3] and masks bool [N, H, W]; None if no outline is inside the image."""
+    lab = cv2.cvtColor(np.float32(image) / 255, cv2.COLOR_RGB2LAB)
+    across, along = [], []
+    horizontal, vertical = _outlines(masks)
+    near = _near(horizontal, vertical, max(1, round(REACH * min(image.shape[:2]) / 512)))
+    for axis, outline in ((1, horizontal), (0, vertical)):
+        steps = np.linalg.norm(np.diff(lab, axis=axis), axis=-1)
+        pair_is_near = near[:, 1:] & near[:, :-1] if axis == 1 else near[1:] & near[:-1]
+        across.append(steps[outline])
+        along.append(steps[pair_is_near & ~outline])
+    across, along = np.concatenate(across), np.concatenate(along)
+    if not len(across) or not len(along):
+        return None
+    total = across.mean() + along.mean()
+    return float((across.mean() - along.mean()) / total) if total > 0 else 0.0
+
+
+def _outlines(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Between which horizontal neighbours [H, W - 1] and vertical ones [H - 1, W] any mask begins or ends."""
+    return (masks[:, :, 1:] != masks[:, :, :-1]).any(0), (masks[:, 1:] != masks[:, :-1]).any(0)
+
+
+def _near(horizontal: np.ndarray, vertical: np.ndarray, reach: int) -> np.ndarray:
+    """bool [H, W]: pixels within `reach` pixels of an outline, on either side of it."""
+    height, width = horizontal.shape[0], vertical.shape[1]
+    touching = np.zeros((height, width), np.uint8)
+    touching[:, 1:] |= horizontal
+    touching[:, :-1] |= horizontal
+    touching[1:] |= vertical
+    touching[:-1] |= vertical
+    return cv2.dilate(touching, np.ones((2 * reach - 1,) * 2, np.uint8)) > 0

@@ -1,0 +1,115 @@
+"""The samples of an evaluation that people should look at: the worst and the best, as pictures beside its JSON file.
+
+FILE.json has FILE_pictures/index.json and the pictures named there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from seg2any.evaluation.metrics.item import Item, layout_of
+from seg2any.layout import Layout
+from seg2any.layout.images import load_image
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
+
+INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A sample worth looking at.
+
+    place     "worst" or "best", by `metric`, of which it reaches `value`
+    caption   of the whole image, or None; `captions` of the regions in order
+    pictures  title -> file in the folder of the index
+    """
+
+    key: str
+    place: str
+    metric: str
+    value: float
+    caption: str | None
+    captions: tuple[str, ...]
+    pictures: dict[str, str]
+
+
+def extremes(per_sample: Mapping[str, float], better: str, count: int) -> list[tuple[str, str, float]]:
+    """("worst" or "best", key, value) of up to `count` samples each, no sample twice; the most extreme first."""
+    known = [(value, key) for key, value in per_sample.items() if math.isfinite(value)]
+    ranked = sorted(known, reverse=better == "lower")  # from worst to best
+    worst = ranked[: min(count, (len(ranked) + 1) // 2)]
+    best = ranked[len(worst) :][::-1][:count]
+    return [(place, key, value) for place, found in (("worst", worst), ("best", best)) for value, key in found]
+
+
+def side_by_side(item: Item, seen: np.ndarray | None, photo: np.ndarray | None) -> dict[str, Image.Image]:
+    """The pictures of a sample: masks, contour, image, `seen` bool [N, H, W] by the judge, and the real `photo`."""
+    layout, size = layout_of(item, "pictures"), item.image.shape[:2]
+    image = Image.fromarray(item.image)
+    from seg2any.layout.draw import (  # brings torch, which reading pictures does not need
+        contour_picture,
+        overlay_picture,
+    )
+
+    pictures = {"masks": overlay_picture(layout, size), "contour": contour_picture(layout, size), "image": image}
+    if seen is not None:
+        found = Layout(seen, layout.captions, layout.caption, name=layout.name)
+        pictures["what the judge sees"] = overlay_picture(found, size, image)
+    if photo is not None:
+        pictures["real image"] = Image.fromarray(photo)
+    return pictures
+
+
+def folder_of(path: Path) -> Path:
+    """Where the pictures of an evaluation's JSON file are."""
+    return path.with_name(f"{path.stem}_pictures")
+
+
+def save_pictures(folder: Path, shown: Iterable[tuple[Shown, Mapping[str, Image.Image]]]) -> None:
+    """Write the pictures and, last, their index; earlier ones are replaced."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX).unlink(missing_ok=True)
+    for old in folder.glob("*.webp"):
+        old.unlink()
+    entries = []
+    for number, (sample, pictures) in enumerate(shown):
+        files = {}
+        for title, picture in pictures.items():
+            files[title] = f"{number:02d}_{title.replace(' ', '_')}.webp"
+            with atomic_write(folder / files[title]) as temporary:
+                _reduced(picture).save(temporary, quality=90)
+        entries.append(asdict(sample) | {"pictures": files})
+    with atomic_write(folder / INDEX) as temporary:
+        temporary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+
+
+def read_pictures(folder: Path) -> list[Shown]:
+    """Empty if there are none. Raises UserError if they are damaged."""
+    try:
+        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        shown = [Shown(**entry | {"captions": tuple(entry["captions"])}) for entry in entries]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{folder / INDEX}: cannot be read ({error}); evaluate again") from error
+    for sample in shown:
+        for file in sample.pictures.values():
+            if Path(file).name != file:
+                raise UserError(f"{folder / INDEX}: {file!r} is not in its folder; evaluate again")
+            load_image(folder / file)
+    return shown
+
+
+def _reduced(picture: Image.Image, side: int = 384) -> Image.Image:
+    """RGB, no side longer than `side`."""
+    scale = min(1.0, side / max(picture.size))
+    size = tuple(max(1, round(edge * scale)) for edge in picture.size)
+    return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS) if scale < 1 else picture.convert("RGB")

@@ -1,0 +1,153 @@
+"""The one JSON file that every evaluation ends in: numbers with their intervals, and how they came about."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from seg2any.evaluation.metrics.bootstrap import interval
+from seg2any.evaluation.metrics.result import Parts, Result
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
+from seg2any.system.provenance import circumstances
+
+if TYPE_CHECKING:
+    import torch
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number: `source` says of which images, `n` from how many samples, `low` and `high` bound it (95 %; None
+    where nothing could be resampled), `extra` is what belongs beside it."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    source: str = "generated"
+    better: str = "higher"
+    extra: dict = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """Unique in a run."""
+        return label(self.name, self.source)
+
+
+@dataclass(frozen=True)
+class Run:
+    """An evaluation. `per_sample`, `parts` and `resamples` are by row label and have the meaning that they have in
+    seg2any.evaluation.metrics.result.Result; `hashes` are of weights, adapters, prompts and the data."""
+
+    benchmark: str
+    rows: tuple[Row, ...]
+    settings: dict
+    versions: dict
+    commit: str
+    hashes: dict
+    machine: dict
+    per_sample: dict[str, dict[str, float]]
+    parts: dict[str, Parts]
+    resamples: dict[str, list[float]]
+
+    def row(self, name: str, source: str = "generated") -> Row:
+        """Raises KeyError if there is none."""
+        return {row.label: row for row in self.rows}[label(name, source)]
+
+
+def label(name: str, source: str) -> str:
+    """What a row is called in a file; see `Row.label`."""
+    return name if source == "generated" else f"{name} [{source}]"
+
+
+def make_run(
+    benchmark: str, results: Iterable[Result], settings: Mapping, hashes: Mapping, device: torch.device | str = "cpu"
+) -> Run:
+    """A Run of results: intervals, versions, commit and machine are added here. Raises UserError if two results have
+    the same name and source."""
+    results = list(results)
+    by_label = {label(result.name, result.source): result for result in results}
+    if len(by_label) < len(results):
+        raise UserError(f"{benchmark}: two results have one name; give them different sources")
+    around = circumstances(device)
+    return Run(
+        benchmark=benchmark,
+        rows=tuple(map(_row, results)),
+        settings=dict(settings),
+        versions=around["versions"],
+        commit=around["commit"],
+        hashes=dict(hashes),
+        machine=around["machine"],
+        per_sample={name: result.per_sample for name, result in by_label.items() if result.per_sample},
+        parts={name: result.parts for name, result in by_label.items() if result.parts},
+        resamples={name: list(result.resamples) for name, result in by_label.items() if result.resamples},
+    )
+
+
+def write_run(run: Run, path: str | os.PathLike) -> None:
+    """Write a run as JSON; numbers that are not finite become null."""
+    content = finite({"schema": SCHEMA, **asdict(run)})
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False, default=str) + "\n", encoding="utf-8")
+
+
+def read_run(path: str | os.PathLike) -> Run:
+    """Read what `write_run` wrote. Raises UserError for anything else."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a JSON file of an evaluation") from None
+    except ValueError:
+        raise UserError(f"{path}: is no JSON; give a file that an evaluation wrote") from None
+    schema = content.pop("schema", None) if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"{path}: has schema {schema!r}, this version reads {SCHEMA}; evaluate again")
+    try:
+        rows = tuple(map(_read_row, content.pop("rows")))
+        parts = {
+            name: {key: {c: (float(n), float(d)) for c, (n, d) in classes.items()} for key, classes in samples.items()}
+            for name, samples in content.pop("parts").items()
+        }
+        per_sample = {
+            name: {key: _number(value) for key, value in samples.items()}
+            for name, samples in content.pop("per_sample").items()
+        }
+        resamples = {name: [_number(value) for value in values] for name, values in content.pop("resamples").items()}
+        return Run(rows=rows, parts=parts, per_sample=per_sample, resamples=resamples, **content)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); evaluate again") from None
+
+
+def _row(result: Result) -> Row:
+    low, high = interval(result)
+    bounds = (None if math.isnan(bound) else bound for bound in (low, high))
+    n = len(result.per_sample) or result.extra.get("n", 0)
+    return Row(result.name, result.value, *bounds, n, result.source, result.better, result.extra)
+
+
+def finite(content: object) -> object:
+    """The same for JSON, in which numbers that are not finite are null."""
+    if isinstance(content, dict):
+        return {str(key): finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    if isinstance(content, float) and not math.isfinite(content):
+        return None
+    return content
+
+
+def _read_row(row: dict) -> Row:
+    bounds = {name: None if row[name] is None else float(row[name]) for name in ("low", "high")}
+    return Row(**row | bounds | {"value": _number(row["value"])})
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

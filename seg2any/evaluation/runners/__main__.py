@@ -1,0 +1,26 @@
+"""Measure the images of a benchmark: `python -m seg2any.evaluation.runners IMAGES`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from seg2any.evaluation.runners.options import parse_options
+from seg2any.system.console import exit_status, plain_messages
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 interrupted."""
+    options = parse_options(arguments)
+
+    def measure() -> None:
+        with plain_messages():
+            from seg2any.evaluation.runners.run import run  # takes seconds to import: not before --help is answered
+
+            run(options)
+
+    return exit_status("seg2any.evaluation.runners", measure, "the images are kept, start again to measure them")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

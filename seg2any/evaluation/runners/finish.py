@@ -1,0 +1,72 @@
+"""The end of every evaluation: one JSON file, the samples worth looking at beside it, and a page that shows both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from seg2any.evaluation import report
+from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.pictures import Shown, extremes, folder_of, save_pictures, side_by_side
+from seg2any.evaluation.report_numbers import Evaluation
+from seg2any.evaluation.results import Run, write_run
+from seg2any.system.files import atomic_write
+
+SHOWN = 6  # worst, and as many best samples
+
+
+@dataclass(frozen=True, eq=False)
+class Gallery:
+    """How the pictures of a sample are made.
+
+    item    key -> its first generated image
+    photo   key -> the real image uint8 [H, W, 3]
+    seen    item -> where the judge sees its regions, bool [N, H, W], or None
+    """
+
+    item: Callable[[str], Item]
+    photo: Callable[[str], np.ndarray]
+    seen: Callable[[Item], np.ndarray | None]
+
+    def pictures(self, key: str) -> dict[str, Image.Image]:
+        """The pictures of a sample by title."""
+        item = self.item(key)
+        return side_by_side(item, self.seen(item), self.photo(key))
+
+
+def finish(run: Run, path: Path, ranked_by: str, gallery: Gallery) -> Path:
+    """Write `path`, the pictures of the worst and the best samples by the row called `ranked_by` (if it has values per
+    sample), and a page beside it, whose path is returned."""
+    write_run(run, path)
+    save_pictures(folder_of(path), _chosen(run, ranked_by, gallery))
+    page = path.with_suffix(".html")
+    text = report.page(Evaluation.read([path]))
+    with atomic_write(page) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return page
+
+
+def _chosen(run: Run, ranked_by: str, gallery: Gallery) -> list[tuple[Shown, dict[str, Image.Image]]]:
+    better = next((row.better for row in run.rows if row.label == ranked_by), "higher")
+    chosen = extremes(run.per_sample.get(ranked_by, {}), better, SHOWN)
+    shown = []
+    for place, key, value in tqdm(chosen, "pictures", leave=False):
+        layout = gallery.item(key).layout
+        told = Shown(key, place, ranked_by, value, layout.caption, layout.captions, {})
+        shown.append((told, gallery.pictures(key)))
+    return shown
+
+
+def shown_table(run: Run) -> str:
+    """One line per number, as it is printed."""
+    width = max(len(row.label) for row in run.rows)
+    lines = [f"{'':<{width}}  {'value':>10}  {'95 % interval':^23} {'samples':>8}"]
+    for row in run.rows:
+        bounds = "" if row.low is None else f"[{row.low:.4f}, {row.high:.4f}]"
+        lines.append(f"{row.label:<{width}}  {row.value:>10.4f}  {bounds:^23} {row.n:>8}")
+    return "\n".join(lines)

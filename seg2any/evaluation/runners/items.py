@@ -1,0 +1,95 @@
+"""The images of a benchmark as metrics take them: those of a model, and the real ones as the ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from seg2any.data.annotation import LabelMap
+from seg2any.data.catalog import DataSet
+from seg2any.evaluation.generated import Generated, read_image
+from seg2any.evaluation.labels import ClassTable, squashed
+from seg2any.evaluation.metrics.item import EMPTY, REAL, SHUFFLED, Item, grey, shuffled
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """A folder of generated images and the data set that they were made for. `table`, if any, names the classes."""
+
+    generated: Generated
+    data: DataSet
+    table: ClassTable | None
+
+    @classmethod
+    def open(cls, generated: Generated) -> Benchmark:
+        """Raises UserError if images are missing, or the data set is not what it was."""
+        data = generated.open_data()
+        generated.check_complete(data)
+        name = generated.run["data"]["type"]
+        return cls(generated, data, ClassTable.of(name) if name in ("ade20k", "coco_stuff") else None)
+
+    @property
+    def samples(self) -> int:
+        """How many samples were generated, from the first of the data set on."""
+        return self.generated.run["samples"]
+
+    def images(self, groups: Sequence[int] | None = None) -> Iterator[Item]:
+        """The generated images, group by group (default: all), with what they should show."""
+        for group in range(self.generated.groups) if groups is None else groups:
+            for index in self._bar(f"group {group}"):
+                yield self.item(index, group)
+
+    def real(self) -> Iterator[Item]:
+        """The photos at their own size, with their layouts."""
+        for index in self._bar(REAL):
+            sample = self.data[index]
+            yield Item(self.data.key(index), sample.image, layout=sample.layout)
+
+    def bounds(self) -> dict[str, Iterator[Item]]:
+        """Name -> items of one group that no model made, with labels: the photos stretched to the images' size, and the
+        floors, of which one needs several samples."""
+        found = {REAL: self._stretched(), EMPTY: grey(self._stretched())}
+        return found | ({SHUFFLED: shuffled(self._stretched())} if self.samples > 1 else {})
+
+    def item(self, index: int, group: int = 0) -> Item:
+        """One generated image."""
+        return self._told(index, read_image(self.generated.path(group, self.data.key(index))), group)
+
+    def index(self, key: str) -> int:
+        """Of a sample that was measured."""
+        return self._indices[key]
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {self.data.key(index): index for index in range(self.samples)}
+
+    def classes(self, key: str) -> list[int]:
+        """Training classes of a sample's regions in order."""
+        assert self.table is not None
+        return [int(self.table.classes[value]) for value in self.data.annotation(self.index(key)).regions.values]
+
+    def photo(self, index: int) -> np.ndarray:
+        """The real image uint8 [H, W, 3], at the size of the generated ones."""
+        height, width = self.generated.size
+        photo = Image.fromarray(self.data[index].image)
+        return np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
+
+    def _stretched(self) -> Iterator[Item]:
+        for index in self._bar("bounds"):
+            yield self._told(index, self.photo(index), 0)
+
+    def _told(self, index: int, image: np.ndarray, group: int) -> Item:
+        annotation = self.data.annotation(index)
+        labels = None
+        if self.table is not None and isinstance(annotation.regions, LabelMap):
+            classes = self.table(annotation.regions.labels, f"sample {annotation.key}")
+            labels = squashed(classes, self.generated.size)
+        return Item(annotation.key, image, group, annotation.layout, labels)
+
+    def _bar(self, title: str) -> Iterator[int]:
+        return tqdm(range(self.samples), title, leave=False, unit="image")

@@ -1,0 +1,81 @@
+"""The command line of `python -m seg2any.evaluation.runners`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+WEIGHTS = Path("weights")  # where the README says to put what is no folder of transformers
+DEEPLAB = "deeplabv3_r101-d8_512x512_4x4_320k_coco-stuff164k_20210709_155402-3cbca14d.pth"
+# Where a judge is looked for: flag -> default, what it is.
+JUDGES = {
+    "inception": (str(WEIGHTS / "inception-2015-12-05.pt"), "TorchScript Inception of FID"),
+    "cmmd_clip": ("openai/clip-vit-large-patch14-336", "CLIP of CMMD: folder or hub id"),
+    "dinov2": ("facebook/dinov2-large", "DINOv2 of FDD: folder or hub id"),
+    "clip": ("openai/clip-vit-base-patch16", "CLIP of the CLIP score and of leaks: folder or hub id"),
+    "mask2former": ("facebook/mask2former-swin-large-ade-semantic", "judge of ADE20K: folder or hub id"),
+    "deeplab": (str(WEIGHTS / DEEPLAB), "judge of COCO-Stuff: file of mmsegmentation"),
+    "sam2": ("facebook/sam2.1-hiera-large", "judge of regions: folder or hub id"),
+    "vqa": ("http://localhost:8000/v1", "judge of questions: OpenAI-compatible address, or a folder or hub id"),
+    "image_reward": ("ImageReward-v1.0", "weights of ImageReward, as its package calls them"),
+    "vqa_model": ("Qwen/Qwen2-VL-72B-Instruct", "what the judge of questions is called at that address"),
+}
+METRICS = ("miou", "regions", "clip", "fid", "cmmd", "fdd", "seam", "colour_leak", "caption_leak", "vqa")
+METRICS += ("image_reward",)  # needs a package of its own
+DEFAULTS = {  # data set -> what is measured unless --metrics says otherwise, the ranking one first
+    "ade20k": ("miou", "fid", "cmmd", "fdd", "seam"),
+    "coco_stuff": ("miou", "fid", "cmmd", "fdd", "seam"),
+    "sacap_1m": ("regions", "clip", "fid", "cmmd", "fdd", "seam", "caption_leak"),
+    "folder": ("regions", "seam"),
+}
+DETAILS = """\
+examples:
+    python -m seg2any.evaluation.runners result/ade20k                       all that the benchmark has
+    python -m seg2any.evaluation.runners result/ade20k --metrics miou seam   only these; samples are ranked by the first
+    python -m seg2any.evaluation.runners result/sacap --metrics regions --sam2 /models/sam2.1 -o result/regions.json
+
+Judges are fetched by `hf download ID` or by hand; the README says what each benchmark needs.
+Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 interrupted.
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, with which judges. `metrics` None: those of the data set."""
+
+    images: Path
+    output: Path
+    metrics: tuple[str, ...] | None
+    device: str | None
+    judges: dict[str, str]
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> Options:
+    """Options of a command line, by default this process's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seg2any.evaluation.runners",
+        description="Measure a folder of eval/generate_image.py: prints a table, writes JSON, pictures and a page.",
+        epilog=DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("images", type=Path, help="folder that seg2any/evaluation/generate_image.py made")
+    parser.add_argument("-o", "--output", type=Path, help="JSON file (default: IMAGES/evaluation.json)")
+    parser.add_argument(
+        "--metrics",
+        nargs="+",
+        choices=METRICS,
+        help="what to measure, the one that ranks samples first (default: all that the benchmark has)",
+    )
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
+    for flag, (default, what) in JUDGES.items():
+        parser.add_argument(f"--{flag}", default=default, help=f"{what} (default: %(default)s)")
+    given = parser.parse_args(arguments)
+    return Options(
+        given.images,
+        given.output or given.images / "evaluation.json",
+        tuple(given.metrics) if given.metrics else None,
+        given.device,
+        {flag: getattr(given, flag) for flag in JUDGES},
+    )

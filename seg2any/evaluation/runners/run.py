@@ -1,0 +1,62 @@
+"""A benchmark from a folder of images to numbers, pictures and a page."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from seg2any.evaluation.generated import Generated
+from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.metrics.weights import file_sha256
+from seg2any.evaluation.results import make_run
+from seg2any.evaluation.runners.finish import Gallery, finish, shown_table
+from seg2any.evaluation.runners.items import Benchmark
+from seg2any.evaluation.runners.measures import Measure, load_measures
+from seg2any.evaluation.runners.options import DEFAULTS, Options
+from seg2any.evaluation.vqa.questions import PROMPTS_SHA256
+from seg2any.generate.model import choose_device, weights_digest
+from seg2any.system.errors import UserError
+
+
+def run(options: Options) -> None:
+    """Load every judge, measure, print the table, write JSON, pictures and page. Raises UserError."""
+    generated = Generated.read(options.images)
+    made, name = generated.run, generated.run["data"]["type"]
+    metrics = options.metrics or DEFAULTS.get(name)
+    if metrics is None:
+        raise UserError(f"{options.images}: {name} has a judge of its own; run bash eval.sh {name}, or give --metrics")
+    device = choose_device(options.device)
+    benchmark = Benchmark.open(generated)
+    measures = load_measures(metrics, benchmark, options.judges, device)
+    found = [result for measure in measures.values() for result in measure.results(benchmark)]
+    settings = {key: made[key] for key in ("data", "samples", "groups", "format", "size", "seed")} | made["recipe"]
+    used = {flag: options.judges[flag] for measure in measures.values() for flag in measure.uses}
+    hashes = {"data": made["data"]["fingerprint"], **hashes_of(used)}
+    if "vqa" in used:
+        hashes["vqa_prompts"] = PROMPTS_SHA256
+    evaluation = make_run(name, found, settings | {"metrics": list(metrics)}, hashes, device)
+    page = finish(evaluation, options.output, found[0].name, gallery(benchmark, measures[metrics[0]]))
+    print(f"\n{name}: {benchmark.samples} samples, {generated.groups} images of each")
+    print(shown_table(evaluation), f"\nnumbers: {options.output}; page with pictures: {page}", sep="\n")
+
+
+def gallery(benchmark: Benchmark, ranking: Measure) -> Gallery:
+    """The pictures of a sample's first image, with what the ranking judge sees in it."""
+
+    def seen(item: Item) -> np.ndarray | None:
+        return ranking.seen(item, benchmark) if ranking.seen else None
+
+    return Gallery(
+        lambda key: benchmark.item(benchmark.index(key)), lambda key: benchmark.photo(benchmark.index(key)), seen
+    )
+
+
+def hashes_of(judges: Mapping[str, str]) -> dict[str, str]:
+    """sha256 of the judges that are on this disk; the id of those that are in the hub's cache."""
+    paths = {flag: Path(name) for flag, name in judges.items()}
+    return {
+        flag: weights_digest(path) if path.is_dir() else file_sha256(path) if path.is_file() else judges[flag]
+        for flag, path in paths.items()
+    }

@@ -1,0 +1,121 @@
+"""The measurement of `python -m seg2any.evaluation.shapes`: every kind of scenes, from images to table and page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from seg2any.data.shapes import ShapesDataset
+from seg2any.evaluation.bars import lines
+from seg2any.evaluation.generated import Generated, discard_leftovers, read_image, write_run
+from seg2any.evaluation.generation import Task, make_images, plan
+from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.results import Run, make_run
+from seg2any.evaluation.runners.finish import Gallery, finish
+from seg2any.evaluation.shapes_drawn import Attributes, drawn_shapes
+from seg2any.evaluation.shapes_judge import visible
+from seg2any.evaluation.shapes_options import SCENES, Options
+from seg2any.evaluation.shapes_report import bars, table
+from seg2any.evaluation.shapes_results import results
+from seg2any.evaluation.shapes_sources import (
+    CEILING,
+    EMPTY,
+    GENERATED,
+    OTHER_SCENE,
+    ROUND_TRIP,
+    SIZE,
+    bounds,
+    judged,
+    open_pipeline,
+)
+from seg2any.evaluation.stopwatch import Stopwatch
+from seg2any.generate.model import choose_device
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.generate.run import open_folder
+
+COLUMNS = (CEILING, ROUND_TRIP, GENERATED, OTHER_SCENE, EMPTY)
+
+
+class Bench:
+    """The scenes, judged once per source of images."""
+
+    def __init__(self, options: Options, pipeline: Seg2AnyPipeline, recipe: dict, clock: Stopwatch):
+        self.options, self.pipeline, self.clock = options, pipeline, clock
+        self.recipe = recipe | {"num_inference_steps": options.num_inference_steps}
+
+    def count(self, kind: str) -> int:
+        """How many scenes are measured."""
+        return SCENES[kind] if self.options.limit is None else min(self.options.limit, SCENES[kind])
+
+    def measure(self, kind: str) -> Run:
+        """The numbers of one kind of scenes, for every source of images."""
+        scenes = ShapesDataset("test", SCENES[kind], kind)
+        samples = [scenes[index] for index in range(self.count(kind))]
+        sources = bounds([sample.image for sample in samples], self.pipeline)
+        sources[GENERATED] = lambda: self.generate(scenes, kind)
+        found = []
+        for name in (source for source in COLUMNS if source in sources):
+            with self.clock(f"images ({name.split(' (')[0]})"):
+                images = list(sources[name]())
+            with self.clock("judging"):
+                found += results(judged(images, samples, f"{kind}, {name}"), name)
+        hashes = {"data": scenes.fingerprint(), "model": self.recipe["model"], "adapter": self.recipe["adapter"]}
+        device = self.pipeline.vae.device
+        return make_run(f"shapes, {kind}", found, self.recipe | {"seed": self.options.seed}, hashes, device)
+
+    def generate(self, scenes: ShapesDataset, kind: str) -> Iterator[np.ndarray]:
+        """The generated images in order; those that are there already are read. Raises UserError for another run's."""
+        folder, options = self.options.output / kind, self.options
+        data = {"split": scenes.split, "n_scenes": len(scenes), "kind": kind}
+        run = {
+            "data": {"type": "shapes", "params": data, "fingerprint": scenes.fingerprint()},
+            "samples": self.count(kind),
+            "groups": 1,
+            "format": "png",
+            "size": list(SIZE),
+            "seed": options.seed,
+            "recipe": self.recipe,
+        }
+        write_run(folder, run, options.overwrite)
+        discard_leftovers(folder)
+        task = Task(scenes, folder, self.count(kind), 1, "png", SIZE, options.seed, self.recipe)
+        blocks, _ = plan(task, options.batch_size, (0, 1), options.overwrite)
+        make_images(task, blocks, self.pipeline, self.pipeline.settings, shown=True)
+        return Generated.read(folder).images(0, scenes)
+
+    def gallery(self, kind: str) -> Gallery:
+        """The pictures of a scene, with the figures that the judge sees in it."""
+        scenes = ShapesDataset("test", SCENES[kind], kind)
+        generated = Generated.read(self.options.output / kind)
+        samples = {scenes.key(index): scenes[index] for index in range(self.count(kind))}
+        return Gallery(
+            lambda key: Item(key, read_image(generated.path(0, key)), layout=samples[key].layout),
+            lambda key: samples[key].image,
+            seen,
+        )
+
+
+def seen(item: Item) -> np.ndarray:
+    """Where the judge sees each entity, bool [N, H, W]."""
+    layout = item.layout
+    return drawn_shapes(item.image, visible(layout.masks), [Attributes.of(caption) for caption in layout.captions])
+
+
+def run(options: Options) -> None:
+    """Measure, print the tables and the bars, and write JSON and a page for each kind. Raises UserError."""
+    open_folder(options.output, "--output")
+    device = choose_device(options.device)
+    clock = Stopwatch()
+    with clock("loading"):
+        pipeline, recipe = open_pipeline(options.model, options.lora, options.weight_dtype, device)
+    bench = Bench(options, pipeline, recipe, clock)
+    for kind in SCENES:
+        found = bench.measure(kind)
+        with clock("pages"):
+            page = finish(found, options.output / f"{kind}.json", "IoU", bench.gallery(kind))
+        print(f"\n{kind}: {found.row('IoU').n} unseen scenes", table(found), sep="\n", flush=True)
+        if kind == "normal":
+            print("\nbars, on the normal scenes:", *(f"  {line}" for line in lines(bars(found))), sep="\n")
+        print(f"page with pictures: {page}", flush=True)
+    print(f"time: {clock}")

@@ -1,0 +1,169 @@
+"""A judge for the `shapes` world that sees pixels only: does the image show what masks and captions asked for?
+
+It looks at colour, pattern, shape and leaks of every entity on its own. How far its verdicts can be trusted is measured
+in tests/test_shapes_judge.py: rendered truth is the ceiling; blurred, shifted, recoloured, shuffled, incomplete and
+empty images have known verdicts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK
+from seg2any.evaluation.metrics.overlap import boundary_iou, iou, shift_border
+from seg2any.evaluation.shapes_drawn import (
+    DISTINCT,
+    INK_SHARE,
+    Attributes,
+    background_tone,
+    core_of,
+    distance,
+    drawn_shapes,
+    ink_share,
+    seen_tone,
+    to_lab,
+)
+from seg2any.evaluation.shapes_pattern import detect_letter, detect_pattern
+from seg2any.layout import Layout
+from seg2any.system.errors import UserError
+
+BOUNDARY = 2  # pixels
+COLOUR_TOLERANCE = 25.0  # CIELAB; farther from every colour of the palette than this has no name
+_TONES = {**COLOURS, **{f"{name} background": tone for name, tone in BACKGROUNDS.items()}, "ink": INK}
+_NAMES, _LABS = list(_TONES), to_lab(np.float32(list(_TONES.values())))
+
+
+@dataclass(frozen=True)
+class Region:
+    """The verdict on one entity.
+
+    colour, pattern   what is seen: a name, "none" for a colour outside the palette, "missing" or "unclear"
+    colour_right      the colour that most pixels of the eroded region show is the caption's
+    pattern_right     the pattern or the letter is the caption's
+    iou               of the drawn shape with the visible mask, 0..1
+    boundary_iou      the same for the band of BOUNDARY pixels inside the outlines
+    leak              share of the eroded region that shows the colour of another entity of the scene, 0..1
+    coloured          share of it that shows the colour of any entity of the scene, its own included, 0..1
+    """
+
+    caption: str
+    colour: str
+    colour_right: bool
+    pattern: str
+    pattern_right: bool
+    iou: float
+    boundary_iou: float
+    leak: float
+    coloured: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict on one image: its regions in the layout's order, and
+
+    background_right  the named background of the global caption is the nearest to what is seen (None: not named)
+    clutter           share of the pixels away from every mask that do not look like the background, 0..1
+    """
+
+    regions: tuple[Region, ...]
+    background_right: bool | None
+    clutter: float
+
+
+def judge(image: np.ndarray, layout: Layout) -> Verdict:
+    """Judge an image uint8 [H, W, 3] of the `shapes` world against the layout that it should obey.
+
+    Raises UserError if the sizes differ, a mask is empty or a caption is not one of this world.
+    """
+    if image.dtype != np.uint8 or image.shape != (*layout.size, 3):
+        raise UserError(f"shapes judge: image is {image.dtype} {image.shape}; give uint8 {(*layout.size, 3)}")
+    masks = visible(layout.masks)
+    if not masks.any((1, 2)).all():
+        raise UserError(f"shapes judge: {layout.name or 'layout'}: a mask is empty or hidden; leave that entity out")
+    attributes = [Attributes.of(caption) for caption in layout.captions]
+    drawn = drawn_shapes(image, masks, attributes)
+    regions = tuple(
+        Region(
+            caption, *_colour(image, mask, wanted), *_pattern(image, mask, shape, wanted), *_overlap(shape, mask), *leak
+        )
+        for caption, mask, shape, wanted, leak in zip(
+            layout.captions, masks, drawn, attributes, _leaks(image, masks, attributes), strict=True
+        )
+    )
+    return Verdict(regions, *_background(image, masks, layout.caption))
+
+
+def visible(masks: np.ndarray) -> np.ndarray:
+    """Masks bool [N, H, W] in z order, later on top, without what later ones hide."""
+    above = np.cumsum(masks[::-1], 0, dtype=np.uint8)[::-1] - masks
+    return masks & (above == 0)
+
+
+def _overlap(drawn: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
+    return iou(drawn, mask), boundary_iou(drawn, mask, BOUNDARY)
+
+
+def _named(colours: np.ndarray) -> np.ndarray:
+    """Index into _NAMES [P] of the nearest known tone of colours [P, 3], -1 if none is near."""
+    distances = distance(to_lab(colours)[:, None], _LABS)
+    return np.where(distances.min(1) <= COLOUR_TOLERANCE, distances.argmin(1), -1)
+
+
+def _colour(image: np.ndarray, mask: np.ndarray, wanted: Attributes) -> tuple[str, bool]:
+    """What most pixels of the eroded region show, patterns aside, and whether it is right."""
+    colours = image[core_of(mask)]
+    names = _named(colours)
+    coloured = names != _NAMES.index("ink")
+    if not coloured.any():
+        return "ink", False
+    if coloured.mean() < 1 - INK_SHARE:
+        # Blends with ink have other names than the colour itself; the lighter half has the least of them.
+        light = to_lab(colours)[:, 0]
+        coloured &= light >= np.median(light[coloured])
+    votes = np.bincount(names[coloured] + 1, minlength=len(_NAMES) + 1)
+    seen = ["none", *_NAMES][int(votes.argmax())]
+    return seen, seen == wanted.colour
+
+
+def _pattern(image: np.ndarray, mask: np.ndarray, drawn: np.ndarray, wanted: Attributes) -> tuple[str, bool]:
+    core = core_of(mask)
+    if (drawn & core).sum() < 0.5 * core.sum():
+        return "missing", False
+    tone = seen_tone(image[core])
+    tone = np.float32(COLOURS[wanted.colour]) if tone is None else tone
+    detect = detect_letter if wanted.pattern.startswith("letter") else detect_pattern
+    seen = detect(image, core & drawn, tone)
+    return seen, seen == wanted.pattern
+
+
+def _leaks(image: np.ndarray, masks: np.ndarray, attributes: list[Attributes]) -> list[tuple[float, float]]:
+    """Shares of each eroded region in the colour of another entity, and of any: a pair per entity."""
+    palette = {wanted.colour: to_lab(COLOURS[wanted.colour]) for wanted in attributes}
+    leaks = []
+    for mask, wanted in zip(masks, attributes, strict=True):
+        colours = image[core_of(mask)]
+        others = [tone for colour, tone in palette.items() if colour != wanted.colour]
+        own = np.float32(COLOURS[wanted.colour])
+        # A blend of the own colour and ink can look like another colour: dark orange is brown.
+        blend = own + ink_share(np.float32(colours), own)[:, None] * (np.float32(INK) - own)
+        pixels = to_lab(colours)
+        to_own = distance(pixels, to_lab(blend))
+        theirs = np.min([np.full(len(pixels), np.inf), *(distance(pixels, tone) for tone in others)], 0)
+        leaked = (theirs < DISTINCT) & (theirs < to_own)
+        leaks.append((float(leaked.mean()), float((leaked | (to_own < DISTINCT)).mean())))
+    return leaks
+
+
+def _background(image: np.ndarray, masks: np.ndarray, caption: str | None) -> tuple[bool | None, float]:
+    tone = background_tone(image, masks)
+    if tone is None:
+        return None, 0.0
+    words = (caption or "").split()
+    named = words[-2] if len(words) > 1 and words[-2] in BACKGROUNDS else None
+    tones = to_lab(np.float32(list(BACKGROUNDS.values())))
+    nearest = list(BACKGROUNDS)[int(distance(tones, to_lab(tone)).argmin())]
+    away = ~shift_border(masks.any(0), 3)
+    clutter = (distance(to_lab(image[away]), to_lab(tone)) > DISTINCT).mean() if away.any() else 0.0
+    return (None if named is None else nearest == named), float(clutter)

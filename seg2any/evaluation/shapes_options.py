@@ -1,0 +1,86 @@
+"""The flags of `python -m seg2any.evaluation.shapes`, and those of them that seg2any.evaluation.ablation has, too.
+
+Nothing heavy is imported, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from seg2any.generate.modes import PRECISIONS
+from seg2any.system.console import whole
+
+SCENES = {"normal": 200, "crowded": 40}  # kind -> how many of the test split
+EXAMPLES = """\
+examples:
+    python -m seg2any.evaluation.shapes --limit 8              a quick look at the model in this repository
+    python -m seg2any.evaluation.shapes --lora runs/shapes/checkpoint-1000 --output result/mine
+    python -m seg2any.evaluation.shapes --lora none --output result/plain    the base model, which sees no mask
+"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to measure, and where the images go.
+
+    lora      None: without adapters
+    limit     scenes of each kind; None: all of `SCENES`
+    seed      of the noise, from which every image has its own
+    device    None: the best one present; `weight_dtype` None: what that is fast in
+    """
+
+    model: str
+    lora: Path | None
+    output: Path
+    limit: int | None
+    seed: int
+    num_inference_steps: int
+    batch_size: int
+    device: str | None
+    weight_dtype: str | None
+    overwrite: bool
+
+
+def parse_options(arguments: Sequence[str] | None = None, description: str = "") -> Options:
+    """Options of a command line, by default this process's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m seg2any.evaluation.shapes",
+        description=description,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shapes_flags("result/bench_shapes", 8)],
+    )
+    every = " and ".join(f"{count} {kind}" for kind, count in SCENES.items())
+    parser.add_argument("--limit", type=whole(1), help=f"at most so many scenes of each kind (default: {every})")
+    return Options(**vars(parser.parse_args(arguments)))
+
+
+def shapes_flags(output: str, batch_size: int) -> argparse.ArgumentParser:
+    """A parent for other parsers: the model, its images, where they go. `lora` is a Path or None."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline folder (default: %(default)s)")
+    parser.add_argument(
+        "--lora", type=adapters, default="examples/shapes/lora", help="adapter folder, or none (default: %(default)s)"
+    )
+    parser.add_argument("--output", type=Path, default=output, help="folder (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=42, help="of the noise (default: %(default)s)")
+    parser.add_argument(
+        "--num_inference_steps", type=whole(1), default=20, help="denoising steps (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--batch_size", type=whole(1), default=batch_size, help="images made at a time (default: %(default)s)"
+    )
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
+    parser.add_argument(
+        "--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device computes in it, else fp32"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="do again what is there already")
+    return parser
+
+
+def adapters(text: str) -> Path | None:
+    """A folder; None for the word none."""
+    return None if text == "none" else Path(text)

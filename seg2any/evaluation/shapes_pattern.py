@@ -1,0 +1,82 @@
+"""Which pattern fills a figure of the `shapes` world: the renderer's own patterns, fitted over rotation and phase."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+import numpy as np
+
+from seg2any.data import shapes_draw
+from seg2any.data.shapes_draw import COLOURS, LETTERS, PERIOD, Figure, draw_texture
+from seg2any.evaluation.shapes_drawn import INK_SHARE, ink_share
+
+WINDOW = 32  # pixels around the middle of a figure: a small error of the angle stays small
+MAX_POINTS = 400
+EXPLAINED = 0.3  # share of the variance that a pattern has to explain, or it is "unclear"
+STEPS = np.arange(6) / 6
+LETTER_SHIFTS = range(-4, 5, 2)
+
+
+def detect_pattern(image: np.ndarray, core: np.ndarray, tone: np.ndarray) -> str:
+    """ "plain", "striped", "dotted", "checkered" or "unclear".
+
+    image uint8 [H, W, 3], core bool [H, W] the pixels to look at, tone [3] the figure's own colour.
+    """
+    x, y = _points(core)
+    ink = ink_share(np.float32(image[y, x]), tone)
+    return _best(ink, ((name, fit) for name in ("striped", "dotted", "checkered") for fit in _rendered(name, x, y)))
+
+
+def detect_letter(image: np.ndarray, core: np.ndarray, tone: np.ndarray) -> str:
+    """ "letter A" and so on, "plain" or "unclear"; arguments as above, `core` of a whole or partly hidden badge."""
+    y, x = np.nonzero(core)
+    (centre_x, centre_y), radius = cv2.minEnclosingCircle(np.stack([x, y], 1).astype(np.float32))
+    ink = ink_share(np.float32(image[y, x]), tone)
+    return _best(ink, _letters(x, y, (centre_x, centre_y), radius + 2))  # the core is 2 pixels smaller than the badge
+
+
+def _best(ink: np.ndarray, candidates: Iterator[tuple[str, np.ndarray]]) -> str:
+    """The name whose ink shares [K, P] come closest to those seen [P]."""
+    if (ink > 0.5).mean() < INK_SHARE:
+        return "plain"
+    best, error = "unclear", (1 - EXPLAINED) * ink.var()
+    for name, rendered in candidates:
+        smallest = ((rendered - ink) ** 2).mean(1).min()
+        if smallest < error:
+            best, error = name, smallest
+    return best
+
+
+def _points(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """At most MAX_POINTS pixels (x [P], y [P]) of a window in the middle of the core."""
+    y, x = np.nonzero(core)
+    middle = np.argmin(np.hypot(x - x.mean(), y - y.mean()))
+    near = np.nonzero(np.hypot(x - x[middle], y - y[middle]) <= WINDOW)[0]
+    chosen = near[:: -(-len(near) // MAX_POINTS)]
+    return x[chosen], y[chosen]
+
+
+def _rendered(name: str, x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
+    """The pattern at the points, once per angle: ink shares [phases, P]."""
+    quarter, period = name != "striped", PERIOD * (1.4 if name == "checkered" else 1.0)
+    u, v = (phase.ravel()[:, None] * period for phase in np.meshgrid(STEPS, STEPS if quarter else STEPS[:1]))
+    for angle in np.deg2rad(np.arange(0, 90 if quarter else 180, 5)):
+        along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
+        yield shapes_draw.INK_SHARE[name](along + u, across + v)
+
+
+def _letters(
+    x: np.ndarray, y: np.ndarray, centre: tuple[float, float], radius: float
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Every letter at the points, in a few places around the centre: ink shares [shifts, P]."""
+    reach = max(LETTER_SHIFTS)
+    # Drawn alone on a small canvas, moved by an even number of pixels: coordinates are rounded half to even.
+    left, top = (int(low - reach) // 2 * 2 for low in (x.min(), y.min()))
+    size = int(max(x.max() - left, y.max() - top)) + 1 + reach
+    down, right = (shift.reshape(-1, 1) for shift in np.meshgrid(LETTER_SHIFTS, LETTER_SHIFTS, indexing="ij"))
+    rows, columns = y - top + down, x - left + right
+    for letter in LETTERS:
+        badge = Figure("badge", "yellow", "plain", (centre[0] - left, centre[1] - top), radius, letter=letter)
+        share = ink_share(draw_texture(badge, size, np.s_[:size, :size]), np.float32(COLOURS["yellow"]))
+        yield f"letter {letter}", share[rows, columns]

@@ -1,0 +1,82 @@
+"""Images of the `shapes` world: those that no model made, between which a model's are read, and judging any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from seg2any.bases.flux1.latents import decode_latents, encode_images, pixels_per_token
+from seg2any.data.sample import Sample
+from seg2any.evaluation.metrics.item import GREY
+from seg2any.evaluation.shapes_judge import Verdict, judge
+from seg2any.generate.choices import as_json
+from seg2any.generate.model import choose_dtype, known_folder, known_model, load_pipeline
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.system.errors import UserError
+from seg2any.system.precision import has_fast_bfloat16
+
+CEILING, ROUND_TRIP, GENERATED = "rendered (ceiling)", "VAE round trip", "generated"
+OTHER_SCENE, EMPTY = "another scene (floor)", "grey image (floor)"
+SIZE = (256, 256)
+GUIDANCE_SCALE = 3.5
+VAE_BATCH = 8
+Images = Callable[[], Iterable[np.ndarray]]
+
+
+def open_pipeline(
+    model: str, adapter: Path | None, weight_dtype: str | None, device: torch.device
+) -> tuple[Seg2AnyPipeline, dict]:
+    """The model, and what all images made with it have in common, as a recipe says it.
+
+    weight_dtype None is bf16 where the device computes in it, else fp32. Raises UserError.
+    """
+    if adapter is not None and not adapter.is_dir():
+        raise UserError(f"--lora {adapter}: no such folder; train one, or --lora none for the plain model")
+    if weight_dtype is None and has_fast_bfloat16(device):
+        weight_dtype = "bf16"
+    pipeline = load_pipeline(model, adapter, choose_dtype(weight_dtype, device), device)
+    return pipeline, {
+        "settings": as_json(pipeline.settings),
+        "guidance_scale": GUIDANCE_SCALE,
+        "model": known_model(model),
+        "adapter": adapter and known_folder(adapter),
+        "weight_dtype": str(pipeline.vae.dtype).removeprefix("torch."),
+    }
+
+
+def bounds(images: Sequence[np.ndarray], pipeline: Seg2AnyPipeline) -> dict[str, Images]:
+    """Ceiling, what the VAE leaves of it, and the floors, of rendered images uint8 [H, W, 3]."""
+    sources: dict[str, Images] = {
+        CEILING: lambda: images,
+        ROUND_TRIP: lambda: round_trip(images, pipeline),
+        OTHER_SCENE: lambda: [*images[1:], images[0]],
+        EMPTY: lambda: [np.full_like(image, GREY) for image in images],
+    }
+    if len(images) == 1:
+        del sources[OTHER_SCENE]
+    return sources
+
+
+def round_trip(images: Sequence[np.ndarray], pipeline: Seg2AnyPipeline) -> Iterator[np.ndarray]:
+    """What is left of images uint8 [H, W, 3] after encoding and decoding."""
+    vae = pipeline.vae
+    for start in range(0, len(images), VAE_BATCH):
+        batch = torch.from_numpy(np.stack(images[start : start + VAE_BATCH])).permute(0, 3, 1, 2) / 127.5 - 1
+        grid = tuple(side // pixels_per_token(vae) for side in batch.shape[-2:])
+        decoded = decode_latents(encode_images(batch, vae).mean, grid, vae)
+        yield from to_bytes(pipeline.image_processor.postprocess(decoded, output_type="np"))
+
+
+def to_bytes(images: np.ndarray) -> np.ndarray:
+    """float [..., 3] in [0, 1] -> uint8, rounded as files are."""
+    return np.round(255 * images).astype(np.uint8)
+
+
+def judged(images: Iterable[np.ndarray], samples: Sequence[Sample], title: str) -> Mapping[str, list[Verdict]]:
+    """The verdict on one image of each sample, by the sample's name."""
+    pairs = tqdm(zip(images, samples, strict=True), title, len(samples), leave=False)
+    return {sample.layout.name: [judge(image, sample.layout)] for image, sample in pairs}

@@ -1,0 +1,150 @@
+"""What a vision-language model is asked about each region: our own protocol, comparable with no published table.
+
+spatial    the whole image with the region's outline drawn: does it show the caption?
+colour, shape, texture
+           the region cut out, its surroundings dimmed: is the caption's word for it right? Asked only if the caption
+           has such a word, which the model itself has picked out of the caption before.
+
+Whoever changes a prompt or a picture changes PROTOCOL: answers to other questions are other numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from seg2any.evaluation.metrics.overlap import box_with_margin
+from seg2any.layout import Layout
+from seg2any.layout.contour import outline, resize_masks
+
+PROTOCOL = "region-vqa-1"
+ATTRIBUTES = ("colour", "shape", "texture")
+KINDS = ("spatial", *ATTRIBUTES)
+PROMPTS = {
+    "extract": (
+        "Below is the description of one thing in a picture. Which words in it say what colour the thing has, what "
+        "shape it has, and what texture or material its surface has? Copy the words exactly. Use an empty string for "
+        'what it does not say. Answer with JSON only: {{"colour": "...", "shape": "...", "texture": "..."}}\n\n'
+        "Description: {caption}"
+    ),
+    "spatial": (
+        "A region of this picture is outlined in magenta. Does the outlined region, as a whole, show this: {caption}? "
+        "Answer with one word, yes or no."
+    ),
+    "colour": (
+        "This is one thing cut out of a picture; what is dimmed does not belong to it. It is meant to show: {caption}. "
+        "Look at its colour only. Is the colour {value}? Answer with one word, yes or no."
+    ),
+    "shape": (
+        "This is one thing cut out of a picture; what is dimmed does not belong to it. It is meant to show: {caption}. "
+        "Look at its shape only. Is the shape {value}? Answer with one word, yes or no."
+    ),
+    "texture": (
+        "This is one thing cut out of a picture; what is dimmed does not belong to it. It is meant to show: {caption}. "
+        "Look at its texture and material only. Is it {value}? Answer with one word, yes or no."
+    ),
+}
+PROMPTS_SHA256 = hashlib.sha256(json.dumps(PROMPTS, sort_keys=True).encode()).hexdigest()
+MAGENTA = (255, 0, 255)
+WHOLE_SIDE, CUT_SIDE = 1024, 448  # longest side of what is shown: at most, and exactly
+DIMMED = 0.25  # of the light that is left outside the region
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """One question about `caption` alone, or about a region of sample `key`. `images` are uint8 [H, W, 3].
+
+    wants   "yes or no", or "attributes" for the JSON of words that a caption uses
+    """
+
+    key: str
+    kind: str
+    caption: str
+    text: str
+    images: tuple[np.ndarray, ...] = ()
+    wants: Literal["yes or no", "attributes"] = "yes or no"
+
+    @cached_property
+    def id(self) -> str:
+        """sha256 of everything that the answer depends on but the model."""
+        digest = hashlib.sha256(json.dumps([PROTOCOL, self.wants, self.text]).encode())
+        for image in self.images:
+            digest.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
+        return digest.hexdigest()
+
+
+def about_caption(caption: str) -> Question:
+    """Which words of the caption name colour, shape and texture?"""
+    return Question("", "extract", caption, PROMPTS["extract"].format(caption=caption), wants="attributes")
+
+
+def about_regions(
+    key: str,
+    image: np.ndarray,
+    layout: Layout,
+    words: Mapping[str, Mapping[str, str]],
+    asked: Mapping[int, str] | None = None,
+) -> Iterator[Question]:
+    """The questions about each region of an image uint8 [H, W, 3] that can be seen.
+
+    words   caption -> attribute -> the caption's word for it, "" for none
+    asked   region -> the caption to ask for, by default its own; other regions are left out. An attribute of another
+            caption is asked for only where the region's own caption has another word for it.
+    """
+    asked = dict(enumerate(layout.captions)) if asked is None else asked
+    masks = resize_masks(layout.flattened().masks, image.shape[:2])
+    for index, caption in asked.items():
+        mask, own = masks[index], layout.captions[index]
+        if not mask.any():
+            continue
+        yield Question(key, "spatial", caption, PROMPTS["spatial"].format(caption=caption), (outlined(image, mask),))
+        cut = None
+        for attribute in ATTRIBUTES:
+            value = words.get(caption, {}).get(attribute, "")
+            if not value or (caption != own and words.get(own, {}).get(attribute, "") == value):
+                continue
+            cut = cut_out(image, mask) if cut is None else cut
+            text = PROMPTS[attribute].format(caption=caption, value=value)
+            yield Question(key, attribute, caption, text, (cut,))
+
+
+def swapped_captions(layout: Layout) -> dict[int, str]:
+    """Each region's next neighbour's caption, of those with other words; regions without such a neighbour are left out.
+    The floor: a model that says yes to everything says yes to these."""
+    count = len(layout.captions)
+    swapped = {}
+    for index, own in enumerate(layout.captions):
+        others = (layout.captions[(index + step) % count] for step in range(1, count))
+        other = next((caption for caption in others if caption != own), None)
+        if other is not None:
+            swapped[index] = other
+    return swapped
+
+
+def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The image with the outline of bool [H, W] drawn, its longest side at most WHOLE_SIDE."""
+    height, width = image.shape[:2]
+    scale = min(1.0, WHOLE_SIDE / max(height, width))
+    size = round(height * scale), round(width * scale)
+    if scale < 1:
+        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
+        mask = resize_masks(mask[None], size)[0]
+    thickness = max(2, max(size) // 256)
+    line = cv2.dilate(outline(mask[None]), np.ones((thickness, thickness), np.uint8)) > 0
+    return np.where(line[..., None], np.uint8(MAGENTA), image)
+
+
+def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The box around bool [H, W] with a margin, dimmed outside the mask, its longest side CUT_SIDE."""
+    box = box_with_margin(mask)
+    shown = np.where(mask[box][..., None], image[box], (image[box] * DIMMED).astype(np.uint8))
+    scale = CUT_SIDE / max(shown.shape[:2])
+    size = tuple(max(1, round(side * scale)) for side in shown.shape[1::-1])
+    return cv2.resize(shown, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)

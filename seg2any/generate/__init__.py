@@ -1,0 +1,1 @@
+"""Making images: the pipeline, one loaded session, folders of layouts, memory."""

@@ -1,0 +1,125 @@
+"""Memory modes of generation: what is small, and what waits on the CPU, while an image is made.
+
+mode           weights on the device at a time                            by
+full           all of them                                                -
+offload        one network: text encoders, transformer and VAE in turn    diffusers, model offload
+group_offload  one layer, the next on its way                             diffusers, group offload
+int8, nf4      the transformer in 8 or 4 bits; networks in turn           bitsandbytes and model offload
+fp8            the transformer's layers stored in 8 bits and computed in  diffusers, layerwise casting and model offload
+               the model's precision; networks in turn on a GPU
+
+Adapters stay in the model's precision. All modes but `full` also decode image by image and, above the size that the VAE
+was trained at, in tiles.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+
+import torch
+from diffusers import DiffusionPipeline, FluxTransformer2DModel, PipelineQuantizationConfig
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
+from diffusers.quantizers.quantization_config import BitsAndBytesConfig
+
+from seg2any.generate.memory_estimate import activation_bytes
+from seg2any.generate.modes import MEMORY_MODES
+from seg2any.system.errors import UserError
+
+SMALLER = {"full": "offload", "offload": "nf4", "int8": "nf4", "fp8": "nf4", "nf4": "group_offload"}
+FP8 = torch.float8_e4m3fn
+
+
+def best_device() -> torch.device:
+    """The accelerator of this machine, else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def check_mode(mode: str, device: torch.device, flag: str = "memory") -> None:
+    """Raise UserError for a mode that is none or that the device cannot do."""
+    if mode not in MEMORY_MODES:
+        raise UserError(f"{flag} is {mode!r}; use one of {', '.join(MEMORY_MODES)}")
+    if mode in ("offload", "group_offload") and device.type == "cpu":
+        raise UserError(f"{flag} {mode}: moves weights between a GPU and the CPU, and the device is {device}; use full")
+    if mode in ("int8", "nf4"):
+        check_bitsandbytes(f"{flag} {mode}", device, "full")
+    if mode == "fp8" and device.type == "mps":
+        raise UserError(f"{flag} fp8: this device has no 8-bit floats; use full or offload")
+
+
+def next_mode(mode: str, device: torch.device) -> str | None:
+    """The mode to turn to when memory is short, None if there is none that takes less."""
+    if device.type == "cpu":
+        return "fp8" if mode == "full" else None
+    return SMALLER.get(mode)
+
+
+def check_bitsandbytes(what: str, device: torch.device, instead: str) -> None:
+    """Raise UserError, about `what`, where transformers cannot be quantised."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{what} needs bitsandbytes; pip install bitsandbytes, or use {instead}")
+    if device.type == "cpu":
+        raise UserError(f"{what} needs a GPU, and there is none; use {instead}")
+
+
+def quantization_config(mode: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
+    """For `from_pretrained`: the transformer in int8 or nf4. Matrix products are computed in `dtype`."""
+    if mode == "int8":
+        chosen = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        chosen = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
+        )
+    return PipelineQuantizationConfig(quant_mapping={"transformer": chosen})
+
+
+def place(pipe: DiffusionPipeline, mode: str, device: torch.device) -> None:
+    """Put a loaded pipeline where its mode wants it. One way: load it again for another mode."""
+    if mode == "full":
+        pipe.to(device)
+        return
+    decode_in_parts(pipe)
+    if mode == "fp8":
+        kept = (*DEFAULT_SKIP_MODULES_PATTERN, "lora_")
+        dtype = pipe.transformer.dtype
+        pipe.transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype, skip_modules_pattern=kept)
+    if mode == "group_offload":
+        is_cuda = device.type == "cuda"  # the only one with streams
+        pipe.enable_group_offload(device, offload_type="leaf_level", use_stream=is_cuda)
+    elif device.type != "cpu":
+        pipe.enable_model_cpu_offload(device=device)
+
+
+def decode_in_parts(pipe: DiffusionPipeline) -> None:
+    """The VAE: one image at a time and, above its training size, tile by tile with blended seams."""
+    pipe.vae.enable_slicing()
+    pipe.vae.enable_tiling()
+
+
+def refuse_further_loras(transformer: FluxTransformer2DModel) -> None:
+    """Raise UserError where peft would store a LoRA as the base weights are, in 8-bit floats that nothing computes."""
+    if any(parameter.dtype == FP8 for parameter in transformer.parameters()):
+        raise UserError("memory fp8: further LoRAs would be rounded to 8 bits; load the pipeline with int8 or nf4")
+
+
+def refresh_hooks(transformer: FluxTransformer2DModel) -> None:
+    """After adapters were added: group offloading has a list of the layers it moves."""
+    _maybe_remove_and_reapply_group_offloading(transformer)
+
+
+def fits_doubled(transformer: FluxTransformer2DModel, batch: int, n_tokens: int, device: torch.device) -> bool:
+    """Whether true CFG should run both passes as one batch: on CUDA, if what a batch of twice `batch` images of
+    `n_tokens` tokens is estimated to take is at most half of the free memory. On a CPU it would be no faster."""
+    if device.type != "cuda":
+        return False
+    width = transformer.dtype.itemsize
+    needed = activation_bytes(transformer.config, 2 * batch, n_tokens, width)
+    if transformer.device.type == "cpu":  # offloaded: it will come as well
+        needed += sum(p.numel() * p.element_size() for p in transformer.parameters())
+    return needed <= free_bytes(device) / 2
+
+
+def free_bytes(device: torch.device) -> int:
+    """What a CUDA device could still give this process."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,0 +1,177 @@
+"""The model, first by its small files, for pre-flight, then with its weights. Every way to fail is one clear line."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import transformers
+from diffusers import AutoencoderKL
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from seg2any.adapters.card import AdapterCard, read_card
+from seg2any.adapters.files import COND, DEFAULT, WEIGHTS_FILE
+from seg2any.bases.flux1.folded_files import folded_adapters
+from seg2any.generate.memory import check_mode, place
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.generate.preflight import ModelFacts
+from seg2any.layout.checks import shown
+from seg2any.system.errors import UserError
+
+WEIGHT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def read_facts(model: str) -> ModelFacts:
+    """What the configuration and the T5 tokenizer of a FLUX pipeline (folder or hub id) say. Raises UserError."""
+    pixels_per_token, tokenizer = read_small_files(model)
+    return ModelFacts(pixels_per_token, lambda text: len(tokenizer(text, verbose=False).input_ids))
+
+
+def read_small_files(model: str) -> tuple[int, PreTrainedTokenizerBase]:
+    """Pixels per token and the T5 tokenizer of a FLUX pipeline (folder or hub id). Raises UserError."""
+    with explained(model):
+        vae = AutoencoderKL.load_config(model, subfolder="vae")
+        tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer_2")
+    return 2 * 2 ** (len(vae["block_out_channels"]) - 1), tokenizer
+
+
+def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
+    """How an adapter folder was trained, None without one. Reads no weights. Raises UserError."""
+    if adapter is None:
+        return None
+    file = adapter / DEFAULT / WEIGHTS_FILE
+    if not file.is_file():
+        raise UserError(
+            f"--lora_ckpt_path {adapter}: no {DEFAULT}/{WEIGHTS_FILE} in it; give the folder of {DEFAULT}/ and {COND}/"
+        )
+    try:
+        with safe_open(file, "pt") as opened:
+            card = read_card(adapter, opened.metadata() or {})
+    except SafetensorError as error:
+        raise UserError(f"{file}: is damaged ({_brief(error)}); copy it again") from error
+    has_cond = (adapter / COND / WEIGHTS_FILE).is_file()
+    return replace(card, is_use_cond_token=card.is_use_cond_token and has_cond)
+
+
+def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path | None:
+    """Where the adapters are: as given, or inside a model that was saved folded. UserError for two of them, and if
+    `fold` has nothing to do."""
+    inside = folded_adapters(model)
+    if inside and adapter:
+        raise UserError(
+            f"--lora_ckpt_path {adapter}: {model} has its adapters folded in already; leave --lora_ckpt_path out, "
+            "or give the model that the adapters were trained on"
+        )
+    if fold and (inside or not adapter):
+        reason = f"{model} is folded already; leave it out" if inside else "there is no adapter; give --lora_ckpt_path"
+        raise UserError(f"--fold: {reason}")
+    return inside or adapter
+
+
+def load_pipeline(
+    model: str,
+    adapter: Path | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    fold: bool = False,
+    memory: str = "full",
+) -> Seg2AnyPipeline:
+    """Load the weights and the adapters, if any, for `device`, folded if asked to. Raises UserError."""
+    transformers.logging.disable_progress_bar()  # that of the pipeline's parts says enough
+    check_mode(memory, device, "--memory")
+    # bitsandbytes quantises while it loads; all other modes come last: what they move or store has to be complete
+    quantised = {"memory": memory, "device": device} if memory in ("int8", "nf4") else {}
+    with explained(model):
+        pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype, **quantised)
+    if adapter is not None:
+        pipeline.load_adapters(str(adapter))
+    if memory == "full":
+        pipeline.to(device)
+    if fold:
+        pipeline.fold()
+    if memory != "full" and not quantised:
+        place(pipeline, memory, device)
+    return pipeline
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device if it is usable, else the best one present. Raises UserError."""
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch raises nearly a kind of its own for every device that it cannot use
+        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)
+        raise UserError(
+            f"--device {name}: cannot be used ({reason}); choose cuda, mps or cpu, or leave it out"
+        ) from error
+    return device
+
+
+def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The named precision; unnamed bf16, on a CPU fp32."""
+    return WEIGHT_DTYPES[name or ("fp32" if device.type == "cpu" else "bf16")]
+
+
+def known_model(model: str) -> dict:
+    """What a recipe says of a model: path and digest of a folder, or the id on the hub."""
+    folder = Path(model)
+    return known_folder(folder) if folder.is_dir() else {"id": model}
+
+
+def known_folder(folder: Path) -> dict:
+    """What a recipe says of a folder of weights, of a model or of adapters: its path and a digest."""
+    return {"path": str(folder), "sha256": weights_digest(folder)}
+
+
+def weights_digest(folder: Path) -> str:
+    """sha256 over the safetensors files of a folder, in the order of their paths."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.safetensors")):
+        with open(path, "rb") as file:
+            while block := file.read(1 << 24):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def explained(model: str) -> Iterator[None]:
+    """Turn what the libraries raise about a missing or damaged model into a UserError."""
+    flag = f"--pretrained_model_name_or_path {model}"
+    folder = Path(model)
+    if folder.is_dir() and not (folder / "model_index.json").is_file():
+        raise UserError(f"{flag}: has no model_index.json, so it is no pipeline folder; give the folder that holds it")
+    if not folder.is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
+        raise UserError(f"{flag}: no such folder; give a FLUX pipeline folder or a hub id such as owner/name")
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        if folder.is_dir():
+            raise UserError(f"{flag}: cannot be loaded ({_brief(error)}); is the folder complete?") from error
+        raise UserError(f"{flag}: {_hub_problem(model, error)}") from error
+
+
+def _hub_problem(model: str, error: BaseException) -> str:
+    while error is not None and not isinstance(error, HfHubHTTPError):  # the libraries wrap it, some several times
+        cause, error = error, error.__cause__ or error.__context__
+    if isinstance(error, GatedRepoError):
+        return f"is gated; accept its licence at https://huggingface.co/{model} and log in with `hf auth login`"
+    if error is not None and error.response is not None and error.response.status_code in (401, 403, 404):
+        return "no such model on the hub, or it is private; check the id, and log in with `hf auth login`"
+    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
+        return "no such folder, and HF_HUB_OFFLINE keeps the hub away; give a local folder or unset it"
+    return f"no such folder, and the hub did not give it ({_brief(error or cause)}); check the id and the network"
+
+
+def _brief(error: BaseException) -> str:
+    return shown(" ".join(str(error).split()) or type(error).__name__, 160)

@@ -1,0 +1,146 @@
+"""The command line of `infer.py`: one table of options. Nothing heavy is imported, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from seg2any.generate.modes import MEMORY_MODES, MOST_TEXT_TOKENS, PRECISIONS, STEP_CACHES
+from seg2any.layout.checks import MAX_SEED
+from seg2any.system.console import real, whole
+
+DESCRIPTION = """\
+Segmentation masks and captions in, images out.
+
+A layout is NAME.png, a picture with one flat colour per region, and NAME.json beside it:
+  {"caption": "a cat on a mat", "seed": 7, "segments_info": [
+      {"color": [255, 0, 0], "text": "a black cat"}, {"color": [0, 0, 255], "text": "a red mat"}]}
+A folder with one mask picture per region, COCO run lengths and .npz work too: see seg2any/layout/readers.py.
+"""
+
+EXAMPLES = """\
+examples:
+  a folder of layouts, with the model in this repository: runs on any machine, offline
+    python infer.py --pretrained_model_name_or_path examples/shapes/model --lora_ckpt_path examples/shapes/lora \\
+        --seg_mask_path examples/shapes/masks --output_path result --num_inference_steps 20 --save_panels
+  only look at what each region will get: a report, and an overlay picture per layout; loads no weights
+    python infer.py --seg_mask_path my_layouts --output_path check --check
+  FLUX.1-dev at 1024 pixels, four images per layout, two at a time
+    python infer.py --lora_ckpt_path ckpt/sacap_1m/checkpoint-20000 --seg_mask_path my_layouts --output_path result \\
+        --height 1024 --width 1024 --num_images_per_prompt 4 --batch_size 2
+
+An interrupted run goes on where it stopped when started again: finished images are skipped.
+Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
+"""
+
+
+def flag(default: Any, text: str, **argument: Any) -> Any:
+    """A field of `Options` and the command line's flag of that name; `argument` goes to argparse."""
+    return dataclasses.field(default=default, metadata={"help": text, **argument})
+
+
+FROM_ADAPTER = "default: as the adapter was trained"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Everything that `infer.py` can be told. None means: choose for me."""
+
+    seg_mask_path: Path = flag(None, "a layout, or a folder of layouts", type=Path, required=True)
+    output_path: Path = flag(Path("result"), "folder for the images (default: result)", type=Path)
+    pretrained_model_name_or_path: str = flag(
+        "black-forest-labs/FLUX.1-dev", "folder or hub id of a FLUX pipeline (default: black-forest-labs/FLUX.1-dev)"
+    )
+    lora_ckpt_path: Path | None = flag(
+        None, "folder with default/ and cond/; without it the model stays plain", type=Path
+    )
+
+    seed: int | None = flag(
+        None,
+        "of the first image of every layout, the next has seed + 1 (default: the layout's, else 0)",
+        type=whole(0, MAX_SEED),
+    )
+    height: int | None = flag(None, "in pixels, rounded down to whole tokens (default: the masks')", type=whole(1))
+    width: int | None = flag(None, "in pixels, rounded down to whole tokens (default: the masks')", type=whole(1))
+    num_images_per_prompt: int = flag(1, "images per layout (default: 1)", type=whole(1))
+    num_inference_steps: int = flag(32, "denoising steps (default: 32)", type=whole(1, 1000))
+    guidance_scale: float = flag(3.5, "distilled guidance (default: 3.5)", type=real(0))
+
+    attention_mask_method: str | None = flag(
+        None,
+        f"how regions are kept apart; none is plain FLUX; {FROM_ADAPTER}",
+        choices=("hard", "base", "place", "none"),
+    )
+    hard_attn_block_range: tuple[int, int] | None = flag(
+        None, f"first and last block of method hard; {FROM_ADAPTER}", type=whole(0), nargs=2, metavar=("FIRST", "LAST")
+    )
+    cond2image_attention_weight: float | None = flag(
+        None, "how strongly the contour guides, 0 to 1 (default: 1)", type=real(0, 1)
+    )
+    cond_scale_factor: int | None = flag(
+        None, f"the contour is drawn this many times smaller than the image; {FROM_ADAPTER}", type=whole(1, 16)
+    )
+    region_assignment: str | None = flag(
+        None,
+        f"nearest: the token's centre decides; coverage: no region is left without a token; {FROM_ADAPTER}",
+        choices=("nearest", "coverage"),
+    )
+    max_sequence_length: int | None = flag(
+        None, f"tokens read of the global caption; {FROM_ADAPTER}", type=whole(1, MOST_TEXT_TOKENS)
+    )
+    regional_max_sequence_length: int | None = flag(
+        None, f"tokens read of each region's caption; {FROM_ADAPTER}", type=whole(1, MOST_TEXT_TOKENS)
+    )
+
+    device: str | None = flag(None, "cuda, cuda:1, mps or cpu (default: the best one present)")
+    weight_dtype: str | None = flag(None, "precision of the weights (default: bf16, on a CPU fp32)", choices=PRECISIONS)
+    fold: bool = flag(
+        False,
+        "merge the adapter into the weights first: same images, text and image tokens pay nothing for it",
+        action="store_true",
+    )
+    memory: str = flag(
+        "full", "what is quantised or waits on the CPU, see the README (default: full)", choices=MEMORY_MODES
+    )
+    vae_tiling: bool = flag(
+        False, "decode images one by one and large ones in tiles; on in all modes but full", action="store_true"
+    )
+    estimate: bool = flag(
+        False, "only print how much memory each mode would take; loads no weights", action="store_true"
+    )
+    step_cache: str = flag("none", "skip work that changes little from step to step", choices=STEP_CACHES)
+    compile: bool = flag(False, "compile the blocks: minutes once, then faster, on a GPU", action="store_true")
+    batch_size: int = flag(1, "images made at a time, of layouts of equal size (default: 1)", type=whole(1))
+    format: str = flag("png", "of the images (default: png)", choices=("png", "jpg", "webp"))
+    overwrite: bool = flag(False, "make finished images again", action="store_true")
+    save_panels: bool = flag(False, "also save contour, masks and image side by side", action="store_true")
+    snap_colors: bool = flag(False, "give soft edges and JPEG noise to the nearest region", action="store_true")
+    check: bool = flag(False, "only write a report and an overlay picture per layout", action="store_true")
+    strict: bool = flag(False, "stop at warnings about layouts", action="store_true")
+
+    def __post_init__(self) -> None:
+        if self.hard_attn_block_range is not None:
+            object.__setattr__(self, "hard_attn_block_range", tuple(self.hard_attn_block_range))
+
+
+def parse_options(arguments: Sequence[str] | None = None) -> Options:
+    """Options of a command line, by default this process's. Leaves the process with status 2 if they make no sense."""
+    parser = argparse.ArgumentParser(
+        prog="infer.py",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    for field in dataclasses.fields(Options):
+        required = field.metadata.get("required", False)
+        default = {} if required else {"default": field.default}
+        parser.add_argument(f"--{field.name}", **default, **field.metadata)
+    options = Options(**vars(parser.parse_args(arguments)))
+    if options.check and options.estimate:
+        parser.error("--check and --estimate each make no images but a report of their own; give one of them")
+    return options

@@ -1,0 +1,207 @@
+"""Layouts in, images out: encode the captions and contours, assemble conditions, denoise, decode."""
+
+from __future__ import annotations
+
+import functools
+import os
+import warnings
+from collections.abc import MutableMapping, Sequence
+
+import torch
+from diffusers import FluxPipeline
+from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from torch import Tensor
+
+from seg2any.adapters import files as adapters
+from seg2any.adapters.card import AdapterCard
+from seg2any.attention.settings import ConditionSettings, settings_of
+from seg2any.bases.flux1.foldable import Foldable
+from seg2any.bases.flux1.latents import decode_latents, pixels_per_token
+from seg2any.bases.flux1.text import TextKey
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.diffusion.denoise import Callback, Sampling, denoise
+from seg2any.diffusion.guidance import TrueCFG, conditions_of
+from seg2any.diffusion.noise import image_generators, initial_noise
+from seg2any.diffusion.prepare import encode_layouts, image_size, size_in_tokens
+from seg2any.diffusion.step_cache import CacheConfig
+from seg2any.generate import memory as memory_modes
+from seg2any.layout import Layout
+from seg2any.system.errors import UserError
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class Seg2AnyPipeline(Foldable, FluxPipeline):
+    """FLUX that obeys masks and captions.
+
+    >>> pipe = Seg2AnyPipeline.from_pretrained("examples/shapes/model")  # any FLUX folder, or a hub id
+    >>> pipe.load_adapters("examples/shapes/lora")
+    >>> images = pipe([Layout.read("five.json")], num_inference_steps=20).images
+
+    Loading, saving, offloading, step caches and further LoRAs with their weights are FluxPipeline's own. IP-Adapters
+    cannot be used: they replace the attention, and with it the regions.
+    """
+
+    _callback_tensor_inputs = ["latents"]
+
+    @functools.wraps(FluxPipeline.__init__)  # from_pretrained reads which parts there are from the signature
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.transformer is not None:
+            Seg2AnyTransformer2DModel.adopt(self.transformer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *, memory="full", device=None, **kwargs):
+        """As in diffusers. Without `dtype` all parts are float32: transformers alone keeps the precision of files.
+
+        memory  a mode of `seg2any.generate.memory`
+        device  to compute on; None: the best one present, but mode "full" leaves all on the CPU, as diffusers does
+        """
+        if "torch_dtype" not in kwargs:
+            kwargs.setdefault("dtype", torch.float32)
+        target = torch.device(device) if device is not None else memory_modes.best_device()
+        memory_modes.check_mode(memory, target)
+        if memory in ("int8", "nf4"):
+            dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
+            kwargs["quantization_config"] = memory_modes.quantization_config(memory, dtype)
+        pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if device is not None or memory != "full":
+            memory_modes.place(pipe, memory, target)
+        return pipe
+
+    def load_adapters(self, path: str) -> None:
+        """Load <path>/default and <path>/cond, the published layout; their card sets the defaults of `__call__`.
+
+        Raises UserError for missing or broken files, and for adapters of another model.
+        """
+        self.card = adapters.load_adapters(self.transformer, path, self.transformer.dtype)
+        memory_modes.refresh_hooks(self.transformer)
+
+    def compile(self) -> None:
+        """Compile the transformer's blocks, once for each kind and not again for other layouts: token counts are
+        symbols, and attention, which knows the layout, stays outside."""
+        self.transformer.compile_repeated_blocks(dynamic=True)
+
+    def load_lora_weights(self, *args, **kwargs) -> None:
+        """A further LoRA beside ours, as in diffusers. Raises UserError in memory mode fp8."""
+        memory_modes.refuse_further_loras(self.transformer)
+        super().load_lora_weights(*args, **kwargs)
+        memory_modes.refresh_hooks(self.transformer)
+
+    def unload_lora_weights(self, *args, **kwargs) -> None:
+        """As in diffusers: all adapters, ours and others, and with ours their settings."""
+        super().unload_lora_weights(*args, **kwargs)
+        self.card = None
+
+    def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:
+        """Write what `load_adapters` reads. `card` says what they were trained with; None: as they were loaded."""
+        card = card or self.card
+        if card is None:
+            raise UserError(f"{path}: adapters that were not loaded have no card; give save_adapters one")
+        adapters.save_adapters(self.transformer, path, card)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        layouts: Layout | Sequence[Layout],
+        *,
+        negative_prompt: str | None = None,
+        true_cfg_scale: float = 1.0,
+        cfg_in_one_pass: bool | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 32,
+        guidance_scale: float = 3.5,
+        num_images_per_prompt: int = 1,
+        seeds: Sequence[int] | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        attention_mask_method: str | None = None,
+        hard_attn_block_range: tuple[int, int] | None = None,
+        cond2image_attention_weight: float | None = None,
+        is_use_cond_token: bool | None = None,
+        is_filter_cond_token: bool | None = None,
+        cond_scale_factor: int | None = None,
+        region_assignment: str | None = None,
+        max_sequence_length: int | None = None,
+        regional_max_sequence_length: int | None = None,
+        settings: ConditionSettings | None = None,
+        known_texts: MutableMapping[TextKey, Tensor] | None = None,
+        step_cache: str | CacheConfig = "none",
+        output_type: str = "pil",
+        callback_on_step_end: Callback | None = None,
+    ) -> FluxPipelineOutput:
+        """Generate `num_images_per_prompt` images for each layout, in order: all of the first layout, then the second.
+
+        Every setting that is None is that of `settings`, which are by default those that the loaded adapters were
+        trained with, else the published ones; see `ConditionSettings` and `AttentionRules` for what they mean.
+
+        layouts          one, or several of one size
+        negative_prompt  with true_cfg_scale > 1: of the whole image and of every region, also "" is one
+        height, width    of the images; default: the layouts'. Rounded down to whole tokens
+        seeds, generator where the noise comes from, see `image_generators`; default: the layouts' seeds
+        latents          initial noise [images, tokens, 4C], packed
+        cfg_in_one_pass  true CFG as one batch of twice the size instead of two passes, same images; None: where
+                         `seg2any.generate.memory.fits_doubled` says so
+        known_texts      text embeddings kept between calls, see `TextCache`
+        step_cache       a name of `seg2any.diffusion.step_cache` or a configuration of diffusers; changes images a bit
+        output_type      "pil", "np" float [B, H, W, 3] in [0, 1], "pt" float [B, 3, H, W] in [0, 1], "latent" packed
+        callback_on_step_end  f(pipe, step, timestep, {"latents": packed}), may return {"latents": others}
+
+        An image depends on its layout, seed and settings, not on the batch it is made in (up to rounding): its noise
+        comes from its own CPU generator, first the initial latents, then the sample of the contour's VAE posterior.
+
+        Raises UserError for layouts of different sizes, for settings that do not fit together, and for images that come
+        out as NaN (but for "latent").
+        """
+        layouts = [layouts] if isinstance(layouts, (Layout, str, os.PathLike)) else list(layouts)
+        settings = (settings or self.settings).override(
+            {
+                "method": attention_mask_method,
+                "hard_attn_block_range": hard_attn_block_range,
+                "cond2image_attention_weight": cond2image_attention_weight,
+                "is_use_cond_token": is_use_cond_token,
+                "is_filter_cond_token": is_filter_cond_token,
+                "cond_scale_factor": cond_scale_factor,
+                "region_assignment": region_assignment,
+                "max_sequence_length": max_sequence_length,
+                "regional_max_sequence_length": regional_max_sequence_length,
+            },
+        )
+        self.check_blocks(settings)
+        if not settings.is_plain and (off := adapters.switched_off(self.transformer)):
+            warnings.warn(f"not active: {', '.join(off)}; name them, too, when you call set_adapters", stacklevel=3)
+        true_cfg = TrueCFG(negative_prompt, true_cfg_scale, cfg_in_one_pass)
+        sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, step_cache, callback_on_step_end)
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
+        size = image_size(layouts, height, width, pixels_per_token(self.vae) * settings.cond_scale_factor)
+        grid = size_in_tokens(size, self.vae)
+        generators = image_generators(layouts, num_images_per_prompt, seeds, generator)
+        noise = initial_noise(grid, self.transformer.config.in_channels // 4, generators, latents)
+        known_texts = {} if known_texts is None else known_texts
+
+        encoded = encode_layouts(layouts, size, self, settings, known_texts)
+        samples = [sample for sample in encoded for _ in range(num_images_per_prompt)]
+        conditions = conditions_of(self, samples, settings, generators, true_cfg, known_texts)
+        images = denoise(self, noise, conditions, sampling)
+        if output_type != "latent":
+            images = self.image_processor.postprocess(decode_latents(images, grid, self.vae), output_type=output_type)
+        self.maybe_free_model_hooks()
+        return FluxPipelineOutput(images=images)
+
+    @property
+    def settings(self) -> ConditionSettings:
+        """What the loaded adapters were trained with; the published settings without adapters or without a card."""
+        return ConditionSettings() if self.card is None else settings_of(self.card)
+
+    def check_blocks(self, settings: ConditionSettings) -> None:
+        """Warn if the settings name blocks that the transformer does not have."""
+        first, last = settings.rules.hard_attn_block_range
+        n_blocks = len(self.transformer.transformer_blocks) + len(self.transformer.single_transformer_blocks)
+        if settings.rules.method == "hard" and last >= n_blocks:
+            warnings.warn(
+                f"hard_attn_block_range {first} {last} reaches past the {n_blocks} blocks of this transformer "
+                f"(0 to {n_blocks - 1}); attribute isolation acts in {max(n_blocks - first, 0)} of them",
+                stacklevel=3,
+            )

@@ -1,0 +1,198 @@
+"""What each region will get, found out before any weight is loaded: pixels, tokens, how much of its caption is read.
+
+A region that wins no image token keeps its caption's tokens, but nothing of the image ever looks at them: it is lost
+without a sign. So are the words beyond a caption's token limit. Here both are said in advance.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.tokens import token_masks
+from seg2any.layout import Layout
+from seg2any.layout.checks import shown
+from seg2any.layout.contour import condition_image, kept_tokens
+
+STRETCH_LIMIT = 1.1  # rounding to whole tokens changes an image's shape by less
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What has to be known of a model to foresee its tokens, all from its small files.
+
+    pixels_per_token  edge of the image patch behind one token, 16 for FLUX.1
+    count_tokens      of a caption, as T5 reads it, its end mark included and nothing cut
+    """
+
+    pixels_per_token: int
+    count_tokens: Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class CaptionReport:
+    """How many tokens of a caption are there, and how many are read."""
+
+    text: str
+    tokens: int
+    limit: int
+
+    @property
+    def cut(self) -> int:
+        """Tokens that will not be read."""
+        return max(0, self.tokens - self.limit)
+
+
+@dataclass(frozen=True)
+class RegionReport:
+    """One region; pixels count at the masks' own size, tokens at the image's."""
+
+    caption: CaptionReport
+    pixels: int
+    share: float  # of the layout's pixels
+    overlap: float  # share of the region's pixels that other regions cover as well
+    image_tokens: int
+    contour_tokens: int
+
+
+@dataclass(frozen=True)
+class LayoutReport:
+    """What a layout will get; `warnings` are lines for the user."""
+
+    name: str
+    mask_size: tuple[int, int]  # (H, W)
+    image_size: tuple[int, int]  # (H, W)
+    seed: int | None
+    caption: CaptionReport | None
+    image_tokens: int
+    contour_tokens: int
+    background: float  # share of the image tokens that no region wins
+    regions: tuple[RegionReport, ...]
+    warnings: tuple[str, ...]
+
+    def to_json(self) -> dict:
+        """Plain types, with `cut` spelled out for each caption."""
+        document = dataclasses.asdict(self)
+        captions = [(document["caption"], self.caption)] if self.caption else []
+        captions += [
+            (entry["caption"], region.caption) for entry, region in zip(document["regions"], self.regions, strict=True)
+        ]
+        for entry, caption in captions:
+            entry["cut"] = caption.cut
+        return document
+
+    def __str__(self) -> str:
+        return "\n".join([self._headline(), *self._table(), *(f"  warning: {text}" for text in self.warnings)])
+
+    def _headline(self) -> str:
+        height, width = self.image_size
+        seed = "no seed" if self.seed is None else f"seed {self.seed}"
+        caption = f"caption {self.caption.tokens}/{self.caption.limit}" if self.caption else "no global caption"
+        tokens = f"{self.image_tokens} image and {self.contour_tokens} contour tokens"
+        return f"{self.name}: {width}x{height}, {seed}, {caption}, {tokens}, {self.background:.0%} background"
+
+    def _table(self) -> list[str]:
+        rows = ["   #   pixels  share  overlap  tokens  contour  caption  text"]
+        for number, region in enumerate(self.regions, start=1):
+            caption = f"{region.caption.tokens}/{region.caption.limit}"
+            rows.append(
+                f"  {number:2} {region.pixels:8} {region.share:6.1%} {region.overlap:8.0%} {region.image_tokens:7} "
+                f"{region.contour_tokens:8} {caption:>8}  {shown(region.caption.text)}"
+            )
+        return rows
+
+
+def check_layout(
+    layout: Layout,
+    size: tuple[int, int],
+    settings: ConditionSettings,
+    model: ModelFacts,
+    known_warnings: Sequence[str] = (),
+) -> LayoutReport:
+    """What becomes of `layout` in an image of `size` (H, W), which is whole tokens in both directions.
+
+    `known_warnings`, those of reading the file, come first in the report's.
+    """
+    grid = (size[0] // model.pixels_per_token, size[1] // model.pixels_per_token)
+    tokens = token_masks(layout.masks, grid, settings.region_assignment)
+    others = layout.overlap
+    regions = tuple(
+        RegionReport(
+            caption=CaptionReport(text, model.count_tokens(text), settings.regional_max_sequence_length),
+            pixels=int(mask.sum()),
+            share=float(mask.mean()),
+            overlap=float((mask & others).sum() / max(1, mask.sum())),
+            image_tokens=int(won.sum()),
+            contour_tokens=_contour_tokens(mask[None], size, settings, model),
+        )
+        for mask, won, text in zip(layout.masks, tokens, layout.captions, strict=True)
+    )
+    caption = None
+    if layout.caption is not None:
+        caption = CaptionReport(layout.caption, model.count_tokens(layout.caption), settings.max_sequence_length)
+    return LayoutReport(
+        name=layout.name,
+        mask_size=layout.size,
+        image_size=size,
+        seed=layout.seed,
+        caption=caption,
+        image_tokens=grid[0] * grid[1],
+        contour_tokens=_contour_tokens(layout.masks, size, settings, model),
+        background=float(1 - tokens.any(axis=0).mean()),
+        regions=regions,
+        warnings=(*known_warnings, *_warnings(layout, size, settings, caption, regions)),
+    )
+
+
+def _contour_tokens(masks: np.ndarray, size: tuple[int, int], settings: ConditionSettings, model: ModelFacts) -> int:
+    if settings.is_plain or not settings.is_use_cond_token:
+        return 0
+    scale = settings.cond_scale_factor
+    image = condition_image(masks, (size[0] // scale, size[1] // scale))
+    return int(kept_tokens(image, model.pixels_per_token).sum())
+
+
+def _warnings(
+    layout: Layout,
+    size: tuple[int, int],
+    settings: ConditionSettings,
+    caption: CaptionReport | None,
+    regions: Sequence[RegionReport],
+) -> list[str]:
+    found = []
+    stretch = (size[0] / layout.size[0]) / (size[1] / layout.size[1])
+    if not 1 / STRETCH_LIMIT < stretch < STRETCH_LIMIT:
+        masks, image = (f"{width}x{height}" for height, width in (layout.size, size))
+        found.append(f"masks of {masks} are stretched to {image}; choose --height and --width of the same shape")
+    if caption and caption.cut:
+        found.append(
+            f"the global caption loses {caption.cut} of {caption.tokens} tokens; shorten it or raise "
+            "--max_sequence_length"
+        )
+    if settings.is_plain:
+        return found  # the regions are not used
+    for number, region in enumerate(regions, start=1):
+        label = f"region {number} ({shown(region.caption.text, 40)})"
+        if region.image_tokens == 0:
+            found.append(
+                f"{label} wins no image token with its {region.pixels} pixels and will not be drawn; "
+                f"{_cure(region, settings)}"
+            )
+        if region.caption.cut:
+            found.append(
+                f"{label} loses {region.caption.cut} of {region.caption.tokens} caption tokens; shorten it or raise "
+                "--regional_max_sequence_length"
+            )
+    return found
+
+
+def _cure(region: RegionReport, settings: ConditionSettings) -> str:
+    if region.pixels == 0:
+        return "remove it"
+    if settings.region_assignment == "coverage":
+        return "enlarge it"
+    return "enlarge it, or use --region_assignment coverage"

@@ -1,0 +1,150 @@
+"""Pre-flight of files: every layout is read and judged before the first weight is loaded."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from seg2any.attention.settings import ConditionSettings
+from seg2any.diffusion.prepare import image_size
+from seg2any.generate.choices import as_json
+from seg2any.generate.options import Options
+from seg2any.generate.preflight import LayoutReport, ModelFacts, check_layout
+from seg2any.layout import Layout
+from seg2any.layout.checks import LayoutError, LayoutWarning
+from seg2any.layout.draw import overlay_with_legend
+from seg2any.layout.find import REPORT_FILE
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A layout that can be used. Its masks are not kept: a folder may hold more than memory does."""
+
+    path: Path
+    digest: str
+    report: LayoutReport
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The layouts that can be used, a line for each that cannot, and lines about what was left out of the folder."""
+
+    layouts: tuple[Surveyed, ...]
+    errors: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def warnings(self) -> list[str]:
+        """Of all layouts, each after the layout's name."""
+        own = [f"{layout.report.name}: {text}" for layout in self.layouts for text in layout.report.warnings]
+        return [*self.left_out, *own]
+
+    def stop_at_problems(self, strict: bool) -> None:
+        """Raise UserError, one line per problem, for layouts that cannot be used and, if strict, for warnings."""
+        problems = [*self.errors, *(self.warnings if strict else [])]
+        if problems:
+            raise UserError("\n".join(problems))
+
+
+def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFacts) -> Survey:
+    """Read and judge every layout of `options.seg_mask_path`.
+
+    Raises UserError if there is none to look at, or if the output folder is theirs.
+    """
+    unit = model.pixels_per_token * settings.cond_scale_factor
+    layouts, errors = [], []
+    found_paths, left_out = _quietly(lambda: Layout.find(options.seg_mask_path))
+    for path in found_paths:
+        places = (options.seg_mask_path, path if path.is_dir() else path.parent)
+        if options.output_path.resolve() in [place.resolve() for place in places]:
+            raise UserError(f"--output_path {options.output_path}: is where the layouts are; choose another folder")
+        try:
+            layout, found = read_quietly(path, options.snap_colors)
+            size = image_size([layout], options.height, options.width, unit)
+            _check_usable(path, layout, size, options, settings)
+            report = check_layout(layout, size, settings, model, known_warnings=found)
+        except UserError as error:
+            errors.append(str(error))
+        else:
+            layouts.append(Surveyed(path, layout.digest(), report))
+            if options.check:
+                _save_overlay(layout, report, options.output_path)
+    errors += _same_names(layouts, options)
+    return Survey(tuple(layouts), tuple(dict.fromkeys(errors)), tuple(left_out))  # what is wrong with all is said once
+
+
+def read_quietly(path: Path, snap_colors: bool) -> tuple[Layout, list[str]]:
+    """A layout, and the warnings about its file instead of showing them. Raises LayoutError."""
+    return _quietly(lambda: Layout.read(path, snap_colors))
+
+
+def _quietly(look: Callable[[], T]) -> tuple[T, list[str]]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        seen = look()
+    return seen, [str(warning.message) for warning in caught if issubclass(warning.category, LayoutWarning)]
+
+
+def write_report(survey: Survey, settings: ConditionSettings, folder: Path) -> Path:
+    """Write the survey as JSON into `folder`."""
+    document = {
+        "settings": as_json(settings),
+        "errors": list(survey.errors),
+        "warnings": survey.warnings,
+        "layouts": [
+            {"file": str(layout.path), "sha256": layout.digest, **layout.report.to_json()} for layout in survey.layouts
+        ],
+    }
+    text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(folder / REPORT_FILE) as temporary:  # what UTF-8 cannot hold of a file name becomes JSON's escape
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return folder / REPORT_FILE
+
+
+def _save_overlay(layout: Layout, report: LayoutReport, folder: Path) -> None:
+    with atomic_write(folder / f"{layout.name}_overlay.png") as temporary:
+        overlay_with_legend(layout, report.image_size).save(temporary)
+
+
+def _check_usable(
+    path: Path, layout: Layout, size: tuple[int, int], options: Options, settings: ConditionSettings
+) -> None:
+    if 0 in size:
+        height, width = options.height or layout.size[0], options.width or layout.size[1]
+        raise LayoutError(f"{path}: {width}x{height} is smaller than one token; use --height and --width")
+    if settings.is_plain and layout.caption is None:
+        raise LayoutError(f"{path}: caption is missing, and --attention_mask_method none uses nothing else; add it")
+
+
+def image_paths(name: str, options: Options) -> list[Path]:
+    """The images of the layout called `name`."""
+    count = options.num_images_per_prompt
+    names = [name] if count == 1 else [f"{name}_{n}" for n in range(count)]
+    return [options.output_path / f"{name}.{options.format}" for name in names]
+
+
+def panel_path(image: Path) -> Path:
+    """The panel beside an image."""
+    return image.with_name(f"{image.stem}_panel.png")
+
+
+def _same_names(layouts: Iterable[Surveyed], options: Options) -> list[str]:
+    writers = defaultdict(list)
+    for layout in layouts:
+        for image in image_paths(layout.report.name, options):
+            writers[image].append(str(layout.path))
+            writers[panel_path(image)].append(str(layout.path))
+    shared: dict[tuple[str, ...], str] = {}
+    for file, paths in writers.items():
+        if len(paths) > 1:
+            shared.setdefault(tuple(paths), file.name)
+    return [f"{' and '.join(paths)} would both write {file}; rename one" for paths, file in shared.items()]

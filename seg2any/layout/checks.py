@@ -1,0 +1,88 @@
+"""What a layout may be: limits, and the checks that every reader and `Layout` itself share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from seg2any.system.errors import UserError
+
+MAX_SEED = 2**63 - 1
+MAX_PIXELS = 2**26  # of one mask
+MAX_MASK_BYTES = 2**31  # of all masks of a layout
+
+
+class LayoutParts(NamedTuple):
+    """What files hold of a layout, before `Layout` checks how it fits together; fields as in `Layout`."""
+
+    masks: np.ndarray
+    captions: tuple[str, ...]
+    caption: str | None = None
+    seed: int | None = None
+    name: str = ""
+
+
+class LayoutError(UserError):
+    """A layout that cannot be used. The message is one line whatever is in file names."""
+
+    def __init__(self, message: str):
+        super().__init__(" ".join(message.splitlines()))
+
+
+class LayoutWarning(UserWarning):
+    """A layout that can be used, though perhaps not as its author meant it."""
+
+
+def overlap(masks: np.ndarray) -> np.ndarray:
+    """bool [N, H, W] -> bool [H, W]: the pixels of two or more masks, however many there are."""
+    once, twice = np.zeros((2, *masks.shape[1:]), dtype=bool)
+    for mask in masks:
+        twice |= once & mask
+        once |= mask
+    return twice
+
+
+def check_masks(where: str, masks: np.ndarray) -> None:
+    """Raise LayoutError unless `masks` is bool [N, H >= 1, W >= 1]."""
+    if not isinstance(masks, np.ndarray) or masks.dtype != np.bool_ or masks.ndim != 3 or 0 in masks.shape[1:]:
+        found = f"{masks.dtype} {list(masks.shape)}" if isinstance(masks, np.ndarray) else type(masks).__name__
+        raise LayoutError(f"{where}: masks are {found}; give a bool array [N, H, W]")
+    check_mask_shape(where, masks.shape)
+
+
+def check_mask_shape(where: str, shape: Sequence[int]) -> None:
+    """Raise LayoutError if [N, H, W] is more than can be handled, before anything of that size is made."""
+    count, height, width = shape
+    if height * width > MAX_PIXELS:
+        raise LayoutError(f"{where}: {width}x{height} is more than {MAX_PIXELS >> 20} megapixels; scale it down")
+    if count * height * width > MAX_MASK_BYTES:
+        raise LayoutError(f"{where}: {count} masks of {width}x{height} need more than 2 GiB; scale the masks down")
+
+
+def check_caption(where: str, text: object) -> None:
+    """Raise LayoutError unless `text` is a string with something in it that UTF-8 can encode."""
+    if not isinstance(text, str):
+        raise LayoutError(f"{where} is {shown(text)}; write a string")
+    if not text.strip():
+        raise LayoutError(f"{where} is empty; say what is there")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise LayoutError(f"{where} {shown(text)} holds half a surrogate pair; write the character itself") from None
+
+
+def check_seed(where: str, seed: object) -> None:
+    """Raise LayoutError unless `seed` is an integer that torch.Generator takes; True, 1.0 and NaN are not."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
+        raise LayoutError(f"{where} is {shown(seed)}; write a whole number from 0 to 2**63 - 1, or leave it out")
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """`value` on one line, short enough for a message."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # an int of over 4300 digits has no decimal form, a list may be too deep
+        text = type(value).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

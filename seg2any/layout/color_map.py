@@ -1,0 +1,201 @@
+"""The published format's picture: each region one flat colour. And what to do about colours that are not quite flat."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from seg2any.layout.checks import LayoutError, LayoutWarning, check_mask_shape, overlap
+from seg2any.layout.document import Color, Region
+from seg2any.layout.images import read_colors
+from seg2any.system.files import atomic_write
+
+SUFFIXES = (".png", ".bmp", ".webp", ".tif", ".tiff", ".jpg", ".jpeg")
+INVISIBLE = 1 << 24  # sorts after all colours
+NEAR = 48.0  # RGB distance: JPEG noise and the ends of a soft edge stay below it
+
+
+@dataclass(frozen=True)
+class _Palette:
+    """The K different colours of an image: rgb [K, 3], pixels of each [K], and index [H, W] into them, -1 invisible."""
+
+    rgb: np.ndarray
+    pixels: np.ndarray
+    index: np.ndarray
+
+
+def read_color_map(path: Path, regions: Sequence[Region], snap_colors: bool) -> np.ndarray:
+    """bool [N, H, W]: where the image has each region's colour.
+
+    Black and transparent pixels that no region claims are background without a word, other unlisted colours with a
+    LayoutWarning. Those that fill no area, or are near one that does, are strays: soft edges and JPEG noise.
+    `snap_colors` gives every stray to the nearest of the listed colours and those of the background.
+
+    Raises LayoutError for a listed colour that no pixel has.
+    """
+    palette = _palette_of(path)
+    check_mask_shape(str(path), (len(regions), *palette.index.shape))
+    listed = np.array([region.color for region in regions], dtype=np.int64)
+    owner = _owners(palette, listed)
+    strays, background, anchors = _split_unlisted(palette, owner, listed)
+    if snap_colors:
+        nearest, _ = _nearest(palette.rgb[strays], anchors)
+        owner[strays] = np.where(nearest < len(listed), nearest, -1)
+    elif len(strays):
+        _warn_strays(path, palette, strays, anchors)
+    _warn_background(path, palette, background)
+    for n, region in enumerate(regions):
+        if not (owner == n).any():
+            raise LayoutError(_missing_color(path, region, palette))
+    lookup = np.append(owner, -1)  # index -1, invisible, reads the last entry
+    return np.stack([lookup[palette.index] == n for n in range(len(regions))])
+
+
+def region_colors(count: int) -> list[Color]:
+    """Make `count` distinct colours, none black, neighbours in the list unlike.
+
+    They differ by at least 255 // (levels - 1) in a channel, where levels**3 > count: by 85 up to 63 regions, by 36 up
+    to 511. Raises LayoutError for more regions than 8-bit colours can tell apart.
+    """
+    bits = next((bits for bits in range(2, 9) if count < 8**bits), None)
+    if bits is None:
+        raise LayoutError(f"{count} regions are more than there are colours; write .npz")
+    levels = 2**bits
+    codes = [(n + 1) * 23 % levels**3 for n in range(count)]  # 23 is odd, so all differ and none is 0
+    shades = [round(255 * level / (levels - 1)) for level in range(levels)]
+    return [(shades[code % levels], shades[code // levels % levels], shades[code // levels**2]) for code in codes]
+
+
+def write_color_map(masks: np.ndarray, colors: Sequence[Color], path: Path) -> None:
+    """Write the RGB PNG. Raises LayoutError for overlapping and for empty masks, which it could not give back."""
+    shared = overlap(masks)
+    if shared.any():
+        raise LayoutError(
+            f"{path}: regions overlap in {int(shared.sum())} pixels, which a colour map cannot hold; "
+            "write .npz, or write layout.flattened()"
+        )
+    pixels = np.zeros((*masks.shape[1:], 3), dtype=np.uint8)
+    for n, (mask, color) in enumerate(zip(masks, colors, strict=True)):
+        if not mask.any():
+            raise LayoutError(f"{path}: region {n + 1} has no pixel, which a colour map cannot hold; remove the region")
+        pixels[mask] = color
+    with atomic_write(path) as temporary:
+        Image.fromarray(pixels).save(temporary)
+
+
+def _palette_of(path: Path) -> _Palette:
+    colors, visible = read_colors(path)
+    red, green, blue = colors.astype(np.int32).reshape(-1, 3).T
+    packed = np.where(visible.reshape(-1), red << 16 | green << 8 | blue, INVISIBLE)
+    # Runs of equal pixels instead of pixels: a colour map has few, and sorting is what takes the time.
+    starts = np.append(0, np.flatnonzero(packed[1:] != packed[:-1]) + 1)
+    lengths = np.diff(starts, append=len(packed))
+    values, index_of_run = np.unique(packed[starts], return_inverse=True)
+    pixels = np.bincount(index_of_run, weights=lengths).astype(np.int64)
+    index = np.repeat(index_of_run, lengths).reshape(visible.shape)
+    if values[-1] == INVISIBLE:
+        values, pixels = values[:-1], pixels[:-1]
+        index[index == len(values)] = -1
+    rgb = np.stack([values >> 16, values >> 8 & 255, values & 255], axis=1).astype(np.int64)
+    return _Palette(rgb, pixels, index)
+
+
+def _owners(palette: _Palette, listed: np.ndarray) -> np.ndarray:
+    """int [K]: the region that lists exactly this colour, or -1."""
+    owner = np.full(len(palette.rgb), -1)
+    for n, color in enumerate(listed):
+        owner[(palette.rgb == color).all(axis=1)] = n
+    return owner
+
+
+def _split_unlisted(
+    palette: _Palette, owner: np.ndarray, listed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices of the strays, indices of the colours besides black that a background is painted in, the commonest first,
+    and what a stray may belong to, rgb [A, 3]: the listed colours, then those of the background, black if there is any.
+
+    Painted means that somewhere a pixel's eight neighbours have its colour, which hardly happens in a soft edge.
+    """
+    is_black = (palette.rgb == 0).all(axis=1)
+    painted = _painted(palette) & (owner < 0)
+    black = np.zeros((int(_has_black(palette, owner, listed, is_black | ~painted)), 3), dtype=np.int64)
+    left = painted & ~is_black & (_nearest(palette.rgb, np.concatenate([listed, black]))[1] > NEAR)
+    background = []
+    while left.any():
+        commonest = np.where(left, palette.pixels, 0).argmax()
+        background.append(commonest)
+        left &= _nearest(palette.rgb, palette.rgb[[commonest]])[1] > NEAR
+    is_stray = (owner < 0) & ~is_black
+    is_stray[background] = False
+    background = np.array(background, dtype=np.int64)
+    return np.flatnonzero(is_stray), background, np.concatenate([listed, black, palette.rgb[background]])
+
+
+def _painted(palette: _Palette) -> np.ndarray:
+    """bool [K]: which colours fill a 3x3 square anywhere, or what the image's border leaves of one."""
+    index, square = palette.index.astype(np.float32), np.ones((3, 3), dtype=np.uint8)
+    uniform = (cv2.erode(index, square) == cv2.dilate(index, square)) & (palette.index >= 0)
+    return np.bincount(palette.index[uniform], minlength=len(palette.rgb)) > 0
+
+
+def _has_black(palette: _Palette, owner: np.ndarray, listed: np.ndarray, may_be: np.ndarray) -> bool:
+    """Whether black, or what JPEG has made of it, fills a square: where its areas are narrow, no nine pixels are equal.
+
+    may_be  bool [K]: colours that count, unless they are nearer to a listed one
+    """
+    distance = _nearest(palette.rgb, np.zeros((1, 3), dtype=np.int64))[1]
+    dark = may_be & (owner < 0) & (distance <= NEAR) & (distance < _nearest(palette.rgb, listed)[1])
+    dark_pixels = np.append(dark, False)[palette.index]  # index -1, invisible, reads the last entry
+    return bool(cv2.erode(dark_pixels.astype(np.uint8), np.ones((3, 3), dtype=np.uint8)).any())
+
+
+def _nearest(rgb: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each colour the index of the nearest anchor, and the Euclidean distance to it."""
+    best, squared = np.zeros(len(rgb), dtype=np.int64), np.full(len(rgb), np.inf)
+    for n, anchor in enumerate(anchors):
+        candidate = ((rgb - anchor) ** 2).sum(axis=1)
+        closer = candidate < squared
+        best[closer], squared[closer] = n, candidate[closer]
+    return best, np.sqrt(squared)
+
+
+def _warn_strays(path: Path, palette: _Palette, strays: np.ndarray, anchors: np.ndarray) -> None:
+    top = strays[palette.pixels[strays].argmax()]
+    nearest = anchors[_nearest(palette.rgb[[top]], anchors)[0][0]]
+    pixels = int(palette.pixels[strays].sum())
+    warnings.warn(
+        f"{path}: {pixels} pixels in {len(strays)} colours that are not in the JSON look like "
+        f"soft edges or JPEG noise (such as {palette.rgb[top].tolist()} beside {nearest.tolist()}) and count as "
+        "background; --snap_colors merges them",
+        LayoutWarning,
+        stacklevel=2,
+    )
+
+
+def _warn_background(path: Path, palette: _Palette, background: np.ndarray) -> None:
+    if len(shown := sorted(background, key=lambda k: -palette.pixels[k])):
+        names = ", ".join(f"{palette.rgb[k].tolist()} ({palette.pixels[k]} pixels)" for k in shown[:5])
+        more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
+        warnings.warn(
+            f"{path}: colour {names}{more} is not in the JSON and counts as background; add it to segments_info to "
+            "give it a caption, or paint it black",
+            LayoutWarning,
+            stacklevel=2,
+        )
+
+
+def _missing_color(path: Path, region: Region, palette: _Palette) -> str:
+    message = f"{region.where}: color {list(region.color)} is not in {path.name}"
+    if len(palette.rgb) == 0:
+        return f"{message}, which is transparent all over; paint the regions opaque"
+    best, distance = _nearest(np.array([region.color]), palette.rgb)
+    nearest, pixels = palette.rgb[best[0]].tolist(), palette.pixels[best[0]]
+    if distance[0] <= NEAR:
+        return f"{message}; the nearest is {nearest} ({pixels} pixels): correct the colour or use --snap_colors"
+    return f"{message}; correct the colour (the nearest there is {nearest}, {pixels} pixels) or remove the region"

@@ -1,0 +1,110 @@
+"""Where layouts come from: one JSON schema with three ways to say where a region is, and one array file.
+
+`NAME.json` holds a caption, a seed (both optional) and the regions in z order, later ones on top. Each region has its
+`text` (or `caption`) and exactly one of
+
+color         its colour in NAME.png beside the JSON: the published format
+              {"caption": "a cat on a mat", "seed": 7, "segments_info": [
+                  {"color": [255, 0, 0], "text": "a black cat"}, {"color": [0, 0, 255], "text": "a mat"}]}
+              RGB, RGBA, palette and grey images; transparent pixels, black and unlisted colours are background
+mask          a picture of its own, named relative to the JSON; white (brighter than half of the maximum) is the region
+              {"segments_info": [{"mask": "cat.png", "text": "a black cat"}, {"mask": "mat.png", "text": "a mat"}]}
+segmentation  COCO / SA-1B run lengths, compressed or not; `annotations` is read as `segments_info`
+              {"annotations": [{"segmentation": {"size": [2, 3], "counts": [0, 2, 4]}, "text": "the left column"}]}
+
+`NAME.npz` holds `masks` bool [N, H, W], `captions` [N] and, if wanted, `caption` and `seed`.
+
+A folder with one JSON in it is that layout (so a folder of mask pictures is one); with more it is a collection.
+The report of `infer.py --check` does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape
+from seg2any.layout.color_map import SUFFIXES, read_color_map, region_colors, write_color_map
+from seg2any.layout.document import Annotation, Region, read_annotation, write_annotation
+from seg2any.layout.find import find_layouts, only_json
+from seg2any.layout.images import read_mask
+from seg2any.layout.npz import read_npz, write_npz
+from seg2any.layout.rle import decode_rle
+
+__all__ = ["decode_rle", "find_layouts", "read_layout", "write_layout"]
+
+
+def read_layout(path: Path, snap_colors: bool = False) -> LayoutParts:
+    """Read a layout from NAME.json, NAME.png (with its JSON beside it), NAME.npz or a folder with one JSON in it.
+
+    Raises LayoutError with one line that names the file, the field and the fix.
+    """
+    try:
+        if path.is_dir():
+            return _read_json(only_json(path), path.resolve().name, snap_colors)
+        if not path.is_file():
+            raise LayoutError(f"{path}: no such file; give a layout's .json, .png or .npz, or a folder")
+    except OSError as error:
+        raise LayoutError(f"{path}: cannot be opened ({error.strerror}); check the path and its permissions") from error
+    if path.suffix.lower() == ".npz":
+        return read_npz(path)
+    if path.suffix.lower() == ".json":
+        return _read_json(path, path.stem, snap_colors)
+    if path.suffix.lower() in SUFFIXES:
+        annotation = _beside(path, (".json",))
+        if not annotation.is_file():
+            raise LayoutError(f"{path}: {annotation.name} is missing beside it; it names the colours' captions")
+        return _read_json(annotation, path.stem, snap_colors)
+    raise LayoutError(f"{path}: not a kind of file that holds a layout; give its .json, .png or .npz")
+
+
+def write_layout(layout: LayoutParts, path: Path) -> None:
+    """Write NAME.npz, or NAME.png and NAME.json. Raises LayoutError for what a colour map cannot hold."""
+    if path.suffix.lower() == ".npz":
+        return write_npz(layout, path)
+    if path.suffix.lower() not in (".json", ".png"):
+        raise LayoutError(f"{path}: layouts are written as .json (with .png) or .npz")
+    colors = region_colors(len(layout.masks))
+    write_color_map(layout.masks, colors, path.with_suffix(".png"))
+    write_annotation(layout, colors, path.with_suffix(".json"))
+
+
+def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
+    annotation = read_annotation(path)
+    masks: list[np.ndarray | None] = [None] * len(annotation.regions)
+    colored = [n for n, region in enumerate(annotation.regions) if region.color is not None]
+    if colored:
+        regions = [annotation.regions[n] for n in colored]
+        for n, mask in zip(colored, read_color_map(_beside(path, SUFFIXES), regions, snap_colors), strict=True):
+            masks[n] = mask
+    for n, region in enumerate(annotation.regions):
+        if region.color is None:
+            masks[n] = _read_region(region, path)
+            check_mask_shape(str(path), (len(masks), *masks[n].shape))
+    return LayoutParts(_stack(masks, annotation), annotation.texts, annotation.caption, annotation.seed, name)
+
+
+def _read_region(region: Region, path: Path) -> np.ndarray:
+    if region.mask is not None:
+        return read_mask(path.parent / region.mask)
+    return decode_rle(region.where, region.segmentation)
+
+
+def _stack(masks: list[np.ndarray], annotation: Annotation) -> np.ndarray:
+    for mask, region in zip(masks, annotation.regions, strict=True):
+        if mask.shape != masks[0].shape:
+            (height, width), (expected_height, expected_width) = mask.shape, masks[0].shape
+            raise LayoutError(
+                f"{region.where}: mask is {width}x{height} but that of {annotation.regions[0].field} is "
+                f"{expected_width}x{expected_height}; all masks of a layout need one size"
+            )
+    return np.stack(masks)
+
+
+def _beside(path: Path, suffixes: Sequence[str]) -> Path:
+    """The file called like `path` with the first of these suffixes, in small letters or capitals, that is there; if
+    none is, the usual one."""
+    candidates = [path.with_suffix(spelt) for suffix in suffixes for spelt in (suffix, suffix.upper())]
+    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])

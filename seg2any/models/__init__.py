@@ -1,1 +1,0 @@
-"""The transformer with a condition stream, and its adapters."""

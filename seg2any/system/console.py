@@ -1,0 +1,115 @@
+"""How the run talks: one line per message, progress bars undisturbed, libraries quiet about themselves."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import logging
+import math
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from tqdm import tqdm
+
+from seg2any.system.errors import UserError
+
+
+@contextmanager
+def plain_messages() -> Iterator[None]:
+    """Show each of our warnings once, as a line without its place in the code, what our modules log as it is, and none
+    of the libraries' own affairs. To be entered before they are imported.
+    """
+    quiet_libraries()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter of a file name, UTF-8 lacks Latin-1's
+        sys.stdout.reconfigure(errors="backslashreplace")
+    shown = set()
+
+    def show(message: Warning | str, *place: object) -> None:
+        text = " ".join(str(message).split())
+        if text not in shown:
+            shown.add(text)
+            warn([text])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("always", category=UserWarning)
+        warnings.filterwarnings("ignore", message=".*deprecated")
+        warnings.showwarning = show
+        with logged_lines():
+            yield
+
+
+def quiet_libraries() -> None:
+    """To be called before libraries are imported: they warn on import of what they lack and nothing here needs."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it tells what kernels it lacks
+
+
+@contextmanager
+def logged_lines() -> Iterator[None]:
+    """What `seg2any` logs goes to stderr."""
+    logger, handler = logging.getLogger("seg2any"), logging.Handler()
+    handler.emit = lambda record: tqdm.write(record.getMessage(), file=sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def warn(lines: Iterable[str]) -> None:
+    """One warning per line, to stderr."""
+    for line in lines:
+        tqdm.write(f"warning: {line}", file=sys.stderr)
+
+
+def exit_status(program: str, run: Callable[[], int | None], advice: str = "start again to go on") -> int:
+    """Run and say what went wrong, a line each, after the name of the program; `advice` is for who interrupted it.
+
+    0 done, or what `run` returns; 1 out of memory, 2 wrong input or a file that cannot be written, 130 interrupted.
+    """
+    try:
+        return run() or 0
+    except (UserError, OSError) as error:
+        message, status = str(error), 2
+    except MemoryError as error:
+        message, status = str(error) or "out of memory", 1
+    except KeyboardInterrupt:
+        message, status = f"interrupted; {advice}", 130
+    for line in message.splitlines():
+        print(f"{program}: {line}", file=sys.stderr)
+    return status
+
+
+def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
+    """Parses a whole number within bounds."""
+    return _bounded(int, low, high)
+
+
+def real(low: float, high: float = math.inf) -> Callable[[str], float]:
+    """Parses a finite number within bounds."""
+    return _bounded(float, low, high)
+
+
+def _bounded(convert: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
+    kind = "a whole number" if convert is int else "a number"
+    bounds = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+
+    def parse(text: str) -> Any:
+        try:
+            value = convert(text)
+        except ValueError:
+            value = math.nan
+        if not (math.isfinite(value) and low <= value <= high):
+            raise argparse.ArgumentTypeError(f"{text} is not {kind} {bounds}")
+        return value
+
+    return parse
