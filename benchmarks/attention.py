@@ -27,14 +27,14 @@ from seg2any.attention.attend import BACKENDS, AttentionPlan, attend
 from seg2any.attention.grouped import grouping
 from seg2any.attention.kernels import masked_sdpa
 from seg2any.attention.pattern import AttentionPattern
-from seg2any.attention.rules import AttentionRules
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
-from seg2any.generate.model import WEIGHT_DTYPES, choose_device
+from seg2any.generate.model import choose_device
 from seg2any.system.console import exit_status, whole
+from seg2any.system.precision import PRECISIONS, dtype_of
 from seg2any.system.provenance import circumstances
 
-RULES = AttentionRules("hard", (0, 0), 0.8)
+RULES = ConditionSettings("hard", (0, 0), 0.8)
 SETTINGS = ConditionSettings(RULES, cond_scale_factor=2)
 BLOCKS = {"AIA": 0, "SAA": 1}
 BASELINE = "one mask"
@@ -68,7 +68,7 @@ def seconds_of(
 ) -> dict[str, float]:
     """Median seconds of every backend, of one mask and of no mask, run in turn after a round that does not count."""
     shape = (*tokens.kind.shape, arguments.heads, arguments.head_dim)
-    leaves = torch.randn(3, *shape, dtype=WEIGHT_DTYPES[arguments.dtype], device=arguments.device)
+    leaves = torch.randn(3, *shape, dtype=dtype_of(arguments.dtype), device=arguments.device)
     query, key, value = (leaf.requires_grad_(arguments.train) for leaf in leaves)
 
     def one(name: str) -> None:
@@ -126,7 +126,7 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=whole(1), default=3, help="after one that does not count (default: 3)")
     parser.add_argument("--train", action="store_true", help="forward and backward")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
-    parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="fp32", help="default: fp32")
+    parser.add_argument("--dtype", choices=PRECISIONS, default="fp32", help="default: fp32")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time (default: wall)")
     return parser.parse_args(words)
 

@@ -17,7 +17,6 @@ see another contour. The last line is JSON.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import statistics
 import sys
@@ -32,11 +31,12 @@ from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion.cond_cache import with_keys
 from seg2any.diffusion.prepare import assemble, encode_layouts, image_size
-from seg2any.generate.model import WEIGHT_DTYPES, choose_device
+from seg2any.generate.model import choose_device
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
+from seg2any.system.precision import PRECISIONS, dtype_of
 from seg2any.system.provenance import circumstances
 
 GUIDANCE = 3.5
@@ -45,7 +45,7 @@ MOST_DIFFERENCE = 0.02  # of outputs that should be equal, relative: what bfloat
 
 def load(options: argparse.Namespace, adapted: bool) -> Seg2AnyPipeline:
     """A pipeline of its own, without or with the adapters. Raises UserError."""
-    pipe = Seg2AnyPipeline.from_pretrained(options.model, dtype=WEIGHT_DTYPES[options.dtype])
+    pipe = Seg2AnyPipeline.from_pretrained(options.model, dtype=dtype_of(options.dtype))
     if adapted:
         pipe.load_adapters(options.lora)
     return pipe.to(options.device)
@@ -88,11 +88,11 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     plain, routed, folded = (load(options, adapted) for adapted in (False, True, True))
     folded.fold()
     settings = routed.settings
-    isolated = dataclasses.replace(settings, rules=dataclasses.replace(settings.rules, cond_attention="isolated"))
+    isolated = settings.override({"cond_attention": "isolated"})
     condition, alone = prepare(routed, layout, settings), prepare(folded, layout, isolated)
     kept = with_keys(folded.transformer, alone, GUIDANCE)
     given = {
-        "plain": (plain, prepare(plain, layout, settings.override({"method": "none"}))),
+        "plain": (plain, prepare(plain, layout, settings.override({"attention_mask_method": "none"}))),
         "unfolded": (routed, condition),
         "folded": (folded, condition),
         "kept": (folded, kept),
@@ -133,7 +133,7 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--layout", default="examples/shapes/masks/eight.json", help="what is to be made")
     parser.add_argument("--rounds", type=whole(1), default=10, help="after one that does not count (default: 10)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
-    parser.add_argument("--dtype", choices=WEIGHT_DTYPES, default="fp32", help="default: fp32")
+    parser.add_argument("--dtype", choices=PRECISIONS, default="fp32", help="default: fp32")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
     return parser.parse_args(words)
 

@@ -23,7 +23,7 @@ from torch import nn
 from seg2any.adapters.routing import COND, Rows
 from seg2any.attention.attend import AttentionPlan
 from seg2any.attention.kernels import kernel_dtype, masked_sdpa
-from seg2any.attention.rules import Attention, AttentionRules
+from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import Kind, TokenLayout
 from seg2any.bases.flux1 import transformer
 from seg2any.bases.flux1.blocks import RegionalDoubleBlock, RegionalSingleBlock, rotate
@@ -163,16 +163,16 @@ def dense_attend(n_heads: int):
     masks_of: WeakKeyDictionary[AttentionPlan, dict[Attention, torch.Tensor]] = WeakKeyDictionary()
 
     def attend_densely(self: AttentionPlan, block: int, query, key, value) -> torch.Tensor:
-        attention, masks = self.rules.at(block), masks_of.setdefault(self, {})
+        attention, masks = self.settings.attention_of(block), masks_of.setdefault(self, {})
         if attention not in masks:
-            each = [dense_mask(self.tokens, sample, attention, self.rules) for sample in range(len(query))]
+            each = [dense_mask(self.tokens, sample, attention, self.settings) for sample in range(len(query))]
             masks[attention] = torch.stack(each)[:, None].repeat(1, n_heads, 1, 1).to(kernel_dtype(query))
         return masked_sdpa(query, key, value, masks[attention])
 
     return attend_densely
 
 
-def dense_mask(tokens: TokenLayout, sample: int, attention: Attention, rules: AttentionRules) -> torch.Tensor:
+def dense_mask(tokens: TokenLayout, sample: int, attention: Attention, rules: ConditionSettings) -> torch.Tensor:
     """log of the attention weights float32 [L, L] of one image, one region after the other."""
     kind, entities = tokens.kind[sample], tokens.entities[sample]
     of = {each: kind == each for each in Kind}
@@ -184,12 +184,12 @@ def dense_mask(tokens: TokenLayout, sample: int, attention: Attention, rules: At
         weight[of[query][:, None] & of[key]] = 1.0
     for query, key in ((Kind.IMAGE, Kind.COND), (Kind.COND, Kind.IMAGE)):
         weight[of[query][:, None] & of[key]] = rules.cond2image_attention_weight
-    if attention is Attention.ISOLATED:
+    if attention is Attention.AIA:
         weight[foreground[:, None] & (of[Kind.GLOBAL] | of[Kind.IMAGE])] = 0.0
     for entity in range(int(entities.max()).bit_length()):
         member = (entities >> entity) & 1 == 1
         text, image = member & of[Kind.REGION], member & of[Kind.IMAGE]
         pairs = [(text, text), (text, image), (image, text)]
-        for query, key in [*pairs, (image, image)] if attention is Attention.ISOLATED else pairs:
+        for query, key in [*pairs, (image, image)] if attention is Attention.AIA else pairs:
             weight[query[:, None] & key] = 1.0
     return weight.log()

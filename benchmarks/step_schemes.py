@@ -25,7 +25,6 @@ from benchmarks.published_scheme import published_scheme
 from benchmarks.scenes import CAPTION_TOKENS, PATCH, scene
 from seg2any.adapters.files import add_adapters
 from seg2any.adapters.fold import fold
-from seg2any.attention.rules import AttentionRules
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import SampleTokens, layout_tokens
 from seg2any.bases.base import Condition
@@ -169,7 +168,7 @@ class Given:
 
     def condition(self, cond_attention: str = "bidirectional") -> Condition:
         """All from masks to condition but the encoders."""
-        chosen = AttentionRules("hard", self.models.size.aia_blocks, cond_attention=cond_attention)
+        chosen = ConditionSettings("hard", self.models.size.aia_blocks, cond_attention=cond_attention)
         settings = ConditionSettings(chosen, cond_scale_factor=1 if self.case.side <= 512 else 2)
         case = self.case
         tokens = scene(case.side, case.n_entities, settings, case.text_tokens, case.batch_size, case.n_ellipses)
@@ -191,7 +190,7 @@ class Given:
             self.tensor(self.case.batch_size, PLAIN_TEXT_TOKENS, config.joint_attention_dim, seed=2),
             self.tensor(self.case.batch_size, config.pooled_projection_dim, seed=1),
             layout_tokens([sample] * self.case.batch_size).to(self.device),
-            AttentionRules("none"),
+            ConditionSettings("none"),
         )
 
 

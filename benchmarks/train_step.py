@@ -139,7 +139,8 @@ def measure(config: Config, rounds: int, clock: str, folder: Path) -> dict:
 
 def trainer_of(scheme: Scheme, config: Config, folder: Path) -> Trainer:
     options = replace(config.trainer, cache_dir=str(folder / "cache"), **scheme.caching)
-    model = replace(config.model, attention_backend=scheme.backend or config.model.attention_backend)
+    condition = config.model.condition.override({"attention_backend": scheme.backend})
+    model = replace(config.model, condition=condition)
     project = replace(config.project, output_dir=str(folder / scheme.name))
     val = replace(config.data.val, type=None, target=None)
     trainer = Trainer(

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
+from seg2any.attention.settings import ConditionSettings
 from seg2any.data.annotation import Annotation, MaskStack
 from seg2any.data.bucket_map import origin_of
 from seg2any.data.count_rows import RowCounter
@@ -63,9 +64,11 @@ class Words:
 
 def squares_config(cache: Path) -> config.Config:
     """64 px, condition 32 px; 6 words of the global caption and 4 of a region's."""
-    settings = config.Config(resolution=64, cond_scale_factor=2)
+    settings = config.Config(resolution=64)
     settings.data.train.params["cache_root"] = str(cache)
-    settings.model.max_sequence_length, settings.model.regional_max_sequence_length = 6, 4
+    settings.model.condition = ConditionSettings(
+        cond_scale_factor=2, max_sequence_length=6, regional_max_sequence_length=4
+    )
     return settings
 
 

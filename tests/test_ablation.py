@@ -86,7 +86,7 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     monkeypatch.setattr("seg2any.evaluation.shapes_sources.round_trip", lambda images, pipeline: iter(images))
     for module in ("seg2any.evaluation.ablation.measure", "seg2any.evaluation.shapes_sources"):
         monkeypatch.setattr(f"{module}.judge", judge_once)
-    card = AdapterCard(max_sequence_length=33)
+    card = AdapterCard(condition=ConditionSettings(max_sequence_length=33))
     monkeypatch.setattr("seg2any.evaluation.ablation.measure.read_adapter_card", lambda folder: card)
     monkeypatch.setattr("seg2any.evaluation.ablation.run._seconds_per_image", lambda ablation, kind: 30.0)
     return one
@@ -306,7 +306,7 @@ def test_trained_rows_are_compared_with_what_was_trained_alike():
 def test_rows_are_the_grid_and_name_settings_that_exist():
     rows = {row.name: row for row in TRAINING_FREE} | {name: trained_row(name, Path("x")) for name in TRAINED}
     settings = [ConditionSettings().override(row.changes) for row in TRAINING_FREE]
-    grid = {(s.rules.method, s.is_use_cond_token, s.is_filter_cond_token) for s in settings}
+    grid = {(s.attention_mask_method, s.is_use_cond_token, s.is_filter_cond_token) for s in settings}
     assert {
         (m, c, f) for m in ("hard", "base", "place") for c, f in ((True, True), (True, False), (False, True))
     } <= grid

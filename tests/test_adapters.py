@@ -155,14 +155,14 @@ def test_exactly_our_adapters_are_trainable_in_float32():
 def test_a_folder_without_condition_adapter_is_used_without_condition_tokens(tmp_path):
     model = tiny()
     add_adapters(model, 2, is_use_cond_token=False)
-    save_adapters(model, tmp_path, AdapterCard(is_use_cond_token=False))
-    assert not load_adapters(tiny(), tmp_path).is_use_cond_token
-    save_adapters(model, tmp_path, AdapterCard(is_use_cond_token=True))
+    save_adapters(model, tmp_path, AdapterCard().without_condition())
+    assert not load_adapters(tiny(), tmp_path).condition.is_use_cond_token
+    save_adapters(model, tmp_path, AdapterCard())
     with pytest.raises(UserError, match="no cond/"):
         load_adapters(tiny(), tmp_path)
     _strip_cards(tmp_path)
     published = load_adapters(tiny(), tmp_path)
-    assert published.assumed and not published.is_use_cond_token
+    assert published.assumed and not published.condition.is_use_cond_token
 
 
 def test_a_folder_holds_what_was_saved_last_and_nothing_is_saved_of_no_adapters(tmp_path):
@@ -170,7 +170,7 @@ def test_a_folder_holds_what_was_saved_last_and_nothing_is_saved_of_no_adapters(
     save_adapters(model, tmp_path, AdapterCard())
     alone, again = tiny(), tiny()
     add_adapters(alone, 2, is_use_cond_token=False)
-    save_adapters(alone, tmp_path, AdapterCard(is_use_cond_token=False))
+    save_adapters(alone, tmp_path, AdapterCard().without_condition())
     load_adapters(again, tmp_path)
     assert list(again.peft_config) == [DEFAULT]
     model.unload_lora()

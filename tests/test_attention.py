@@ -11,7 +11,8 @@ from seg2any.attention import pattern as pattern_module
 from seg2any.attention.attend import AttentionPlan, attend, attention_weights
 from seg2any.attention.pattern import additive_mask
 from seg2any.attention.picture import picture
-from seg2any.attention.rules import Attention, AttentionRules, may_attend
+from seg2any.attention.rules import may_attend
+from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens
 from seg2any.system.errors import UserError
 
@@ -27,7 +28,7 @@ def random_sample(rng: np.random.Generator, n: int, grid: tuple[int, int]) -> Sa
 
 
 def weight_by_definition(
-    sample: SampleTokens, q: tuple, k: tuple, attention: Attention, rules: AttentionRules
+    sample: SampleTokens, q: tuple, k: tuple, attention: Attention, rules: ConditionSettings
 ) -> float:
     """Attention weight of two tokens named ("global",), ("region", i), ("image", x), ("cond",), ("text pad",) or
     ("cond pad",), straight from the table of the method's description."""
@@ -35,7 +36,7 @@ def weight_by_definition(
     def entities(token):
         return {i for i, mask in enumerate(sample.masks) if mask.ravel()[token[1]]}
 
-    isolated, cond_isolated = attention is Attention.ISOLATED, rules.cond_attention == "isolated"
+    isolated, cond_isolated = attention is Attention.AIA, rules.cond_attention == "isolated"
     match q[0], k[0]:
         case ("text pad", "text pad") | ("cond pad", "cond pad") | ("cond", "cond"):
             return 1
@@ -45,7 +46,7 @@ def weight_by_definition(
             return rules.cond2image_attention_weight
         case (a, b) if "pad" in a + b:
             return 0
-        case (a, b) if attention is Attention.OPEN:
+        case (a, b) if attention is Attention.FULL:
             return 0 if a == "cond" and cond_isolated else 1
         case (a, b) if "cond" in (a, b):
             return 0
@@ -59,7 +60,7 @@ def weight_by_definition(
             return 0 if isolated and entities(q) else 1
         case ("region", "image") | ("image", "region"):
             (_, entity), (_, token) = (q, k) if q[0] == "region" else (k, q)
-            if rules.method == "place":
+            if rules.attention_mask_method == "place":
                 return sample.coverage[entity].ravel()[token]
             return sample.masks[entity].ravel()[token]
         case ("image", "image"):
@@ -79,7 +80,7 @@ def names(sample: SampleTokens, tokens: TokenLayout) -> list[tuple]:
 
 
 OPTIONS = [
-    AttentionRules(method, (0, 0), weight, cond_attention, global_text_sees)
+    ConditionSettings(method, (0, 0), weight, cond_attention, global_text_sees)
     for method, weight, cond_attention, global_text_sees in itertools.product(
         ("hard", "base", "place", "none"), (1.0, 0.3), ("bidirectional", "isolated"), ("all", "background")
     )
@@ -92,7 +93,7 @@ def test_masks_equal_the_definition(n_entities):
     samples = [random_sample(rng, n, (3, 2)) for n in n_entities]
     tokens = layout_tokens(samples)
     for rules in OPTIONS if max(n_entities) < 10 else OPTIONS[:1]:
-        attention = rules.at(0)
+        attention = rules.attention_of(0)
         mask = additive_mask(tokens, attention, rules)
         for b, sample in enumerate(samples):
             token_names = names(sample, tokens)
@@ -107,10 +108,10 @@ def test_no_row_is_fully_masked():
     rng = np.random.default_rng(7)
     for rules in OPTIONS:
         tokens = layout_tokens([random_sample(rng, n, (4, 3)) for n in (0, 1, 6)])
-        for attention in {rules.at(0), rules.at(1)}:
+        for attention in {rules.attention_of(0), rules.attention_of(1)}:
             assert additive_mask(tokens, attention, rules).isfinite().any(-1).all()
-    without_guidance = AttentionRules(cond2image_attention_weight=0)
-    assert additive_mask(tokens, Attention.ISOLATED, without_guidance).isfinite().any(-1).all()
+    without_guidance = ConditionSettings(cond2image_attention_weight=0)
+    assert additive_mask(tokens, Attention.AIA, without_guidance).isfinite().any(-1).all()
 
 
 def test_a_sample_has_the_same_mask_alone_and_in_a_batch():
@@ -119,22 +120,24 @@ def test_a_sample_has_the_same_mask_alone_and_in_a_batch():
     batch = layout_tokens(samples)
     for rules, (b, sample) in itertools.product(OPTIONS, enumerate(samples)):
         real = torch.tensor(["pad" not in name[0] for name in names(sample, batch)])
-        in_batch = additive_mask(batch, rules.at(0), rules)[b, 0][real][:, real]
+        in_batch = additive_mask(batch, rules.attention_of(0), rules)[b, 0][real][:, real]
         single = layout_tokens([sample])
         real = torch.tensor(["pad" not in name[0] for name in names(sample, single)])
-        assert torch.equal(in_batch, additive_mask(single, rules.at(0), rules)[0, 0][real][:, real])
+        assert torch.equal(in_batch, additive_mask(single, rules.attention_of(0), rules)[0, 0][real][:, real])
 
 
 def test_the_hard_range_is_inclusive():
-    rules = AttentionRules("hard", (2, 4))
-    assert [rules.at(block) is Attention.ISOLATED for block in range(6)] == [False, False, True, True, True, False]
-    assert {AttentionRules("base", (0, 9)).at(3), AttentionRules("place", (0, 9)).at(3)} == {Attention.SEMANTIC}
+    rules = ConditionSettings("hard", (2, 4))
+    assert [rules.attention_of(block) is Attention.AIA for block in range(6)] == [False, False, True, True, True, False]
+    assert {ConditionSettings("base", (0, 9)).attention_of(3), ConditionSettings("place", (0, 9)).attention_of(3)} == {
+        Attention.SAA
+    }
 
 
 @pytest.mark.parametrize(
     "field, value",
     [
-        ("method", "soft"),
+        ("attention_mask_method", "soft"),
         ("hard_attn_block_range", (3, 2)),
         ("hard_attn_block_range", (1,)),
         ("hard_attn_block_range", 5),
@@ -149,13 +152,13 @@ def test_the_hard_range_is_inclusive():
 )
 def test_settings_that_mean_nothing_are_refused(field, value):
     with pytest.raises(UserError, match=field):
-        AttentionRules(**{field: value})
+        ConditionSettings(**{field: value})
 
 
 @pytest.mark.parametrize("name", ["flash", "_flash_3_hub", "flash_varlen", "sage_varlen", "xformers", "typo"])
 def test_backends_that_lose_the_mask_are_refused_by_name(name):
     with pytest.raises(UserError, match=f"{name}.*use one of auto, sdpa, grouped, flex, matmul, dense"):
-        AttentionRules(attention_backend=name)
+        ConditionSettings(attention_backend=name)
     with pytest.raises(UserError, match="the regions vanish|compares it" if name != "typo" else "use one of"):
         attend(*torch.ones(3, 1, 2, 1, 4), attention_backend=name)
 
@@ -169,9 +172,9 @@ def test_a_plan_asks_the_rules_once_and_builds_each_mask_once(monkeypatch):
 
     monkeypatch.setattr(pattern_module, "may_attend", count)
     tokens = layout_tokens([random_sample(np.random.default_rng(0), 3, (3, 3))])
-    plan = AttentionPlan(tokens, AttentionRules("hard", (1, 2)))
+    plan = AttentionPlan(tokens, ConditionSettings("hard", (1, 2)))
     masks = [plan.mask(block) for block in range(4)] + [plan.mask(block) for block in range(4)]
-    assert asked == [Attention.SEMANTIC, Attention.ISOLATED]
+    assert asked == [Attention.SAA, Attention.AIA]
     assert masks[0] is masks[3] is masks[4] and masks[1] is masks[2] and masks[0] is not masks[1]
     assert masks[0].shape[1] == 1, "one mask for all heads"
 
@@ -179,19 +182,19 @@ def test_a_plan_asks_the_rules_once_and_builds_each_mask_once(monkeypatch):
 def test_plain_attention_without_padding_needs_no_mask():
     plain = layout_tokens([SampleTokens((4,), np.zeros((0, 2, 2), bool))])
     padded = layout_tokens([SampleTokens((length,), np.zeros((0, 2, 2), bool)) for length in (4, 2)])
-    assert AttentionPlan(plain, AttentionRules("none")).mask(0) is None
-    assert AttentionPlan(padded, AttentionRules("none")).mask(0) is not None
+    assert AttentionPlan(plain, ConditionSettings("none")).mask(0) is None
+    assert AttentionPlan(padded, ConditionSettings("none")).mask(0) is not None
 
 
 def test_place_without_coverage_is_said():
     tokens = layout_tokens([SampleTokens((1, 1), np.ones((1, 2, 2), bool))])
     with pytest.raises(UserError, match="place"):
-        AttentionPlan(tokens, AttentionRules("place")).mask(0)
+        AttentionPlan(tokens, ConditionSettings("place")).mask(0)
 
 
 def test_the_tap_sees_every_block_before_its_attention():
     tokens, seen = layout_tokens([random_sample(np.random.default_rng(4), 2, (2, 2))]), []
-    plan = AttentionPlan(tokens, AttentionRules("hard", (1, 1)), lambda *call: seen.append(call))
+    plan = AttentionPlan(tokens, ConditionSettings("hard", (1, 1)), lambda *call: seen.append(call))
     query, key, value = torch.randn(3, 1, tokens.kind.shape[1], 2, 4)
     for block in range(2):
         plan.attend(block, query, key, value)
@@ -203,7 +206,7 @@ def test_the_tap_sees_every_block_before_its_attention():
 
 def test_picture_colours_what_is_seen():
     tokens = layout_tokens([SampleTokens((1, 1), np.array([[[True, False]]]))])
-    image = picture(tokens, Attention.ISOLATED, AttentionRules())
-    seen = additive_mask(tokens, Attention.ISOLATED, AttentionRules())[0, 0].isfinite().numpy()
+    image = picture(tokens, Attention.AIA, ConditionSettings())
+    seen = additive_mask(tokens, Attention.AIA, ConditionSettings())[0, 0].isfinite().numpy()
     assert image.shape == (4, 4, 3) and image.dtype == np.uint8
     assert np.array_equal((image != 255).any(-1), seen)

@@ -13,14 +13,15 @@ import torch
 from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from seg2any.attention import auto, kernel
+from seg2any.attention import attend as auto
+from seg2any.attention import kernels as kernel
 from seg2any.attention import pattern as pattern_module
 from seg2any.attention.attend import BACKENDS, AttentionPlan, attend
 from seg2any.attention.flex import BLOCK, block_mask, sorted_pattern
 from seg2any.attention.grouped import grouping
 from seg2any.attention.names import BACKEND_NAMES
 from seg2any.attention.pattern import AttentionPattern, additive_mask
-from seg2any.attention.rules import Attention, AttentionRules
+from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens
 from seg2any.system.errors import UserError
 from tests.test_attention import OPTIONS, random_sample
@@ -42,7 +43,7 @@ def random_leaves(tokens: TokenLayout, seed: int = 0, n_heads: int = 2, head_dim
 
 
 def output_and_gradients(
-    tokens: TokenLayout, rules: AttentionRules, leaves: torch.Tensor, n_queries: int | None = None
+    tokens: TokenLayout, rules: ConditionSettings, leaves: torch.Tensor, n_queries: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Of all queries or the first so many; the gradient of query, key and value."""
     leaves = leaves.clone().requires_grad_()
@@ -51,9 +52,9 @@ def output_and_gradients(
     return output.detach(), *torch.autograd.grad((output * weight).sum(), [leaves])
 
 
-def named(rules: AttentionRules, backend: str) -> AttentionRules:
-    return AttentionRules(
-        rules.method,
+def named(rules: ConditionSettings, backend: str) -> ConditionSettings:
+    return ConditionSettings(
+        rules.attention_mask_method,
         rules.hard_attn_block_range,
         rules.cond2image_attention_weight,
         rules.cond_attention,
@@ -73,8 +74,8 @@ def test_backends_equal_the_formula(name):
     for method, gamma in (("hard", 0.4), ("base", 1.0), ("place", 0.4)):
         if name == "grouped" and method == "place":
             continue
-        rules = AttentionRules(method, (0, 0), gamma, attention_backend=name)
-        mask = additive_mask(tokens, rules.at(0), rules)
+        rules = ConditionSettings(method, (0, 0), gamma, attention_backend=name)
+        mask = additive_mask(tokens, rules.attention_of(0), rules)
         expected = torch.zeros_like(value)
         for b, head in itertools.product(range(2), range(2)):
             scores = query[b, :, head].double() @ key[b, :, head].double().T / math.sqrt(8)
@@ -90,7 +91,7 @@ def test_outputs_and_gradients_equal_the_oracle_on_random_batches(name, seed):
     tokens = random_batch(seed)
     leaves = random_leaves(tokens, seed)
     for rules in OPTIONS:
-        if name == "grouped" and rules.method == "place":
+        if name == "grouped" and rules.attention_mask_method == "place":
             continue
         expected = output_and_gradients(tokens, named(rules, "dense"), leaves)
         found = output_and_gradients(tokens, named(rules, name), leaves)
@@ -109,7 +110,7 @@ def test_no_and_hardly_any_guidance_for_all_queries_and_for_the_first(name):
     ):
         if (name, method) == ("grouped", "place"):
             continue
-        rules = AttentionRules(method, (0, 0), weight, cond_attention)
+        rules = ConditionSettings(method, (0, 0), weight, cond_attention)
         for n_queries in (tokens.kind.shape[1], tokens.n_text + tokens.n_image):
             expected, found = (
                 output_and_gradients(tokens, named(rules, backend), leaves, n_queries) for backend in ("dense", name)
@@ -123,10 +124,10 @@ def test_flex_equals_the_oracle(monkeypatch):
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # seconds for every pattern
     for seed, rules in enumerate(
         [
-            AttentionRules("hard", (0, 0)),
-            AttentionRules("hard", (0, 0), 0.3, "isolated", "background"),
-            AttentionRules("base", (0, 0), 0.3),
-            AttentionRules("place", (0, 0), 0.3),
+            ConditionSettings("hard", (0, 0)),
+            ConditionSettings("hard", (0, 0), 0.3, "isolated", "background"),
+            ConditionSettings("base", (0, 0), 0.3),
+            ConditionSettings("place", (0, 0), 0.3),
         ]
     ):
         tokens = random_batch(seed, grid=(11, 13))
@@ -138,7 +139,7 @@ def test_flex_equals_the_oracle(monkeypatch):
 
 def test_flex_refuses_to_train_where_torch_cannot():
     tokens = random_batch(0)
-    plan = AttentionPlan(tokens, AttentionRules(attention_backend="flex"))
+    plan = AttentionPlan(tokens, ConditionSettings(attention_backend="flex"))
     with pytest.raises(UserError, match="'flex' trains on cuda only, not on cpu"):
         plan.attend(0, *random_leaves(tokens).requires_grad_())
 
@@ -150,7 +151,7 @@ def test_backends_agree_on_outputs_and_gradients_in_bfloat16_autocast(name, quer
     tokens = layout_tokens([random_sample(np.random.default_rng(i), 3, (5, 6)) for i in range(2)])
     leaves, results = random_leaves(tokens, 1, head_dim=16).requires_grad_(), {}
     for backend in ("dense", name):
-        plan = AttentionPlan(tokens, AttentionRules("hard", (0, 0), 0.5, attention_backend=backend))
+        plan = AttentionPlan(tokens, ConditionSettings("hard", (0, 0), 0.5, attention_backend=backend))
         with torch.autocast("cpu", torch.bfloat16, enabled=backend == name):
             output = plan.attend(0, *leaves)
         results[backend] = torch.cat(
@@ -166,7 +167,7 @@ def test_without_a_pattern_every_token_sees_every_token(name):
     expected = torch.einsum(
         "bhqk,bkhd->bqhd", (torch.einsum("bqhd,bkhd->bhqk", query, key) / 8**0.5).softmax(-1), value
     )
-    open_pattern = AttentionPattern.of(tokens, Attention.OPEN, AttentionRules("none"))
+    open_pattern = AttentionPattern.of(tokens, Attention.FULL, ConditionSettings("none"))
     for pattern in (None, open_pattern):
         torch.testing.assert_close(attend(query, key, value, pattern, name), expected, rtol=1e-5, atol=1e-6)
 
@@ -198,7 +199,7 @@ def allocated(backend: str, method: str, training: bool) -> tuple[int, int, int]
     """Of two layouts in a batch: elements of all pairs, of the largest tensor, and bytes that are alive at once."""
     tokens = layout_tokens([regions_side_by_side(8, 48), regions_side_by_side(3, 48)])
     leaves = random_leaves(tokens, n_heads=1).requires_grad_(training)
-    plan = AttentionPlan(tokens, AttentionRules(method, (0, 0), 0.5, attention_backend=backend))
+    plan = AttentionPlan(tokens, ConditionSettings(method, (0, 0), 0.5, attention_backend=backend))
     with Largest() as spy, TrackedMemory() as tracked, torch.set_grad_enabled(training):
         output = plan.attend(0, *leaves)
         if training:
@@ -244,7 +245,7 @@ def test_generation_in_bfloat16_on_a_cpu_is_the_oracles_to_rounding(rules, monke
     tokens = random_batch(6, grid=(8, 9))
     leaves = random_leaves(tokens, head_dim=32).bfloat16()
     expected = AttentionPlan(tokens, named(rules, "dense")).attend(0, *leaves.float())
-    for name in ("auto", "matmul", *(() if rules.method == "place" else ("grouped",))):
+    for name in ("auto", "matmul", *(() if rules.attention_mask_method == "place" else ("grouped",))):
         found = AttentionPlan(tokens, named(rules, name)).attend(0, *leaves)
         assert found.dtype == torch.bfloat16
         assert (found.float() - expected).norm() < 0.01 * expected.norm(), name
@@ -254,7 +255,7 @@ def test_rows_of_masks_are_aligned():
     """torch's CUDA kernel would pad, and so copy, others: its alignment is 8 numbers."""
     for n_regions in range(4):
         pattern = AttentionPattern.of(
-            layout_tokens([regions_side_by_side(n_regions or 1, 5 + n_regions)]), Attention.SEMANTIC, AttentionRules()
+            layout_tokens([regions_side_by_side(n_regions or 1, 5 + n_regions)]), Attention.SAA, ConditionSettings()
         )
         assert pattern.rows(slice(0, 7)).stride(2) % 8 == 0
 
@@ -263,23 +264,23 @@ def test_the_plan_of_flex_allocates_nothing_of_the_size_of_all_pairs():
     tokens = layout_tokens([regions_side_by_side(8, 32)])
     for method in ("hard", "base"):
         with Largest() as spy:
-            sorted_pattern(AttentionPlan(tokens, AttentionRules(method, (0, 0), 0.5)).pattern(0))
+            sorted_pattern(AttentionPlan(tokens, ConditionSettings(method, (0, 0), 0.5)).pattern(0))
         assert spy.n_elements < tokens.kind.shape[1] ** 2 / 8
 
 
 def test_samples_of_one_layout_are_computed_together():
     sample = regions_side_by_side(4, 8)
-    pattern = AttentionPlan(layout_tokens([sample] * 3), AttentionRules("hard", (0, 0))).pattern(0)
+    pattern = AttentionPlan(layout_tokens([sample] * 3), ConditionSettings("hard", (0, 0))).pattern(0)
     (layout,) = grouping(pattern).layouts
     assert len(layout.tokens) == 3
     assert grouping(pattern) is grouping(pattern), "made once"
-    two = AttentionPlan(layout_tokens([sample, regions_side_by_side(2, 8), sample]), AttentionRules()).pattern(0)
+    two = AttentionPlan(layout_tokens([sample, regions_side_by_side(2, 8), sample]), ConditionSettings()).pattern(0)
     assert sorted(len(layout.tokens) for layout in grouping(two).layouts) == [1, 2]
 
 
 def test_grouped_computes_the_pairs_that_are_seen_and_no_others():
-    for seed, attention in itertools.product(range(3), (Attention.ISOLATED, Attention.SEMANTIC)):
-        tokens, rules = random_batch(seed), AttentionRules("hard", (0, 0), 0.5)
+    for seed, attention in itertools.product(range(3), (Attention.AIA, Attention.SAA)):
+        tokens, rules = random_batch(seed), ConditionSettings("hard", (0, 0), 0.5)
         n_seen = additive_mask(tokens, attention, rules).isfinite().sum()
         n_computed = 0
         for layout in grouping(AttentionPattern.of(tokens, attention, rules)).layouts:
@@ -290,7 +291,7 @@ def test_grouped_computes_the_pairs_that_are_seen_and_no_others():
 
 def test_grouped_refuses_place():
     with pytest.raises(UserError, match="'grouped' cannot do method 'place'.*use auto, sdpa or flex"):
-        AttentionRules("place", attention_backend="grouped")
+        ConditionSettings("place", attention_backend="grouped")
 
 
 def test_block_masks_skip_what_no_token_sees_and_mark_what_all_see():
@@ -310,7 +311,7 @@ def test_block_masks_skip_what_no_token_sees_and_mark_what_all_see():
 
 def test_sorting_by_class_empties_blocks():
     tokens = layout_tokens([regions_side_by_side(8, 64)])
-    pattern = AttentionPlan(tokens, AttentionRules("hard", (0, 0))).pattern(0)
+    pattern = AttentionPlan(tokens, ConditionSettings("hard", (0, 0))).pattern(0)
     as_they_come = torch.nn.functional.pad(pattern.classes.index, (0, -tokens.kind.shape[1] % BLOCK))
     unsorted = block_mask(as_they_come, as_they_come, pattern.log_weights.isfinite())
     assert sorted_pattern(pattern).block_mask.sparsity() > 1.5 * unsorted.sparsity()
@@ -330,7 +331,7 @@ def test_auto_says_once_what_it_chose_and_why(sample, method, expected, why, mon
     leaves = random_leaves(tokens, n_heads=1)
     with caplog.at_level(logging.INFO, "seg2any"):
         for _ in range(2):
-            plan = AttentionPlan(tokens, AttentionRules(method, (0, 0)))
+            plan = AttentionPlan(tokens, ConditionSettings(method, (0, 0)))
             assert auto.choose(*leaves, plan.pattern(0)) == expected
             output = plan.attend(0, *leaves)
     (record,) = caplog.records
@@ -342,5 +343,5 @@ def test_auto_computes_place_with_a_mask():
     sample = regions_side_by_side(8, 48)
     with_coverage = SampleTokens(sample.text_lengths, sample.masks, None, sample.masks.astype(np.float32))
     tokens = layout_tokens([with_coverage])
-    pattern = AttentionPlan(tokens, AttentionRules("place")).pattern(0)
+    pattern = AttentionPlan(tokens, ConditionSettings("place")).pattern(0)
     assert auto.choose(*random_leaves(tokens, n_heads=1), pattern) == "sdpa"

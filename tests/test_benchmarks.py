@@ -10,12 +10,14 @@ from benchmarks import attention, step
 from benchmarks.clock import in_turn
 from benchmarks.published_scheme import published_scheme
 from benchmarks.scenes import ellipses
-from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
 from seg2any.system.errors import UserError
 from tests.tiny_flux import CONFIG, adapted, condition, run, sample
 
 
-@pytest.mark.parametrize("rules", [AttentionRules("base"), AttentionRules("hard", (1, 2), 0.5)], ids=["base", "hard"])
+@pytest.mark.parametrize(
+    "rules", [ConditionSettings("base"), ConditionSettings("hard", (1, 2), 0.5)], ids=["base", "hard"]
+)
 def test_the_published_scheme_computes_our_outputs_and_gradients(rules):
     model = adapted()
     samples = [sample(1, n_entities=3), sample(2, n_entities=0, n_cond=0), sample(3, n_entities=2, n_cond=5)]

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import AutoTokenizer
 
+from seg2any.attention.settings import ConditionSettings
 from seg2any.data import count_map
 from seg2any.data.bucket_map import (
     METADATA,
@@ -65,9 +66,11 @@ def written(path: Path, data: Squares) -> BucketMap:
 def test_rows_follow_from_masks_and_captions(name: str, aspect: str, tmp_path: Path, tokenizer):
     made = DATA_SETS[name](tmp_path, 5)
     data = open_data_set(name, made.params)
-    settings = config.Config(resolution=128, cond_scale_factor=2)
+    settings = config.Config(resolution=128)
     settings.data.aspect = aspect
-    settings.model.max_sequence_length, settings.model.regional_max_sequence_length = 40, 10
+    settings.model.condition = ConditionSettings(
+        cond_scale_factor=2, max_sequence_length=40, regional_max_sequence_length=10
+    )
     counter = RowCounter(data, tokenizer, origin_of(data, tokenizer, 16, settings))
     rows = counter(range(len(data))).to_pylist()
     assert [row["key"] for row in rows] == [truth.key for truth in made.truths]

@@ -38,9 +38,8 @@ def data():
 
 
 def loading(pipe, settings=SETTINGS, folder=None, text="none", latents=False, crew=None, **trainer):
-    options = config.Config(resolution=64, cond_scale_factor=settings.cond_scale_factor)
-    options.model.max_sequence_length = settings.max_sequence_length
-    options.model.regional_max_sequence_length = settings.regional_max_sequence_length
+    options = config.Config(resolution=64)
+    options.model.condition = settings
     chosen = {"cache_text": text, "cache_latents": latents, "cache_dir": folder and str(folder), **trainer}
     options.trainer = dataclasses.replace(options.trainer, **chosen)
     return Loading(options, pipe, settings, crew or cache.Crew())
@@ -61,8 +60,8 @@ ALL_SETTINGS = {
     "sample": SETTINGS,
     "mode": dataclasses.replace(SETTINGS, vae_posterior="mode", cond_scale_factor=2),
     "no_contour": dataclasses.replace(SETTINGS, is_use_cond_token=False),
-    "place": SETTINGS.override({"method": "place"}),
-    "plain": SETTINGS.override({"method": "none"}),
+    "place": SETTINGS.override({"attention_mask_method": "place"}),
+    "plain": SETTINGS.override({"attention_mask_method": "none"}),
 }
 
 

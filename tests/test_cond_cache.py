@@ -14,7 +14,7 @@ from seg2any import Seg2AnyPipeline
 from seg2any.adapters.fold import fold
 from seg2any.attention.attend import BACKENDS, AttentionPlan
 from seg2any.attention.flex import BLOCK
-from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
 from seg2any.diffusion import cond_cache
 from seg2any.diffusion.cond_cache import ConditionCache, can_keep, with_keys
 from seg2any.generate.recipe import read_recipe
@@ -43,7 +43,7 @@ def test_every_backend_answers_the_first_queries_alone(name, monkeypatch):
         if (name, method) == ("grouped", "place"):
             continue
         tokens = random_batch(seed, grid=(11, 13))
-        rules = AttentionRules(method, (0, 0), 0.3, "isolated", "background")
+        rules = ConditionSettings(method, (0, 0), 0.3, "isolated", "background")
         leaves = random_leaves(tokens)
         n_queries = tokens.n_text + tokens.n_image
         assert n_queries > BLOCK and tokens.n_cond > 0
@@ -54,7 +54,7 @@ def test_every_backend_answers_the_first_queries_alone(name, monkeypatch):
 
 @pytest.mark.parametrize("method", ["hard", "base", "place"])
 def test_a_step_with_kept_keys_is_the_step_with_tokens(model, method):
-    rules = dataclasses.replace(ISOLATED, method=method)
+    rules = dataclasses.replace(ISOLATED, attention_mask_method=method)
     samples = SAMPLES
     if method == "place":
         rng = torch.Generator().manual_seed(0)
@@ -124,7 +124,9 @@ class TestPipeline:
     @pytest.fixture
     def isolated(self, pipe) -> Seg2AnyPipeline:  # noqa: F811
         twin = copied(pipe)
-        twin.card = dataclasses.replace(CARD, cond_attention="isolated", cond_scale_factor=1)
+        twin.card = dataclasses.replace(
+            CARD, condition=CARD.condition.override({"cond_attention": "isolated", "cond_scale_factor": 1})
+        )
         return twin
 
     @pytest.fixture
@@ -197,7 +199,7 @@ def test_training_isolated_is_recorded_and_generation_follows_it(tiny_model, tmp
     adapter = tmp_path / "run" / "checkpoint-1"
     assert json.loads((adapter / "adapter.json").read_text())["cond_attention"] == "isolated"
     made = []
-    monkeypatch.setattr(cond_cache, "with_keys", lambda *given: made.append(given[1].rules) or with_keys(*given))
+    monkeypatch.setattr(cond_cache, "with_keys", lambda *given: made.append(given[1].settings) or with_keys(*given))
     ONE.write(tmp_path / "masks" / "one.json")
     flags = {"pretrained_model_name_or_path": tiny_model, "lora_ckpt_path": adapter, "num_inference_steps": 3}
     status, errors = call(seg_mask_path=tmp_path / "masks", output_path=tmp_path / "out", **flags)

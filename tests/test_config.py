@@ -18,7 +18,7 @@ def test_defaults_files_and_command_line_in_that_order(tmp_path):
     (tmp_path / "b.yaml").write_text("model: {rank: 8}\n")
     loaded = config.load([str(tmp_path / "a.yaml"), "--resolution=96", str(tmp_path / "b.yaml"), "--seed", "7"])
     assert isinstance(loaded, Config)
-    assert (loaded.resolution, loaded.model.rank, loaded.model.hard_attn_block_range) == (96, 8, [2, 4])
+    assert (loaded.resolution, loaded.model.rank, loaded.model.condition.hard_attn_block_range) == (96, 8, (2, 4))
     assert (loaded.seed, loaded.trainer.learning_rate, loaded.dry_run) == (7, 1e-4, False)
 
 
@@ -58,7 +58,7 @@ def test_an_unquoted_no_is_a_precision(tmp_path):
         ("--trainer.ema_decay=1.5", "trainer.ema_decay: 1.5 is not possible"),
         ("--mixed_precision=fp8", "choose one of auto, no, fp16, bf16"),
         ("--model.use_lora_bias=true", "choose one of False"),
-        ("--model.hard_attn_block_range=[1]", "first and last block"),
+        ("--model.hard_attn_block_range=[1]", "hard_attn_block_range"),
         ("--seed=null", "--seed: seed"),
         ("--seed=9223372036854775808", "seed: 9223372036854775808 is not possible; it must be less than 2^63"),
         ("--model.hard_attn_block_range.0=3", "; give a list such as [19,37]"),

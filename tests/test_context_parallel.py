@@ -28,9 +28,9 @@ def batches():
     for number, samples in enumerate(BATCHES):
         for changes in (
             {},
-            {"method": "base", "cond2image_attention_weight": 0.3},
+            {"attention_mask_method": "base", "cond2image_attention_weight": 0.3},
             {"cond_attention": "isolated", "global_text_sees": "background", "attention_backend": "grouped"},
-            {"method": "none"},
+            {"attention_mask_method": "none"},
         ):
             yield number, condition(samples, dataclasses.replace(RULES, **changes))
 
@@ -75,9 +75,7 @@ def test_two_processes_make_the_images_of_one(stock_pipe, tmp_path):
     """The pipeline: a batch of several layouts, true CFG, isolated contour tokens."""
     steered = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}
     pipe = fresh_pipe(stock_pipe)
-    settings = dataclasses.replace(
-        pipe.settings, rules=dataclasses.replace(pipe.settings.rules, cond_attention="isolated")
-    )
+    settings = dataclasses.replace(pipe.settings, cond_attention="isolated")
     calls = [{}, steered, {"settings": settings}]
     expected = [latents_of(pipe, MANY, **each) for each in calls]
 

@@ -169,7 +169,7 @@ def test_a_folder_without_label_maps_is_told(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("published", [True, False], ids=["as a file", "as a module"])
 def test_both_ways_to_start_a_converter(published: bool, tmp_path: Path):
     write(tmp_path / "in" / "a.png", np.full((3, 4), 7, np.uint8))
-    name = "seg2any/evaluation/convert_labelsize_512.py" if published else "seg2any.evaluation.convert_labelsize_512"
+    name = "eval/convert_labelsize_512.py" if published else "seg2any.evaluation.convert_labelsize_512"
     flags = ["--input_path", tmp_path / "in", "--output_path", tmp_path / "out", "--size", "8", "--nproc", "2"]
     where = tmp_path if published else REPOSITORY  # a file is found from anywhere
     command = [sys.executable, *([REPOSITORY / name] if published else ["-m", name]), *flags]

@@ -92,11 +92,11 @@ def test_parts_of_other_settings_are_not_used_and_a_stale_map_is_replaced(tmp_pa
     counter = squares_counter(data, settings)
     path = map_path(settings)
     count_map.count_map(path, counter, Share(0, 2), 1, show_progress=False)  # leaves parts behind
-    settings.model.regional_max_sequence_length = 2
+    settings.model.condition = settings.model.condition.override({"regional_max_sequence_length": 2})
     other = squares_counter(data, settings)
     count_map.count_map(path, other, Share(), 1, show_progress=False)
     assert BucketMap.read(path, other.origin).txt_len_trunc.max() <= 2 + 6
-    settings.model.regional_max_sequence_length = 3
+    settings.model.condition = settings.model.condition.override({"regional_max_sequence_length": 3})
     count_map.count_map(path, squares_counter(data, settings), Share(), 1, show_progress=False)
     assert BucketMap.read(path, squares_counter(data, settings).origin)
 

@@ -18,7 +18,7 @@ from seg2any.adapters.card import AdapterCard
 from seg2any.adapters.files import COND, DEFAULT, add_adapters, load_adapters, save_adapters, trainable_parameters
 from seg2any.adapters.fold import FOLDED_KEY, fold, is_folded, unfold
 from seg2any.adapters.routing import Rows, linear
-from seg2any.bases.flux1.folded_files import load_folded, without_adapters
+from seg2any.bases.flux1.folded import load_folded, without_adapters
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.generate.recipe import read_recipe
 from seg2any.system.errors import UserError
@@ -331,7 +331,9 @@ class TestInfer:
     """`infer.py --fold`, and on a folder that was saved folded."""
 
     def test_images_and_settings_are_those_of_the_adapter(self, tiny_model, pipe, tmp_path, call):  # noqa: F811
-        pipe.save_adapters(tmp_path / "lora", dataclasses.replace(CARD, cond_scale_factor=1))
+        pipe.save_adapters(
+            tmp_path / "lora", dataclasses.replace(CARD, condition=CARD.condition.override({"cond_scale_factor": 1}))
+        )
         folded = Seg2AnyPipeline.from_pretrained(tiny_model)
         folded.load_adapters(tmp_path / "lora")
         folded.fold()

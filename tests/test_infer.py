@@ -19,6 +19,7 @@ from PIL import Image
 
 from seg2any.adapters.card import AdapterCard
 from seg2any.adapters.files import add_adapters
+from seg2any.attention.settings import ConditionSettings
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.recipe import read_recipe
 from tests.golden_root import REPOSITORY
@@ -99,7 +100,7 @@ class TestGoodRuns:
         for name, weight in pipeline.transformer.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(weight, std=0.1)
-        card = AdapterCard(attention_mask_method="base", cond_scale_factor=1, regional_max_sequence_length=7)
+        card = AdapterCard(condition=ConditionSettings(attention_mask_method="base", regional_max_sequence_length=7))
         pipeline.save_adapters(tmp_path / "lora", card)
         status, errors = call(
             seg_mask_path=folder / "a.json", output_path=tmp_path / "out", lora_ckpt_path=tmp_path / "lora"
@@ -108,12 +109,10 @@ class TestGoodRuns:
         recipe = read_recipe(tmp_path / "out" / "a.png")
         assert recipe["settings"]["attention_mask_method"] == "base" and len(recipe["adapter"]["sha256"]) == 64
         assert recipe["settings"]["regional_max_sequence_length"] == 7
-        (image,) = pipeline(
-            layout("a"), num_inference_steps=1, attention_mask_method="base", regional_max_sequence_length=7
-        ).images
+        (image,) = pipeline(layout("a"), num_inference_steps=1, settings=card.condition).images
         made = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)
         assert np.abs(made - np.asarray(image).astype(int)).max() <= 1
-        (plain,) = pipeline(layout("a"), num_inference_steps=1, attention_mask_method="none").images
+        (plain,) = pipeline(layout("a"), num_inference_steps=1, settings=ConditionSettings("none")).images
         assert np.abs(made - np.asarray(plain).astype(int)).max() > 5  # the comparison sees a difference
 
     def test_check_writes_a_report_and_overlays_and_no_image(self, folder: Path, tmp_path: Path, call):

@@ -17,7 +17,7 @@ from infer import main
 from seg2any.adapters.card import AdapterCard
 from seg2any.attention.settings import ConditionSettings
 from seg2any.generate.choices import Machine, check_modes, choose_settings, shared_recipe
-from seg2any.generate.modes import MEMORY_MODES
+from seg2any.generate.memory_modes import MEMORY_MODES
 from seg2any.generate.options import Options
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.recipe import differences, read_recipe
@@ -131,24 +131,24 @@ class TestChoices:
         assert differences(old, recipe("here", b"2")) == ["model.sha256"]
 
     def test_the_adapter_decides_and_the_command_line_overrides_with_a_warning(self):
-        card = AdapterCard(attention_mask_method="base", cond_scale_factor=1, regional_max_sequence_length=10)
+        card = AdapterCard(condition=ConditionSettings(attention_mask_method="base", regional_max_sequence_length=10))
         settings, remarks = choose_settings(Options(seg_mask_path=Path("x")), card)
-        assert (settings.rules.method, settings.cond_scale_factor, settings.regional_max_sequence_length) == (
+        assert (settings.attention_mask_method, settings.cond_scale_factor, settings.regional_max_sequence_length) == (
             "base",
             1,
             10,
         )
         assert remarks == []
-        options = Options(seg_mask_path=Path("x"), attention_mask_method="hard", cond2image_attention_weight=0.5)
+        options = Options(Path("x"), settings={"attention_mask_method": "hard", "cond2image_attention_weight": 0.5})
         settings, remarks = choose_settings(options, card)
-        assert settings.rules.method == "hard" and settings.rules.cond2image_attention_weight == 0.5
+        assert settings.attention_mask_method == "hard" and settings.cond2image_attention_weight == 0.5
         assert remarks == ["attention_mask_method is hard, but the adapter was trained with base"]
 
     def test_published_checkpoints_get_the_published_settings(self):
         settings, remarks = choose_settings(
-            Options(seg_mask_path=Path("x"), max_sequence_length=99), AdapterCard(assumed=True)
+            Options(seg_mask_path=Path("x"), settings={"max_sequence_length": 99}), AdapterCard(assumed=True)
         )
-        assert settings.rules.hard_attn_block_range == (19, 37) and settings.cond_scale_factor == 2 and remarks == []
+        assert settings.hard_attn_block_range == (19, 37) and settings.cond_scale_factor == 2 and remarks == []
 
     @pytest.mark.parametrize(
         "error",

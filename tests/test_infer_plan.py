@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg2any.attention.rules import AttentionRules
 from seg2any.attention.settings import ConditionSettings
 from seg2any.generate.options import Options
 from seg2any.generate.plan import batches, make_plan
@@ -54,7 +53,7 @@ class TestSurvey:
 
     def test_plain_flux_needs_a_global_caption(self, folder: Path):
         Layout(np.ones((1, 64, 64), dtype=bool), ("a",)).write(folder / "d.json")
-        plain = ConditionSettings(rules=AttentionRules(method="none"))
+        plain = ConditionSettings(attention_mask_method="none")
         (error,) = survey_layouts(self.options(folder), plain, FACTS).errors
         assert "d.json: caption is missing" in error
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from seg2any.adapters.files import add_adapters
-from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
 from seg2any.training import build, config
@@ -90,7 +90,7 @@ def test_activations_are_what_autograd_keeps(double, single, checkpointing):
     transformer.train()
     if checkpointing:
         transformer.enable_gradient_checkpointing()
-    given = tiny_flux.condition([tiny_flux.sample(seed, 8, 60) for seed in (0, 1)], AttentionRules("hard", (2, 5)))
+    given = tiny_flux.condition([tiny_flux.sample(seed, 8, 60) for seed in (0, 1)], ConditionSettings("hard", (2, 5)))
     settings = config.load(["--trainer.train_batch_size=2", "--model.rank=4"])
     settings.trainer.gradient_checkpointing = checkpointing
     tokens = given.prompt_embeds.shape[1] + 12 + given.tokens.n_cond

@@ -13,7 +13,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from examples.shapes.make import build
 from seg2any.adapters.fold import fold
-from seg2any.attention.rules import AttentionRules
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import SampleTokens
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
@@ -30,9 +29,9 @@ from seg2any.generate.memory_estimate import (
     t5_bytes,
     transformer_bytes,
 )
-from seg2any.generate.modes import MEMORY_MODES
+from seg2any.generate.memory_modes import MEMORY_MODES
 from tests import tiny_flux
-from tests.tiny_pipeline import FAST, HARD, THREE, fresh_pipe
+from tests.tiny_pipeline import FAST, HARD, THREE, fresh_pipe, images_of
 from tests.tracked_memory import TrackedMemory
 
 BAR = 0.15
@@ -71,7 +70,7 @@ def test_a_pass_of_the_transformer(width, heads, n_cond, batch, method, cond_att
         fold(model)
     rng = np.random.default_rng(0)
     masks, positions = rng.random((2, 20, 24)) < 0.4, rng.integers(0, 3, (n_cond, 2)) if n_cond else None
-    rules = AttentionRules(method, (1, 2), cond_attention=cond_attention)
+    rules = ConditionSettings(method, (1, 2), cond_attention=cond_attention)
     n_kept = n_cond if cond_attention == "isolated" else 0
     given = tiny_flux.condition([SampleTokens((20, 10, 10), masks, positions)] * batch, rules).to("cpu", dtype)
     inputs = {name: x.to(dtype) for name, x in tiny_flux.inputs(batch).items()}
@@ -138,9 +137,9 @@ def test_a_whole_image(stock_pipe):
     masks = THREE.masks.repeat(4, axis=1).repeat(4, axis=2)
     layout = dataclasses.replace(THREE, masks=masks)
     run = {**FAST, **HARD, "output_type": "pt"}
-    pipe(layout, **run)  # what is made once
+    images_of(pipe, layout, **run)  # what is made once
     with TrackedMemory() as tracked:
-        pipe(layout, **run)
+        images_of(pipe, layout, **run)
     networks = (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.vae)
     weights = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
     (encoded,) = encode_layouts([layout], layout.size, pipe, ConditionSettings())

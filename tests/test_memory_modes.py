@@ -14,7 +14,7 @@ from torch import nn
 from seg2any import Seg2AnyPipeline
 from seg2any.adapters import files as adapters
 from seg2any.generate import memory
-from seg2any.generate.modes import NOT_IN_TRAINING
+from seg2any.generate.memory_modes import NOT_IN_TRAINING
 from seg2any.system.errors import UserError
 from seg2any.training import config
 from tests import tiny_flux

@@ -73,7 +73,7 @@ def level_of(name: str) -> int | None:
 
 
 def violations(root: Path) -> list[str]:
-    """One line per import that points up or leaves its package, per circle, and per module or folder without a place."""
+    """One line per import that points up or leaves its package, per circle, and per module without a place."""
     modules = modules_of(root)
     found = [
         f"{folder.name}/ holds Python files but has no place in the order"

@@ -18,7 +18,7 @@ from seg2any import Layout, Seg2AnyPipeline
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
-from tests.tiny_pipeline import CARD, CLOSE, FAST, HARD, MANY, ONE, SIZE, THREE, TWO, fresh_pipe, latents_of
+from tests.tiny_pipeline import CARD, CLOSE, FAST, HARD, MANY, ONE, SIZE, THREE, TWO, fresh_pipe, images_of, latents_of
 
 
 def test_importing_a_layout_is_light():
@@ -54,10 +54,10 @@ def test_none_is_stock_flux_with_the_global_caption(stock_pipe, caption):
     ).images  # fmt: skip
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = fresh_pipe(stock_pipe)(
-            dataclasses.replace(THREE, caption=caption), attention_mask_method="none", num_inference_steps=3, seeds=[5],
-            max_sequence_length=24, output_type="latent", guidance_scale=2.0,
-        ).images  # fmt: skip
+        found = images_of(
+            fresh_pipe(stock_pipe), dataclasses.replace(THREE, caption=caption), attention_mask_method="none",
+            num_inference_steps=3, seeds=[5], max_sequence_length=24, output_type="latent", guidance_scale=2.0,
+        )  # fmt: skip
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -67,9 +67,8 @@ def test_none_with_true_cfg_is_stock_true_cfg(stock_pipe):
         prompt="a red circle", height=64, width=96, num_inference_steps=3, max_sequence_length=24,
         generator=torch.Generator().manual_seed(11), **common,
     ).images  # fmt: skip
-    found = fresh_pipe(stock_pipe)(
-        ONE, attention_mask_method="none", num_inference_steps=3, max_sequence_length=24, **common
-    ).images
+    plain = ConditionSettings("none", max_sequence_length=24)
+    found = fresh_pipe(stock_pipe)(ONE, settings=plain, num_inference_steps=3, **common).images
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
@@ -98,10 +97,9 @@ def test_seeds_come_from_the_layout_and_count_up(pipe):
 def test_one_generator_serves_the_images_in_turn_as_in_stock_flux(stock_pipe):
     common = {"num_inference_steps": 1, "num_images_per_prompt": 2, "max_sequence_length": 24, "output_type": "latent"}
     expected = stock_pipe("a red circle", height=64, width=96, generator=torch.Generator().manual_seed(5), **common)
-    found = fresh_pipe(stock_pipe)(
-        ONE, attention_mask_method="none", generator=torch.Generator().manual_seed(5), **common
-    )
-    torch.testing.assert_close(found.images, expected.images, atol=1e-5, rtol=0)
+    generator = torch.Generator().manual_seed(5)
+    found = images_of(fresh_pipe(stock_pipe), ONE, attention_mask_method="none", generator=generator, **common)
+    torch.testing.assert_close(found, expected.images, atol=1e-5, rtol=0)
 
 
 def test_seeded_images_leave_the_global_generator_alone(pipe):
@@ -192,7 +190,7 @@ def test_interrupting_stops_after_the_step(pipe):
 
 def test_output_types_hold_the_same_image(pipe):
     arguments = {**HARD, **FAST, "seeds": [1]}
-    pil, array, tensor = (pipe(ONE, **{**arguments, "output_type": kind}).images for kind in ("pil", "np", "pt"))
+    pil, array, tensor = (images_of(pipe, ONE, **{**arguments, "output_type": kind}) for kind in ("pil", "np", "pt"))
     assert array.shape == (1, *SIZE, 3) and tensor.shape == (1, 3, *SIZE)
     np.testing.assert_array_equal(array[0], tensor[0].permute(1, 2, 0).numpy())
     np.testing.assert_array_equal(np.asarray(pil[0]), (array[0] * 255).round().astype(np.uint8))
@@ -201,8 +199,8 @@ def test_output_types_hold_the_same_image(pipe):
 def test_size_is_the_layouts_in_whole_condition_tokens_unless_given(pipe):
     odd = Layout(np.ones((1, 79, 101), dtype=bool), ("a blue square",), "a red circle")
     arguments = {**FAST, **HARD, "output_type": "np", "num_inference_steps": 1}
-    assert pipe(odd, **arguments).images.shape[1:3] == (64, 96)
-    assert pipe(odd, cond_scale_factor=2, width=70, **arguments).images.shape[1:3] == (64, 64)
+    assert images_of(pipe, odd, **arguments).shape[1:3] == (64, 96)
+    assert images_of(pipe, odd, cond_scale_factor=2, width=70, **arguments).shape[1:3] == (64, 64)
 
 
 @pytest.mark.parametrize(
@@ -265,7 +263,7 @@ def test_lower_precision_makes_the_same_image(pipe, dtype, tolerance):
     found = latents_of(half, MANY)
     assert found.dtype is dtype
     torch.testing.assert_close(found.float(), latents_of(pipe, MANY), atol=tolerance, rtol=0)
-    assert np.isfinite(half(ONE, **{**FAST, **HARD, "output_type": "np"}).images).all()
+    assert np.isfinite(images_of(half, ONE, **{**FAST, **HARD, "output_type": "np"})).all()
 
 
 def test_offloaded_parts_make_the_same_image(pipe):
@@ -295,7 +293,7 @@ def test_loaded_adapters_bring_their_settings(pipe, stock_pipe, tmp_path):
     explicit = latents_of(pipe, THREE, attention_mask_method="base", cond_scale_factor=2)
     fast = {"num_inference_steps": 2, "output_type": "latent"}
     assert torch.equal(loaded(THREE, **fast).images, explicit)
-    changed = loaded(THREE, **fast, cond_scale_factor=1).images
+    changed = images_of(loaded, THREE, **fast, cond_scale_factor=1)
     loaded.unload_lora_weights()
     assert loaded.settings == ConditionSettings()
     assert torch.equal(changed, latents_of(pipe, THREE, attention_mask_method="base"))

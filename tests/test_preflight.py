@@ -11,7 +11,6 @@ import pytest
 import torch
 from PIL import Image
 
-from seg2any.attention.rules import AttentionRules
 from seg2any.attention.settings import ConditionSettings
 from seg2any.generate.preflight import ModelFacts, check_layout
 from seg2any.layout import Layout
@@ -93,7 +92,7 @@ def test_cut_captions_and_stretched_masks_are_named():
 
 
 def test_plain_flux_has_no_regions_to_warn_about():
-    plain = replace(SETTINGS, rules=AttentionRules(method="none"))
+    plain = replace(SETTINGS, attention_mask_method="none")
     report = check_layout(scene(), (128, 192), plain, MODEL)
     assert report.warnings == () and report.contour_tokens == 0
 

@@ -11,7 +11,6 @@ import torch
 from diffusers import FluxPipeline
 
 from seg2any import Layout
-from seg2any.attention.rules import AttentionRules
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import Kind
 from seg2any.bases.flux1.latents import decode_latents, encode_images, pack, pixels_per_token, unpack
@@ -198,7 +197,7 @@ def test_no_condition_stream_without_condition_tokens(stock_pipe):
 
 
 def test_plain_flux_takes_the_caption_with_its_padding_and_nothing_else(stock_pipe):
-    settings = dataclasses.replace(SETTINGS, rules=AttentionRules(method="none"))
+    settings = dataclasses.replace(SETTINGS, attention_mask_method="none")
     condition = assemble(encode_layouts([THREE], SIZE, stock_pipe, settings), settings)
     torch.testing.assert_close(condition.prompt_embeds[0], t5_alone(stock_pipe, THREE.caption, 24), atol=1e-5, rtol=0)
     assert condition.tokens.kind.unique().tolist() == [Kind.GLOBAL, Kind.IMAGE]
@@ -207,7 +206,7 @@ def test_plain_flux_takes_the_caption_with_its_padding_and_nothing_else(stock_pi
 
 
 def test_place_weighs_tokens_by_the_covered_part(stock_pipe):
-    settings = dataclasses.replace(SETTINGS, rules=AttentionRules(method="place"))
+    settings = dataclasses.replace(SETTINGS, attention_mask_method="place")
     condition = assemble(encode_layouts([ONE, THREE], SIZE, stock_pipe, settings), settings)
     by_hand = ONE.masks[0].reshape(4, 16, 6, 16).mean(axis=(1, 3)).ravel()
     np.testing.assert_allclose(condition.tokens.coverage[0, 0].numpy(), by_hand, atol=1e-6)
@@ -229,8 +228,8 @@ def test_settings_out_of_range_are_refused_by_name(wrong):
 
 
 def test_override_reaches_settings_and_rules_and_skips_none():
-    changed = SETTINGS.override({"method": "base", "cond_scale_factor": 2, "max_sequence_length": None})
-    assert changed == dataclasses.replace(SETTINGS, rules=AttentionRules(method="base"), cond_scale_factor=2)
+    changed = SETTINGS.override({"attention_mask_method": "base", "cond_scale_factor": 2, "max_sequence_length": None})
+    assert changed == dataclasses.replace(SETTINGS, attention_mask_method="base", cond_scale_factor=2)
 
 
 def test_packing_and_noise_are_those_of_stock_flux(stock_pipe):

@@ -99,7 +99,15 @@ def test_the_page_holds_numbers_samples_and_circumstances(tmp_path: Path):
     assert f"{rng.mean():.4f}" in words and "rendered (ceiling)" in words and "0.9000" in words
     assert f"scene {rng.argmin()}" in words and f"scene {rng.argmax()}" in words
     assert words.index(f"scene {rng.argmin()}") < words.index(f"scene {rng.argmax()}")
-    for told in ("Worst by IoU", "Best by IoU", "wall & <door>", "rules.method", "0123abcd", "torch", "commit"):
+    for told in (
+        "Worst by IoU",
+        "Best by IoU",
+        "wall & <door>",
+        "rules.method",
+        "0123abcd",
+        "torch",
+        "commit",
+    ):
         assert told in words, told
     assert "lower is better" in words and "higher is better" in words
 

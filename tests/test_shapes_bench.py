@@ -27,7 +27,6 @@ from seg2any.evaluation.shapes_report import bars, table
 from seg2any.evaluation.shapes_results import results
 from seg2any.evaluation.shapes_sources import round_trip
 from seg2any.evaluation.stopwatch import Stopwatch
-from seg2any.generate.choices import as_json
 from seg2any.generate.model import known_model
 from seg2any.system.errors import UserError
 from seg2any.system.provenance import commit
@@ -63,7 +62,7 @@ def bench(tmp_path: Path, *flags: str) -> Bench:
     (tmp_path / "model").mkdir(exist_ok=True)
     paths = ["--model", str(tmp_path / "model"), "--lora", "none", "--output", str(tmp_path / "out"), "--limit", "3"]
     options = parse_options([*paths, *flags])
-    recipe = {"settings": as_json(ConditionSettings()), "guidance_scale": 3.5, "model": known_model(options.model)}
+    recipe = {"settings": ConditionSettings().to_json(), "guidance_scale": 3.5, "model": known_model(options.model)}
     return Bench(options, Draughtsman(), recipe | {"adapter": None, "weight_dtype": "float32"}, Stopwatch())
 
 

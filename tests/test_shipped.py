@@ -16,7 +16,7 @@ SHAPES = REPOSITORY / "examples" / "shapes"
 def test_shipped_adapters_paint_regions_where_and_as_they_are_asked_for(name, cond_attention):
     pipe = load_pipeline(str(SHAPES / "model"), SHAPES / name, torch.float32, torch.device("cpu"))
     pipe.set_progress_bar_config(disable=True)
-    assert pipe.settings.rules.cond_attention == cond_attention
+    assert pipe.settings.cond_attention == cond_attention
     layouts = [sample.layout for sample in ShapesDataset("test", 2)]
     images = pipe(layouts, num_inference_steps=10, seeds=[1, 2]).images
     verdicts = [judge(np.asarray(image), layout) for image, layout in zip(images, layouts, strict=True)]

@@ -11,12 +11,12 @@ from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConf
 from torch._dynamo.utils import counters
 
 from seg2any import Layout, Seg2AnyPipeline
-from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
 from seg2any.diffusion import step_cache
-from seg2any.generate.modes import STEP_CACHES
+from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.system.errors import UserError
 from tests import tiny_flux
-from tests.tiny_pipeline import HARD, MANY, ONE, THREE
+from tests.tiny_pipeline import HARD, MANY, ONE, THREE, images_of
 
 SIX_STEPS = {"num_inference_steps": 6, "output_type": "latent", "max_sequence_length": 24}
 STEERED = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}
@@ -35,7 +35,7 @@ ALWAYS = {
 
 
 def latents(pipe: Seg2AnyPipeline, layouts: Layout | list[Layout], **arguments) -> torch.Tensor:
-    return pipe(layouts, **{**SIX_STEPS, **HARD, **arguments}).images
+    return images_of(pipe, layouts, **{**SIX_STEPS, **HARD, **arguments})
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_a_cache_left_over_from_an_interrupted_call_is_forgotten(pipe):
 
 
 def test_compiled_blocks_serve_all_layouts_and_are_not_compiled_again():
-    rules = AttentionRules("hard", (0, 1))
+    rules = ConditionSettings("hard", (0, 1))
     plain, compiled = (tiny_flux.tiny(num_layers=1, num_single_layers=1) for _ in range(2))
     compiled.compile_repeated_blocks(dynamic=True, backend="eager")
     graphs = []

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from seg2any import Layout, Seg2AnyPipeline
 from seg2any.bases.flux1.text import Prompt, TextKey, encode_texts
 from seg2any.bases.text_cache import TextCache
-from tests.tiny_pipeline import FAST, HARD, MANY, fresh_pipe
+from tests.tiny_pipeline import FAST, HARD, MANY, fresh_pipe, images_of
 
 ROW = torch.zeros(4)  # 16 bytes
 
@@ -72,7 +72,7 @@ def test_a_run_encodes_each_caption_once(stock_pipe, monkeypatch):
     )
 
     def images(pipe: Seg2AnyPipeline, layouts: list[Layout], known) -> torch.Tensor:
-        return torch.cat([pipe(layout, **FAST, **HARD, known_texts=known).images for layout in layouts])
+        return torch.cat([images_of(pipe, layout, **FAST, **HARD, known_texts=known) for layout in layouts])
 
     found = images(pipe, MANY * 2, TextCache(pipe))
     assert len(read) == len(set(read)) == 5  # two global captions, three of regions

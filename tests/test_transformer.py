@@ -8,7 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.hooks._helpers import TransformerBlockRegistry
 
-from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
 from tests.tiny_flux import CONFIG, RULES, adapted, condition, inputs, plain_inputs, run, sample, tiny
@@ -161,7 +161,7 @@ def test_attributes_are_isolated_where_the_rules_say_so(model):
     one = dataclasses.replace(sample(0, n_cond=None), masks=masks)
     own = torch.arange(3)  # image tokens of entity 0: the first row of the grid
     start = sum(one.text_lengths[:2])
-    for rules, leaks in ((AttentionRules("hard", (0, 3)), False), (AttentionRules("base"), True)):
+    for rules, leaks in ((ConditionSettings("hard", (0, 3)), False), (ConditionSettings("base"), True)):
         given = condition([one], rules)
         changed = dataclasses.replace(given, prompt_embeds=given.prompt_embeds.clone())
         changed.prompt_embeds[:, start:] += 1

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 
 from seg2any.adapters.files import add_adapters
-from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import SampleTokens, layout_tokens
 from seg2any.bases.base import Condition
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
@@ -24,7 +24,7 @@ CONFIG = {
     "axes_dims_rope": (4, 6, 6),
 }
 GRID = (4, 3)
-RULES = AttentionRules("hard", (1, 2))
+RULES = ConditionSettings("hard", (1, 2))
 STYLE = ["to_q", "to_v", "proj_mlp", "ff.net.2", "x_embedder", "norm_out.linear"]
 
 
@@ -67,7 +67,7 @@ def sample(seed: int, n_entities: int = 2, n_cond: int | None = 3) -> SampleToke
     return SampleTokens(lengths, masks, None if n_cond is None else rng.integers(0, 3, (n_cond, 2)))
 
 
-def condition(samples: list[SampleTokens], rules: AttentionRules = RULES) -> Condition:
+def condition(samples: list[SampleTokens], rules: ConditionSettings = RULES) -> Condition:
     """Embeddings depend on the sample and the token only, so they are the same alone and in a batch."""
     tokens = layout_tokens(samples)
     text = torch.zeros(len(samples), tokens.n_text, CONFIG["joint_attention_dim"])

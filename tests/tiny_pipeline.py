@@ -10,6 +10,7 @@ from diffusers import FluxPipeline
 
 from seg2any import Layout, Seg2AnyPipeline
 from seg2any.adapters.card import AdapterCard
+from seg2any.attention.settings import NAMES, ConditionSettings
 
 SIZE = (64, 96)
 FAST = {
@@ -22,11 +23,13 @@ HARD = {"attention_mask_method": "hard", "hard_attn_block_range": (1, 3)}
 CLOSE = {"atol": 1e-4, "rtol": 0}
 CARD = AdapterCard(
     base_model="tiny",
-    attention_mask_method="base",
-    hard_attn_block_range=(0, 2),
-    cond_scale_factor=2,
-    max_sequence_length=24,
-    regional_max_sequence_length=12,
+    condition=ConditionSettings(
+        attention_mask_method="base",
+        hard_attn_block_range=(0, 2),
+        cond_scale_factor=2,
+        max_sequence_length=24,
+        regional_max_sequence_length=12,
+    ),
 )
 
 
@@ -52,5 +55,12 @@ def fresh_pipe(stock_pipe: FluxPipeline) -> Seg2AnyPipeline:
     return pipe
 
 
+def images_of(pipe: Seg2AnyPipeline, layouts, **arguments):
+    """The images of a call whose arguments may name settings of the condition, too."""
+    changed = {name: arguments.pop(name) for name in NAMES if name in arguments}
+    settings = (arguments.pop("settings", None) or pipe.settings).override(changed)
+    return pipe(layouts, settings=settings, **arguments).images
+
+
 def latents_of(pipe: Seg2AnyPipeline, layouts, **arguments) -> torch.Tensor:
-    return pipe(layouts, **{**FAST, **HARD, **arguments}).images
+    return images_of(pipe, layouts, **{**FAST, **HARD, **arguments})

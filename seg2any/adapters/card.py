@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import CARD_NAMES, ConditionSettings, published
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 
@@ -25,31 +25,20 @@ def package_version() -> str:
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """The training settings of an adapter folder. Defaults: the published SACap-1M checkpoint.
+    """How the adapters of a folder were trained. Defaults: the published SACap-1M checkpoint.
 
+    condition:             the settings of the condition; in files, one flat object with the other fields
     resolution:            side of the training images in pixels
     contour_thickness:     pixels, at the mask's own size; no other than 1 can be drawn
     rank, alpha:           of `default`; the scale of a delta is alpha / rank
     step:                  optimizer steps; 0 = unknown
     seg2any_version:       the version that wrote the card
     assumed:               the folder had no card and these are the published defaults; not written to disk
-
-    The other fields are those of `AttentionRules` and `ConditionSettings` with the same name.
     """
 
     base_model: str = "black-forest-labs/FLUX.1-dev"
-    attention_mask_method: str = "hard"
-    hard_attn_block_range: tuple[int, int] = (19, 37)
-    cond_attention: str = "bidirectional"
-    global_text_sees: str = "all"
-    region_assignment: str = "nearest"
-    vae_posterior: str = "sample"
-    is_use_cond_token: bool = True
-    is_filter_cond_token: bool = True
-    cond_scale_factor: int = 2
+    condition: ConditionSettings = field(default_factory=lambda: published("sacap_1m"))
     resolution: int = 1024
-    max_sequence_length: int = 512
-    regional_max_sequence_length: int = 50
     contour_thickness: int = 1
     rank: int = 64
     alpha: float = 64.0
@@ -58,37 +47,32 @@ class AdapterCard:
     seg2any_version: str = ""
     assumed: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "hard_attn_block_range", tuple(self.hard_attn_block_range))
-
-    def rules(self) -> AttentionRules:
-        """Who attends to whom. Raises UserError for values that are impossible."""
-        return AttentionRules(
-            method=self.attention_mask_method,
-            hard_attn_block_range=self.hard_attn_block_range,
-            cond_attention=self.cond_attention,
-            global_text_sees=self.global_text_sees,
-        )
+    def without_condition(self) -> AdapterCard:
+        """Return the card of a folder that holds no `cond` adapter."""
+        return replace(self, condition=replace(self.condition, is_use_cond_token=False))
 
     def to_json(self) -> str:
-        """Every field but `assumed`, with the version that writes it."""
-        known = asdict(replace(self, seg2any_version=package_version()))
-        del known["assumed"]
-        return json.dumps(known, indent=2)
+        """Write every field but `assumed` and the settings that are chosen at run time, with the writing version."""
+        own = {
+            each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("condition", "assumed")
+        }
+        condition = {name: getattr(self.condition, name) for name in CARD_NAMES}
+        return json.dumps({**own, **condition, "seg2any_version": package_version()}, indent=2)
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str | Path) -> AdapterCard:
-        """Fields of newer versions are ignored, missing ones get the published defaults."""
+        """Read a card: fields of newer versions are ignored, missing ones get the published defaults.
+
+        Raises UserError for values of a wrong type or outside their range.
+        """
         try:
             values = json.loads(text)
             if not isinstance(values, dict):
                 raise TypeError("no settings in it")
-            card = cls(**{field.name: values[field.name] for field in fields(cls) if field.name in values})
-            for field in fields(cls):
-                value = getattr(card, field.name)
-                if type(value) is not type(field.default) and (type(value), type(field.default)) != (int, float):
-                    raise TypeError(f"{field.name} is {value!r}")
-            card.rules()
+            condition = replace(published("sacap_1m"), **{name: values[name] for name in CARD_NAMES if name in values})
+            own = {each.name for each in fields(cls)} - {"condition", "assumed"}
+            card = cls(condition=condition, **{name: values[name] for name in own if name in values})
+            _check_types(card)
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"{source}: not an adapter card ({error}); delete it to use the published settings"
@@ -98,7 +82,15 @@ class AdapterCard:
                 f"{source}: contour_thickness is {card.contour_thickness}, and contours are drawn 1 pixel wide here; "
                 "use an adapter that was trained with 1"
             )
-        return replace(card, assumed=False)
+        return card
+
+
+def _check_types(card: AdapterCard) -> None:
+    for each in fields(card):
+        value, default = getattr(card, each.name), each.default
+        is_right = type(value) is type(default) or (type(value), type(default)) == (int, float)
+        if each.name != "condition" and not is_right:
+            raise TypeError(f"{each.name} is {value!r}")
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:

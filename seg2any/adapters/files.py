@@ -134,10 +134,10 @@ def read_adapters(
         check_fits(transformer, weights, files[name])
     configs = {name: _peft_config(metadata, files[name]) for name, (_, metadata) in found.items()}
     card = read_card(folder, found[DEFAULT][1])
-    if COND not in found and card.is_use_cond_token:
+    if COND not in found and card.condition.is_use_cond_token:
         if not card.assumed:
             raise UserError(f"{folder}: no {COND}/{WEIGHTS_FILE}, which its card speaks of; copy it there, too")
-        card = replace(card, is_use_cond_token=False)
+        card = card.without_condition()
 
     known = getattr(transformer, "peft_config", {})
     transformer.delete_adapters([name for name in (DEFAULT, COND) if name in known])

@@ -33,7 +33,7 @@ from seg2any.attention.kernels import (
 )
 from seg2any.attention.names import check_backend
 from seg2any.attention.pattern import AttentionPattern, TokenClasses
-from seg2any.attention.rules import Attention, AttentionRules
+from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 
 logger = logging.getLogger(__name__)
@@ -159,7 +159,7 @@ class AttentionPlan:
     """
 
     tokens: TokenLayout
-    rules: AttentionRules
+    settings: ConditionSettings
     tap: Tap | None = None
     _patterns: dict[Attention, AttentionPattern] = field(default_factory=dict, repr=False)
 
@@ -170,9 +170,9 @@ class AttentionPlan:
 
     def pattern(self, block: int) -> AttentionPattern:
         """Who sees whom in a block, counted over double then single blocks."""
-        attention = self.rules.at(block)
+        attention = self.settings.attention_of(block)
         if attention not in self._patterns:
-            self._patterns[attention] = AttentionPattern(self.tokens, self.classes, attention, self.rules)
+            self._patterns[attention] = AttentionPattern(self.tokens, self.classes, attention, self.settings)
         return self._patterns[attention]
 
     def mask(self, block: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
@@ -185,4 +185,4 @@ class AttentionPlan:
         [B, L, heads, d] -> [B, queries, heads, d]."""
         if self.tap is not None:
             self.tap(block, query, key, self.mask(block, kernel_dtype(query)))
-        return attend(query, key, value, self.pattern(block).asked_by(query.shape[1]), self.rules.attention_backend)
+        return attend(query, key, value, self.pattern(block).asked_by(query.shape[1]), self.settings.attention_backend)

@@ -74,7 +74,7 @@ def grouping(pattern: AttentionPattern) -> Grouping:
 
 
 def _grouping(pattern: AttentionPattern) -> Grouping:
-    check_backend("grouped", pattern.rules.method)
+    check_backend("grouped", pattern.settings.attention_mask_method)
     index, device = pattern.classes.index.cpu().numpy(), pattern.classes.index.device
     n_queries = pattern.query_index.shape[1]
     samples_of: dict[bytes, list[int]] = {}

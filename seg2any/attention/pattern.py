@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import torch
 
-from seg2any.attention.rules import Attention, AttentionRules, may_attend
+from seg2any.attention.rules import may_attend
+from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import Kind, TokenLayout
 from seg2any.system.errors import UserError
 
@@ -84,20 +85,20 @@ class AttentionPattern:
     tokens: TokenLayout
     classes: TokenClasses
     attention: Attention
-    rules: AttentionRules
+    settings: ConditionSettings
     n_queries: int | None = None
     _made: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def of(cls, tokens: TokenLayout, attention: Attention, rules: AttentionRules) -> AttentionPattern:
+    def of(cls, tokens: TokenLayout, attention: Attention, settings: ConditionSettings) -> AttentionPattern:
         """All tokens ask."""
-        return cls(tokens, TokenClasses.of(tokens), attention, rules)
+        return cls(tokens, TokenClasses.of(tokens), attention, settings)
 
     def asked_by(self, n_queries: int) -> AttentionPattern:
         """The same for the first so many tokens as queries."""
         if n_queries == self.classes.index.shape[1]:
             return self
-        given = (self.tokens, self.classes, self.attention, self.rules, n_queries)
+        given = (self.tokens, self.classes, self.attention, self.settings, n_queries)
         return self.made(("asked by", n_queries), lambda: AttentionPattern(*given))
 
     @property
@@ -110,9 +111,9 @@ class AttentionPattern:
         """float32 [C, C]: log attention weight of a query class (row) for a key class; 0 = full, -inf = never."""
         kind, entities = self.classes.kind, self.classes.entities
         image, cond, region = kind == Kind.IMAGE, kind == Kind.COND, kind == Kind.REGION
-        weights = may_attend(kind[:, None], entities[:, None], kind, entities, self.attention, self.rules).float()
+        weights = may_attend(kind[:, None], entities[:, None], kind, entities, self.attention, self.settings).float()
         guided = (image[:, None] & cond) | (cond[:, None] & image)
-        weights = torch.where(guided, weights * self.rules.cond2image_attention_weight, weights)
+        weights = torch.where(guided, weights * self.settings.cond2image_attention_weight, weights)
         if self.coverage is not None:  # decides alone
             weights = weights.masked_fill((image[:, None] & region) | (region[:, None] & image), 1)
         return _log(weights)
@@ -120,7 +121,7 @@ class AttentionPattern:
     @cached_property
     def coverage(self) -> Coverage | None:
         """What method `place` adds to the classes' weights."""
-        return Coverage.of(self.tokens) if self.rules.method == "place" else None
+        return Coverage.of(self.tokens) if self.settings.attention_mask_method == "place" else None
 
     @cached_property
     def is_open(self) -> bool:
@@ -166,10 +167,10 @@ class AttentionPattern:
 
 
 def additive_mask(
-    tokens: TokenLayout, attention: Attention, rules: AttentionRules, dtype: torch.dtype = torch.float32
+    tokens: TokenLayout, attention: Attention, settings: ConditionSettings, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
     """log of the attention weight of every pair of tokens: [B, 1, L, L], 0 = full weight, -inf = never."""
-    return AttentionPattern.of(tokens, attention, rules).mask(dtype)
+    return AttentionPattern.of(tokens, attention, settings).mask(dtype)
 
 
 def _log(weights: torch.Tensor) -> torch.Tensor:

@@ -15,10 +15,9 @@ from functools import reduce
 import numpy as np
 import torch
 
+from seg2any.attention.settings import MAX_ENTITIES
 from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError
-
-MAX_ENTITIES = 63  # regions of one image: one bit each in an int64 bit set, whose last bit is the sign
 
 
 class Kind(IntEnum):

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from seg2any.attention.attend import AttentionPlan, Tap
-from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.system.errors import UserError
 
@@ -44,7 +44,7 @@ class Condition:
     prompt_embeds: torch.Tensor
     pooled_prompt_embeds: torch.Tensor
     tokens: TokenLayout
-    rules: AttentionRules
+    settings: ConditionSettings
     cond_hidden_states: torch.Tensor | None = None
     tap: Tap | None = None
     cond_keys: ConditionKeys | None = None
@@ -59,7 +59,7 @@ class Condition:
     @cached_property
     def plan(self) -> AttentionPlan:
         """Which pattern every block uses; kept with the condition, for all steps."""
-        return AttentionPlan(self.tokens, self.rules, self.tap)
+        return AttentionPlan(self.tokens, self.settings, self.tap)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
         """The same condition on a device, its embeddings and latents in a dtype (None = unchanged)."""

@@ -180,7 +180,7 @@ def map_path(config: Config) -> Path:
         raise UserError("data.train.params.cache_root: is not given; name the folder of the bucket map")
     if not isinstance(root, (str, Path)):
         raise UserError(f"data.train.params.cache_root: is {root!r}; name the folder of the bucket map")
-    side = config.resolution // config.cond_scale_factor
+    side = config.resolution // config.model.condition.cond_scale_factor
     return Path(root) / f"{side}H_{side}W-group_bucket.parquet"
 
 
@@ -189,9 +189,10 @@ def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> O
 
     Raises UserError for sizes that hold no token, and for sizes that data.*.params state otherwise than the run.
     """
-    if config.resolution // config.cond_scale_factor < patch:
+    if config.resolution // config.model.condition.cond_scale_factor < patch:
         raise UserError(
-            f"resolution: {config.resolution} with cond_scale_factor {config.cond_scale_factor} is less than one token "
+            f"resolution: {config.resolution} with cond_scale_factor "
+            f"{config.model.condition.cond_scale_factor} is less than one token "
             f"of {patch} pixels; raise resolution, or lower cond_scale_factor"
         )
     _check_repeated(config)
@@ -200,11 +201,11 @@ def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> O
         annotations=data.fingerprint(),
         tokenizer=tokenizer_digest(tokenizer),
         resolution=config.resolution,
-        cond_scale_factor=config.cond_scale_factor,
+        cond_scale_factor=config.model.condition.cond_scale_factor,
         aspect=config.data.aspect,
         patch=patch,
-        max_sequence_length=config.model.max_sequence_length,
-        regional_max_sequence_length=config.model.regional_max_sequence_length,
+        max_sequence_length=config.model.condition.max_sequence_length,
+        regional_max_sequence_length=config.model.condition.regional_max_sequence_length,
     )
 
 
@@ -213,7 +214,8 @@ def _check_repeated(config: Config) -> None:
     for side in ("train", "val"):
         params = getattr(config.data, side).params
         for name in ("resolution", "cond_scale_factor"):
-            said, used = params.get(name), getattr(config, name)
+            said = params.get(name)
+            used = config.resolution if name == "resolution" else config.model.condition.cond_scale_factor
             if said is not None and said != used:
                 where = f"data.{side}.params.{name}"
                 raise UserError(f"{where}: is {said}, but {name} is {used}; give --{name}, and {where} the same or not")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seg2any.attention.tokens import MAX_ENTITIES
+from seg2any.attention.settings import MAX_ENTITIES
 from seg2any.data.annotation import Annotation, LabelMap
 from seg2any.data.checked import check_pictures
 from seg2any.data.left_out import LeftOut, check_left_out

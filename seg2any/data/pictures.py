@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from seg2any.data.sample import SampleError
-from seg2any.layout.checks import LayoutError, check_mask_shape, shown
+from seg2any.layout.checks import LayoutError, check_mask_shape
 from seg2any.layout.images import FORMATS
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 

@@ -16,10 +16,10 @@ from seg2any.data.caption_table import FAULTS, CaptionTable, Row
 from seg2any.data.left_out import LeftOut, check_left_out
 from seg2any.data.pictures import in_words, is_utf8, read_photo
 from seg2any.data.sample import Sample, SampleError
-from seg2any.layout.checks import LayoutError, shown
+from seg2any.layout.checks import LayoutError
 from seg2any.layout.document import read_json
 from seg2any.layout.rle import decode_runs
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 
 NO_IMAGE, NO_JSON, REPEATED = range(len(FAULTS), len(FAULTS) + 3)
 

@@ -45,7 +45,7 @@ class ConditionCache:
 
 def can_keep(condition: Condition) -> bool:
     """Whether its tokens are the same in every step. A tap wants to see them in the attention of each."""
-    return condition.rules.cond_attention == "isolated" and condition.tokens.n_cond > 0 and condition.tap is None
+    return condition.settings.cond_attention == "isolated" and condition.tokens.n_cond > 0 and condition.tap is None
 
 
 @torch.no_grad()
@@ -74,6 +74,6 @@ def without_image(condition: Condition) -> Condition:
         condition,
         prompt_embeds=torch.zeros_like(condition.prompt_embeds[:, :1]),
         tokens=TokenLayout(kind, torch.zeros_like(kind, dtype=torch.int64), positions, 1, 1, n_cond),
-        rules=replace(condition.rules, method="base"),  # among themselves, all methods are alike
+        settings=replace(condition.settings, attention_mask_method="base"),  # among themselves, all methods are alike
         cond_keys=ConditionKeys(),
     )

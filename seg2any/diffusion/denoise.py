@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,8 +20,11 @@ from torch import Tensor
 from seg2any.bases.base import Condition
 from seg2any.diffusion.cond_cache import ConditionCache
 from seg2any.diffusion.guidance import steered
-from seg2any.diffusion.step_cache import CacheConfig, step_cache
+from seg2any.diffusion.step_cache import step_cache
 from seg2any.system.errors import UserError
+
+if TYPE_CHECKING:
+    from seg2any.diffusion.step_cache import CacheConfig
 
 Callback = Callable[[FluxPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import warnings
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from types import NoneType
@@ -21,7 +21,6 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.base import Condition
 from seg2any.bases.flux1.text import TextKey, encode_texts
 from seg2any.diffusion.prepare import EncodedLayout, assemble, prompt_for
-from seg2any.generate.memory import fits_doubled
 from seg2any.system.errors import UserError
 
 
@@ -63,11 +62,13 @@ def conditions_of(
     generators: Sequence[torch.Generator],
     true_cfg: TrueCFG,
     known: MutableMapping[TextKey, Tensor],
+    fits_doubled: Callable[[int, int], bool],
 ) -> list[Condition]:
     """One for each pass of a step: of the samples; with true CFG of the opposed as well, or of both in one batch.
 
     generators  one per sample, for the sample of its contour, which both predictions share
     known       text embeddings of earlier calls, see `encode_texts`
+    fits_doubled  whether a batch of twice so many images, of so many tokens each, should run as one
     """
     if not true_cfg.is_on:
         return [assemble(samples, settings, generators)]
@@ -76,8 +77,7 @@ def conditions_of(
     again = [copies[generator] for generator in generators]
     in_one_pass = true_cfg.in_one_pass
     if in_one_pass is None:
-        n_tokens = max(sample.n_tokens for sample in [*samples, *opposed])
-        in_one_pass = fits_doubled(pipe.transformer, len(samples), n_tokens, pipe._execution_device)
+        in_one_pass = fits_doubled(len(samples), max(sample.n_tokens for sample in [*samples, *opposed]))
     if in_one_pass:
         return [assemble([*samples, *opposed], settings, [*generators, *again])]
     return [assemble(samples, settings, generators), assemble(opposed, settings, again)]

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from seg2any.bases.flux1.latents import pack
 from seg2any.layout import Layout
-from seg2any.layout.checks import shown
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 
 
 def packed_noise(grid: tuple[int, int], channels: int, generator: torch.Generator | None = None) -> Tensor:

@@ -24,9 +24,9 @@ from seg2any.bases.flux1.latents import Posterior, encode_images, pixels_per_tok
 from seg2any.bases.flux1.text import EncodedText, Prompt, TextEncoders, TextKey, encode_texts
 from seg2any.diffusion.noise import packed_noise
 from seg2any.layout import Layout
-from seg2any.layout.checks import MAX_PIXELS, shown
+from seg2any.layout.checks import MAX_PIXELS
 from seg2any.layout.contour import condition_image, kept_tokens, to_signed
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ def draw_layout(masks: np.ndarray, size: tuple[int, int], patch: int, settings: 
     grid = (size[0] // patch, size[1] // patch)
     if settings.is_plain:
         return DrawnLayout(None, None, masks=np.zeros((0, *grid), dtype=bool))
-    is_soft = settings.rules.method == "place"
+    is_soft = settings.attention_mask_method == "place"
     image = kept = None
     if settings.is_use_cond_token:
         image = condition_image(masks, (size[0] // settings.cond_scale_factor, size[1] // settings.cond_scale_factor))
@@ -188,7 +188,7 @@ def assemble(
         prompt_embeds=_pad([sample.text.embeds for sample in encoded], tokens.n_text),
         pooled_prompt_embeds=torch.stack([sample.text.pooled for sample in encoded]),
         tokens=tokens,
-        rules=settings.rules,
+        settings=settings,
         cond_hidden_states=_pad(contours, tokens.n_cond) if tokens.n_cond else None,
     )
 

@@ -12,19 +12,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
-from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel, MagCacheConfig, TaylorSeerCacheConfig
-from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
 
-from seg2any.generate.modes import STEP_CACHES
 from seg2any.system.errors import UserError
 
-CacheConfig = FirstBlockCacheConfig | MagCacheConfig | TaylorSeerCacheConfig
+if TYPE_CHECKING:  # diffusers takes seconds: not before --help is answered
+    from diffusers import FirstBlockCacheConfig, FluxTransformer2DModel, MagCacheConfig, TaylorSeerCacheConfig
+
+    CacheConfig = FirstBlockCacheConfig | MagCacheConfig | TaylorSeerCacheConfig
+
+STEP_CACHES = ("none", "first_block", "mag", "taylorseer")
 # By (double blocks, single blocks, width): how much smaller the blocks' contribution is than in the step before.
 # Measured by `python -m benchmarks.step_cache --calibrate`; FLUX.1's come with diffusers.
+FLUX1_SIZES = (19, 38, 3072)
 MAG_RATIOS = {
-    (19, 38, 3072): tuple(FLUX_MAG_RATIOS.tolist()),
     (3, 5, 192): (  # examples/shapes
         *(1.0, 1.0213, 0.9531, 0.9742, 0.9833, 0.9873, 0.9827, 0.976, 0.9721, 0.9717),
         *(0.968, 0.962, 0.9641, 0.9576, 0.9528, 0.9472, 0.9414, 0.9372, 0.9353, 0.971),
@@ -36,6 +39,8 @@ def cache_config(name: str, transformer: FluxTransformer2DModel, num_inference_s
     """The settings of a step cache, None for "none". Raises UserError for names and models that have none."""
     if name not in STEP_CACHES:
         raise UserError(f"step_cache is {name!r}; use one of {', '.join(STEP_CACHES)}")
+    from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
+
     if name == "first_block":
         return FirstBlockCacheConfig()
     if name == "taylorseer":
@@ -53,7 +58,11 @@ def sizes_of(transformer: FluxTransformer2DModel) -> tuple[int, int, int]:
 
 
 def _mag_ratios(transformer: FluxTransformer2DModel) -> list[float]:
+    from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+
     double, single, width = sizes = sizes_of(transformer)
+    if sizes == FLUX1_SIZES:
+        return FLUX_MAG_RATIOS.tolist()
     if sizes not in MAG_RATIOS:
         raise UserError(
             f"step_cache mag: nobody has measured a model of {double} + {single} blocks of width {width}; "

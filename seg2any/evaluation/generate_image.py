@@ -16,7 +16,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from seg2any.generate.options import Options
+from seg2any.attention.settings import NAMES
+from seg2any.generate.options import Options, add_setting_flags, options_of
 from seg2any.system.console import exit_status, plain_messages, warn, whole
 from seg2any.system.errors import UserError
 from seg2any.training.config import Config, load
@@ -35,10 +36,6 @@ OF_CONFIG = {
     "num_inference_steps": "model.num_inference_steps",
     "guidance_scale": "eval.guidance_scale",
 }
-OF_ADAPTER = (
-    *("attention_mask_method", "hard_attn_block_range", "cond2image_attention_weight", "cond_scale_factor"),
-    *("region_assignment", "max_sequence_length", "regional_max_sequence_length"),
-)
 OF_RUN = ("device", "weight_dtype", "batch_size", "overwrite")
 
 DETAILS = """\
@@ -82,14 +79,16 @@ def parse_request(arguments: Sequence[str] | None = None) -> Request:
         help="JPEG of quality 75 under the name of the source image, as published, instead of PNG",
     )
     for field in dataclasses.fields(Options):
-        if field.name in (*OF_CONFIG, *OF_ADAPTER, *OF_RUN):
+        if field.name in (*OF_CONFIG, *OF_RUN):
             told = {**field.metadata}
             if field.name in OF_CONFIG:
                 told["help"] = f"{told['help'].split(' (default')[0]} (default: {OF_CONFIG[field.name]})"
             default = None if field.name in OF_CONFIG else field.default
             parser.add_argument(f"--{field.name}", default=default, **told)
+    add_setting_flags(parser)
     given, rest = parser.parse_known_args(arguments)
-    named = {field.name: getattr(given, field.name) for field in dataclasses.fields(Options) if field.name in given}
+    names = (*(field.name for field in dataclasses.fields(Options)), *NAMES)
+    named = {name: getattr(given, name) for name in names if name in given}
     if not given.base and not any(argument.endswith((".yaml", ".yml")) for argument in rest):
         parser.error("no CONFIG; give a file such as config/seg2any_shapes.yaml")
     config = load([*given.base, *rest])
@@ -101,7 +100,7 @@ def parse_request(arguments: Sequence[str] | None = None) -> Request:
         named["lora_ckpt_path"] = Path(named["lora_ckpt_path"])
     if config.data.aspect != "stretch":
         raise UserError(f"data.aspect: {config.data.aspect} is for training; benchmarks stretch images to a square")
-    return Request(config, Options(**named), given.limit, given.published_jpeg)
+    return Request(config, options_of(named), given.limit, given.published_jpeg)
 
 
 def generate(request: Request) -> None:
@@ -119,12 +118,11 @@ def generate(request: Request) -> None:
         read_adapter_card,
     )
     from seg2any.generate.run import explained_memory
-    from seg2any.training.build import condition_settings
 
     options, folder = request.options, request.options.output_path
     data = open_data(request.config)
     card = read_adapter_card(adapter_folder(options.pretrained_model_name_or_path, options.lora_ckpt_path))
-    settings, remarks = choose_settings(options, card, condition_settings(request.config))
+    settings, remarks = choose_settings(options, card, request.config.model.condition)
     processes = PartialState(cpu=options.device == "cpu", timeout=WEIGHTS_READ_WITHIN)
     device = processes.device if options.device is None else choose_device(options.device)
     machine = Machine(device, choose_dtype(options.weight_dtype, device))

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seg2any.generate.modes import PRECISIONS
 from seg2any.system.console import whole
+from seg2any.system.precision import PRECISIONS
 
 SCENES = {"normal": 200, "crowded": 40}  # kind -> how many of the test split
 EXAMPLES = """\

@@ -13,7 +13,6 @@ from seg2any.bases.flux1.latents import decode_latents, encode_images, pixels_pe
 from seg2any.data.sample import Sample
 from seg2any.evaluation.metrics.item import GREY
 from seg2any.evaluation.shapes_judge import Verdict, judge
-from seg2any.generate.choices import as_json
 from seg2any.generate.model import choose_dtype, known_folder, known_model, load_pipeline
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError
@@ -40,7 +39,7 @@ def open_pipeline(
         weight_dtype = "bf16"
     pipeline = load_pipeline(model, adapter, choose_dtype(weight_dtype, device), device)
     return pipeline, {
-        "settings": as_json(pipeline.settings),
+        "settings": pipeline.settings.to_json(),
         "guidance_scale": GUIDANCE_SCALE,
         "model": known_model(model),
         "adapter": adapter and known_folder(adapter),

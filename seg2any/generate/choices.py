@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 
 import torch
 
 from seg2any.adapters.card import AdapterCard, package_version
-from seg2any.attention.settings import ConditionSettings, settings_of
+from seg2any.attention.settings import CARD_NAMES, ConditionSettings
+from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.generate.memory import check_mode
+from seg2any.generate.memory_modes import QUANTISED
 from seg2any.generate.model import known_folder, known_model
-from seg2any.generate.modes import QUANTISED, STEP_CACHES
 from seg2any.generate.options import Options
 from seg2any.system.errors import UserError
 
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
-# A knob for the user rather than a property of the adapter: turning it is no cause for a warning.
-FREE = "cond2image_attention_weight"
 
 # Their hooks, or bitsandbytes' 8-bit products, cut blocks into pieces and are compiled again and again.
 NOT_COMPILED = ("group_offload", "int8", *(name for name in STEP_CACHES if name != "none"))
@@ -47,39 +46,22 @@ def choose_settings(
 
     untold  how an adapter without a card was trained; None: as the published one for SACap-1M
     """
-    trained = ConditionSettings() if card is None else settings_of(card)
+    trained = ConditionSettings() if card is None else card.condition
     if untold is not None and (card is None or card.assumed):
         trained = untold
-    settings = trained.override(
-        {
-            "method": options.attention_mask_method,
-            "hard_attn_block_range": options.hard_attn_block_range,
-            "cond2image_attention_weight": options.cond2image_attention_weight,
-            "cond_scale_factor": options.cond_scale_factor,
-            "region_assignment": options.region_assignment,
-            "max_sequence_length": options.max_sequence_length,
-            "regional_max_sequence_length": options.regional_max_sequence_length,
-        }
-    )
-    before, after = as_json(trained), as_json(settings)
-    changed = [name for name in after if after[name] != before[name] and name != FREE]
+    settings = trained.override(options.settings)
+    before, after = trained.to_json(), settings.to_json()
+    changed = [name for name in CARD_NAMES if after[name] != before[name]]
     if card is None or card.assumed:
         return settings, []
     return settings, [f"{name} is {after[name]}, but the adapter was trained with {before[name]}" for name in changed]
-
-
-def as_json(settings: ConditionSettings) -> dict:
-    """The settings as one flat object, under the names of the command line."""
-    flat = asdict(settings)
-    rules = flat.pop("rules")
-    return {"attention_mask_method": rules.pop("method"), **rules, **flat}
 
 
 def shared_recipe(options: Options, settings: ConditionSettings, machine: Machine) -> dict:
     """The part of the recipe that all images of a run have in common."""
     adapter = options.lora_ckpt_path
     return {
-        "settings": as_json(settings),
+        "settings": settings.to_json(),
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
         "model": known_model(options.pretrained_model_name_or_path),

@@ -10,13 +10,13 @@ from pathlib import Path
 from safetensors import safe_open
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.flux1.folded_files import folded_adapters
+from seg2any.bases.flux1.folded import folded_adapters
 from seg2any.bases.flux1.text import TOKENS_PER_PASS
 from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.generate.choices import Machine
 from seg2any.generate.memory_estimate import GIB, RESERVE, Networks, Request, predict
+from seg2any.generate.memory_modes import MEMORY_MODES
 from seg2any.generate.model import adapter_folder, explained
-from seg2any.generate.modes import MEMORY_MODES
 from seg2any.generate.options import Options
 from seg2any.generate.preflight import LayoutReport
 from seg2any.generate.survey import Survey
@@ -79,7 +79,7 @@ def request_of(reports: Sequence[LayoutReport], settings: ConditionSettings) -> 
         n_captions=min(max(in_passes), TOKENS_PER_PASS),
         caption_length=settings.max_sequence_length,
         n_cond=n_cond,
-        n_kept=n_cond if settings.rules.cond_attention == "isolated" else 0,
+        n_kept=n_cond if settings.cond_attention == "isolated" else 0,
     )
 
 

@@ -1,16 +1,4 @@
-"""Memory modes of generation: what is small, and what waits on the CPU, while an image is made.
-
-mode           weights on the device at a time                            by
-full           all of them                                                -
-offload        one network: text encoders, transformer and VAE in turn    diffusers, model offload
-group_offload  one layer, the next on its way                             diffusers, group offload
-int8, nf4      the transformer in 8 or 4 bits; networks in turn           bitsandbytes and model offload
-fp8            the transformer's layers stored in 8 bits and computed in  diffusers, layerwise casting and model offload
-               the model's precision; networks in turn on a GPU
-
-Adapters stay in the model's precision. All modes but `full` also decode image by image and, above the size that the VAE
-was trained at, in tiles.
-"""
+"""Put a pipeline into a memory mode: what is small, and what waits on the CPU, while an image is made."""
 
 from __future__ import annotations
 
@@ -18,21 +6,14 @@ import importlib.util
 
 import torch
 from diffusers import DiffusionPipeline, FluxTransformer2DModel, PipelineQuantizationConfig
-from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from diffusers.quantizers.quantization_config import BitsAndBytesConfig
 
 from seg2any.generate.memory_estimate import activation_bytes
-from seg2any.generate.modes import MEMORY_MODES
+from seg2any.generate.memory_modes import MEMORY_MODES, SMALLER
 from seg2any.system.errors import UserError
 
-SMALLER = {"full": "offload", "offload": "nf4", "int8": "nf4", "fp8": "nf4", "nf4": "group_offload"}
 FP8 = torch.float8_e4m3fn
-
-
-def best_device() -> torch.device:
-    """The accelerator of this machine, else the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
 
 
 def check_mode(mode: str, device: torch.device, flag: str = "memory") -> None:
@@ -94,17 +75,6 @@ def decode_in_parts(pipe: DiffusionPipeline) -> None:
     """The VAE: one image at a time and, above its training size, tile by tile with blended seams."""
     pipe.vae.enable_slicing()
     pipe.vae.enable_tiling()
-
-
-def refuse_further_loras(transformer: FluxTransformer2DModel) -> None:
-    """Raise UserError where peft would store a LoRA as the base weights are, in 8-bit floats that nothing computes."""
-    if any(parameter.dtype == FP8 for parameter in transformer.parameters()):
-        raise UserError("memory fp8: further LoRAs would be rounded to 8 bits; load the pipeline with int8 or nf4")
-
-
-def refresh_hooks(transformer: FluxTransformer2DModel) -> None:
-    """After adapters were added: group offloading has a list of the layers it moves."""
-    _maybe_remove_and_reapply_group_offloading(transformer)
 
 
 def fits_doubled(transformer: FluxTransformer2DModel, batch: int, n_tokens: int, device: torch.device) -> bool:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,14 +17,12 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from seg2any.adapters.card import AdapterCard, read_card
 from seg2any.adapters.files import COND, DEFAULT, WEIGHTS_FILE
-from seg2any.bases.flux1.folded_files import folded_adapters
+from seg2any.bases.flux1.folded import folded_adapters
 from seg2any.generate.memory import check_mode, place
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.preflight import ModelFacts
-from seg2any.layout.checks import shown
-from seg2any.system.errors import UserError
-
-WEIGHT_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from seg2any.system.errors import UserError, shown
+from seg2any.system.precision import dtype_of
 
 
 def read_facts(model: str) -> ModelFacts:
@@ -57,7 +54,7 @@ def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
     except SafetensorError as error:
         raise UserError(f"{file}: is damaged ({_brief(error)}); copy it again") from error
     has_cond = (adapter / COND / WEIGHTS_FILE).is_file()
-    return replace(card, is_use_cond_token=card.is_use_cond_token and has_cond)
+    return card if has_cond else card.without_condition()
 
 
 def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path | None:
@@ -118,7 +115,7 @@ def choose_device(name: str | None) -> torch.device:
 
 def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
     """The named precision; unnamed bf16, on a CPU fp32."""
-    return WEIGHT_DTYPES[name or ("fp32" if device.type == "cpu" else "bf16")]
+    return dtype_of(name or ("fp32" if device.type == "cpu" else "bf16"))
 
 
 def known_model(model: str) -> dict:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from seg2any.generate.modes import MEMORY_MODES, MOST_TEXT_TOKENS, PRECISIONS, STEP_CACHES
+from seg2any.attention.settings import NAMES, ConditionSettings
+from seg2any.diffusion.step_cache import STEP_CACHES
+from seg2any.generate.memory_modes import MEMORY_MODES
 from seg2any.layout.checks import MAX_SEED
-from seg2any.system.console import real, whole
+from seg2any.system.console import real, whole, yes_or_no
+from seg2any.system.precision import PRECISIONS
 
 DESCRIPTION = """\
 Segmentation masks and captions in, images out.
@@ -43,9 +46,6 @@ def flag(default: Any, text: str, **argument: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, **argument})
 
 
-FROM_ADAPTER = "default: as the adapter was trained"
-
-
 @dataclass(frozen=True)
 class Options:
     """Everything that `infer.py` can be told. None means: choose for me."""
@@ -70,31 +70,7 @@ class Options:
     num_inference_steps: int = flag(32, "denoising steps (default: 32)", type=whole(1, 1000))
     guidance_scale: float = flag(3.5, "distilled guidance (default: 3.5)", type=real(0))
 
-    attention_mask_method: str | None = flag(
-        None,
-        f"how regions are kept apart; none is plain FLUX; {FROM_ADAPTER}",
-        choices=("hard", "base", "place", "none"),
-    )
-    hard_attn_block_range: tuple[int, int] | None = flag(
-        None, f"first and last block of method hard; {FROM_ADAPTER}", type=whole(0), nargs=2, metavar=("FIRST", "LAST")
-    )
-    cond2image_attention_weight: float | None = flag(
-        None, "how strongly the contour guides, 0 to 1 (default: 1)", type=real(0, 1)
-    )
-    cond_scale_factor: int | None = flag(
-        None, f"the contour is drawn this many times smaller than the image; {FROM_ADAPTER}", type=whole(1, 16)
-    )
-    region_assignment: str | None = flag(
-        None,
-        f"nearest: the token's centre decides; coverage: no region is left without a token; {FROM_ADAPTER}",
-        choices=("nearest", "coverage"),
-    )
-    max_sequence_length: int | None = flag(
-        None, f"tokens read of the global caption; {FROM_ADAPTER}", type=whole(1, MOST_TEXT_TOKENS)
-    )
-    regional_max_sequence_length: int | None = flag(
-        None, f"tokens read of each region's caption; {FROM_ADAPTER}", type=whole(1, MOST_TEXT_TOKENS)
-    )
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # a flag for each of `ConditionSettings`
 
     device: str | None = flag(None, "cuda, cuda:1, mps or cpu (default: the best one present)")
     weight_dtype: str | None = flag(None, "precision of the weights (default: bf16, on a CPU fp32)", choices=PRECISIONS)
@@ -122,9 +98,29 @@ class Options:
     check: bool = flag(False, "only write a report and an overlay picture per layout", action="store_true")
     strict: bool = flag(False, "stop at warnings about layouts", action="store_true")
 
-    def __post_init__(self) -> None:
-        if self.hard_attn_block_range is not None:
-            object.__setattr__(self, "hard_attn_block_range", tuple(self.hard_attn_block_range))
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for each field of `ConditionSettings`; a flag that is not given leaves None."""
+    for field in dataclasses.fields(ConditionSettings):
+        text = f"{field.metadata['help']}; default: as the adapter was trained"
+        parser.add_argument(f"--{field.name}", default=None, help=text, **_parsing(field))
+
+
+def _parsing(field: dataclasses.Field) -> dict[str, Any]:
+    """What argparse has to know to read a value of a setting."""
+    if field.metadata["choices"]:
+        return {"choices": field.metadata["choices"]}
+    if isinstance(field.default, bool):
+        return {"type": yes_or_no, "metavar": "true|false"}
+    if isinstance(field.default, tuple):
+        return {"type": whole(0), "nargs": 2, "metavar": ("FIRST", "LAST")}
+    return {"type": (real if isinstance(field.default, float) else whole)(*field.metadata["bounds"])}
+
+
+def options_of(flags: Mapping[str, Any]) -> Options:
+    """Make `Options` of a flat mapping of flags; those of settings that are None are left to the adapter."""
+    settings = {name: flags[name] for name in NAMES if flags.get(name) is not None}
+    return Options(**{name: value for name, value in flags.items() if name not in NAMES}, settings=settings)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
@@ -137,10 +133,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         allow_abbrev=False,
     )
     for field in dataclasses.fields(Options):
+        if field.name == "settings":
+            add_setting_flags(parser)
+            continue
         required = field.metadata.get("required", False)
         default = {} if required else {"default": field.default}
         parser.add_argument(f"--{field.name}", **default, **field.metadata)
-    options = Options(**vars(parser.parse_args(arguments)))
+    options = options_of(vars(parser.parse_args(arguments)))
     if options.check and options.estimate:
         parser.error("--check and --estimate each make no images but a report of their own; give one of them")
     return options

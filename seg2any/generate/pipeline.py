@@ -6,49 +6,43 @@ import functools
 import os
 import warnings
 from collections.abc import MutableMapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxPipeline
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from torch import Tensor
 
 from seg2any.adapters import files as adapters
-from seg2any.adapters.card import AdapterCard
-from seg2any.attention.settings import ConditionSettings, settings_of
-from seg2any.bases.flux1.foldable import Foldable
+from seg2any.attention.settings import ConditionSettings, check_blocks
 from seg2any.bases.flux1.latents import decode_latents, pixels_per_token
+from seg2any.bases.flux1.pipeline import Flux1Pipeline
 from seg2any.bases.flux1.text import TextKey
-from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion.denoise import Callback, Sampling, denoise
 from seg2any.diffusion.guidance import TrueCFG, conditions_of
 from seg2any.diffusion.noise import image_generators, initial_noise
 from seg2any.diffusion.prepare import encode_layouts, image_size, size_in_tokens
-from seg2any.diffusion.step_cache import CacheConfig
 from seg2any.generate import memory as memory_modes
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
+from seg2any.system.precision import best_device
+
+if TYPE_CHECKING:
+    from seg2any.diffusion.step_cache import CacheConfig
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
-class Seg2AnyPipeline(Foldable, FluxPipeline):
+class Seg2AnyPipeline(Flux1Pipeline):
     """FLUX that obeys masks and captions.
 
     >>> pipe = Seg2AnyPipeline.from_pretrained("examples/shapes/model")  # any FLUX folder, or a hub id
     >>> pipe.load_adapters("examples/shapes/lora")
     >>> images = pipe([Layout.read("five.json")], num_inference_steps=20).images
 
-    Loading, saving, offloading, step caches and further LoRAs with their weights are FluxPipeline's own. IP-Adapters
-    cannot be used: they replace the attention, and with it the regions.
+    Loading, saving, adapters and folding are `Flux1Pipeline`'s.
     """
 
     _callback_tensor_inputs = ["latents"]
-
-    @functools.wraps(FluxPipeline.__init__)  # from_pretrained reads which parts there are from the signature
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        if self.transformer is not None:
-            Seg2AnyTransformer2DModel.adopt(self.transformer)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *, memory="full", device=None, **kwargs):
@@ -59,7 +53,7 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         """
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
-        target = torch.device(device) if device is not None else memory_modes.best_device()
+        target = torch.device(device) if device is not None else best_device()
         memory_modes.check_mode(memory, target)
         if memory in ("int8", "nf4"):
             dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
@@ -69,36 +63,10 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
             memory_modes.place(pipe, memory, target)
         return pipe
 
-    def load_adapters(self, path: str) -> None:
-        """Load <path>/default and <path>/cond, the published layout; their card sets the defaults of `__call__`.
-
-        Raises UserError for missing or broken files, and for adapters of another model.
-        """
-        self.card = adapters.load_adapters(self.transformer, path, self.transformer.dtype)
-        memory_modes.refresh_hooks(self.transformer)
-
     def compile(self) -> None:
         """Compile the transformer's blocks, once for each kind and not again for other layouts: token counts are
         symbols, and attention, which knows the layout, stays outside."""
         self.transformer.compile_repeated_blocks(dynamic=True)
-
-    def load_lora_weights(self, *args, **kwargs) -> None:
-        """A further LoRA beside ours, as in diffusers. Raises UserError in memory mode fp8."""
-        memory_modes.refuse_further_loras(self.transformer)
-        super().load_lora_weights(*args, **kwargs)
-        memory_modes.refresh_hooks(self.transformer)
-
-    def unload_lora_weights(self, *args, **kwargs) -> None:
-        """As in diffusers: all adapters, ours and others, and with ours their settings."""
-        super().unload_lora_weights(*args, **kwargs)
-        self.card = None
-
-    def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:
-        """Write what `load_adapters` reads. `card` says what they were trained with; None: as they were loaded."""
-        card = card or self.card
-        if card is None:
-            raise UserError(f"{path}: adapters that were not loaded have no card; give save_adapters one")
-        adapters.save_adapters(self.transformer, path, card)
 
     @torch.no_grad()
     def __call__(
@@ -116,15 +84,6 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
-        attention_mask_method: str | None = None,
-        hard_attn_block_range: tuple[int, int] | None = None,
-        cond2image_attention_weight: float | None = None,
-        is_use_cond_token: bool | None = None,
-        is_filter_cond_token: bool | None = None,
-        cond_scale_factor: int | None = None,
-        region_assignment: str | None = None,
-        max_sequence_length: int | None = None,
-        regional_max_sequence_length: int | None = None,
         settings: ConditionSettings | None = None,
         known_texts: MutableMapping[TextKey, Tensor] | None = None,
         step_cache: str | CacheConfig = "none",
@@ -133,10 +92,9 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
     ) -> FluxPipelineOutput:
         """Generate `num_images_per_prompt` images for each layout, in order: all of the first layout, then the second.
 
-        Every setting that is None is that of `settings`, which are by default those that the loaded adapters were
-        trained with, else the published ones; see `ConditionSettings` and `AttentionRules` for what they mean.
-
         layouts          one, or several of one size
+        settings         of the condition; default: those that the loaded adapters were trained with, else the published
+                         ones. Change some by `pipe.settings.override({"cond_scale_factor": 2})`
         negative_prompt  with true_cfg_scale > 1: of the whole image and of every region, also "" is one
         height, width    of the images; default: the layouts'. Rounded down to whole tokens
         seeds, generator where the noise comes from, see `image_generators`; default: the layouts' seeds
@@ -155,20 +113,10 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
         out as NaN (but for "latent").
         """
         layouts = [layouts] if isinstance(layouts, (Layout, str, os.PathLike)) else list(layouts)
-        settings = (settings or self.settings).override(
-            {
-                "method": attention_mask_method,
-                "hard_attn_block_range": hard_attn_block_range,
-                "cond2image_attention_weight": cond2image_attention_weight,
-                "is_use_cond_token": is_use_cond_token,
-                "is_filter_cond_token": is_filter_cond_token,
-                "cond_scale_factor": cond_scale_factor,
-                "region_assignment": region_assignment,
-                "max_sequence_length": max_sequence_length,
-                "regional_max_sequence_length": regional_max_sequence_length,
-            },
+        settings = settings or self.settings
+        check_blocks(
+            settings, len(self.transformer.transformer_blocks) + len(self.transformer.single_transformer_blocks)
         )
-        self.check_blocks(settings)
         if not settings.is_plain and (off := adapters.switched_off(self.transformer)):
             warnings.warn(f"not active: {', '.join(off)}; name them, too, when you call set_adapters", stacklevel=3)
         true_cfg = TrueCFG(negative_prompt, true_cfg_scale, cfg_in_one_pass)
@@ -183,7 +131,8 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
 
         encoded = encode_layouts(layouts, size, self, settings, known_texts)
         samples = [sample for sample in encoded for _ in range(num_images_per_prompt)]
-        conditions = conditions_of(self, samples, settings, generators, true_cfg, known_texts)
+        fits = functools.partial(memory_modes.fits_doubled, self.transformer, device=self._execution_device)
+        conditions = conditions_of(self, samples, settings, generators, true_cfg, known_texts, fits)
         images = denoise(self, noise, conditions, sampling)
         if output_type != "latent":
             images = self.image_processor.postprocess(decode_latents(images, grid, self.vae), output_type=output_type)
@@ -193,15 +142,4 @@ class Seg2AnyPipeline(Foldable, FluxPipeline):
     @property
     def settings(self) -> ConditionSettings:
         """What the loaded adapters were trained with; the published settings without adapters or without a card."""
-        return ConditionSettings() if self.card is None else settings_of(self.card)
-
-    def check_blocks(self, settings: ConditionSettings) -> None:
-        """Warn if the settings name blocks that the transformer does not have."""
-        first, last = settings.rules.hard_attn_block_range
-        n_blocks = len(self.transformer.transformer_blocks) + len(self.transformer.single_transformer_blocks)
-        if settings.rules.method == "hard" and last >= n_blocks:
-            warnings.warn(
-                f"hard_attn_block_range {first} {last} reaches past the {n_blocks} blocks of this transformer "
-                f"(0 to {n_blocks - 1}); attribute isolation acts in {max(n_blocks - first, 0)} of them",
-                stacklevel=3,
-            )
+        return ConditionSettings() if self.card is None else self.card.condition

@@ -15,8 +15,8 @@ import numpy as np
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import token_masks
 from seg2any.layout import Layout
-from seg2any.layout.checks import shown
 from seg2any.layout.contour import condition_image, kept_tokens
+from seg2any.system.errors import shown
 
 STRETCH_LIMIT = 1.1  # rounding to whole tokens changes an image's shape by less
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.settings import MAX_ENTITIES, ConditionSettings
 from seg2any.diffusion.prepare import image_size
-from seg2any.generate.choices import as_json
 from seg2any.generate.options import Options
 from seg2any.generate.preflight import LayoutReport, ModelFacts, check_layout
 from seg2any.layout import Layout
@@ -97,7 +96,7 @@ def _quietly(look: Callable[[], T]) -> tuple[T, list[str]]:
 def write_report(survey: Survey, settings: ConditionSettings, folder: Path) -> Path:
     """Write the survey as JSON into `folder`."""
     document = {
-        "settings": as_json(settings),
+        "settings": settings.to_json(),
         "errors": list(survey.errors),
         "warnings": survey.warnings,
         "layouts": [
@@ -121,6 +120,8 @@ def _check_usable(
     if 0 in size:
         height, width = options.height or layout.size[0], options.width or layout.size[1]
         raise LayoutError(f"{path}: {width}x{height} is smaller than one token; use --height and --width")
+    if not settings.is_plain and len(layout.masks) > MAX_ENTITIES:
+        raise LayoutError(f"{path}: has {len(layout.masks)} regions, and attention takes {MAX_ENTITIES}; merge some")
     if settings.is_plain and layout.caption is None:
         raise LayoutError(f"{path}: caption is missing, and --attention_mask_method none uses nothing else; add it")
 

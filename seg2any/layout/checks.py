@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 
 MAX_SEED = 2**63 - 1
 MAX_PIXELS = 2**26  # of one mask
@@ -77,12 +77,3 @@ def check_seed(where: str, seed: object) -> None:
     """Raise LayoutError unless `seed` is an integer that torch.Generator takes; True, 1.0 and NaN are not."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise LayoutError(f"{where} is {shown(seed)}; write a whole number from 0 to 2**63 - 1, or leave it out")
-
-
-def shown(value: object, limit: int = 60) -> str:
-    """`value` on one line, short enough for a message."""
-    try:
-        text = ascii(value)
-    except (ValueError, RecursionError):  # an int of over 4300 digits has no decimal form, a list may be too deep
-        text = type(value).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."

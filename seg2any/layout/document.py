@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from seg2any.layout.checks import LayoutError, LayoutParts, check_caption, check_seed, shown
+from seg2any.layout.checks import LayoutError, LayoutParts, check_caption, check_seed
+from seg2any.system.errors import shown
 from seg2any.system.files import atomic_write
 
 Color = tuple[int, int, int]

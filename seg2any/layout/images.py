@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seg2any.layout.checks import MAX_PIXELS, LayoutError, check_mask_shape, shown
+from seg2any.layout.checks import MAX_PIXELS, LayoutError, check_mask_shape
+from seg2any.system.errors import shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 

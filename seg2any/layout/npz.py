@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape, check_masks, shown
+from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape, check_masks
+from seg2any.system.errors import shown
 from seg2any.system.files import atomic_write
 
 MAX_TEXT_BYTES = 2**26

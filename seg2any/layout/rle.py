@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from seg2any.layout.checks import LayoutError, check_mask_shape, shown
+from seg2any.layout.checks import LayoutError, check_mask_shape
+from seg2any.system.errors import shown
 
 
 def decode_rle(where: str, segmentation: dict) -> np.ndarray:

@@ -99,6 +99,13 @@ def real(low: float, high: float = math.inf) -> Callable[[str], float]:
     return _bounded(float, low, high)
 
 
+def yes_or_no(text: str) -> bool:
+    """Parse true or false, as argparse's `type`."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
+    return text.lower() == "true"
+
+
 def _bounded(convert: Callable[[str], Any], low: float, high: float) -> Callable[[str], Any]:
     kind = "a whole number" if convert is int else "a number"
     bounds = f"of at least {low}" if high == math.inf else f"from {low} to {high}"

@@ -1,5 +1,14 @@
-"""The one exception that a user is meant to read."""
+"""The one exception that a user is meant to read, and values as its messages show them."""
 
 
 class UserError(ValueError):
     """Bad input. The message is one line that names the file or flag, what is wrong with it, and the fix."""
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """`value` on one line, short enough for a message."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # an int of over 4300 digits has no decimal form, a list may be too deep
+        text = type(value).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."

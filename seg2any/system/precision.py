@@ -1,12 +1,29 @@
-"""Which machines compute in bfloat16 at full speed. Elsewhere torch emulates it, hundreds of times slower than fp32."""
+"""Precisions by name, and which machines compute in bfloat16 at full speed. Light: torch is loaded when it is needed.
+
+Elsewhere torch emulates bfloat16, hundreds of times slower than fp32.
+"""
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+PRECISIONS = ("fp32", "fp16", "bf16")
+
+
+def dtype_of(precision: str) -> torch.dtype:
+    """Return the dtype of one of `PRECISIONS`."""
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """True on accelerators, and on CPUs with bfloat16 instructions (AVX512-BF16 or AMX on x86, BF16 on Arm)."""
+    """Return True on accelerators, and on CPUs with bfloat16 instructions (AVX512-BF16 or AMX on x86, BF16 on Arm)."""
+    import torch
+
     if torch.device(device).type != "cpu":
         return True
     found = torch.cpu.get_capabilities()
@@ -14,5 +31,14 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
 
 
 def cpu_autocast() -> torch.autocast:
-    """bfloat16 autocast on this CPU where that is faster, else none."""
+    """Return bfloat16 autocast on a CPU where that is faster, else autocast that does nothing."""
+    import torch
+
     return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu"))
+
+
+def best_device() -> torch.device:
+    """Return the accelerator of this machine, else the CPU."""
+    import torch
+
+    return torch.accelerator.current_accelerator() or torch.device("cpu")

@@ -15,7 +15,6 @@ from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from seg2any.adapters.files import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
-from seg2any.attention.rules import AttentionRules
 from seg2any.attention.settings import ConditionSettings
 from seg2any.diffusion.flow import TimestepWeighting
 from seg2any.generate.pipeline import Seg2AnyPipeline
@@ -33,34 +32,13 @@ RULES = "1:1000,0.1:2000,0.01 for a tenth of the rate from step 1000 on, and a h
 PIECEWISE = SchedulerType.PIECEWISE_CONSTANT.value
 
 
-def condition_settings(config: Config) -> ConditionSettings:
-    """What generation and training share of a config."""
-    model = config.model
-    return ConditionSettings(
-        rules=AttentionRules(
-            method=model.attention_mask_method,
-            hard_attn_block_range=tuple(model.hard_attn_block_range),
-            cond_attention=model.cond_attention,
-            global_text_sees=model.global_text_sees,
-            attention_backend=model.attention_backend,
-        ),
-        is_use_cond_token=model.is_use_cond_token,
-        is_filter_cond_token=model.is_filter_cond_token,
-        cond_scale_factor=config.cond_scale_factor,
-        region_assignment=model.region_assignment,
-        max_sequence_length=model.max_sequence_length,
-        regional_max_sequence_length=model.regional_max_sequence_length,
-        vae_posterior=model.vae_posterior,
-    )
-
-
 def objective(config: Config, settings: ConditionSettings) -> Objective:
     """How a step makes its loss: what it is told, which noise levels it draws, what it drops.
 
     Raises UserError if no loss would ever reach the adapter of contour tokens: DDP would wait for its gradient.
     """
     model, trainer = config.model, config.trainer
-    if settings.is_plain and model.is_use_cond_token:
+    if settings.is_plain and settings.is_use_cond_token:
         raise UserError(
             "model.attention_mask_method: none has no contour tokens to train; set model.is_use_cond_token to false"
         )
@@ -117,14 +95,15 @@ def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None =
     if model.lora_ckpt_path:
         load_adapters(transformer, saved or model.lora_ckpt_path, dtype=torch.float32)
         _set_dropout(transformer, model.lora_dropout)
-        if model.is_use_cond_token != (COND in transformer.peft_config):
-            found = "has no" if model.is_use_cond_token else "has a"
+        if model.condition.is_use_cond_token != (COND in transformer.peft_config):
+            found = "has no" if model.condition.is_use_cond_token else "has a"
             raise UserError(
                 f"model.lora_ckpt_path: {model.lora_ckpt_path} {found} cond/; change model.is_use_cond_token"
             )
     else:
         start = "gaussian" if model.gaussian_init_lora else True
-        add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, model.is_use_cond_token, start)
+        has_cond = model.condition.is_use_cond_token
+        add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, has_cond, start)
     trainable_parameters(transformer)
     transformer.train()  # for LoRA dropout: FLUX has none of its own
     for adapter, key in ((DEFAULT, "default_lora_layers"), (COND, "cond_lora_layers")):
@@ -156,18 +135,8 @@ def adapter_card(config: Config, step: int) -> AdapterCard:
     model = config.model
     return AdapterCard(
         base_model=model.pretrained_model_name_or_path,
-        attention_mask_method=model.attention_mask_method,
-        hard_attn_block_range=tuple(model.hard_attn_block_range),
-        cond_attention=model.cond_attention,
-        global_text_sees=model.global_text_sees,
-        region_assignment=model.region_assignment,
-        vae_posterior=model.vae_posterior,
-        is_use_cond_token=model.is_use_cond_token,
-        is_filter_cond_token=model.is_filter_cond_token,
-        cond_scale_factor=config.cond_scale_factor,
+        condition=model.condition,
         resolution=config.resolution,
-        max_sequence_length=model.max_sequence_length,
-        regional_max_sequence_length=model.regional_max_sequence_length,
         rank=model.rank,
         alpha=float(lora_alpha(config)),
         dataset=data_set_name(config.data.train) or "",
@@ -187,6 +156,11 @@ def parameter_counts(transformer: nn.Module) -> dict[str, int]:
         owner = next((a for a in (DEFAULT, COND) if "lora_" in name and f".{a}." in name), "frozen")
         counts[owner] += parameter.numel()
     return counts
+
+
+def n_blocks(transformer: nn.Module) -> int:
+    """Count double and single blocks."""
+    return len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
 
 
 def number_of_steps(config: Config, batches_per_epoch: int) -> int:

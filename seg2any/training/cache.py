@@ -130,7 +130,7 @@ def latents_fingerprint(data: str, preparation: Preparation, encoders: Encoders)
     """What latents and drawn regions depend on. `data` is the data set's own fingerprint."""
     settings, vae = preparation.settings, encoders.vae
     drawn = ("is_use_cond_token", "is_filter_cond_token", "cond_scale_factor", "region_assignment", "vae_posterior")
-    soft = settings.rules.method == "place"
+    soft = settings.attention_mask_method == "place"
     parts = [preparation.resolution, preparation.aspect, *(getattr(settings, name) for name in drawn), soft]
     digest = _digest(data, parts, settings.is_plain, vae.config.shift_factor, vae.config.scaling_factor)
     return _add_weights(digest, vae).hexdigest()

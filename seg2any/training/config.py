@@ -16,7 +16,8 @@ from typing import Any, get_origin, get_type_hints
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from seg2any.generate.modes import IN_TRAINING, NOT_IN_TRAINING
+from seg2any.attention.settings import CONFIG_ROOT_NAMES, NAMES, ConditionSettings
+from seg2any.generate.memory_modes import IN_TRAINING, NOT_IN_TRAINING
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.training.config_values import check_values
@@ -57,15 +58,9 @@ class Model:
     """The base, who attends to whom, the adapters, and how noise levels are drawn."""
 
     pretrained_model_name_or_path: str = "black-forest-labs/FLUX.1-dev"
-    attention_mask_method: str = "hard"  # hard, base, place
-    hard_attn_block_range: list[int] = field(default_factory=lambda: [19, 37])
-    global_text_sees: str = "all"  # background: paper eq. 7
-    cond_attention: str = "bidirectional"  # isolated: condition tokens see only each other
-    attention_backend: str = "auto"  # sdpa, grouped, flex, matmul, dense: see seg2any.attention.attend
-    region_assignment: str = "nearest"  # coverage: every region gets at least one token
-    vae_posterior: str = "sample"  # of images and contours; mode is deterministic and halves the cache
-    is_use_cond_token: bool = True
-    is_filter_cond_token: bool = True
+    condition: ConditionSettings = field(
+        default_factory=ConditionSettings
+    )  # in files, its keys stand in `model` itself
     rank: int = 64
     lora_alpha: int | None = None  # None: the rank
     lora_dropout: float = 0.0
@@ -75,8 +70,6 @@ class Model:
     gaussian_init_lora: bool = False
     lora_ckpt_path: str | None = None  # start from these adapters; a new run, not a resume
     num_inference_steps: int = 32  # of validation images
-    max_sequence_length: int = 512
-    regional_max_sequence_length: int = 50
     weighting_scheme: str = "none"  # none, logit_normal, mode, sigma_sqrt, cosmap
     logit_mean: float = 0.0
     logit_std: float = 1.0
@@ -155,7 +148,6 @@ class Config:
 
     project: Project = field(default_factory=Project)
     resolution: int = 512  # images and masks are stretched to a square of this side
-    cond_scale_factor: int = 1  # contour image side = resolution // this
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
@@ -168,9 +160,17 @@ class Config:
     resume_from_checkpoint: str | None = None  # latest, or any path to a checkpoint
     dry_run: bool = False
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return every key under its published name and in its published place."""
+        flat = OmegaConf.to_container(OmegaConf.structured(self))
+        condition = flat["model"].pop("condition")
+        flat |= {name: condition.pop(name) for name in CONFIG_ROOT_NAMES}
+        flat["model"] |= condition
+        return flat
+
     def to_yaml(self) -> str:
-        """Every key, for `load` to read again."""
-        return OmegaConf.to_yaml(OmegaConf.structured(self))
+        """Write every key, for `load` to read again."""
+        return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
 
     def save(self, path: str | Path) -> None:
         """Write `to_yaml`, complete or not at all."""
@@ -178,12 +178,17 @@ class Config:
             temporary.write_text(self.to_yaml(), encoding="utf-8")
 
 
-EXAMPLES = {list: "a list such as [19,37]", dict: "names with values such as {split: val}"}
+EXAMPLES = {
+    list: "a list such as [19,37]",
+    tuple: "a list such as [19,37]",
+    dict: "names with values such as {split: val}",
+}
 
 
 def load(arguments: Sequence[str]) -> Config:
     """`CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins. Raises UserError."""
     merged = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(merged.model.condition, False)  # frozen dataclasses start read-only
     for source, values in _sources(list(arguments)):
         try:
             content = OmegaConf.to_container(values, resolve=True) if values is not None else {}
@@ -191,13 +196,23 @@ def load(arguments: Sequence[str]) -> Config:
                 raise UserError(f"{source}: a config is a mapping of keys to values")
             _translate_memory(content, source)
             _check_keys(content, Config, source)
+            _nest_condition(content)
             if content.get("mixed_precision") is False:  # yaml reads an unquoted `no` as false
                 content["mixed_precision"] = "no"
             merged = OmegaConf.merge(merged, content)
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
     check_values(merged)
-    return OmegaConf.to_object(merged)
+    return OmegaConf.to_object(merged)  # ConditionSettings checks itself
+
+
+def _nest_condition(content: dict) -> None:
+    """Move the published keys of `ConditionSettings` from the top and from `model` into `model.condition`."""
+    model = content.get("model", {})
+    found = {name: content.pop(name) for name in CONFIG_ROOT_NAMES if name in content}
+    found |= {name: model.pop(name) for name in NAMES if name in model}
+    if found:
+        content.setdefault("model", {})["condition"] = found
 
 
 def _translate_memory(content: dict, source: str) -> None:
@@ -240,7 +255,7 @@ def _parse(source: str, read: Callable[[], Any]):
 
 def _check_keys(content: dict, schema: type, source: str, prefix: str = "") -> None:
     """Raise on the first key of `content` that the dataclass `schema` does not have."""
-    hints = get_type_hints(schema)
+    hints = _published_hints(schema)
     for key, value in content.items():
         path = f"{prefix}{key}"
         if key not in hints:
@@ -250,8 +265,20 @@ def _check_keys(content: dict, schema: type, source: str, prefix: str = "") -> N
                 raise UserError(f"{source}: '{path}' is a section; set its keys, such as '{path}.{_first(hints[key])}'")
             _check_keys(value, hints[key], source, f"{path}.")
         origin = get_origin(hints[key])
-        if origin in EXAMPLES and not isinstance(value, origin):
+        if origin in EXAMPLES and not isinstance(value, list if origin is tuple else origin):
             raise UserError(f"{source}: '{path}' is {value!r}; give {EXAMPLES[origin]}")
+
+
+def _published_hints(schema: type) -> dict[str, Any]:
+    """Return the type of every key of a section, under the names and in the places of published files."""
+    hints = get_type_hints(schema)
+    condition = get_type_hints(ConditionSettings)
+    if schema is Config:
+        hints |= {name: condition[name] for name in CONFIG_ROOT_NAMES}
+    if hints.get("condition") is ConditionSettings:
+        del hints["condition"]
+        hints |= {name: hint for name, hint in condition.items() if name not in CONFIG_ROOT_NAMES}
+    return hints
 
 
 def _nearest(path: str) -> str:
@@ -268,7 +295,7 @@ def _nearest(path: str) -> str:
 
 
 def _paths(schema: type, prefix: str = ""):
-    for name, hint in get_type_hints(schema).items():
+    for name, hint in _published_hints(schema).items():
         yield f"{prefix}{name}"
         if dataclasses.is_dataclass(hint):
             yield from _paths(hint, f"{prefix}{name}.")

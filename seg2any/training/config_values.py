@@ -22,8 +22,8 @@ CHOICES = {
     "trainer.cache_text": ("none", "classes", "all"),
 }
 AT_LEAST_ONE = (
-    *("resolution", "cond_scale_factor", "model.rank", "model.lora_alpha", "model.num_inference_steps"),
-    *("model.max_sequence_length", "model.regional_max_sequence_length", "eval.num_images_per_prompt"),
+    *("resolution", "model.rank", "model.lora_alpha", "model.num_inference_steps"),
+    "eval.num_images_per_prompt",
     *("trainer.train_batch_size", "trainer.gradient_accumulation_steps", "trainer.num_train_epochs"),
     *("trainer.max_train_steps", "trainer.checkpointing_steps", "trainer.checkpoints_total_limit"),
     *("trainer.validation_steps", "trainer.validation_loss_steps", "trainer.num_validation_samples"),
@@ -64,5 +64,3 @@ def check_values(config: DictConfig) -> None:
             value = OmegaConf.select(config, key)
             if value is not None and not is_possible(value):  # the keys that may be null have their own meaning for it
                 raise wrong(key, rule)
-    if len(config.model.hard_attn_block_range) != 2:
-        raise wrong("model.hard_attn_block_range", "give first and last block, both included, such as [19,37]")

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from seg2any.adapters.files import add_adapters
+from seg2any.attention.settings import check_blocks
 from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.data.catalog import ClosedSet
@@ -27,15 +28,15 @@ DESCRIBED_SAMPLES = 64  # at most so many are counted to tell a data set's numbe
 
 def describe(config: Config) -> str:
     """Counts the tokens of a few samples. Raises UserError for what is wrong with the config or the data."""
-    accelerator, settings = make_accelerator(config), build.condition_settings(config)
+    accelerator, settings = make_accelerator(config), config.model.condition
     build.objective(config, settings)  # this and the next two raise for what a run would refuse
     is_sharded(config, accelerator)
     check_path(config.resume_from_checkpoint)
     raw = open_data(config)
     with build.finding_model(config) as name:
         pipeline = weightless_pipeline(name)
-    pipeline.check_blocks(settings)
-    add_adapters(pipeline.transformer, config.model.rank, build.lora_alpha(config), 0.0, config.model.is_use_cond_token)
+    check_blocks(settings, build.n_blocks(pipeline.transformer))
+    add_adapters(pipeline.transformer, config.model.rank, build.lora_alpha(config), 0.0, settings.is_use_cond_token)
     if config.data.aspect == "stretch":
         size_in_tokens((config.resolution, config.resolution), pipeline.vae, settings.cond_scale_factor)
     n_samples = len(raw.train)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from seg2any.system.errors import UserError
 from seg2any.training.config import Config
 from seg2any.training.run_data import data_set_name
@@ -50,7 +48,7 @@ def run_identity(config: Config, fingerprint: str, weights: str, precision: str,
     weights      of the base model, likewise (`weights_fingerprint`)
     precision    what mixed_precision means here: `auto` may mean another one on another machine
     """
-    flat = OmegaConf.to_container(OmegaConf.structured(config))
+    flat = config.to_dict()
     values = {f"trainer.{key}": flat["trainer"][key] for key in TRAINER}
     for section in ("model", "optimizer", "scheduler"):
         values |= {f"{section}.{key}": value for key, value in flat[section].items()}

@@ -7,6 +7,7 @@ from diffusers import PipelineQuantizationConfig
 from torch import nn
 
 from seg2any.generate import memory
+from seg2any.system.precision import best_device
 
 MODES = {"8bit": "int8", "nf4": "nf4"}  # trainer.base_quantization -> memory mode
 
@@ -15,7 +16,7 @@ def quantization_config(kind: str, dtype: torch.dtype) -> PipelineQuantizationCo
     """For `from_pretrained`; `kind` is trainer.base_quantization. Matrix products are computed in `dtype`."""
     if kind == "none":
         return None
-    memory.check_bitsandbytes(f"trainer.base_quantization: {kind}", memory.best_device(), "none")
+    memory.check_bitsandbytes(f"trainer.base_quantization: {kind}", best_device(), "none")
     return memory.quantization_config(MODES[kind], dtype)
 
 

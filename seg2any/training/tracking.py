@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from accelerate import Accelerator
-from omegaconf import OmegaConf
 from PIL import Image
 
 from seg2any.system.errors import UserError
@@ -27,7 +26,7 @@ def check_tracker(config: Config) -> None:
 def start_trackers(accelerator: Accelerator, config: Config) -> None:
     """Tell the tracker what the run is. Does nothing without one."""
     if config.project.report_to is not None:
-        flat = OmegaConf.to_container(OmegaConf.structured(config))
+        flat = config.to_dict()
         folder = accelerator.logging_dir
         Path(folder).mkdir(parents=True, exist_ok=True)  # or W&B chooses another one
         accelerator.init_trackers(

@@ -13,6 +13,7 @@ import torch
 from accelerate.utils import gather_object
 
 from seg2any.adapters.files import save_adapters
+from seg2any.attention.settings import check_blocks
 from seg2any.system.errors import UserError
 from seg2any.system.run_lock import held
 from seg2any.training import build
@@ -54,7 +55,7 @@ class Trainer:
     def __init__(self, config: Config):
         self.config, self.options = config, config.trainer
         self.folder = Path(config.project.output_dir)
-        self.settings = build.condition_settings(config)
+        self.settings = config.model.condition
         self.objective = build.objective(config, self.settings)
         check_tracker(config)
         self.checkpoints = Checkpoints(self.folder, self.options.checkpoints_total_limit)
@@ -74,7 +75,7 @@ class Trainer:
         torch.manual_seed(config.seed)  # of the adapters' initial weights: the same on every rank
 
         self.pipeline = build.load_pipeline(config, self.accelerator)
-        self.pipeline.check_blocks(self.settings)
+        check_blocks(self.settings, build.n_blocks(self.pipeline.transformer))
         saved = self.checkpoints.adapters(config.resume_from_checkpoint)
         build.attach_adapters(self.pipeline.transformer, config, saved)
         self.in_parts = is_sharded(config, self.accelerator)

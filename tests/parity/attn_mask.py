@@ -13,10 +13,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from seg2any.attention.pattern import additive_mask
-from seg2any.attention.rules import Attention, AttentionRules
+from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens, token_coverage, token_masks
 
-RECORDED_AS = {"mask": Attention.SEMANTIC, "hard": Attention.ISOLATED}
+RECORDED_AS = {"mask": Attention.SAA, "hard": Attention.AIA}
 
 
 def read_masks(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -43,7 +43,7 @@ def case_tokens(folder: Path, name: str, case: dict) -> TokenLayout:
     return layout_tokens(items)
 
 
-def expect_mask(recorded: torch.Tensor, tokens: TokenLayout, attention: Attention, rules: AttentionRules) -> None:
+def expect_mask(recorded: torch.Tensor, tokens: TokenLayout, attention: Attention, rules: ConditionSettings) -> None:
     ours = additive_mask(tokens, attention, rules)[:, 0]
     recorded = recorded.float().log() if recorded.dtype == torch.uint8 else recorded
     assert torch.equal(ours, recorded), f"{(ours != recorded).sum()} of {ours.numel()} entries differ"
@@ -52,10 +52,10 @@ def expect_mask(recorded: torch.Tensor, tokens: TokenLayout, attention: Attentio
 
 def check_run(folder: Path, name: str, case: dict, run: dict) -> None:
     method, weight = run["key"].split("/")[1:]
-    rules = AttentionRules(method=method, cond2image_attention_weight=float(weight.removeprefix("w")))
+    rules = ConditionSettings(attention_mask_method=method, cond2image_attention_weight=float(weight.removeprefix("w")))
     tokens = case_tokens(folder, name, case)
     if "error" in run:  # the published code cannot do this; ours must
-        assert additive_mask(tokens, Attention.SEMANTIC, rules).isfinite().any(-1).all()
+        assert additive_mask(tokens, Attention.SAA, rules).isfinite().any(-1).all()
         return
     masks = load_file(folder / "masks.safetensors")
     kinds = {kind for kind in RECORDED_AS if kind in run} | ({"mask"} if run.get("mask_equals_base") else set())
@@ -71,7 +71,7 @@ def check_extra(folder: Path, key: str, index: dict) -> None:
     method, *_, weight = key.split("/")[1].split("_")
     kind = key.split("/")[2] if key.count("/") == 2 else "mask"
     recorded = load_file(folder / "masks.safetensors")[key]
-    rules = AttentionRules(method=method, cond2image_attention_weight=float(weight.removeprefix("w")))
+    rules = ConditionSettings(attention_mask_method=method, cond2image_attention_weight=float(weight.removeprefix("w")))
     for name, case in index["cases"].items():
         ours = additive_mask(case_tokens(folder, name, case), RECORDED_AS[kind], rules)[:, 0]
         if recorded.dtype == torch.bfloat16:  # the published code rounds the weight, then its logarithm

@@ -14,6 +14,7 @@ from seg2any.diffusion.prepare import encode_layouts
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
 from tests.parity.pipeline_runs import Run, assert_close
+from tests.tiny_pipeline import images_of
 
 LATENTS = 1e-4
 EMBEDDINGS = 5e-5
@@ -55,7 +56,7 @@ def check_blank_contour(folder: Path) -> None:
     pipe, layouts, arguments = show_layouts(folder)
     blank = dataclasses.replace(layouts[0], masks=np.zeros_like(layouts[0].masks))
     found = pipe(blank, seeds=[0], **arguments).images
-    assert_close("latents", found, pipe(blank, seeds=[0], is_use_cond_token=False, **arguments).images, LATENTS)
+    assert_close("latents", found, images_of(pipe, blank, seeds=[0], is_use_cond_token=False, **arguments), LATENTS)
 
 
 def check_place_of_any_size(folder: Path) -> None:
@@ -64,7 +65,7 @@ def check_place_of_any_size(folder: Path) -> None:
     arguments |= {"height": layouts[0].size[0], "width": layouts[0].size[1], "is_use_cond_token": False}
     odd = dataclasses.replace(layouts[0], masks=layouts[0].masks[:, :-1, :-3])
     twice = dataclasses.replace(odd, masks=odd.masks.repeat(2, axis=1).repeat(2, axis=2))
-    runs = [pipe(layout, seeds=[0], attention_mask_method="place", **arguments).images for layout in (odd, twice)]
+    runs = [images_of(pipe, layout, seeds=[0], attention_mask_method="place", **arguments) for layout in (odd, twice)]
     assert_close("latents", *runs, LATENTS)
 
 
@@ -73,7 +74,7 @@ def check_truncation_message(folder: Path) -> None:
     pipe, layouts, arguments = show_layouts(folder)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pipe(layouts[0], max_sequence_length=3, **arguments)
+        images_of(pipe, layouts[0], max_sequence_length=3, **arguments)
     assert any(layouts[0].caption[:20] in str(warning.message) for warning in caught)
 
 

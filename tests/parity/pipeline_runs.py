@@ -54,7 +54,7 @@ class Run:
         options = self.case["opts"]
         return ConditionSettings(vae_posterior="mode" if "mode" in self.case["vae_posterior"] else "sample").override(
             {
-                "method": self.case["method"],
+                "attention_mask_method": self.case["method"],
                 "hard_attn_block_range": tuple(self.case["hard_attn_block_range"]),
                 "cond2image_attention_weight": options.get("cond2image_attention_weight"),
                 "cond_scale_factor": self.case["cond_scale_factor"],

@@ -31,7 +31,7 @@ from seg2any.data.catalog import data_set_name
 from seg2any.diffusion import flow
 from seg2any.diffusion.prepare import assemble, encode_layouts
 from seg2any.layout import Layout
-from seg2any.training import build, config
+from seg2any.training import config
 from seg2any.training.optimizer import make_optimizer
 from seg2any.training.source import Batch
 from seg2any.training.trainer import Trainer
@@ -116,7 +116,7 @@ def read_run(folder: Path) -> Run:
         index=index,
         batch=load_file(folder / "batch.safetensors"),
         config=settings,
-        settings=build.condition_settings(settings),
+        settings=settings.model.condition,
         pipeline=FluxPipeline.from_pretrained(folder.parents[1] / "pipeline" / "model", transformer=None),
     )
 
@@ -155,7 +155,7 @@ def check_condition(run: Run) -> None:
     condition, batch = run.condition(), run.batch
     close(condition.prompt_embeds, batch["fwd/encoder_hidden_states"], OWN_T5)
     close(condition.pooled_prompt_embeds, batch["fwd/pooled_projections"])
-    for block in (0, run.settings.rules.hard_attn_block_range[0]):
+    for block in (0, run.settings.hard_attn_block_range[0]):
         hard = "fwd/hard_attention_mask_head0" in batch and block > 0
         recorded = batch["fwd/hard_attention_mask_head0" if hard else "fwd/attention_mask_head0"]
         assert torch.equal(condition.plan.mask(block, torch.float32).expand(-1, 1, -1, -1)[:, 0], recorded)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from seg2any.adapters.files import PREFIX, AdapterCard, save_adapters
 from seg2any.attention.pattern import additive_mask
-from seg2any.attention.rules import Attention
+from seg2any.attention.settings import Attention
 from tests.parity.transformer_defects import check_alpha_bug, check_no_cond_tokens, check_scale_bug
 from tests.parity.transformer_run import RELATIVE, expect_close, read_run
 
@@ -24,8 +24,8 @@ def check_masks(folder: Path) -> None:
     for name, mask in recorded.items():
         *_, method = name.split("_")
         condition = run.condition(method, "nocond" not in name)
-        attention = Attention.ISOLATED if method == "hard" else Attention.SEMANTIC
-        ours = additive_mask(condition.tokens, attention, condition.rules)[:, 0]
+        attention = Attention.AIA if method == "hard" else Attention.SAA
+        ours = additive_mask(condition.tokens, attention, condition.settings)[:, 0]
         assert torch.equal(ours, mask), f"{name}: {(ours != mask).sum()} entries differ"
 
 

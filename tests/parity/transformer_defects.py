@@ -70,7 +70,7 @@ def check_no_cond_tokens(folder: Path) -> None:
         without.prompt_embeds,
         without.pooled_prompt_embeds,
         tokens,
-        without.rules,
+        without.settings,
         run.inputs["cond_hidden_states"][:, : tokens.n_cond] * 0,
     )
     with torch.no_grad():

@@ -11,7 +11,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 
 from seg2any.adapters.files import load_adapters
-from seg2any.attention.rules import AttentionRules
+from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import SampleTokens, layout_tokens, token_coverage, token_masks
 from seg2any.bases.base import Condition
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
@@ -64,7 +64,7 @@ class Run:
             prompt_embeds=self.inputs["encoder_hidden_states"],
             pooled_prompt_embeds=self.inputs["pooled_projections"],
             tokens=self.tokens(with_cond),
-            rules=AttentionRules(method, tuple(self.index["hard_attn_block_range"]), weight),
+            settings=ConditionSettings(method, tuple(self.index["hard_attn_block_range"]), weight),
             cond_hidden_states=self.inputs["cond_hidden_states"] if with_cond else None,
         )
 

@@ -96,7 +96,8 @@ class Ulysses:
             "training": torch.is_grad_enabled(),
             "a step cache: each process would skip other steps": transformer.is_cache_enabled,
             "a ControlNet": is_controlled,
-            "method 'place': its weights belong to places": condition and condition.rules.method == "place",
+            "method 'place': its weights belong to places": condition
+            and condition.settings.attention_mask_method == "place",
             "a tap": condition and condition.tap is not None,
             f"{n_image} image tokens: {self.size} processes cannot share them evenly": n_image % self.size,
         }
@@ -118,9 +119,9 @@ class Ulysses:
             _shares([condition.prompt_embeds], self.size, [0])[self.rank],
             condition.pooled_prompt_embeds,
             TokenLayout(*(column[self.rank] for column in columns), *n_own),
-            condition.rules,
+            condition.settings,
             None if cond is None else _shares([cond], self.size, [0])[self.rank],
-            exchange=Exchange(AttentionPlan(everything, condition.rules), self.config),
+            exchange=Exchange(AttentionPlan(everything, condition.settings), self.config),
         )
 
 

@@ -6,11 +6,11 @@ import torch
 from diffusers import AutoencoderKL
 from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
 
+from seg2any.bases.flux1.pipeline import Flux1Pipeline
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
-from seg2any.generate.pipeline import Seg2AnyPipeline
 
 
-def weightless_pipeline(name: str) -> Seg2AnyPipeline:
+def weightless_pipeline(name: str) -> Flux1Pipeline:
     """The pipeline `name` with its networks on the meta device. Raises what the libraries raise for what is missing."""
     with torch.device("meta"):
         networks = {
@@ -22,4 +22,4 @@ def weightless_pipeline(name: str) -> Seg2AnyPipeline:
             "text_encoder_2": T5EncoderModel(AutoConfig.from_pretrained(name, subfolder="text_encoder_2")),
         }
     networks["transformer"].requires_grad_(False)
-    return Seg2AnyPipeline.from_pretrained(name, **networks)
+    return Flux1Pipeline.from_pretrained(name, **networks)

@@ -8,10 +8,10 @@ from collections.abc import Set
 
 from PIL import Image
 
-from seg2any.layout.checks import MAX_PIXELS, shown
+from seg2any.layout.checks import MAX_PIXELS
 from seg2any.layout.document import decode_json
 from seg2any.layout.rle import decode_runs
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 
 # A stretch of a file that never arrived is zeros. No picture has so many in its code: at the least 2 bits a block, they
 # would be 65,536 blocks without any detail.

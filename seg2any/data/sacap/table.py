@@ -12,8 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seg2any.data.caption_table import FAULTS, SCHEMA, read_batches
-from seg2any.layout.checks import shown
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 from seg2any.system.files import atomic_write
 
 NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"  # names become paths, so they are nothing but a name

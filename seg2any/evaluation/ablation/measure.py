@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from seg2any.attention.settings import ConditionSettings, settings_of
+from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.text_cache import TextCache
 from seg2any.data.sample import Sample
@@ -26,7 +26,6 @@ from seg2any.evaluation.results import Run, make_run, read_run, write_run
 from seg2any.evaluation.shapes_judge import Verdict, judge
 from seg2any.evaluation.shapes_results import results
 from seg2any.evaluation.shapes_sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_pipeline, to_bytes
-from seg2any.generate.choices import as_json
 from seg2any.generate.model import read_adapter_card
 from seg2any.generate.recipe import differences
 from seg2any.system.errors import UserError
@@ -59,7 +58,7 @@ class Ablation:
         """What images of the row are made with: those of its adapters, changed as the row says."""
         # The base model alone has no card; it reads captions as long as the adapters under test do.
         card = read_adapter_card(self.options.lora) if row.is_bare else None
-        return (self._pipeline.settings if card is None else settings_of(card)).override(row.changes)
+        return (self._pipeline.settings if card is None else card.condition).override(row.changes)
 
     def path(self, kind: str, name: str) -> Path:
         """Of a row's finished numbers."""
@@ -93,7 +92,7 @@ class Ablation:
             return common
         drawn = {"seed": options.seed, "seeds": options.seeds, "num_inference_steps": options.num_inference_steps}
         trained = {"adapter": self._recipe["adapter"], "training": self._training}
-        return common | drawn | trained | {"settings": as_json(self.settings(row)), "guidance_scale": GUIDANCE_SCALE}
+        return common | drawn | trained | {"settings": self.settings(row).to_json(), "guidance_scale": GUIDANCE_SCALE}
 
     def measure(self, row: Row | None, kind: str, bar: tqdm) -> Run:
         """A row, which is open, on one kind of scenes, measured and written; the bar counts images."""

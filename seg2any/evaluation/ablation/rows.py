@@ -33,7 +33,12 @@ class Row:
 REFERENCE = Row(
     "hard",
     "the method: hard, contour tokens, filtered",
-    {"method": "hard", "is_use_cond_token": True, "is_filter_cond_token": True, "cond2image_attention_weight": 1.0},
+    {
+        "attention_mask_method": "hard",
+        "is_use_cond_token": True,
+        "is_filter_cond_token": True,
+        "cond2image_attention_weight": 1.0,
+    },
 )
 UNFILTERED = {"is_filter_cond_token": False}
 NO_CONTOUR = {"is_use_cond_token": False}
@@ -47,15 +52,20 @@ TRAINING_FREE = (
     REFERENCE,
     _with("hard-unfiltered", "all contour tokens", **UNFILTERED),
     _with("hard-no-contour", "no contour tokens", **NO_CONTOUR),
-    _with("base", "SAA in every block, no AIA", method="base"),
-    _with("base-unfiltered", "SAA, all contour tokens", method="base", **UNFILTERED),
-    _with("base-no-contour", "SAA, no contour tokens", method="base", **NO_CONTOUR),
-    _with("place", "soft map instead of SAA", method="place"),
-    _with("place-unfiltered", "soft map, all contour tokens", method="place", **UNFILTERED),
-    _with("place-no-contour", "soft map, no contour tokens", method="place", **NO_CONTOUR),
+    _with("base", "SAA in every block, no AIA", attention_mask_method="base"),
+    _with("base-unfiltered", "SAA, all contour tokens", attention_mask_method="base", **UNFILTERED),
+    _with("base-no-contour", "SAA, no contour tokens", attention_mask_method="base", **NO_CONTOUR),
+    _with("place", "soft map instead of SAA", attention_mask_method="place"),
+    _with("place-unfiltered", "soft map, all contour tokens", attention_mask_method="place", **UNFILTERED),
+    _with("place-no-contour", "soft map, no contour tokens", attention_mask_method="place", **NO_CONTOUR),
     # It reads the global caption only: there is no contour to switch off or to filter.
-    _with("none", "no masks, no contour: the global caption, adapters as they are", method="none"),
-    Row("none-bare", "the base model with the global caption, no adapters", {"method": "none"}, is_bare=True),
+    _with("none", "no masks, no contour: the global caption, adapters as they are", attention_mask_method="none"),
+    Row(
+        "none-bare",
+        "the base model with the global caption, no adapters",
+        {"attention_mask_method": "none"},
+        is_bare=True,
+    ),
     _with("aia-0-2", "AIA in blocks 0 to 2, the double ones", hard_attn_block_range=(0, 2)),
     _with("aia-6-7", "AIA in blocks 6 and 7, the last", hard_attn_block_range=(6, 7)),
     _with("aia-0-7", "AIA in every block", hard_attn_block_range=(0, 7)),

@@ -1,0 +1,97 @@
+"""The modules of FLUX.1 as one diffusers pipeline: loading, saving, adapters, folding."""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+from diffusers import FluxPipeline
+from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+
+from seg2any.adapters.card import AdapterCard
+from seg2any.adapters.files import load_adapters, save_adapters
+from seg2any.adapters.fold import fold, is_folded, unfold
+from seg2any.bases.flux1.folded import load_folded, save_adapters_of_folded, without_adapters
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.system.errors import UserError
+
+
+class Flux1Pipeline(FluxPipeline):
+    """The parts of a FLUX.1 folder, its transformer turned into ours; `card` tells how loaded adapters were trained.
+
+    Loading, saving, offloading and further LoRAs with their weights are FluxPipeline's own. IP-Adapters cannot be used:
+    they replace the attention, and with it the regions.
+    """
+
+    card: AdapterCard | None = None
+
+    @functools.wraps(FluxPipeline.__init__)  # from_pretrained reads from the signature which parts there are
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.transformer is not None:
+            Seg2AnyTransformer2DModel.adopt(self.transformer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+        """Load as in diffusers; a folder that was saved folded brings its adapters and their card."""
+        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        if pipeline.transformer is not None:
+            pipeline.card = load_folded(pipeline.transformer, pretrained_model_name_or_path)
+        return pipeline
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
+        """Save as in diffusers, without adapters unless `default` is folded: then the folder loads as it was saved."""
+        if not getattr(self.transformer, "peft_config", None):
+            super().save_pretrained(save_directory, **kwargs)
+            return
+        plain = FluxPipeline(**{**self.components, "transformer": without_adapters(self.transformer)})
+        if is_folded(self.transformer):
+            save_adapters_of_folded(self.transformer, save_directory, self.card)
+        plain.save_pretrained(save_directory, **kwargs)
+
+    def load_adapters(self, path: str) -> None:
+        """Load <path>/default and <path>/cond, the published layout; their card sets the default settings.
+
+        Raises UserError for missing or broken files, and for adapters of another model.
+        """
+        self.card = load_adapters(self.transformer, path, self.transformer.dtype)
+        self._refresh_hooks()
+
+    def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:
+        """Write what `load_adapters` reads. `card` tells how they were trained; None: as they were loaded."""
+        card = card or self.card
+        if card is None:
+            raise UserError(f"{path}: adapters that were not loaded have no card; give save_adapters one")
+        save_adapters(self.transformer, path, card)
+
+    def load_lora_weights(self, *args, **kwargs) -> None:
+        """Load a further LoRA beside ours, as in diffusers.
+
+        Raises UserError in memory mode fp8, where peft would store it in 8-bit floats that nothing computes.
+        """
+        if any(parameter.dtype == torch.float8_e4m3fn for parameter in self.transformer.parameters()):
+            raise UserError("memory fp8: further LoRAs would be rounded to 8 bits; load the pipeline with int8 or nf4")
+        super().load_lora_weights(*args, **kwargs)
+        self._refresh_hooks()
+
+    def unload_lora_weights(self, *args, **kwargs) -> None:
+        """Unload all adapters, as in diffusers: ours and others, and with ours their settings."""
+        super().unload_lora_weights(*args, **kwargs)
+        self.card = None
+
+    def fold(self) -> None:
+        """Make the loaded adapters free for text and image tokens: `default` becomes part of the weights, same images.
+
+        Further LoRAs may come before or after. Raises UserError for quantised or offloaded weights and if `default` is
+        folded already, see `seg2any.adapters.fold`.
+        """
+        fold(self.transformer)
+
+    def unfold(self) -> None:
+        """Undo `fold`, up to a rounding of the weights."""
+        unfold(self.transformer)
+
+    def _refresh_hooks(self) -> None:
+        """Tell group offloading, which keeps a list of the layers it moves, about added adapters."""
+        _maybe_remove_and_reapply_group_offloading(self.transformer)
