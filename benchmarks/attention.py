@@ -34,8 +34,7 @@ from seg2any.system.console import exit_status, whole
 from seg2any.system.precision import PRECISIONS, dtype_of
 from seg2any.system.provenance import circumstances
 
-RULES = ConditionSettings("hard", (0, 0), 0.8)
-SETTINGS = ConditionSettings(RULES, cond_scale_factor=2)
+SETTINGS = ConditionSettings("hard", (0, 0), 0.8, cond_scale_factor=2)
 BLOCKS = {"AIA": 0, "SAA": 1}
 BASELINE = "one mask"
 HOLD_ALL_SCORES = ("dense",)
@@ -47,7 +46,7 @@ def plan_seconds(tokens: TokenLayout, rounds: int) -> float:
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
-        plan = AttentionPlan(tokens, RULES)
+        plan = AttentionPlan(tokens, SETTINGS)
         for block in BLOCKS.values():
             grouping(plan.pattern(block))
         seconds.append(time.perf_counter() - began)
@@ -93,7 +92,7 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
     for n_image in arguments.tokens:
         for n_entities in arguments.entities:
             tokens = scene(math.isqrt(n_image) * PATCH, n_entities, SETTINGS).to(arguments.device)
-            plan_ms, plan = plan_seconds(tokens, 5) * 1e3, AttentionPlan(tokens, RULES)
+            plan_ms, plan = plan_seconds(tokens, 5) * 1e3, AttentionPlan(tokens, SETTINGS)
             for label in arguments.blocks:
                 names = runnable(arguments, tokens.kind.shape[1])
                 seconds = seconds_of(arguments, tokens, plan.pattern(BLOCKS[label]), names)

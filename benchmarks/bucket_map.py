@@ -31,6 +31,7 @@ from PIL import Image
 
 from benchmarks import plain_counts
 from benchmarks.result_lines import check_place, leave
+from seg2any.attention.settings import published
 from seg2any.data.ade20k import ADE20KDataset
 from seg2any.data.bucket_map import origin_of
 from seg2any.data.catalog import DataSet
@@ -39,7 +40,7 @@ from seg2any.data.sacap_1m import SACap1MDataset
 from seg2any.generate.model import read_small_files
 from seg2any.system.console import exit_status, whole
 from seg2any.system.provenance import circumstances
-from seg2any.training.config import Config
+from seg2any.training.config import Config, Model
 
 SIZE = (1500, 2250)
 MASKS, CAPTIONED = 100, 6
@@ -114,7 +115,7 @@ def sacap(masks: int, images: int, model: str) -> dict:
             caption = rows[index]["caption"]
             return plain_counts.count_json(paths[index], captions[index], caption, 1024, 512, tokenizer)
 
-        found = compare(data, Config(resolution=1024, cond_scale_factor=2), model, plain)
+        found = compare(data, Config(resolution=1024, model=Model(condition=published("sacap_1m"))), model, plain)
     return {"what": f"SA-1B json, {masks} masks, {CAPTIONED} captioned, 1024 px, condition 512 px"} | found
 
 

@@ -168,8 +168,12 @@ class Given:
 
     def condition(self, cond_attention: str = "bidirectional") -> Condition:
         """All from masks to condition but the encoders."""
-        chosen = ConditionSettings("hard", self.models.size.aia_blocks, cond_attention=cond_attention)
-        settings = ConditionSettings(chosen, cond_scale_factor=1 if self.case.side <= 512 else 2)
+        settings = ConditionSettings(
+            "hard",
+            self.models.size.aia_blocks,
+            cond_attention=cond_attention,
+            cond_scale_factor=1 if self.case.side <= 512 else 2,
+        )
         case = self.case
         tokens = scene(case.side, case.n_entities, settings, case.text_tokens, case.batch_size, case.n_ellipses)
         tokens = tokens.to(self.device)
@@ -178,7 +182,7 @@ class Given:
             self.tensor(case.batch_size, tokens.n_text, config.joint_attention_dim, seed=2),
             self.tensor(case.batch_size, config.pooled_projection_dim, seed=1),
             tokens,
-            chosen,
+            settings,
             self.tensor(case.batch_size, tokens.n_cond, config.in_channels, seed=3),
         )
 

@@ -322,7 +322,8 @@ def test_configs_of_trained_rows_say_what_is_different(name: str):
     shapes = str(REPOSITORY / "config/seg2any_shapes.yaml")
     plain, other = load([shapes]), load([shapes, str(REPOSITORY / path)])
     assert other.project.output_dir not in (plain.project.output_dir, "") and other.trainer == plain.trainer
-    changed = {key for key in vars(plain.model) if getattr(plain.model, key) != getattr(other.model, key)}
+    before, after = plain.to_dict()["model"], other.to_dict()["model"]
+    changed = {key for key in before if before[key] != after[key]}
     assert (
         changed
         == {

@@ -246,7 +246,7 @@ class TestPipeline:
         folded.save_pretrained(tmp_path / "model")
         again = Seg2AnyPipeline.from_pretrained(tmp_path / "model")
         again.set_progress_bar_config(disable=True)
-        assert again.card.attention_mask_method == "base" and is_folded(again.transformer)
+        assert again.card.condition.attention_mask_method == "base" and is_folded(again.transformer)
         torch.testing.assert_close(latents_of(again, MANY), latents_of(folded, MANY), atol=1e-6, rtol=0)
         config = json.loads((tmp_path / "model" / "transformer" / "config.json").read_text())
         assert config[FOLDED_KEY] == pytest.approx(0.7 * 2 / 4)

@@ -13,7 +13,7 @@ from torch import nn
 
 from seg2any import Seg2AnyPipeline
 from seg2any.adapters import files as adapters
-from seg2any.generate import memory
+from seg2any.generate import memory, memory_modes
 from seg2any.generate.memory_modes import NOT_IN_TRAINING
 from seg2any.system.errors import UserError
 from seg2any.training import config
@@ -240,5 +240,5 @@ class TestTrueCfg:
 
 
 def test_modes_are_told_in_one_table():
-    named = re.findall(r"^(\w+)(?:, (\w+))?  +\S", memory.__doc__, re.MULTILINE)
-    assert [name for row in named[1:] for name in row if name] == list(memory.MEMORY_MODES)
+    named = re.findall(r"^(\w+)(?:, (\w+))?  +\S", memory_modes.__doc__, re.MULTILINE)
+    assert [name for row in named[1:] for name in row if name] == list(memory_modes.MEMORY_MODES)

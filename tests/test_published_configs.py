@@ -65,14 +65,15 @@ def test_a_published_config_starts_trains_and_resumes(name, tmp_path, monkeypatc
 def test_a_published_config_says_what_was_published(name, published):
     ours = config.load([str(CONFIGS / f"seg2any_{name}.yaml")])
     model, trainer, adam = ours.model, ours.trainer, ours.optimizer
+    condition = model.condition
     assert (
         ours.resolution,
-        ours.cond_scale_factor,
-        model.attention_mask_method,
-        model.regional_max_sequence_length,
+        condition.cond_scale_factor,
+        condition.attention_mask_method,
+        condition.regional_max_sequence_length,
     ) == published
-    assert (model.rank, model.lora_alpha, model.hard_attn_block_range) == (64, None, [19, 37])
-    assert (model.max_sequence_length, model.num_inference_steps, model.weighting_scheme) == (512, 32, "none")
+    assert (model.rank, model.lora_alpha, condition.hard_attn_block_range) == (64, None, (19, 37))
+    assert (condition.max_sequence_length, model.num_inference_steps, model.weighting_scheme) == (512, 32, "none")
     assert (trainer.train_batch_size, trainer.max_train_steps, trainer.learning_rate) == (4, 20000, 1e-4)
     assert (trainer.guidance_scale, trainer.gradient_checkpointing, ours.mixed_precision) == (1.0, True, "bf16")
     assert (adam.adam_beta1, adam.adam_beta2, adam.adam_weight_decay, adam.adam_epsilon) == (0.9, 0.999, 1e-2, 1e-8)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from seg2any.attention.settings import NAMES
 from seg2any.data.sacap.options import parse_options as parse_sacap_options
 from seg2any.evaluation.ablation.options import parse_options as parse_ablation_options
 from seg2any.evaluation.shapes_options import parse_options as parse_bench_options
@@ -50,7 +51,7 @@ def test_make_targets_exist():
 
 def test_flags_of_infer_are_the_flags_that_exist():
     table = README[README.index("\n## infer.py") : README.index("\n## Python")]
-    fields = {field.name for field in dataclasses.fields(Options)}
+    fields = {field.name for field in dataclasses.fields(Options)} - {"settings"} | {*NAMES}
     assert set(re.findall(r"`--(\w+)`", table)) == fields
     used = {word[2:] for words in commands() if "infer.py" in words for word in words if word.startswith("--")}
     assert used and used <= fields

@@ -72,7 +72,7 @@ def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, ti
     pipeline.load_adapters(folder)
     card = pipeline.card
     assert (card.rank, card.alpha, card.step, card.dataset, card.resolution) == (3, 6, 2, "shapes", 64)
-    assert card.hard_attn_block_range == (1, 3) and not card.assumed
+    assert card.condition.hard_attn_block_range == (1, 3) and not card.assumed
     assert pipeline.settings == replace(trainer.settings, vae_posterior=pipeline.settings.vae_posterior)
 
 

@@ -163,7 +163,8 @@ class Config:
     def to_dict(self) -> dict[str, Any]:
         """Return every key under its published name and in its published place."""
         flat = OmegaConf.to_container(OmegaConf.structured(self))
-        condition = flat["model"].pop("condition")
+        nested = flat["model"].pop("condition")
+        condition = {name: list(value) if isinstance(value, tuple) else value for name, value in nested.items()}
         flat |= {name: condition.pop(name) for name in CONFIG_ROOT_NAMES}
         flat["model"] |= condition
         return flat

@@ -32,10 +32,12 @@ def launcher_has_its_own_flags(recorded: dict) -> None:
 
 
 def no_function_is_called_with_too_few_arguments(recorded: list[str]) -> None:
-    """The published worker takes a queue that it is not given. Here: every call within a file of eval/ binds."""
+    """The published worker takes a queue that it is not given. Here: every call within a file of the evaluation binds."""
     definition, call = recorded
     assert "queue" in definition and "queue" not in call
-    checked = sum(1 for path in sorted((REPOSITORY / "eval").rglob("*.py")) for _ in _bound_calls(path))
+    checked = sum(
+        1 for path in sorted((REPOSITORY / "seg2any" / "evaluation").rglob("*.py")) for _ in _bound_calls(path)
+    )
     assert checked > 300
 
 
