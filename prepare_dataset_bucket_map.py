@@ -16,6 +16,7 @@ import sys
 
 from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.errors import UserError
+from seg2any.system.processes import Process
 from seg2any.training import config
 
 
@@ -49,15 +50,16 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     from seg2any.generate.model import read_small_files
 
     path = bucket_map.map_path(settings)
-    share = count_map.share_of(options.shard, os.environ)
-    workers = count_map.number_of_workers(options.workers, os.environ)
+    process = Process.of(os.environ)
+    counting = count_map.with_shard(options.shard, process)
+    workers = count_map.number_of_workers(options.workers, process)
     patch, tokenizer = read_small_files(settings.model.pretrained_model_name_or_path)
     section, on_error = settings.data.train, settings.data.on_error
     name = catalog.data_set_name(section)
     data = catalog.open_data_set(name, section.params, on_error)
     origin = bucket_map.origin_of(data, tokenizer, patch, settings)
-    counter, is_first = RowCounter(data, tokenizer, origin, on_error), os.environ.get("RANK", "0") == "0"
-    print(count_map.count_map(path, counter, share, workers, show_progress=is_first))
+    counter = RowCounter(data, tokenizer, origin, on_error)
+    print(count_map.count_map(path, counter, counting, workers, show_progress=process.is_first))
     if count_map.Parts(path, origin).is_finished():
         check_unreadable(name, data, bucket_map.BucketMap.read(path, origin), path, on_error)
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from seg2any.data.sampler import BatchSampler, LengthBatches, PublishedBatches
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
+from seg2any.system.processes import Process
 from seg2any.system.provenance import circumstances
 
 
@@ -85,7 +86,7 @@ def table(name: str, lengths: np.ndarray, options: argparse.Namespace) -> list[d
     print(f"{'':10}{'padded':>9}{'repeated':>10}{'later':>8}{'waiting':>9}{'steps':>9}{'order made in':>15}")
     rows = []
     for kind, make in KINDS.items():
-        row = measure(make(lengths, options.batch_size, world=options.ranks), options.image_tokens)
+        row = measure(make(lengths, options.batch_size, process=Process(count=options.ranks)), options.image_tokens)
         shares = [f"{100 * row[key]:.2f} %" for key in ("padded", "repeated", "left_to_later", "waiting")]
         print(f"{kind:10}{shares[0]:>9}{shares[1]:>10}{shares[2]:>8}{shares[3]:>9}", end="")
         print(f"{row['steps']:>9,}{row['seconds']:>13.2f} s")

@@ -11,7 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from seg2any.system.lock import locked
+from seg2any.system.files import locked
 from tests.tiny_run import free_port
 
 ZERO2 = {  # what `accelerate launch --config_file config/deepspeed_stage2.yaml` puts into the environment

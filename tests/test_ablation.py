@@ -29,7 +29,7 @@ from seg2any.evaluation.generated import image_seed
 from seg2any.evaluation.metrics.result import mean
 from seg2any.evaluation.results import make_run, read_run
 from seg2any.evaluation.shapes_judge import judge
-from seg2any.system.lock import RUNNING
+from seg2any.system.files import RUNNING
 from seg2any.training.config import load
 from tests.forked import holding
 from tests.golden_root import REPOSITORY

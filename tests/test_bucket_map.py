@@ -24,15 +24,15 @@ from seg2any.data.bucket_map import (
     map_path,
     origin_of,
     read_origin,
-    tokenizer_digest,
     write_tables,
 )
 from seg2any.data.catalog import open_data_set
-from seg2any.data.count_map import Share
 from seg2any.data.count_rows import RowCounter, open_map
 from seg2any.data.lengths import EMPTY_REGION, REGION_WITHOUT_TOKEN
 from seg2any.layout.contour import condition_image, kept_tokens, resize_masks
 from seg2any.system.errors import UserError
+from seg2any.system.processes import ALONE
+from seg2any.system.weights import tokenizer_digest
 from seg2any.training import config
 from tests import synthetic_data
 from tests.counted_data import Squares, Words, squares_config, squares_counter
@@ -237,6 +237,6 @@ def test_a_published_file_is_moved_aside_not_replaced(tmp_path: Path):
     published(path, written(path, data), np.arange(10))
     before = path.read_bytes()
     counter = squares_counter(data, settings)
-    count_map.count_map(path, counter, Share(), 1, show_progress=False)
+    count_map.count_map(path, counter, ALONE, 1, show_progress=False)
     assert path.with_suffix(".published.parquet").read_bytes() == before
     assert BucketMap.read(path, counter.origin)

@@ -23,6 +23,7 @@ from seg2any.bases.flux1.latents import encode_images
 from seg2any.data.catalog import open_data_set
 from seg2any.diffusion.prepare import encode_layouts
 from seg2any.system.errors import UserError
+from seg2any.system.processes import ALONE, Process
 from seg2any.training import cache, config, store
 from seg2any.training.loading import Loading
 from seg2any.training.store import CacheError, DamagedShardWarning, MemoryStore, ShardStore, key_of
@@ -37,12 +38,12 @@ def data():
     return open_data_set("shapes", {"n_scenes": 5, "entities": [1, 3]})
 
 
-def loading(pipe, settings=SETTINGS, folder=None, text="none", latents=False, crew=None, **trainer):
+def loading(pipe, settings=SETTINGS, folder=None, text="none", latents=False, **trainer):
     options = config.Config(resolution=64)
     options.model.condition = settings
     chosen = {"cache_text": text, "cache_latents": latents, "cache_dir": folder and str(folder), **trainer}
     options.trainer = dataclasses.replace(options.trainer, **chosen)
-    return Loading(options, pipe, settings, crew or cache.Crew())
+    return Loading(options, pipe, settings, ALONE)
 
 
 def same(a, b):
@@ -325,16 +326,16 @@ def fill(folder, rank, world, patience, slow=0.0):
             time.sleep(slow)
             yield at, one
 
-    cache.Crew(rank, world, patience).complete(ShardStore(folder), KEYS, make, "squares")
+    cache.complete(ShardStore(folder), KEYS, make, "squares", Process(rank, world), patience)
 
 
 def test_processes_share_the_work_and_end_with_the_whole(tmp_path):
     fork = multiprocessing.get_context("fork")
-    crew = [fork.Process(target=fill, args=(tmp_path, rank, 3, 60.0)) for rank in range(3)]
-    crew += [fork.Process(target=fill, args=(tmp_path, rank, 2, 60.0)) for rank in range(2)]  # another run
-    for process in crew:
+    processes = [fork.Process(target=fill, args=(tmp_path, rank, 3, 60.0)) for rank in range(3)]
+    processes += [fork.Process(target=fill, args=(tmp_path, rank, 2, 60.0)) for rank in range(2)]  # another run
+    for process in processes:
         process.start()
-    for process in crew:
+    for process in processes:
         process.join(60)
         assert process.exitcode == 0
     filled = ShardStore(tmp_path)
@@ -349,7 +350,7 @@ def test_each_process_does_its_share_first(tmp_path):
         asked.append(list(wanted))
         yield from squares(wanted)
 
-    cache.Crew(rank=1, world=3, patience=0.01).complete(ShardStore(tmp_path), KEYS, make, "squares")
+    cache.complete(ShardStore(tmp_path), KEYS, make, "squares", Process(1, 3), patience=0.01)
     assert asked == [list(range(14, 27)), [*range(14), *range(27, 40)]]
 
 
@@ -406,7 +407,7 @@ def test_what_was_done_before_an_error_is_kept(tmp_path):
 
     for shared in (ShardStore(tmp_path), MemoryStore()):
         with pytest.raises(UserError):
-            cache.Crew().complete(shared, KEYS, stops, "squares")
+            cache.complete(shared, KEYS, stops, "squares", ALONE)
         assert len(shared.missing(KEYS)) == 33
     assert len(ShardStore(tmp_path).missing(KEYS)) == 33
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from seg2any.system.errors import UserError
-from seg2any.system.lock import RUNNING
-from seg2any.system.run_lock import held
+from seg2any.system.files import RUNNING, held
 from seg2any.training.checkpoint import STATE, Checkpoints
 from seg2any.training.state_file import write_state
 from tests.forked import holding

@@ -21,6 +21,7 @@ from seg2any.data import left_out
 from seg2any.data.catalog import open_data_set
 from seg2any.data.sacap.__main__ import main
 from seg2any.layout import Layout
+from seg2any.system.weights import file_digest
 from tests import synthetic_data
 from tests.golden_root import REPOSITORY
 from tests.opened_data import keys, refused, rewrite, skipping
@@ -51,15 +52,14 @@ def test_what_cannot_be_opened_is_left_out_and_tried_again(tmp_path: Path):
 
 def test_a_fault_of_the_disk_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = synthetic_data.make_ade20k(tmp_path, n=3)
-    params, forbidden, read_bytes = made.params | {"cache_root": str(tmp_path / "cache")}, made.truths[1].image, None
+    params, forbidden = made.params | {"cache_root": str(tmp_path / "cache")}, made.truths[1].image
 
-    def deny(path: Path) -> bytes:
+    def deny(path: Path) -> str:
         if path == forbidden:
             raise PermissionError(13, "Permission denied")
-        return read_bytes(path)
+        return file_digest(path)
 
-    read_bytes = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", deny)
+    monkeypatch.setattr("seg2any.data.checked.file_digest", deny)
     assert len(skipping("ade20k", params)) == 2
     monkeypatch.undo()  # chmod changes neither bytes nor time of change
     assert len(open_data_set("ade20k", params)) == 3
@@ -259,6 +259,7 @@ def test_the_scripts_say_in_one_line_what_is_left_out(tmp_path: Path, monkeypatc
 def test_of_many_processes_one_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = synthetic_data.make_ade20k(tmp_path)
     made.truths[0].image.unlink()
+    monkeypatch.setenv("WORLD_SIZE", "4")
     monkeypatch.setenv("RANK", "3")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -24,6 +24,7 @@ from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.recipe import read_recipe
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
+from seg2any.system.processes import ALONE, Process
 from tests.golden_root import REPOSITORY
 
 MODEL, LORA = REPOSITORY / "examples" / "shapes" / "model", REPOSITORY / "examples" / "shapes" / "lora"
@@ -189,11 +190,11 @@ def test_shares_are_disjoint_and_complete(made: Path, tmp_path: Path):
 
     task = Task(ShapesDataset("test", 8), tmp_path, 7, 3, "png", (SIDE, SIDE), 0, {})
     for world in (1, 2, 3, 5, 30):
-        blocks = [block for rank in range(world) for block in plan(task, 4, (rank, world), False)[0]]
+        blocks = [block for rank in range(world) for block in plan(task, 4, Process(rank, world), False)[0]]
         images = [image for block in blocks for image in block.images]
         assert sorted(image.path for image in images) == sorted({image.path for image in task.wanted()})
         assert {block.images for block in blocks} == {
-            block.images for block in plan(task, 4, (0, 1), False)[0]
+            block.images for block in plan(task, 4, ALONE, False)[0]
         }  # whatever the world
 
 

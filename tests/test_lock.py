@@ -8,15 +8,15 @@ import sys
 
 import pytest
 
-from seg2any.system import lock
-from seg2any.system.lock import locked
+from seg2any.system import files
+from seg2any.system.files import locked
 from tests.forked import holding
 from tests.golden_root import REPOSITORY
 
 TAKING = """
 import os, sys, time
 from pathlib import Path
-from seg2any.system.lock import locked
+from seg2any.system.files import locked
 
 out = Path(sys.argv[1])
 for number in range(6):
@@ -81,9 +81,9 @@ def no_locks(*_):
 @pytest.mark.parametrize("missing", ["module", "file system"])
 def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, monkeypatch, missing):
     if missing == "module":
-        monkeypatch.setattr(lock, "fcntl", None)
+        monkeypatch.setattr(files, "fcntl", None)
     else:
-        monkeypatch.setattr(lock.fcntl, "lockf", no_locks)
+        monkeypatch.setattr(files.fcntl, "lockf", no_locks)
     with (
         pytest.warns(UserWarning, match=f"{tmp_path}/file: files cannot be locked here"),
         locked(tmp_path / "file") as had,

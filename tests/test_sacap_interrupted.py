@@ -182,7 +182,7 @@ def test_a_disk_that_fills_up_stops_the_run(source: Path, tmp_path: Path, monkey
 
 
 def test_a_dying_worker_ends_the_run(capsys):
-    with pytest.raises(UserError, match="a worker process died"), progress_bar("two tasks", 2) as bar:
+    with pytest.raises(UserError, match="a worker process was killed"), progress_bar("two tasks", 2) as bar:
         list(run_tasks(die, [1, 2], 2, bar))
 
 

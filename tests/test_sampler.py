@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from seg2any.data.sampler import LEFT_OUT, LengthBatches, PublishedBatches, published_length_class, share
+from seg2any.data.sampler import LEFT_OUT, LengthBatches, PublishedBatches, published_length_class
 from seg2any.system.errors import UserError
+from seg2any.system.processes import Process
 
 
 def lengths_like(n, seed=0):
@@ -19,7 +20,7 @@ def padded_share(lengths, batches):
 
 @pytest.mark.parametrize(("n", "batch_size", "world"), [(103, 4, 2), (64, 8, 1), (23, 2, 3)])
 def test_an_epoch_shows_every_sample_at_most_once_and_drops_only_the_tail(n, batch_size, world):
-    ranks = [LengthBatches(lengths_like(n), batch_size, seed=1, rank=rank, world=world) for rank in range(world)]
+    ranks = [LengthBatches(lengths_like(n), batch_size, seed=1, process=Process(rank, world)) for rank in range(world)]
     per_epoch = ranks[0].batches_per_epoch
     seen = [i for _ in range(per_epoch) for rank in ranks for i in next(rank)]
     assert len(seen) == len(set(seen)) == n // (batch_size * world) * batch_size * world
@@ -44,7 +45,7 @@ def test_no_sample_at_all_is_refused():
 
 def test_similar_lengths_meet_in_a_batch_and_at_one_moment_on_all_ranks():
     lengths = lengths_like(4096)
-    ranks = [LengthBatches(lengths, 4, rank=rank, world=2) for rank in range(2)]
+    ranks = [LengthBatches(lengths, 4, process=Process(rank, 2)) for rank in range(2)]
     moments = [[next(rank) for rank in ranks] for _ in range(ranks[0].batches_per_epoch)]
     unsorted = np.random.default_rng(1).permutation(len(lengths)).reshape(-1, 8).tolist()
     assert padded_share(lengths, [a + b for a, b in moments]) < 0.12 < 0.4 < padded_share(lengths, unsorted)
@@ -68,7 +69,9 @@ def test_neighbours_in_length_do_not_always_share_a_batch():
 def test_a_batch_never_mixes_aspect_buckets(world):
     buckets = np.random.default_rng(0).choice([3, 7, 8], 200, p=[0.6, 0.385, 0.015])
     assert (buckets == 8).sum() < 4 * world < (buckets == 7).sum()
-    ranks = [LengthBatches(lengths_like(200), 4, rank=rank, world=world, buckets=buckets) for rank in range(world)]
+    ranks = [
+        LengthBatches(lengths_like(200), 4, process=Process(rank, world), buckets=buckets) for rank in range(world)
+    ]
     seen = []
     for _ in range(ranks[0].batches_per_epoch):
         moment = [next(rank) for rank in ranks]
@@ -96,10 +99,10 @@ def test_state_is_the_position_across_epochs(kind):
 @pytest.mark.parametrize("kind", [LengthBatches, PublishedBatches])
 def test_set_epoch_goes_to_the_same_epoch_on_every_rank(kind, world):
     for rank in range(world):
-        walked = kind(lengths_like(57), 2, seed=3, rank=rank, world=world)
+        walked = kind(lengths_like(57), 2, seed=3, process=Process(rank, world))
         epochs = [[next(walked) for _ in range(walked.batches_per_epoch)] for _ in range(3)]
         assert epochs[0] != epochs[1] != epochs[2]
-        jumped = kind(lengths_like(57), 2, seed=3, rank=rank, world=world)
+        jumped = kind(lengths_like(57), 2, seed=3, process=Process(rank, world))
         for number in (2, 0, 1):
             jumped.set_epoch(number)
             assert [next(jumped) for _ in range(jumped.batches_per_epoch)] == epochs[number]
@@ -116,13 +119,13 @@ def test_running_ahead_does_not_move_the_position():
 
 
 def test_the_state_of_other_batches_is_refused():
-    state = LengthBatches(lengths_like(10), 3, world=2).state_dict()
+    state = LengthBatches(lengths_like(10), 3, process=Process(0, 2)).state_dict()
     for other, what in (
         (LengthBatches(lengths_like(10), 3), "processes: 2, now 1"),
-        (LengthBatches(lengths_like(10), 2, world=2), "batches of 3, now 2"),
-        (LengthBatches(lengths_like(10, seed=1), 3, world=2), "lengths and order"),
-        (LengthBatches(lengths_like(10), 3, seed=1, world=2), "lengths and order"),
-        (PublishedBatches(lengths_like(10), 3, world=2), "lengths and order"),
+        (LengthBatches(lengths_like(10), 2, process=Process(0, 2)), "batches of 3, now 2"),
+        (LengthBatches(lengths_like(10, seed=1), 3, process=Process(0, 2)), "lengths and order"),
+        (LengthBatches(lengths_like(10), 3, seed=1, process=Process(0, 2)), "lengths and order"),
+        (PublishedBatches(lengths_like(10), 3, process=Process(0, 2)), "lengths and order"),
     ):
         with pytest.raises(UserError, match=what):
             other.load_state_dict(state)
@@ -165,4 +168,4 @@ def test_published_length_class_by_hand():
 
 
 def test_shares_are_consecutive_and_whole():
-    assert [list(share(5, rank, 3)) for rank in range(3)] == [[0, 1], [2, 3], [4]]
+    assert [list(Process(rank, 3).consecutive_share(5)) for rank in range(3)] == [[0, 1], [2, 3], [4]]

@@ -18,8 +18,8 @@ from seg2any.data.catalog import ClosedSet, open_data_set
 from seg2any.data.left_out import LeftOutWarning
 from seg2any.data.sample import SampleError
 from seg2any.system.errors import UserError
+from seg2any.system.processes import ALONE
 from seg2any.training import config, run_data
-from seg2any.training.cache import Crew
 from seg2any.training.counts import read_or_count
 from seg2any.training.reader import read_ahead
 from seg2any.training.run_data import RawData, load_data
@@ -104,13 +104,13 @@ def test_what_cannot_be_read_is_said_before_training_starts(data, tmp_path):
     settings.data.train.type = "squares"
     for settings.trainer.cache_dir in (None, str(tmp_path)):
         with pytest.warns(LeftOutWarning, match="squares: 2 of 5 samples are left out; the first is square_1: "):
-            rows = read_or_count(Squares(5, broken=(1, 3)), Words(), 16, settings, Crew())
+            rows = read_or_count(Squares(5, broken=(1, 3)), Words(), 16, settings, ALONE)
         assert (rows.flags & UNUSABLE > 0).tolist() == [False, True, False, True, False]
     listed = next(tmp_path.glob("lengths-*-left_out.tsv")).read_text().splitlines()
     assert listed == [f"square_{n}\tsquare_{n}.json: is damaged" for n in (1, 3)]
     settings.data.on_error = "fail"
     with pytest.raises(UserError, match="2 of 5 samples cannot be used"):
-        read_or_count(Squares(5, broken=(1, 3)), Words(), 16, settings, Crew())
+        read_or_count(Squares(5, broken=(1, 3)), Words(), 16, settings, ALONE)
     with pytest.warns(SkippedSampleWarning, match="left out of validation images: photos/4.jpg"):
         shown = run_data._first_layouts(Faulty(data), 6, skips=True)
     assert [layout.digest() for layout in shown] == [data[n].layout.digest() for n in (0, 1, 2, 3, 5, 6)]
@@ -221,12 +221,9 @@ def test_networks_that_nothing_needs_are_gone_before_training(data, stock_pipe, 
     made = loading(pipe, SETTINGS, tmp_path, text, latents=True)
     made.config.trainer = made.options
 
-    class OneProcess:
-        process_index, num_processes = 0, 1
-
     raw = RawData(cls(data), data)
     made.config.trainer.num_validation_samples = 2
-    run = load_data(raw, made.config, pipe, SETTINGS, OneProcess())
+    run = load_data(raw, made.config, pipe, SETTINGS, ALONE)
     assert {name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name) is None} == set(gone)
     assert pipe.vae is not None and len(run.val) == 2 and len(run.shown) == 4
     with_all = loading(stock_pipe, SETTINGS).source(cls(data))

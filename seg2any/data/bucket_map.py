@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from seg2any.data.catalog import DataSet
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.weights import tokenizer_digest
 from seg2any.training.config import Config
 
 FORMAT = 1  # raise it when a column's meaning changes
@@ -47,7 +48,6 @@ SCHEMA = pa.schema(
 PUBLISHED = SCHEMA.names[:2]
 METADATA = b"seg2any.bucket_map"
 CHECKED_ROWS = 16  # of a published file
-PROBES = ("a cat", "", " Two  spaces, and\na line. ", "naïve ﬁlm №5 – 猫", "curtain,drapery,mantle")
 REMEDY = "make it again with prepare_dataset_bucket_map.py"
 
 
@@ -219,12 +219,6 @@ def _check_repeated(config: Config) -> None:
             if said is not None and said != used:
                 where = f"data.{side}.params.{name}"
                 raise UserError(f"{where}: is {said}, but {name} is {used}; give --{name}, and {where} the same or not")
-
-
-def tokenizer_digest(tokenizer: object) -> str:
-    """sha256 hex digest of the vocabulary and of what becomes of some texts: nothing that a library may reword."""
-    ids = [tokenizer(text, padding=False, truncation=False, verbose=False).input_ids for text in PROBES]
-    return hashlib.sha256(repr((sorted(tokenizer.get_vocab().items()), ids)).encode()).hexdigest()
 
 
 def write_tables(path: Path, origin: Origin, tables: Iterable[pa.Table]) -> None:

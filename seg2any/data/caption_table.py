@@ -6,7 +6,6 @@ memory, so that any number of processes share one copy and opening it again cost
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from seg2any.attention.settings import MAX_ENTITIES
 from seg2any.data.checked import writing_cache
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.weights import file_digest
 
 FORMAT = "3"  # raise it when the columns below change, or their faults
 BATCH = 16384  # rows
@@ -86,7 +86,7 @@ class CaptionTable:
     def digest(self) -> str:
         """sha256 hex digest of the parquet file."""
         known = (self.columns.schema.metadata or {}).get(b"digest")
-        return known.decode() if known else _digest(self.path)
+        return known.decode() if known else file_digest(self.path)
 
     def _open(self) -> pa.Table:
         if self.cache_root is None:
@@ -97,7 +97,7 @@ class CaptionTable:
         mapped = _map(kept, stamp)
         if mapped is None:
             with writing_cache(self.cache_root):
-                _convert(self.path, kept, {"stamp": stamp, "digest": _digest(self.path)})
+                _convert(self.path, kept, {"stamp": stamp, "digest": file_digest(self.path)})
             mapped = _map(kept, stamp)
         return mapped
 
@@ -117,14 +117,6 @@ def _convert(path: Path, kept: Path, metadata: dict[str, str]) -> None:
     with atomic_write(kept) as temporary, pa.ipc.new_file(str(temporary), SCHEMA.with_metadata(metadata)) as writer:
         for batch in read_batches(path):
             writer.write_batch(batch)
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:

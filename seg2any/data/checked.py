@@ -6,7 +6,6 @@ again only if its bytes are more or fewer or its time of change differs.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from tqdm.auto import tqdm
 from seg2any.data.sample import SampleError
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.weights import file_digest
 
 FORMAT = 2  # raise it when the columns, their meaning or what is checked change
 SCHEMA = pa.schema(
@@ -89,7 +89,7 @@ def _stamp(path: Path) -> tuple[str, int, int]:
 
 def _check(path: Path, check: Callable[[Path], tuple[int, int]]) -> Checked:
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = file_digest(path)
     except OSError as error:
         return Checked("", (0, 0), f"{path}: cannot be read ({error.strerror}); get it again, or allow reading it")
     try:

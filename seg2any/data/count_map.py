@@ -6,18 +6,12 @@ finds all parts there puts them together; the result does not depend on who coun
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import shutil
-import signal
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
 import cv2
@@ -28,39 +22,36 @@ from tqdm.auto import tqdm
 from seg2any.data.bucket_map import SCHEMA, BucketMap, Origin, read_origin, write_tables
 from seg2any.data.count_rows import RowCounter
 from seg2any.system.errors import UserError
+from seg2any.system.processes import Process
+from seg2any.system.workers import WorkerPool
 
 PART = 256  # rows: about a second of work
 MERGED = 256  # parts that are put together at a time
 
 
-@dataclass(frozen=True)
-class Share:
-    """What one of `of` processes counts that make one map together: every `of`-th part, from part `number` on."""
+def with_shard(shard: str, process: Process) -> Process:
+    """Return which process this is of all that count one map: `shard` is "i/n", and each shard has process.count.
 
-    number: int = 0
-    of: int = 1
-
-
-def share_of(shard: str, environment: Mapping[str, str]) -> Share:
-    """From "i/n" and torchrun's RANK and WORLD_SIZE, whose processes divide a shard further. Raises UserError."""
+    Raises UserError for an impossible shard.
+    """
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    number, of = map(int, match.groups()) if match else (0, 0)
-    if number >= of:
-        raise UserError(f"--shard {shard}: is no share; give i/n with i from 0 to n - 1, such as 0/8")
-    if "WORLD_SIZE" not in environment:  # a RANK alone is left over from something else
-        return Share(number, of)
-    world = int(environment["WORLD_SIZE"])
-    return Share(number * world + int(environment["RANK"]), of * world)
+    number, shards = map(int, match.groups()) if match else (0, 0)
+    if number >= shards:
+        raise UserError(f"--shard {shard}: not a shard; give i/n with i from 0 to n - 1, such as 0/8")
+    return Process(number * process.count + process.index, shards * process.count)
 
 
-def number_of_workers(wanted: int | None, environment: Mapping[str, str]) -> int:
-    """`wanted`, or one per core that this process may use, shared by torchrun's processes here. Raises UserError."""
-    if wanted is None:
+def number_of_workers(asked: int | None, process: Process) -> int:
+    """Return `asked`, or one worker per core that this process may use, shared by the run's processes on this machine.
+
+    Raises UserError for less than one.
+    """
+    if asked is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // int(environment.get("LOCAL_WORLD_SIZE", 1)))
-    if wanted < 1:
-        raise UserError(f"--workers {wanted}: give at least 1")
-    return wanted
+        return max(1, cores // process.local_count)
+    if asked < 1:
+        raise UserError(f"--workers {asked}: too few; give at least 1")
+    return asked
 
 
 @dataclass(frozen=True)
@@ -152,7 +143,7 @@ class Parts:
             raise UserError(f"{file}: is damaged; remove it and run the same command again") from None
 
 
-def count_map(path: Path, counter: RowCounter, share: Share, workers: int, show_progress: bool = True) -> str:
+def count_map(path: Path, counter: RowCounter, process: Process, workers: int, show_progress: bool = True) -> str:
     """Count this process's share of the map `path`, put the map together if nothing is missing, and say what was done.
 
     workers  processes; 1 counts in this one
@@ -162,7 +153,7 @@ def count_map(path: Path, counter: RowCounter, share: Share, workers: int, show_
     parts = Parts(path, counter.origin)
     if parts.is_finished():
         return f"{path}: is up to date, {counter.origin.rows} rows"
-    mine = parts.ranges[share.number :: share.of]
+    mine = process.share(parts.ranges)
     missing = parts.missing(mine)
     total, left = sum(map(len, mine)), sum(map(len, missing))
     if workers == 1 or len(missing) < 2:
@@ -189,45 +180,22 @@ def _in_this_process(parts: Parts, counter: RowCounter, missing: Sequence[range]
 
 
 def _by_workers(parts: Parts, counter: RowCounter, missing: Sequence[range], workers: int) -> Iterator[range]:
-    # Not forked from here, where libraries have threads, but from a server that imports everything once.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, type(counter.tokenizer).__module__, type(counter.data).__module__])
-    pool = ProcessPoolExecutor(min(workers, len(missing)), context, _start_worker, (parts, counter))
-    try:
-        for done in as_completed([pool.submit(_count_part, rows) for rows in missing]):
-            yield done.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker was killed, perhaps for want of memory; run the same command again, with fewer --workers"
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    modules = (__name__, type(counter.tokenizer).__module__, type(counter.data).__module__)
+    with WorkerPool(min(workers, len(missing)), (parts, counter), _use_one_thread, modules) as pool:
+        for rows, _ in pool.results(_count_part, missing):
+            yield rows
 
 
-_job: tuple[Parts, RowCounter]  # of this worker
+def _count_part(job: tuple[Parts, RowCounter], rows: range) -> None:
+    parts, counter = job
+    parts.write(rows, counter)
 
 
-def _start_worker(parts: Parts, counter: RowCounter) -> None:
-    global _job
-    _job = parts, counter
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and lets the parts in work be finished
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    # One worker per core: libraries that start threads of their own only get in each other's way.
+def _use_one_thread() -> None:
+    """Keep libraries from starting threads of their own: there is one worker per core already."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
-
-
-def _die_with_parent() -> None:
-    """A killed parent cannot stop its workers, and they would wait for its orders for ever."""
-    wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
-
-
-def _count_part(rows: range) -> range:
-    parts, counter = _job
-    parts.write(rows, counter)
-    return rows
 
 
 def _keep_published(path: Path) -> None:

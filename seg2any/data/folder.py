@@ -15,6 +15,7 @@ from seg2any.data.sample import Sample, SampleError
 from seg2any.layout import Layout
 from seg2any.layout.checks import LayoutError
 from seg2any.system.errors import UserError
+from seg2any.system.weights import file_digest
 
 
 class FolderDataset:
@@ -43,7 +44,7 @@ class FolderDataset:
                     raise SampleError(sizes_differ(path, layout.size, photos[key], size))
                 digest.update(f"{key} {layout.digest()}\n".encode())
                 self._pairs.append((photos[key], path))
-                self._photo_digests.append(hashlib.sha256(photos[key].read_bytes()).hexdigest())
+                self._photo_digests.append(file_digest(photos[key]))
             except SampleError as error:
                 left_out.append(LeftOut(key, str(error)))
         self.left_out = tuple(sorted(left_out, key=lambda one: one.key))

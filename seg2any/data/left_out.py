@@ -14,6 +14,7 @@ from pathlib import Path
 
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.processes import Process
 
 ON_ERROR = ("skip", "fail")
 LISTED = 10_000  # samples: of SACap-1M a million may be left out because their tars were not fetched
@@ -53,7 +54,7 @@ def check_left_out(
             f"data set {name}: {len(left_out)} of {total} samples cannot be used; {first}; "
             "mend them, or leave them out with --data.on_error=skip"
         )
-    if os.environ.get("RANK", "0") != "0":
+    if not Process.of(os.environ).is_first:
         return  # all processes of a run find the same, and the first says it
     warnings.warn(
         f"data set {name}: {len(left_out)} of {total} samples are left out; {first}", LeftOutWarning, stacklevel=3

@@ -10,6 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from seg2any.system.errors import UserError
+from seg2any.system.processes import ALONE, Process
 
 LEFT_OUT = -1
 WINDOW = 256  # batches of all ranks that are sorted by length together
@@ -36,8 +37,7 @@ class BatchSampler:
         lengths: np.ndarray,
         batch_size: int,
         seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
+        process: Process = ALONE,
         buckets: np.ndarray | None = None,
     ):
         self.lengths = np.asarray(lengths)
@@ -45,7 +45,7 @@ class BatchSampler:
         present = np.flatnonzero(self.buckets != LEFT_OUT)
         if not len(present):
             raise UserError("the data set has no sample to train on; see what was left out and why")
-        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
+        self.batch_size, self.seed, self.process, self.world = batch_size, seed, process, process.count
         classes = self._classes()[present]
         self.members = [present[classes == number] for number in np.unique(classes)]
         self.position = 0
@@ -85,7 +85,7 @@ class BatchSampler:
     def __next__(self) -> list[int]:
         number, index = divmod(self.position, self.batches_per_epoch)
         if self._epoch is None or self._epoch[0] != number:
-            self._epoch = (number, self.epoch(number)[:, self.rank].copy())
+            self._epoch = (number, self.epoch(number)[:, self.process.index].copy())
         self.position += 1
         return self._epoch[1][index].tolist()
 
@@ -188,13 +188,6 @@ class PublishedBatches(BatchSampler):
 def published_length_class(cond_tokens, text_tokens):
     """The published code batches samples of one class: 50 tokens wide for condition tokens, and for text tokens."""
     return cond_tokens // 50 + text_tokens // 50 * 1_000_000
-
-
-def share(n_items: int, rank: int, world: int) -> range:
-    """The items of one rank: consecutive, all of them on some rank, none on two; the first ranks get one more."""
-    size, larger = divmod(n_items, world)
-    start = rank * size + min(rank, larger)
-    return range(start, start + size + (rank < larger))
 
 
 class _Shuffle:

@@ -118,6 +118,7 @@ def generate(request: Request) -> None:
         read_adapter_card,
     )
     from seg2any.generate.run import explained_memory
+    from seg2any.system.processes import Process
 
     options, folder = request.options, request.options.output_path
     data = open_data(request.config)
@@ -134,17 +135,16 @@ def generate(request: Request) -> None:
     run = Generated.read(folder).run
     sizes = (run["samples"], run["groups"], run["format"], tuple(run["size"]))
     task = Task(data, folder, *sizes, run["seed"], run["recipe"])
-    share = (processes.process_index, processes.num_processes)
-    blocks, finished = plan(task, options.batch_size, share, options.overwrite)
+    process = Process(processes.process_index, processes.num_processes, processes.local_process_index)
+    blocks, finished = plan(task, options.batch_size, process, options.overwrite)
     missing = sum(len(block.missing) for block in blocks)
-    who = f"process {share[0] + 1} of {share[1]}: " if share[1] > 1 else ""
-    print(f"{who}{missing} images to make on {machine}, {finished} are there already", flush=True)
+    print(f"{process}{missing} images to make on {machine}, {finished} are there already", flush=True)
     if blocks:
         with explained_memory(options, settings, machine):
             model, adapter = options.pretrained_model_name_or_path, options.lora_ckpt_path
             pipeline = load_pipeline(model, adapter, machine.dtype, machine.device)
-            make_images(task, blocks, pipeline, settings, shown=processes.is_main_process)
-    print(f"{who}images are in {folder}")
+            make_images(task, blocks, pipeline, settings, shown=process.is_first)
+    print(f"{process}images are in {folder}")
     processes.destroy_process_group()  # no waiting: the others may have more to do
 
 

@@ -23,6 +23,7 @@ from seg2any.generate.recipe import BrokenImage, differences, read_recipe, save_
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError
+from seg2any.system.processes import Process
 
 PIL_QUALITY = 75  # Pillow's default for JPEG: what the published images were saved with
 
@@ -86,15 +87,15 @@ class Block:
     missing: frozenset[Wanted]
 
 
-def plan(task: Task, batch_size: int, share: tuple[int, int], overwrite: bool) -> tuple[list[Block], int]:
-    """The blocks of process `share[0]` of `share[1]` that lack an image, and how many images it has already.
+def plan(task: Task, batch_size: int, process: Process, overwrite: bool) -> tuple[list[Block], int]:
+    """The blocks of `process` that lack an image, and how many images it has already.
 
     Raises UserError for images of another run, which would spoil every mean over the folder.
     """
     wanted = task.wanted()
     blocks = [tuple(wanted[start : start + batch_size]) for start in range(0, len(wanted), batch_size)]
     to_do, finished = [], 0
-    for block in tqdm(blocks[share[0] :: share[1]], "images that are there", disable=share[0] > 0, leave=False):
+    for block in tqdm(process.share(blocks), "images that are there", disable=not process.is_first, leave=False):
         missing = frozenset(image for image in block if overwrite or not _is_finished(task, image))
         finished += len(block) - len(missing)
         if missing:

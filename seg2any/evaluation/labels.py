@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +15,7 @@ from seg2any.data.pictures import read_label_map
 from seg2any.generate.recipe import BrokenImage, read_recipe
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.workers import WorkerPool
 
 UNLABELLED = 255
 UNKNOWN = -1
@@ -87,15 +86,14 @@ def convert_folder(pairs: Sequence[tuple[Path, Path]], conversion: Conversion, p
     """
     missing = [pair for pair in pairs if not (pair[1].exists() and _is_done(*pair, conversion.size))]
     bar = tqdm(total=len(pairs), initial=len(pairs) - len(missing), desc="labels", unit="file")
-    # Spawned: what the parent imported may hold threads, which forked children cannot use.
-    with bar, ProcessPoolExecutor(min(processes, max(1, len(missing))), get_context("spawn")) as pool:
-        try:
-            for _ in pool.map(conversion, missing, chunksize=16):
-                bar.update()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    with bar, WorkerPool(min(processes, max(1, len(missing))), conversion) as pool:
+        for _ in pool.results(_convert, missing):
+            bar.update()
     return len(missing)
+
+
+def _convert(conversion: Conversion, pair: tuple[Path, Path]) -> None:
+    conversion(pair)
 
 
 def _is_done(source: Path, target: Path, size: tuple[int, int] | None) -> bool:

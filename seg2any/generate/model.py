@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +22,7 @@ from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.preflight import ModelFacts
 from seg2any.system.errors import UserError, shown
 from seg2any.system.precision import dtype_of
+from seg2any.system.weights import folder_digest
 
 
 def read_facts(model: str) -> ModelFacts:
@@ -126,17 +126,7 @@ def known_model(model: str) -> dict:
 
 def known_folder(folder: Path) -> dict:
     """What a recipe says of a folder of weights, of a model or of adapters: its path and a digest."""
-    return {"path": str(folder), "sha256": weights_digest(folder)}
-
-
-def weights_digest(folder: Path) -> str:
-    """sha256 over the safetensors files of a folder, in the order of their paths."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        with open(path, "rb") as file:
-            while block := file.read(1 << 24):
-                digest.update(block)
-    return digest.hexdigest()
+    return {"path": str(folder), "sha256": folder_digest(folder)}
 
 
 @contextlib.contextmanager

@@ -12,9 +12,7 @@ from seg2any.generate.recipe import BrokenImage, check_recipe_fits, differences,
 from seg2any.generate.survey import Surveyed, image_paths, panel_path
 from seg2any.layout.checks import MAX_SEED
 from seg2any.system.errors import UserError
-from seg2any.system.processes import Process
-
-ALONE = Process()
+from seg2any.system.processes import ALONE, Process
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""What every other room stands on: errors, files, processes, weights, versions, precision."""
+"""The ground floor: errors, files and locks, processes, weights, versions, precision."""

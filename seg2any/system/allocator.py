@@ -1,18 +1,21 @@
-"""Freed memory of this process, kept for the next step. glibc gives it back to the system and takes it again page by
-page, which at FLUX's width takes a tenth of a denoising step on a CPU (`docs/performance.md`)."""
+"""Keep freed memory in this process for the next step.
+
+glibc returns freed memory to the system and takes it back page by page, which at FLUX's width takes a tenth of a
+denoising step on a CPU (`docs/performance.md`).
+"""
 
 from __future__ import annotations
 
 import ctypes
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
-MOST_BYTES = 2**30  # larger pieces are few
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in malloc.h
+MOST_BYTES = 2**30  # larger allocations are few
 
 
 def keep_freed_memory() -> bool:
-    """From now on, for the whole process. Its size then stays at its peak, so this is for programs, not for libraries.
+    """Make malloc keep freed memory from now on. Returns whether the C library can: glibc can, others cannot.
 
-    Returns whether the C library can do it: glibc can, those of macOS and Windows and musl cannot.
+    The process then stays at the size of its peak, so programs call this and libraries do not.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

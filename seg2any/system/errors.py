@@ -1,4 +1,4 @@
-"""The one exception that a user is meant to read, and values as its messages show them."""
+"""The exception whose message is written for the user, and how such messages show values."""
 
 
 class UserError(ValueError):
@@ -6,7 +6,7 @@ class UserError(ValueError):
 
 
 def shown(value: object, limit: int = 60) -> str:
-    """`value` on one line, short enough for a message."""
+    """Return `value` in ASCII, on one line of at most `limit` characters."""
     try:
         text = ascii(value)
     except (ValueError, RecursionError):  # an int of over 4300 digits has no decimal form, a list may be too deep

@@ -1,4 +1,4 @@
-"""Files are complete or absent, never half-written."""
+"""Files that are complete or absent, never half-written, and locks that tell which process works on something."""
 
 from __future__ import annotations
 
@@ -8,19 +8,29 @@ import os
 import stat
 import time
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
-STALE_SECONDS = 600  # no writer rests so long: it was killed
+from seg2any.system.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+STALE_SECONDS = 600  # a temporary file that nobody has written to for so long: its writer was killed
+RUNNING = ".running"  # the lock file of a folder that one process at a time works in
 
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write to; it replaces `path` on success and is removed on any error.
+    """Yield a temporary path beside `path`; it replaces `path` on success and is removed on any error.
 
-    The temporary name keeps the suffix, because image libraries choose the format from it, and is unique, so several
-    writers may race for the same file; it is short, so what has a legal name can be written. Whoever writes it, others
-    may read it as the umask says: safetensors lets nobody.
+    The temporary name keeps the suffix, because image libraries choose the format from it; it is unique, so several
+    writers may race for the same file; and it is short, so that it is legal wherever `path` is. The file gets the
+    umask's permissions; safetensors would create it with mode 600.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -37,22 +47,77 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_stale(folder: Path) -> None:
+    """Remove temporary files that killed writers have left in `folder`."""
+    for path in folder.glob(".*.tmp*"):
+        with contextlib.suppress(OSError):  # its writer has just renamed it, or this folder is read-only
+            if time.time() - path.stat().st_mtime > STALE_SECONDS:
+                path.unlink()
+
+
 def sort_metadata(path: Path) -> None:
-    """Put the metadata of a safetensors file in order: the library writes them in another one each time, and files of
-    equal content shall be equal."""
+    """Sort the metadata of a safetensors file by key, so that files of equal content are equal.
+
+    The library writes the metadata in another order each time.
+    """
     with open(path, "r+b") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(ordered) <= length:  # else escaped otherwise, and left as it is
+        if len(ordered) <= length:  # longer only if the library escapes characters that json does not: left as it is
             file.seek(8)
             file.write(ordered.ljust(length))
 
 
-def remove_stale(folder: Path) -> None:
-    """Remove what writers that were killed have left in `folder`."""
-    for path in folder.glob(".*.tmp*"):
-        with contextlib.suppress(OSError):  # its writer has renamed it, or nothing can be removed here
-            if time.time() - path.stat().st_mtime > STALE_SECONDS:
-                path.unlink()
+@contextlib.contextmanager
+def locked(path: Path, shared: bool = False) -> Iterator[bool]:
+    """Lock `path`, creating it, until the end of the block; yield False if another process holds the lock.
+
+    shared  several processes may hold the lock, if all of them ask for it `shared`
+
+    The kernel keeps the lock for this process, so a killed process leaves none behind and forked children do not hold
+    it. On network file systems it counts for all machines. Where locking is unavailable (Windows, some file systems)
+    the caller is warned and the lock counts as acquired. A process that locks a file twice gets True both times, and
+    loses the lock at the end of the first of the two blocks.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "a+", encoding="utf-8") as file:
+        yield _acquire(file, shared)
+
+
+def _acquire(file: IO, shared: bool) -> bool:
+    if fcntl:
+        with contextlib.suppress(OSError):
+            try:
+                fcntl.lockf(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                return False
+            return True
+    warnings.warn(f"{file.name}: files cannot be locked here; do not start the same run twice at once", stacklevel=4)
+    return True
+
+
+@contextlib.contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep the output folder of a run for this process until the end of the block.
+
+    Two runs would remove each other's unfinished checkpoints. Raises UserError if another process holds `folder`.
+    """
+    with locked(folder / RUNNING) as is_ours:
+        _require(is_ours, folder)
+        yield
+
+
+def check_free(folder: Path) -> None:
+    """Raise UserError if another process is inside `held(folder)`."""
+    if (folder / RUNNING).exists():
+        with locked(folder / RUNNING, shared=True) as is_free:  # shared: all processes of one run ask at the same time
+            _require(is_free, folder)
+
+
+def _require(is_free: bool, folder: Path) -> None:
+    if not is_free:
+        raise UserError(
+            f"project.output_dir: another run is writing into {folder}; wait for it, end it, or choose another folder"
+        )

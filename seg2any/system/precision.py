@@ -1,6 +1,7 @@
-"""Precisions by name, and which machines compute in bfloat16 at full speed. Light: torch is loaded when it is needed.
+"""Precisions by name, and which machines compute in bfloat16 at full speed.
 
-Elsewhere torch emulates bfloat16, hundreds of times slower than fp32.
+Other machines emulate bfloat16, hundreds of times slower than fp32. torch is imported inside the functions, so that
+--help can list the precisions without waiting for it.
 """
 
 from __future__ import annotations

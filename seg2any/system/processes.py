@@ -1,58 +1,72 @@
-"""Several processes make the images of one run, each its share, with nothing to wait for each other about."""
+"""The processes of one run: who each is, which items it takes, and how it waits for the work of the others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
-
-import torch
 
 from seg2any.system.errors import UserError
 
 T = TypeVar("T")
 
+PATIENCE = 300.0  # seconds without progress of the other processes before their work is done here
+POLL_SECONDS = 0.5
+
 
 @dataclass(frozen=True)
 class Process:
-    """Process `index` of `count`, `local` of `local_count` on its machine; as torchrun and accelerate's launcher say,
-    else the only one."""
+    """Process `index` of the `count` processes of a run; `local` of `local_count` on its machine. Alone by default."""
 
     index: int = 0
     count: int = 1
     local: int = 0
     local_count: int = 1
-    is_on_cpu: bool = False  # by order of the launcher
+    is_on_cpu: bool = False  # the launcher asked for a CPU
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Process:
-        """Raises UserError for a launcher that contradicts itself."""
+        """Read the variables of torchrun and accelerate's launcher; alone without WORLD_SIZE, whatever RANK says.
+
+        Raises UserError for a launcher that contradicts itself.
+        """
+        if "WORLD_SIZE" not in environment:  # a RANK alone is left over from another program
+            return cls(is_on_cpu=_is_on_cpu(environment))
         index, count = _whole(environment, "RANK", 0), _whole(environment, "WORLD_SIZE", 1)
         if not 0 <= index < count:
-            raise UserError(f"RANK {index} of WORLD_SIZE {count}: there is no such process; check the launcher")
+            raise UserError(f"RANK {index} of WORLD_SIZE {count}: ranks are 0 to {count - 1}; check the launcher")
         local, local_count = _whole(environment, "LOCAL_RANK", index), _whole(environment, "LOCAL_WORLD_SIZE", count)
-        return cls(index, count, local, local_count, environment.get("ACCELERATE_USE_CPU", "").lower() == "true")
+        return cls(index, count, local, local_count, _is_on_cpu(environment))
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that speaks for all."""
+        """Whether this process prints, warns and writes what one process does for all."""
         return self.index == 0
 
     def __str__(self) -> str:
-        """How its messages begin; one that is alone does not say so."""
+        """Return the prefix of this process's messages: "process 2 of 4: ", or "" if it is alone."""
         return f"process {self.index + 1} of {self.count}: " if self.count > 1 else ""
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Every item is in the share of exactly one process."""
+        """Return every `count`-th item from item `index` on; each item is in the share of exactly one process."""
         return items[self.index :: self.count]
 
-    def device_name(self, asked: str | None) -> str | None:
-        """--device, or None, for this process: with several, each has a GPU of its own.
+    def consecutive_share(self, n_items: int) -> range:
+        """Return the indices of this process's share, one after the other; the first processes may get one more."""
+        size, larger = divmod(n_items, self.count)
+        start = self.index * size + min(self.index, larger)
+        return range(start, start + size + (self.index < larger))
 
-        Raises UserError if there are too few, or if one of them is asked for by number.
+    def device_name(self, asked: str | None) -> str | None:
+        """Return the value of --device for this process: with several processes, each has a GPU of its own.
+
+        Raises UserError if there are fewer GPUs than processes, or if one GPU is named for all of them.
         """
         if self.count == 1:
             return asked
+        import torch  # takes seconds, and most who ask for their share need no device
+
         if asked is None and self.is_on_cpu:
             return "cpu"
         if asked is None and not torch.cuda.is_available():
@@ -64,8 +78,32 @@ class Process:
         return f"cuda:{self.local}" if asked in (None, "cuda") else asked
 
 
+ALONE = Process()
+
+
+def wait_for_others(left: Callable[[], int], do_rest: Callable[[], None], patience: float = PATIENCE) -> None:
+    """Return when `left()`, the amount of work that is not finished, is 0.
+
+    The other processes are expected to do it. They may have been killed, or write to another machine's folder: when
+    `left()` has not changed for `patience` seconds, `do_rest()` does the work here.
+    """
+    now, since = left(), time.monotonic()
+    while now:
+        time.sleep(min(POLL_SECONDS, patience))
+        before, now = now, left()
+        if now != before:
+            since = time.monotonic()
+        elif time.monotonic() - since > patience:
+            do_rest()
+            now, since = left(), time.monotonic()
+
+
+def _is_on_cpu(environment: Mapping[str, str]) -> bool:
+    return environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
+
+
 def _whole(environment: Mapping[str, str], name: str, default: int) -> int:
     try:
         return int(environment.get(name, default))
     except ValueError:
-        raise UserError(f"{name} is {environment[name]!r} and no number; check the launcher") from None
+        raise UserError(f"{name} is {environment[name]!r}, not a whole number; check the launcher") from None

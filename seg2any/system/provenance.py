@@ -1,9 +1,10 @@
-"""Where a number comes from: commit, versions, machine. Written beside every result and into every run's log."""
+"""Where a number comes from: commit, versions, machine, launch; written beside results and into every run's log."""
 
 from __future__ import annotations
 
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -22,13 +23,13 @@ PACKAGES = (
     "bitsandbytes",
     "numpy",
     "pillow",
+    "opencv-python-headless",
 )
-PACKAGES += ("opencv-python-headless",)
 
 
 def circumstances(device: torch.device | str) -> dict[str, object]:
-    """Machine, versions and commit, as json can hold them."""
-    import torch  # takes seconds: not before those who only read results need it
+    """Describe machine, versions and commit in values that json can hold."""
+    import torch  # takes seconds, and reading results needs no torch
 
     device = torch.device(device)
     is_cuda = device.type == "cuda"
@@ -40,14 +41,24 @@ def circumstances(device: torch.device | str) -> dict[str, object]:
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
         },
-        # torch's own number names the build, unlike the package's metadata
+        # torch.__version__ names the build (+cpu, +cu128), the package's metadata does not
         "versions": {"python": platform.python_version(), "torch": torch.__version__} | dict(_versions()),
         "commit": commit(),
     }
 
 
+def run_info(device: torch.device | str, processes: int, distributed_type: str) -> dict[str, object]:
+    """Describe a start of a training run: `circumstances`, host, launch and command line."""
+    return circumstances(device) | {
+        "host": platform.node(),
+        "processes": processes,
+        "distributed_type": distributed_type,
+        "command": sys.argv,
+    }
+
+
 def commit(folder: Path = Path(__file__).parent) -> str:
-    """The commit of the working tree, with "+" if files differ from it; "unknown" outside of git."""
+    """Return the commit of the working tree, with "+" if files differ from it; "unknown" outside of git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(
@@ -61,7 +72,7 @@ def commit(folder: Path = Path(__file__).parent) -> str:
 
 
 def _processor(vector_units: str) -> str:
-    """What Linux calls it, with its widest vector units: they decide how fast 16 bit is."""
+    """Return the processor's name and its widest vector units, which decide how fast 16 bit is."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
@@ -71,6 +82,7 @@ def _processor(vector_units: str) -> str:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
+    """Yield name and version of every installed package of PACKAGES."""
     for package in PACKAGES:
         try:
             yield package, metadata.version(package)

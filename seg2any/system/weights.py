@@ -1,6 +1,10 @@
-"""What tells one base model from another of the same shape: some bytes of every tensor, read from its files.
+"""Digests of files and models: what tells one set of weights, or one tokenizer, from another.
 
-Neither the folder's name nor how tensors are spread over files counts, so a model may move or be sharded anew.
+file_digest          every byte of one file
+folder_digest        every byte of the safetensors files of a folder: `sha256` in recipes
+weights_fingerprint  some bytes of every tensor in a FLUX folder: the identity of a training run
+module_samples       some numbers of every tensor of a loaded network: part of a cache's name
+tokenizer_digest     vocabulary and behaviour of a tokenizer: part of a bucket map's origin
 """
 
 from __future__ import annotations
@@ -8,22 +12,70 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")  # of a FLUX folder: what training computes with
+if TYPE_CHECKING:
+    from torch import nn
+
+PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")  # networks of a FLUX folder that training uses
 WEIGHTS = re.compile(r"\w+(-\d+-of-\d+)?\.(safetensors|bin)")  # no variants, such as model.fp16.safetensors
 SPOTS, SPOT_BYTES = 4, 64  # read of every tensor; another training changes nearly all numbers of what it changes
+SAMPLED_NUMBERS = 256  # of every tensor of a loaded network
+BLOCK = 1 << 22
+PROBES = ("a cat", "", " Two  spaces, and\na line. ", "naïve ﬁlm №5 – 猫", "curtain,drapery,mantle")
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 hex digest of a file. Raises OSError."""
+    return _digest_of((path,))
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the sha256 hex digest of the safetensors files of a folder, in the order of their paths."""
+    return _digest_of(sorted(folder.rglob("*.safetensors")))
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Of the networks in a FLUX folder; "" if it has no weights. A second for FLUX.1-dev: a megabyte is read."""
+    """Return a digest of some bytes of every tensor in a FLUX folder; "" if it has no weights.
+
+    Neither the folder's name nor how tensors are spread over files counts, so a model may move or be sharded anew. For
+    FLUX.1-dev a megabyte is read, in about a second.
+    """
     lines = [f"{part}/{line}" for part in PARTS for line in _network_lines(folder / part)]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16] if lines else ""
 
 
+def module_samples(module: nn.Module) -> Iterator[bytes]:
+    """Yield name, shape, dtype and SAMPLED_NUMBERS to twice as many numbers of every tensor of a network."""
+    for name, tensor in module.state_dict().items():
+        spread = tensor.flatten()[:: max(1, tensor.numel() // SAMPLED_NUMBERS)].float().cpu()
+        yield f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + spread.numpy().tobytes()
+
+
+def vocabulary(tokenizer: object) -> list[tuple[str, int]]:
+    """Return a tokenizer's texts and numbers, sorted by text."""
+    return sorted(tokenizer.get_vocab().items())
+
+
+def tokenizer_digest(tokenizer: object) -> str:
+    """Return the sha256 hex digest of the vocabulary and of the tokens of PROBES: nothing that a library may reword."""
+    ids = [tokenizer(text, padding=False, truncation=False, verbose=False).input_ids for text in PROBES]
+    return hashlib.sha256(repr((vocabulary(tokenizer), ids)).encode()).hexdigest()
+
+
+def _digest_of(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with open(path, "rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
 def _network_lines(folder: Path) -> Iterator[str]:
+    """Yield name, size and digest of some bytes of every tensor of one network, in the order of the files."""
     files = [path for path in folder.glob("*") if WEIGHTS.fullmatch(path.name)]
     safe = [path for path in files if path.suffix == ".safetensors"]  # preferred where there are both
     for path in safe or files:
@@ -33,7 +85,10 @@ def _network_lines(folder: Path) -> Iterator[str]:
 
 
 def _tensors(file: BinaryIO) -> list[tuple[str, int, int]]:
-    """Name, first byte and end of every tensor of a safetensors file. A damaged one is left to who loads it."""
+    """List name, first byte and end of every tensor of a safetensors file.
+
+    A damaged file becomes one entry: loading it will raise the error.
+    """
     length = int.from_bytes(file.read(8), "little")
     try:
         header = json.loads(file.read(length))
@@ -47,6 +102,7 @@ def _tensors(file: BinaryIO) -> list[tuple[str, int, int]]:
 
 
 def _sampled(file: BinaryIO, begin: int, end: int) -> str:
+    """Return a digest of SPOTS pieces of SPOT_BYTES bytes, spread over bytes `begin` to `end`."""
     digest = hashlib.sha256()
     for spot in range(SPOTS):
         file.seek(begin + max(0, end - begin - SPOT_BYTES) * spot // (SPOTS - 1))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -13,57 +12,53 @@ from tqdm.auto import tqdm
 
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.text import TextKey
-from seg2any.data.sampler import share
 from seg2any.diffusion.prepare import Encoders
 from seg2any.system.errors import UserError
+from seg2any.system.processes import PATIENCE, Process, wait_for_others
+from seg2any.system.weights import module_samples, vocabulary
 from seg2any.training.encoded import Captions, add_embeddings, encode_latents, latents_entry, texts_entry
 from seg2any.training.reader import Preparation, Reader, fault_entry, read_ahead
 from seg2any.training.store import Entry, MemoryStore, ShardStore, Store
 
 FORMAT = 3  # raise it when entries or what they mean change
-PATIENCE = 300.0  # seconds without progress of the others before their share is done here
 KNOWN_BYTES = 1 << 30  # of embeddings kept while a cache is filled, so that repeated captions are encoded once
 
 # From positions of missing entries to (position, entry), in any order.
 Make = Callable[[Sequence[int]], Iterable[tuple[int, Entry]]]
 
 
-class Crew:
-    """The processes that fill a cache together: this one is `rank` of `world`."""
+def complete(
+    store: Store, keys: Sequence[bytes], make: Make, what: str, process: Process, patience: float = PATIENCE
+) -> None:
+    """Return when `store` has an entry for every one of `keys`, each made by one of the run's processes.
 
-    def __init__(self, rank: int = 0, world: int = 1, patience: float = PATIENCE):
-        self.rank, self.world, self.patience = rank, world, patience
+    Each process makes the missing entries of its share. If the others, which may belong to another node with a folder
+    of its own or to a run that was killed, make no progress for `patience` seconds, this one makes theirs as well.
+    """
 
-    def complete(self, store: Store, keys: Sequence[bytes], make: Make, what: str) -> None:
-        """Return when `store` has an entry for every one of `keys`.
-
-        Each process makes those of its share that are missing. If others, which may belong to another node with a
-        folder of its own or to a run that was killed, get no further, this one makes theirs as well.
-        """
-        own = set(share(len(keys), self.rank, self.world)) if store.is_shared else range(len(keys))
+    def left() -> int:
         store.refresh()
-        self._add(store, keys, [at for at in store.missing(keys).tolist() if at in own], make, what)
-        left, since = store.missing(keys), time.monotonic()
-        while len(left):
-            time.sleep(min(1.0, self.patience))
-            store.refresh()
-            before, left = len(left), store.missing(keys)
-            if len(left) < before:
-                since = time.monotonic()
-            elif time.monotonic() - since > self.patience:
-                self._add(store, keys, left.tolist(), make, what)
-                left = store.missing(keys)
+        return len(store.missing(keys))
 
-    def _add(self, store: Store, keys: Sequence[bytes], wanted: list[int], make: Make, what: str) -> None:
-        if not wanted:
-            return
-        try:
-            with tqdm(total=len(wanted), desc=what, unit="", disable=self.rank > 0) as bar:
-                for at, entry in make(wanted):
-                    store.add(keys[at], entry)
-                    bar.update()
-        finally:
-            store.flush()  # what is done is done, whatever stopped the rest
+    def add(positions: list[int]) -> None:
+        _add(store, keys, positions, make, what, is_quiet=not process.is_first)
+
+    own = set(process.consecutive_share(len(keys))) if store.is_shared else range(len(keys))
+    store.refresh()
+    add([at for at in store.missing(keys).tolist() if at in own])
+    wait_for_others(left, lambda: add(store.missing(keys).tolist()), patience)
+
+
+def _add(store: Store, keys: Sequence[bytes], positions: list[int], make: Make, what: str, is_quiet: bool) -> None:
+    if not positions:
+        return
+    try:
+        with tqdm(total=len(positions), desc=what, unit="", disable=is_quiet) as bar:
+            for at, entry in make(positions):
+                store.add(keys[at], entry)
+                bar.update()
+    finally:
+        store.flush()  # keep finished entries even if the loop was interrupted
 
 
 def open_store(cache_dir: str | None, kind: str, fingerprint: str) -> Store:
@@ -141,17 +136,16 @@ def texts_fingerprint(data: str, settings: ConditionSettings, encoders: Encoders
     lengths = [settings.max_sequence_length, settings.regional_max_sequence_length]
     digest = _digest(data, lengths, settings.is_plain)
     for tokenizer in (encoders.tokenizer, encoders.tokenizer_2):
-        digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
-    return _add_weights(_add_weights(digest, encoders.text_encoder), encoders.text_encoder_2).hexdigest()
+        digest.update(repr(vocabulary(tokenizer)).encode())
+    return _add_weights(digest, encoders.text_encoder, encoders.text_encoder_2).hexdigest()
 
 
 def _digest(*parts: object) -> hashlib._Hash:
     return hashlib.sha256(repr((FORMAT, *parts)).encode())
 
 
-def _add_weights(digest: hashlib._Hash, module: nn.Module) -> hashlib._Hash:
-    """Some numbers of every tensor stand for all of it: another model differs in most of them."""
-    for name, tensor in module.state_dict().items():
-        spread = tensor.flatten()[:: max(1, tensor.numel() // 256)].float().cpu()
-        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + spread.numpy().tobytes())
+def _add_weights(digest: hashlib._Hash, *modules: nn.Module) -> hashlib._Hash:
+    for module in modules:
+        for piece in module_samples(module):
+            digest.update(piece)
     return digest

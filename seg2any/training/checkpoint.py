@@ -21,7 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from seg2any.system.errors import UserError
-from seg2any.system.run_lock import check_free
+from seg2any.system.files import check_free
 from seg2any.training.state_file import DamagedState, read_plain, read_state, write_state
 
 STATE = "training_state.safetensors"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,10 @@ import numpy as np
 from seg2any.attention.settings import ConditionSettings
 from seg2any.data.bucket_map import SCHEMA, UNUSABLE, BucketMap, map_path, origin_of
 from seg2any.data.catalog import DataSet, data_set_name
-from seg2any.data.count_map import Parts, Share, count_map, number_of_workers
+from seg2any.data.count_map import Parts, count_map, number_of_workers
 from seg2any.data.count_rows import RowCounter, open_map
 from seg2any.data.unreadable import check_unreadable
-from seg2any.training.cache import Crew
+from seg2any.system.processes import PATIENCE, Process, wait_for_others
 from seg2any.training.config import Config
 
 
@@ -59,38 +58,40 @@ class TokenCounts:
         return np.unique(self.size, axis=0, return_inverse=True)[1].reshape(-1)
 
 
-def read_or_count(data: DataSet, tokenizer: object, patch: int, config: Config, crew: Crew) -> BucketMap:
-    """The bucket map if `is_group_bucket` is on; else counted by all processes together, and kept in the cache.
+def read_or_count(
+    data: DataSet, tokenizer: object, patch: int, config: Config, process: Process, patience: float = PATIENCE
+) -> BucketMap:
+    """Read the bucket map if `is_group_bucket` is on; else count with all processes together, and keep it in the cache.
 
-    Warns of samples that cannot be read. Raises UserError for a map that is missing or is not of this data and these
+    Warns of samples that cannot be read. Raises UserError for a map that is missing or belongs to other data or other
     settings, and for samples as `check_unreadable` does.
     """
-    path, rows = _rows(data, tokenizer, patch, config, crew)
+    if config.data.train.params.get("is_group_bucket"):
+        path, rows = map_path(config), open_map(data, tokenizer, patch, config)
+    else:
+        origin = origin_of(data, tokenizer, patch, config)
+        counter = RowCounter(data, tokenizer, origin, config.data.on_error)
+        path, rows = _count_all(counter, config.trainer.cache_dir, process, patience)
     check_unreadable(data_set_name(config.data.train) or "train", data, rows, path, config.data.on_error)
     return rows
 
 
-def _rows(data: DataSet, tokenizer: object, patch: int, config: Config, crew: Crew) -> tuple[Path, BucketMap]:
-    if config.data.train.params.get("is_group_bucket"):
-        return map_path(config), open_map(data, tokenizer, patch, config)
-    origin = origin_of(data, tokenizer, patch, config)
-    counter = RowCounter(data, tokenizer, origin, config.data.on_error)
-    workers, is_quiet = number_of_workers(None, os.environ), crew.rank > 0  # nothing else runs yet
-    if not config.trainer.cache_dir:
+def _count_all(counter: RowCounter, cache_dir: str | None, process: Process, patience: float) -> tuple[Path, BucketMap]:
+    origin, workers, shows = counter.origin, number_of_workers(None, Process.of(os.environ)), process.is_first
+    if not cache_dir:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "lengths.parquet"
-            count_map(path, counter, Share(), workers, not is_quiet)
+            count_map(path, counter, Process(), workers, shows)
             return path, BucketMap.read(path, origin)
-    path = Path(config.trainer.cache_dir) / f"lengths-{origin.digest[:16]}.parquet"
-    count_map(path, counter, Share(crew.rank, crew.world), workers, not is_quiet)
+    path = Path(cache_dir) / f"lengths-{origin.digest[:16]}.parquet"
     parts = Parts(path, origin)
-    left, since = None, time.monotonic()
-    while not parts.is_finished():
-        time.sleep(min(0.2, crew.patience))
-        if (now := len(parts.missing(parts.ranges))) != left:
-            left, since = now, time.monotonic()
-        elif time.monotonic() - since > crew.patience:
-            count_map(path, counter, Share(), workers, not is_quiet)
+
+    def left() -> int:
+        """Parts that nobody has counted, and the step of putting them together."""
+        return 0 if parts.is_finished() else 1 + len(parts.missing(parts.ranges))
+
+    count_map(path, counter, process, workers, shows)
+    wait_for_others(left, lambda: count_map(path, counter, Process(), workers, shows), patience)
     return path, BucketMap.read(path, origin)
 
 

@@ -14,6 +14,7 @@ from seg2any.data.catalog import ClosedSet
 from seg2any.data.sampler import LengthBatches
 from seg2any.diffusion.prepare import size_in_tokens
 from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.system.processes import Process
 from seg2any.training import build
 from seg2any.training.checkpoint import check_path
 from seg2any.training.config import Config
@@ -57,7 +58,9 @@ def describe(config: Config) -> str:
     encoders = _encoders(config, pipeline, isinstance(raw.train, ClosedSet))
     longest = int(sum(tokens.values()).max())
     lines += table(estimate(config, pipeline.transformer, longest, encoders, launch))
-    sampler = LengthBatches(np.zeros((n_samples, 2)), config.trainer.train_batch_size, world=accelerator.num_processes)
+    sampler = LengthBatches(
+        np.zeros((n_samples, 2)), config.trainer.train_batch_size, process=Process(count=accelerator.num_processes)
+    )
     batches = sampler.batches_per_epoch
     lines.append(f"{n_samples:,} samples, {batches:,} batches per epoch and process; counted in {len(some)} of them")
     steps = build.number_of_steps(config, batches)

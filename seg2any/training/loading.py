@@ -13,6 +13,7 @@ from seg2any.bases.flux1.text import TextKey
 from seg2any.data.catalog import ClosedSet, DataSet
 from seg2any.diffusion.prepare import size_in_tokens
 from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.system.processes import PATIENCE, Process
 from seg2any.training import cache
 from seg2any.training.config import Config
 from seg2any.training.counts import TokenCounts, read_or_count
@@ -25,9 +26,16 @@ from seg2any.training.store import Store, key_of
 class Loading:
     """Makes sources of samples. Raises UserError if the configured sizes do not suit the token grids."""
 
-    def __init__(self, config: Config, pipeline: Seg2AnyPipeline, settings: ConditionSettings, crew: cache.Crew):
+    def __init__(
+        self,
+        config: Config,
+        pipeline: Seg2AnyPipeline,
+        settings: ConditionSettings,
+        process: Process,
+        patience: float = PATIENCE,
+    ):
         self.config, self.options = config, config.trainer
-        self.pipeline, self.settings, self.crew = pipeline, settings, crew
+        self.pipeline, self.settings, self.process, self.patience = pipeline, settings, process, patience
         patch = pixels_per_token(pipeline.vae)
         if config.data.aspect == "stretch":
             size_in_tokens((config.resolution, config.resolution), pipeline.vae, settings.cond_scale_factor)
@@ -51,7 +59,7 @@ class Loading:
     def counts(self, data: DataSet) -> TokenCounts:
         """Tokens of all samples."""
         patch = self.preparation.patch
-        rows = read_or_count(data, self.pipeline.tokenizer_2, patch, self.config, self.crew)
+        rows = read_or_count(data, self.pipeline.tokenizer_2, patch, self.config, self.process, self.patience)
         return TokenCounts.of(rows, self.settings, patch)
 
     def _reading(self, data: DataSet, count: int, counts: TokenCounts | None) -> tuple[Reader, LiveEncoder]:
@@ -73,7 +81,7 @@ class Loading:
         make = cache.make_latents(
             Reader(data, self.preparation, None, None), self.pipeline, with_std, self.skips, self.workers
         )
-        self.crew.complete(store, keys, make, "encode images")
+        self._complete(store, keys, make, "encode images")
         return store
 
     def _texts(
@@ -94,7 +102,7 @@ class Loading:
             Reader(data, self.preparation, latents, None),
             *(self.pipeline, names, self.options.cache_batch_size, self.skips, self.workers),
         )
-        self.crew.complete(store, keys, make, "encode captions")
+        self._complete(store, keys, make, "encode captions")
         return store
 
     def _class_names(self, data: DataSet) -> dict[TextKey, Tensor]:
@@ -111,16 +119,19 @@ class Loading:
             yield 0, {str(n): known[key].numpy() for n, key in enumerate(wanted)}
 
         key = key_of("class names", *wanted)
-        self.crew.complete(store, [key], make, "encode class names")
+        self._complete(store, [key], make, "encode class names")
         return texts_of_entry(wanted, store.read(key))
 
     def _text_store(self, data: DataSet) -> Store:
         fingerprint = cache.texts_fingerprint(data.fingerprint(), self.settings, self.pipeline)
         return cache.open_store(self.options.cache_dir, "texts", fingerprint)
 
+    def _complete(self, store: Store, keys: list[bytes], make: cache.Make, what: str) -> None:
+        cache.complete(store, keys, make, what, self.process, self.patience)
+
     def _announce(self, store: Store, keys: list[bytes], n_bytes: int, what: str) -> None:
         missing = len(store.missing(keys))
         if missing:
             line = cache.check_space(store, n_bytes * missing // len(keys), what)
-            if self.crew.rank == 0:
+            if self.process.is_first:
                 tqdm.write(line)

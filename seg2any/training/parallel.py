@@ -18,6 +18,7 @@ from accelerate.utils import (
 
 from seg2any.system.errors import UserError
 from seg2any.system.precision import has_fast_bfloat16
+from seg2any.system.processes import Process
 from seg2any.training.config import Config
 
 # Not the routing of adapters, which calls every layer as a module, but what is done to them between steps.
@@ -56,7 +57,7 @@ def _is_deepspeed_launch() -> bool:
 
 def _is_ddp_on_cpu() -> bool:
     """accelerate has to be told, else each process would train alone, silently."""
-    has_others = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    has_others = Process.of(os.environ).count > 1
     return has_others and not torch.accelerator.is_available() and not _is_deepspeed_launch()
 
 
@@ -68,6 +69,11 @@ def _handlers() -> list[KwargsHandler]:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))  # else each process would train alone, silently
         __compatible_ops__["deepspeed_shm_comm"] = False  # else it would compile its own backend first, for minutes
     return handlers
+
+
+def process_of(accelerator: Accelerator) -> Process:
+    """Return which process of the run this is, as accelerate has set it up."""
+    return Process(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
 
 
 def is_deepspeed(accelerator: Accelerator) -> bool:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from seg2any.system.processes import ALONE, Process
+
 SAMPLE, PROCESS = 0, 1  # keep the two kinds of seeds apart
 
 
@@ -22,17 +24,16 @@ class Randomness:
 
     seed: int
     batch_size: int
-    process: int = 0
-    processes: int = 1
+    process: Process = ALONE
 
     def generators(self, micro_step: int) -> list[torch.Generator]:
         """One for each sample of this process's batch number `micro_step`."""
-        first = (micro_step * self.processes + self.process) * self.batch_size
+        first = (micro_step * self.process.count + self.process.index) * self.batch_size
         return [torch.Generator().manual_seed(self._seed(SAMPLE, first + i)) for i in range(self.batch_size)]
 
     def seed_layers(self, micro_step: int) -> None:
         """LoRA dropout draws from torch's global generator, for a whole batch at once: other draws per process."""
-        torch.manual_seed(self._seed(PROCESS, micro_step, self.process))
+        torch.manual_seed(self._seed(PROCESS, micro_step, self.process.index))
 
     def _seed(self, *key: int) -> int:
         return int(np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0] >> 1)

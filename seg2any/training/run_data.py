@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
-from accelerate import Accelerator
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 
@@ -17,7 +16,7 @@ from seg2any.diffusion.prepare import prompt_for
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
-from seg2any.training.cache import Crew
+from seg2any.system.processes import Process
 from seg2any.training.config import Config
 from seg2any.training.encoded import EncodedSample
 from seg2any.training.loading import Loading
@@ -54,14 +53,14 @@ def open_data(config: Config) -> RawData:
 
 
 def load_data(
-    raw: RawData, config: Config, pipeline: Seg2AnyPipeline, settings: ConditionSettings, accelerator: Accelerator
+    raw: RawData, config: Config, pipeline: Seg2AnyPipeline, settings: ConditionSettings, process: Process
 ) -> RunData:
     """Count tokens, fill the configured caches, encode what validation needs.
 
     Afterwards the pipeline has lost T5 and CLIP if all embeddings are cached, T5 if only class names are ever read, and
     its VAE is on the CPU if latents are cached: only validation images still need it.
     """
-    loading = Loading(config, pipeline, settings, Crew(accelerator.process_index, accelerator.num_processes))
+    loading = Loading(config, pipeline, settings, process)
     train = loading.source(raw.train)
     val, shown = None, []
     if raw.val is not None:

@@ -15,6 +15,7 @@ from seg2any.data.sample import SampleError
 from seg2any.data.sampler import LEFT_OUT, BatchSampler, LengthBatches, PublishedBatches
 from seg2any.diffusion.prepare import Encoders
 from seg2any.system.errors import UserError
+from seg2any.system.processes import ALONE, Process
 from seg2any.training.counts import TokenCounts
 from seg2any.training.encoded import EncodedSample, add_embeddings, encode_latents, latents_of_entry, texts_of_entry
 from seg2any.training.reader import Reader, ReadSample, read_ahead
@@ -92,15 +93,15 @@ class Source:
         """int64 [n, 3]: text, image and condition tokens of each sample."""
         return np.stack([self.counts.text, self.counts.image, self.counts.condition], axis=1)
 
-    def sampler(self, kind: str, batch_size: int, seed: int = 0, rank: int = 0, world: int = 1) -> BatchSampler:
+    def sampler(self, kind: str, batch_size: int, seed: int = 0, process: Process = ALONE) -> BatchSampler:
         """The order of training; `kind` is trainer.sampler of the config."""
         counts = self.counts
         buckets = np.where(counts.usable, counts.buckets, LEFT_OUT)
         if kind == "published":
             lengths = np.stack([counts.text_uncut, counts.condition], axis=1)
-            return PublishedBatches(lengths, batch_size, seed, rank, world, buckets)
+            return PublishedBatches(lengths, batch_size, seed, process, buckets)
         lengths = np.stack([counts.text, counts.condition], axis=1)
-        return LengthBatches(lengths, batch_size, seed, rank, world, buckets)
+        return LengthBatches(lengths, batch_size, seed, process, buckets)
 
     def batches(self, sampler: BatchSampler) -> Iterator[Batch]:
         """The batches from `sampler.position` on, endlessly. Reading runs ahead of training; `sampler.position` does

@@ -15,7 +15,9 @@ from accelerate.utils import gather_object
 from seg2any.adapters.files import save_adapters
 from seg2any.attention.settings import check_blocks
 from seg2any.system.errors import UserError
-from seg2any.system.run_lock import held
+from seg2any.system.files import held
+from seg2any.system.processes import Process
+from seg2any.system.provenance import run_info
 from seg2any.training import build
 from seg2any.training.checkpoint import Checkpoints
 from seg2any.training.config import Config
@@ -23,10 +25,9 @@ from seg2any.training.identity import Identity, run_identity
 from seg2any.training.interrupt import Interrupt
 from seg2any.training.log import RunLog
 from seg2any.training.optimizer import OptimizerState, make_optimizer
-from seg2any.training.parallel import is_deepspeed, make_accelerator, precision, weight_dtype
+from seg2any.training.parallel import is_deepspeed, make_accelerator, precision, process_of, weight_dtype
 from seg2any.training.randomness import Randomness
 from seg2any.training.run_data import load_data, open_data
-from seg2any.training.run_info import run_info
 from seg2any.training.shards import average_gradients, is_sharded, shard_frozen
 from seg2any.training.tracking import check_tracker, start_trackers
 from seg2any.training.trainable import Average, Trainable
@@ -62,13 +63,11 @@ class Trainer:
         self.checkpoints.check(config.resume_from_checkpoint)
         self.accelerator = make_accelerator(config)
         raw = open_data(config)
-        processes = self.accelerator.num_processes
-        self.randomness = Randomness(
-            config.seed, self.options.train_batch_size, self.accelerator.process_index, processes
-        )
+        process = process_of(self.accelerator)
+        self.randomness = Randomness(config.seed, self.options.train_batch_size, process)
         computed_in = precision(config, self.accelerator.device)
         weights = build.base_fingerprint(config)
-        self.identity = Identity(run_identity(config, raw.train.fingerprint(), weights, computed_in, processes))
+        self.identity = Identity(run_identity(config, raw.train.fingerprint(), weights, computed_in, process.count))
         before = self.checkpoints.plain(config.resume_from_checkpoint, "identity")
         if before is not None:
             self.identity.load_state_dict(before)  # what differs is named before anything is loaded
@@ -81,7 +80,7 @@ class Trainer:
         self.in_parts = is_sharded(config, self.accelerator)
         if self.in_parts:
             shard_frozen(self.pipeline.transformer, self.accelerator.device)
-        self.data = load_data(raw, config, self.pipeline, self.settings, self.accelerator)
+        self.data = load_data(raw, config, self.pipeline, self.settings, process)
 
         self.trainable = Trainable(self.pipeline.transformer)
         parameters = list(self.trainable.parameters.values())
@@ -90,12 +89,11 @@ class Trainer:
             self.options.sampler,
             self.options.train_batch_size,
             seed=config.seed,
-            rank=self.accelerator.process_index,
-            world=processes,
+            process=process,
         )
         self.batches = self.data.train.batches(self.sampler)
         self.last_step = build.number_of_steps(config, self.sampler.batches_per_epoch)
-        optimizer = make_optimizer(config, parameters, processes)
+        optimizer = make_optimizer(config, parameters, process.count)
         self.schedule = build.make_schedule(config, optimizer, self.last_step)
         self.moments = OptimizerState(optimizer, self.trainable.parameters, is_deepspeed(self.accelerator))
         build.apply_memory_options(self.pipeline.transformer, config)
@@ -107,8 +105,10 @@ class Trainer:
             self.velocity, self.optimizer = velocity, self.accelerator.prepare(optimizer, device_placement=[False])
         else:
             self.velocity, self.optimizer = self.accelerator.prepare(velocity, optimizer, **placement)
-        share = (0, 1) if self.in_parts else (self.accelerator.process_index, processes)
-        self.validation = Validation(config, self.data, self.settings, self.pipeline, velocity, self.accelerator, share)
+        validating = Process() if self.in_parts else process  # with shared weights all make equally many passes
+        self.validation = Validation(
+            config, self.data, self.settings, self.pipeline, velocity, self.accelerator, validating
+        )
         self.progress = Progress()
 
     @property
@@ -137,7 +137,10 @@ class Trainer:
             self.config.save(self.folder / "config.yaml")
         log = RunLog(self.folder / "log.jsonl", self.accelerator, self.progress.step, self.last_step)
         start_trackers(self.accelerator, self.config)
-        log.start(self.progress.step, run_info(self.accelerator))
+        log.start(
+            self.progress.step,
+            run_info(self.accelerator.device, self.accelerator.num_processes, self.accelerator.distributed_type.value),
+        )
         log.say(resumed)
         saved = self.progress.step
         with Interrupt(self.accelerator) as interrupt:

@@ -22,6 +22,7 @@ from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
 from seg2any.layout.draw import panel
 from seg2any.system.files import atomic_write
+from seg2any.system.processes import Process
 from seg2any.training.config import Config
 from seg2any.training.encoded import EncodedSample
 from seg2any.training.run_data import RunData
@@ -107,19 +108,18 @@ class Validation:
         pipeline: Seg2AnyPipeline,
         velocity: Velocity,
         accelerator: Accelerator,
-        share: tuple[int, int],
+        process: Process,
     ):
         """velocity  without the wrapper that waits for the other processes: their shares differ in size
-        share     (n, of): this process validates on every `of`-th sample from the n-th on; (0, 1) if all have to make
-                  equally many forward passes
+        process   validates on its share of the samples; `Process()` if all have to make equally many forward passes
         """
         self.config, self.data, self.settings = config, data, settings
         self.pipeline, self.velocity, self.accelerator = pipeline, velocity, accelerator
-        self.share = slice(share[0], None, share[1])
+        self.process = process
 
     def losses(self) -> dict[str, float]:
         """Of all processes' shares together."""
-        indices = range(len(self.data.val))[self.share]
+        indices = self.process.share(range(len(self.data.val)))
         batch_size = self.config.trainer.train_batch_size
         totals = fixed_losses(self.data.val, indices, self.settings, self.velocity, batch_size)
         return named_losses(self.accelerator.reduce(totals.to(self.accelerator.device)).cpu())
@@ -129,7 +129,7 @@ class Validation:
 
         Returns the panels on the main process, nothing on the others.
         """
-        mine = {number: self._image(number) for number in range(len(self.data.shown))[self.share]}
+        mine = {number: self._image(number) for number in self.process.share(range(len(self.data.shown)))}
         images = dict(gather_object(list(mine.items())))
         return write_images(images, self.data.shown, folder) if self.accelerator.is_main_process else []
 

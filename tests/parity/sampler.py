@@ -14,7 +14,8 @@ from examples.shapes.make.build import build_t5_tokenizer
 from seg2any.data.bucket_map import Origin
 from seg2any.data.catalog import open_data_set
 from seg2any.data.count_rows import RowCounter
-from seg2any.data.sampler import LengthBatches, PublishedBatches, published_length_class, share
+from seg2any.data.sampler import LengthBatches, PublishedBatches, published_length_class
+from seg2any.system.processes import Process
 from tests.synthetic_data import make_sacap_1m
 
 
@@ -47,7 +48,7 @@ def _check_runs(table: dict) -> None:
     """The whole sequence, and what accelerate hands to every rank of it."""
     for run in table["runs"]:
         ranks = [
-            PublishedBatches(_lengths(table), run["batch_size"], run["seed"], rank, run["world"])
+            PublishedBatches(_lengths(table), run["batch_size"], run["seed"], Process(rank, run["world"]))
             for rank in range(run["world"])
         ]
         assert ranks[0].epoch(run["epoch"]).ravel().tolist() == run["indices"]
@@ -59,7 +60,7 @@ def _check_runs(table: dict) -> None:
 
 def _check_shares(recorded: list[dict]) -> None:
     for case in recorded:
-        shares = [list(share(case["n"], rank, case["world"])) for rank in range(case["world"])]
+        shares = [list(Process(rank, case["world"]).consecutive_share(case["n"])) for rank in range(case["world"])]
         assert shares == case["per_rank"]
 
 
@@ -70,7 +71,7 @@ def _check_epochs(recorded: dict) -> None:
     for make in (PublishedBatches, LengthBatches):
         for world in (1, 2, 3):
             for rank in range(world):
-                batches = make(lengths, 2, rank=rank, world=world)
+                batches = make(lengths, 2, process=Process(rank, world))
                 first = [next(batches) for _ in range(batches.batches_per_epoch)]
                 batches.set_epoch(1)
                 assert first != [next(batches) for _ in range(batches.batches_per_epoch)]

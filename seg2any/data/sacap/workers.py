@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from ctypes import Array, c_bool
 from dataclasses import dataclass
+from multiprocessing.sharedctypes import RawArray, RawValue
 from typing import TypeVar
 
 from tqdm import tqdm
 
-from seg2any.system.errors import UserError
+from seg2any.system.workers import WorkerPool
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
 REFRESH_SECONDS, FILE_REFRESH_SECONDS = 0.2, 10
@@ -59,69 +53,26 @@ def progress_bar(title: str, images: int, done: int = 0) -> tqdm:
 def run_tasks(
     work: Callable[[Task, Meter], Result], tasks: Sequence[Task], workers: int, bar: tqdm
 ) -> Iterator[tuple[Task, Result]]:
-    """Yield every task with `work(task, meter)`, as they end. `bar` counts images and shows bytes per second.
+    """Yield every task with `work(task, meter)`, in the order in which they end.
 
-    An exception of `work` stops all tasks and is raised here. Raises UserError if a process dies.
+    `bar` counts images and shows bytes per second. An exception of `work` stops all tasks and is raised here; a worker
+    that dies raises UserError.
     """
     if not tasks:
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the locks of other libraries' threads
-    progress = Progress(
-        context.RawArray("q", len(tasks)), context.RawArray("q", len(tasks)), context.RawValue(c_bool, False)
-    )
-    executor = ProcessPoolExecutor(min(workers, len(tasks)), context, initializer=_start, initargs=(progress,))
-    try:
-        with _ctrl_c_waits():
-            pending = {executor.submit(_work, work, task, i): task for i, task in enumerate(tasks)}
-        while pending:
-            done, _ = wait(pending, REFRESH_SECONDS, FIRST_EXCEPTION)
-            _show(bar, progress)
-            for future in done:
-                yield pending.pop(future), future.result()
-    except BrokenProcessPool:
-        text = "a worker process died, perhaps for want of memory; start again to go on, with fewer --workers"
-        raise UserError(text) from None
-    finally:
-        progress.stop.value = True
-        executor.shutdown(cancel_futures=True)
+    progress = Progress(RawArray("q", len(tasks)), RawArray("q", len(tasks)), RawValue(c_bool, False))
+    with WorkerPool(min(workers, len(tasks)), (work, progress)) as pool:
+        try:
+            for (_, task), result in pool.results(_work, list(enumerate(tasks)), lambda: _show(bar, progress)):
+                yield task, result
+        finally:
+            progress.stop.value = True
 
 
-_progress: Progress  # of the process that a worker belongs to
-
-
-def _start(progress: Progress) -> None:
-    global _progress
-    _progress = progress
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """A worker whose parent was killed would wait for its next task forever."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def _work(work: Callable[[Task, Meter], Result], task: Task, number: int) -> Result:
-    return work(task, Meter(_progress, number))
-
-
-@contextmanager
-def _ctrl_c_waits() -> Iterator[None]:
-    """Processes started in here never see Ctrl-C: they are stopped in good order. This process sees it afterwards.
-
-    Blocking it is not enough for that: the kernel may hand it to another thread, such as the progress bar's, and Python
-    would interrupt this one all the same.
-    """
-    seen: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        signal.signal(signal.SIGINT, handler)
-    if seen:
-        raise KeyboardInterrupt
+def _work(shared: tuple[Callable[[Task, Meter], Result], Progress], numbered: tuple[int, Task]) -> Result:
+    work, progress = shared
+    number, task = numbered
+    return work(task, Meter(progress, number))
 
 
 def _show(bar: tqdm, progress: Progress) -> None:

@@ -20,8 +20,7 @@ from seg2any.evaluation.shapes_judge import judge
 from seg2any.generate.model import choose_device
 from seg2any.generate.run import open_folder
 from seg2any.system.errors import UserError
-from seg2any.system.files import atomic_write
-from seg2any.system.lock import RUNNING, locked
+from seg2any.system.files import RUNNING, atomic_write, locked
 
 PROBED = 2  # steps
 Unit = tuple[Row | None, str]  # a row, or None for ceiling and floors, and a kind of scenes

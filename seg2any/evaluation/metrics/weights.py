@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 from pathlib import Path
 from typing import TypeVar
@@ -80,12 +79,3 @@ def _fetched(cls: type, name: str | Path, what: str, source: str, **options: obj
 def judge(model: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
     """The model as judges are used: evaluating, without gradients, on the device."""
     return model.eval().requires_grad_(False).to(device)
-
-
-def file_sha256(path: str | Path) -> str:
-    """In hex."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()

@@ -9,15 +9,15 @@ import numpy as np
 
 from seg2any.evaluation.generated import Generated
 from seg2any.evaluation.metrics.item import Item
-from seg2any.evaluation.metrics.weights import file_sha256
 from seg2any.evaluation.results import make_run
 from seg2any.evaluation.runners.finish import Gallery, finish, shown_table
 from seg2any.evaluation.runners.items import Benchmark
 from seg2any.evaluation.runners.measures import Measure, load_measures
 from seg2any.evaluation.runners.options import DEFAULTS, Options
 from seg2any.evaluation.vqa.questions import PROMPTS_SHA256
-from seg2any.generate.model import choose_device, weights_digest
+from seg2any.generate.model import choose_device
 from seg2any.system.errors import UserError
+from seg2any.system.weights import file_digest, folder_digest
 
 
 def run(options: Options) -> None:
@@ -57,6 +57,6 @@ def hashes_of(judges: Mapping[str, str]) -> dict[str, str]:
     """sha256 of the judges that are on this disk; the id of those that are in the hub's cache."""
     paths = {flag: Path(name) for flag, name in judges.items()}
     return {
-        flag: weights_digest(path) if path.is_dir() else file_sha256(path) if path.is_file() else judges[flag]
+        flag: folder_digest(path) if path.is_dir() else file_digest(path) if path.is_file() else judges[flag]
         for flag, path in paths.items()
     }
