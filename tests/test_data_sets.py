@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -186,13 +187,13 @@ def test_results_of_another_rule_and_of_other_files_do_not_count(tmp_path: Path)
     made = synthetic_data.make_ade20k(tmp_path, n=2)
     paths, kept, seen = [truth.image for truth in made.truths], tmp_path / "kept.parquet", []
 
-    def check(path: Path) -> tuple[int, int]:
+    def check(path: Path, width: int = 1) -> tuple[int, int]:
         seen.append(path.name)
-        return 3, len(seen)
+        return 3, width
 
     first = check_pictures(paths, check, "a rule", kept)
     assert check_pictures(paths[:1], check, "a rule", kept) == first[:1] and len(seen) == 2
-    assert check_pictures(paths, check, "another", kept)[1].size == (3, 4)
+    assert check_pictures(paths, partial(check, width=4), "another", kept)[1].size == (3, 4)
     pq.write_table(pa.table({"name": [path.name for path in paths]}), kept)
     assert len(check_pictures(paths, check, "another", kept)) == 2 and len(seen) == 6
     assert first[0].digest == hashlib.sha256(paths[0].read_bytes()).hexdigest()

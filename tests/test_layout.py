@@ -267,7 +267,7 @@ class TestFiles:
         with pytest.raises(LayoutError, match="example.png: cannot be read as an image"):
             Layout.read(path)
         (tmp_path / "example.png").unlink()
-        with pytest.raises(LayoutError, match="example.png: image is missing"):
+        with pytest.raises(LayoutError, match="example.png: no such file"):
             Layout.read(path)
         Image.fromarray(two_regions()).save(tmp_path / "alone.png")
         with pytest.raises(LayoutError, match="alone.json is missing beside it"):

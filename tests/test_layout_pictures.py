@@ -222,7 +222,7 @@ class TestMaskFolder:
         with pytest.raises(LayoutError, match="two.png: mask is black all over"):
             Layout.read(folder)
         (folder / "two.png").unlink()
-        with pytest.raises(LayoutError, match="two.png: image is missing"):
+        with pytest.raises(LayoutError, match="two.png: no such file"):
             Layout.read(folder)
         (folder / "more.json").write_text("{}")
         with pytest.raises(LayoutError, match="holds layout.json, more.json; name the file"):

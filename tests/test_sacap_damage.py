@@ -254,7 +254,7 @@ def test_broken_members_are_named_and_never_written(source: Path, tmp_path: Path
     problems = extract_tar(job_of(source, tmp_path / "sa_000000.tar", tmp_path / "raw"), meter())
     assert [problem.file for problem in problems] == [names[0][2:], names[3][2:], names[5][2:]]
     assert not any(problem.missing for problem in problems)
-    assert "no whole JPEG" in problems[0].reason and "the jpg has" in problems[2].reason
+    assert "cannot be read as an image" in problems[0].reason and "the jpg has" in problems[2].reason
     truth = tree(source / "raw/sa_000000")
     assert tree(tmp_path / "raw") == {name[2:]: truth[name[2:]] for name in (names[2], names[4])}
 

@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from seg2any.data.sample import SampleError
-from seg2any.layout.checks import LayoutError, check_mask_shape
-from seg2any.layout.images import FORMATS
-from seg2any.system.errors import UserError, shown
+from seg2any.layout.images import ImageError, decode_roughly, opened_image
+from seg2any.system.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -28,10 +27,7 @@ def check_photo(path: Path) -> tuple[int, int]:
     """(H, W) of a photo that decodes to its end. Of a JPEG every bit is read but a 64th of the pixels computed."""
     with _opened(path) as image:
         _refuse_deep(path, image)
-        width, height = image.size
-        image.draft("L", (max(1, width // 8), max(1, height // 8)))
-        image.load()
-        return height, width
+        return decode_roughly(image)
 
 
 def read_label_map(path: Path) -> np.ndarray:
@@ -65,22 +61,12 @@ def _refuse_deep(path: Path, image: Image.Image) -> None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
-    """An image that is not yet decoded. Whatever goes wrong with it is raised as SampleError.
-
-    Made for threads: `layout_files.images.load_image` silences Pillow's warnings, which acts on all threads at once.
-    """
+    """Open an image, not yet decoded. Raises SampleError for whatever goes wrong in the block."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            check_mask_shape(str(path), (1, image.height, image.width))
+        with opened_image(path) as image:
             yield image
-    except SampleError:
-        raise
-    except LayoutError as error:
-        raise SampleError(str(error)) from None
-    except FileNotFoundError:
-        raise SampleError(f"{path}: no such file") from None
-    except Exception as error:  # on damaged files the decoders raise nearly every kind there is
-        raise SampleError(f"{path}: cannot be read as an image ({shown(str(error))}); get it again") from None
+    except ImageError as error:
+        raise SampleError(f"{path}: {error}") from None
 
 
 def pictures_by_stem(name: str, folder: Path) -> dict[str, Path]:

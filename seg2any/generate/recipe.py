@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from seg2any.layout.images import ImageError, opened_image
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 
@@ -44,12 +45,12 @@ def check_recipe_fits(recipe: dict, path: Path) -> None:
 def read_recipe(path: Path) -> dict | None:
     """The recipe in an image, or None if it carries none. Decodes all of it: raises BrokenImage if it is not whole."""
     try:
-        with Image.open(path) as image:
+        with opened_image(path) as image:
             image.load()
             text = image.info.get(KEY) if image.format == "PNG" else image.getexif().get(IMAGE_DESCRIPTION)
             if image.format == "PNG" and not path.read_bytes().endswith(PNG_END):
                 raise BrokenImage(path)
-    except Exception as error:  # on damaged files the decoders raise nearly every kind there is
+    except ImageError as error:
         raise BrokenImage(path) from error
     try:
         recipe = json.loads(text)

@@ -7,34 +7,70 @@ are stored, of photos as of masks.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image
 
-from seg2any.layout.checks import MAX_PIXELS, LayoutError, check_mask_shape
-from seg2any.system.errors import shown
+from seg2any.layout.checks import MAX_PIXELS, LayoutError
+from seg2any.system.errors import UserError, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+_MEGAPIXELS = MAX_PIXELS >> 20
+
+
+class ImageError(Exception):
+    """What is wrong with an image file, without its name, and what to do about it."""
+
+
+@contextmanager
+def opened_image(
+    source: Path | BinaryIO, advice: str = "get it again", formats: Sequence[str] = FORMATS
+) -> Iterator[Image.Image]:
+    """Open an image that may be damaged, huge or hostile; nothing is decoded before its size is checked.
+
+    Raises ImageError for whatever goes wrong in opening it or inside the block; a UserError from the block passes. Does
+    not silence Pillow's warnings, because `warnings.catch_warnings` acts on all threads at once.
+    """
+    try:
+        with Image.open(source, formats=formats) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ImageError(f"{image.width}x{image.height} is more than {_MEGAPIXELS} megapixels; scale it down")
+            yield image
+    except (ImageError, UserError):
+        raise
+    except FileNotFoundError:
+        raise ImageError("no such file; put it there, or correct its name") from None
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"more than {_MEGAPIXELS} megapixels; scale it down") from error
+    except Exception as error:  # on damaged files the decoders raise nearly every kind of exception
+        raise ImageError(f"cannot be read as an image ({shown(str(error))}); {advice}") from error
 
 
 def load_image(path: Path) -> Image.Image:
-    """The decoded first frame of an image file. Raises LayoutError if it is missing, damaged or too large."""
+    """Return the decoded first frame of an image file. Raises LayoutError if it is missing, damaged or too large."""
     try:
-        if not path.is_file():
-            raise LayoutError(f"{path}: image is missing; put it there, or correct the name in the JSON")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's about odd files; what matters is checked here
-            with Image.open(path, formats=FORMATS) as image:
-                check_mask_shape(str(path), (1, image.height, image.width))
+            warnings.simplefilter("ignore")  # Pillow's, about odd files; what matters is checked here
+            with opened_image(path, "save it again as PNG") as image:
                 image.load()
                 return image
-    except LayoutError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise LayoutError(f"{path}: has more than {MAX_PIXELS >> 20} megapixels; scale it down") from error
-    except Exception as error:  # on damaged files the decoders raise nearly every kind there is
-        raise LayoutError(f"{path}: cannot be read as an image ({shown(str(error))}); save it again as PNG") from error
+    except ImageError as error:
+        raise LayoutError(f"{path}: {error}") from error
+
+
+def decode_roughly(image: Image.Image) -> tuple[int, int]:
+    """Decode an opened image to its end and return (H, W).
+
+    Of a JPEG every bit is read, but only a 64th of the pixels is computed.
+    """
+    width, height = image.size
+    image.draft("L", (max(1, width // 8), max(1, height // 8)))
+    image.load()
+    return height, width
 
 
 def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -6,10 +6,8 @@ import io
 import warnings
 from collections.abc import Set
 
-from PIL import Image
-
-from seg2any.layout.checks import MAX_PIXELS
 from seg2any.layout.document import decode_json
+from seg2any.layout.images import ImageError, decode_roughly, opened_image
 from seg2any.layout.rle import decode_runs
 from seg2any.system.errors import UserError, shown
 
@@ -28,19 +26,11 @@ def check_jpeg(data: bytes) -> tuple[int, int]:
         raise Broken("is empty")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of Pillow's about size, which is checked here
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise Broken(f"is {width}x{height}, more than {MAX_PIXELS >> 20} megapixels")
-                image.draft(
-                    "L", (max(1, width // 8), max(1, height // 8))
-                )  # reads every bit, computes a 64th of the pixels
-                image.load()
-    except Broken:
-        raise
-    except Exception as error:  # on damaged files the decoder raises nearly every kind there is
-        raise Broken(f"is no whole JPEG ({shown(str(error))})") from None
+            warnings.simplefilter("ignore")  # Pillow's, about size, which is checked here
+            with opened_image(io.BytesIO(data), "get it again", ("JPEG",)) as image:
+                height, width = decode_roughly(image)
+    except ImageError as error:
+        raise Broken(str(error)) from None
     if HOLE in data:
         raise Broken(f"has a hole of {len(HOLE)} zeros or more")
     return height, width
