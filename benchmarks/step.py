@@ -27,7 +27,7 @@ from benchmarks.scenes import PATCH
 from benchmarks.step_bars import attention_bars, bars, growth_bars
 from benchmarks.step_growth import measure_growth
 from benchmarks.step_schemes import ISOLATED, SIZES, Case, Given, Models, Scheme, schemes_of, tokens_of_step
-from seg2any.evaluation.bars import lines
+from seg2any.evaluation.report.results import bar_lines
 from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
@@ -184,7 +184,7 @@ def run(options: argparse.Namespace) -> None:
     del models
     found = bars(options, results) + growth_bars(growth)
     found += [] if options.skip_attention else attention_bars(options)
-    print(*lines(found), sep="\n")
+    print(*bar_lines(found), sep="\n")
     about = {"benchmark": "step", "size": options.size, "weights": n_weights, "clock": options.clock}
     bars_met = [asdict(bar) | {"is_met": bar.is_met} for bar in found]
     line = json.dumps(about | {"bars": bars_met, "results": results, "growth": growth} | circumstances(options.device))

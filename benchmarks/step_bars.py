@@ -7,7 +7,7 @@ import argparse
 from benchmarks import attention
 from benchmarks.step_growth import MANY
 from benchmarks.step_schemes import FOLDED
-from seg2any.evaluation.bars import Bar
+from seg2any.evaluation.report.results import Bar
 
 OURS = FOLDED
 

@@ -31,9 +31,9 @@ from seg2any.bases.text_cache import TextCache
 from seg2any.data.sample import Sample
 from seg2any.data.shapes import ShapesDataset
 from seg2any.diffusion.step_cache import STEP_CACHES, sizes_of
-from seg2any.evaluation.shapes_judge import Verdict, judge
-from seg2any.evaluation.shapes_results import results
-from seg2any.evaluation.shapes_sources import open_pipeline
+from seg2any.evaluation.shapes.judge import Verdict, judge
+from seg2any.evaluation.shapes.results import results
+from seg2any.evaluation.shapes.sources import open_pipeline
 from seg2any.generate.model import choose_device
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.console import exit_status, whole

@@ -1,11 +1,11 @@
-"""Convert COCO-Stuff's label maps to its 171 classes; see `seg2any.evaluation.convert_coco_stuff164k`."""
+"""Convert COCO-Stuff's label maps to its 171 classes; see `seg2any.evaluation.labels.convert_coco_stuff164k`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a file, as published
 
-from seg2any.evaluation.convert_coco_stuff164k import main  # noqa: E402
+from seg2any.evaluation.labels.convert_coco_stuff164k import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,11 +1,11 @@
-"""Bring label maps to the size of the images; see `seg2any.evaluation.convert_labelsize_512`."""
+"""Bring label maps to the size of the images; see `seg2any.evaluation.labels.convert_labelsize_512`."""
 
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a file, as published
 
-from seg2any.evaluation.convert_labelsize_512 import main  # noqa: E402
+from seg2any.evaluation.labels.convert_labelsize_512 import main  # noqa: E402
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -27,8 +27,8 @@ from seg2any.evaluation.ablation.trends import AGAINST, HOLDS, MARGIN, NEEDED, O
 from seg2any.evaluation.ablation.words import HEADINGS, outcome
 from seg2any.evaluation.generated import image_seed
 from seg2any.evaluation.metrics.result import mean
-from seg2any.evaluation.results import make_run, read_run
-from seg2any.evaluation.shapes_judge import judge
+from seg2any.evaluation.report.results import make_run, read_run
+from seg2any.evaluation.shapes.judge import judge
 from seg2any.system.files import RUNNING
 from seg2any.training.config import load
 from tests.forked import holding
@@ -83,8 +83,8 @@ def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     one = Painter()
     recipe = {"model": {"id": "painter"}, "adapter": {"path": "x", "sha256": "0" * 64}, "weight_dtype": "float32"}
     monkeypatch.setattr("seg2any.evaluation.ablation.measure.open_pipeline", lambda *_: (one, dict(recipe)))
-    monkeypatch.setattr("seg2any.evaluation.shapes_sources.round_trip", lambda images, pipeline: iter(images))
-    for module in ("seg2any.evaluation.ablation.measure", "seg2any.evaluation.shapes_sources"):
+    monkeypatch.setattr("seg2any.evaluation.shapes.sources.round_trip", lambda images, pipeline: iter(images))
+    for module in ("seg2any.evaluation.ablation.measure", "seg2any.evaluation.shapes.sources"):
         monkeypatch.setattr(f"{module}.judge", judge_once)
     card = AdapterCard(condition=ConditionSettings(max_sequence_length=33))
     monkeypatch.setattr("seg2any.evaluation.ablation.measure.read_adapter_card", lambda folder: card)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from seg2any.evaluation import convert_coco_stuff164k, convert_labelsize_512
-from seg2any.evaluation.labels import ClassTable, squashed
+from seg2any.evaluation.labels import convert_coco_stuff164k, convert_labelsize_512
+from seg2any.evaluation.labels.label_maps import ClassTable, squashed
 from tests.golden_root import REPOSITORY
 
 # Of the 182 values 0..181 these have no picture (COCO's ids 12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91).
@@ -135,7 +135,7 @@ def test_killed_and_started_again_the_folder_is_the_same(tmp_path: Path):
         return [
             sys.executable,
             "-m",
-            "seg2any.evaluation.convert_labelsize_512",
+            "seg2any.evaluation.labels.convert_labelsize_512",
             *paths,
             "--nproc",
             "1",
@@ -169,7 +169,7 @@ def test_a_folder_without_label_maps_is_told(tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("published", [True, False], ids=["as a file", "as a module"])
 def test_both_ways_to_start_a_converter(published: bool, tmp_path: Path):
     write(tmp_path / "in" / "a.png", np.full((3, 4), 7, np.uint8))
-    name = "eval/convert_labelsize_512.py" if published else "seg2any.evaluation.convert_labelsize_512"
+    name = "eval/convert_labelsize_512.py" if published else "seg2any.evaluation.labels.convert_labelsize_512"
     flags = ["--input_path", tmp_path / "in", "--output_path", tmp_path / "out", "--size", "8", "--nproc", "2"]
     where = tmp_path if published else REPOSITORY  # a file is found from anywhere
     command = [sys.executable, *([REPOSITORY / name] if published else ["-m", name]), *flags]

@@ -12,11 +12,12 @@ import pytest
 from PIL import Image
 
 from seg2any.evaluation.generated import Generated
-from seg2any.evaluation.labels import ClassTable, squashed
-from seg2any.evaluation.metrics import clip, deeplab, dinov2, inception, mask2former, sam2
-from seg2any.evaluation.results import Run, read_run
+from seg2any.evaluation.judges import clip, deeplab, features, mask2former
+from seg2any.evaluation.labels.label_maps import ClassTable, squashed
+from seg2any.evaluation.report.results import Run, read_run
 from seg2any.evaluation.runners.items import Benchmark
 from seg2any.evaluation.runners.options import DEFAULTS, JUDGES, parse_options
+from seg2any.segment import sam2
 from tests.golden_root import REPOSITORY, golden_root
 from tests.synthetic_data import Synthetic, make_ade20k, make_coco_stuff, make_sacap_1m
 from tests.tiny_judges import save_judges
@@ -196,8 +197,8 @@ def test_squashing_agrees_with_the_images_own_stretching():
 def test_options_have_a_judge_for_every_metric():
     options = parse_options(["x"])
     assert Path(options.judges["deeplab"]).name == deeplab.SOURCE.rsplit("/", 1)[1]  # as the download is called
-    assert Path(options.judges["inception"]).name == inception.SOURCE.rsplit("/", 1)[1]
-    sources = (("clip", clip.SOURCE), ("cmmd_clip", clip.CMMD_SOURCE), ("dinov2", dinov2.SOURCE))
+    assert Path(options.judges["inception"]).name == features.INCEPTION_SOURCE.rsplit("/", 1)[1]
+    sources = (("clip", clip.SOURCE), ("cmmd_clip", features.CMMD_SOURCE), ("dinov2", features.DINOV2_SOURCE))
     for flag, source in (*sources, ("mask2former", mask2former.SOURCE), ("sam2", sam2.SOURCE)):
         assert options.judges[flag] == source
     assert options.output == Path("x/evaluation.json") and set(options.judges) == set(JUDGES)

@@ -17,8 +17,8 @@ MODULES = (
 )
 MODULES += (
     "seg2any.evaluation.report",
-    "seg2any.evaluation.convert_coco_stuff164k",
-    "seg2any.evaluation.convert_labelsize_512",
+    "seg2any.evaluation.labels.convert_coco_stuff164k",
+    "seg2any.evaluation.labels.convert_labelsize_512",
 )
 
 ASKING = """

@@ -107,6 +107,11 @@ class TestInMemory:
             ({"seed": float("nan")}, "seed is nan"),
             ({"seed": True}, "seed is True"),
             ({"seed": 2**63}, "seed is 9223372036854775808"),
+            ({"scores": [0.5]}, "scores are list"),
+            ({"scores": np.zeros(2)}, r"scores are float64 \[2\]"),
+            ({"scores": np.array([1.5])}, "scores lie outside"),
+            ({"scores": np.array([np.nan])}, "scores lie outside"),
+            ({"source": None}, "source is None"),
         ],
     )
     def test_parts_that_do_not_fit_are_refused(self, change: dict, message: str):
@@ -123,6 +128,19 @@ class TestRoundTrip:
         for name in ("x.json", "x.png", "."):
             assert same(read_without_warning(tmp_path / name), layout)
         assert sorted(path.name for path in tmp_path.iterdir()) == ["x.json", "x.png"]
+
+    def test_scores_and_source_survive_npz_and_leave_the_digest_alone(self, tmp_path: Path):
+        plain = random_layout(np.random.default_rng(0), 3, overlapping=True)
+        scored = replace(plain, scores=np.array([0.0, 0.25, 1.0], np.float32), source="SAM 2")
+        scored.write(tmp_path / "scored.npz")
+        again = read_without_warning(tmp_path / "scored.npz")
+        assert same(again, plain) and again.source == "SAM 2" and again.flattened().source == "SAM 2"
+        assert again.scores.dtype == np.float32 and (again.scores == scored.scores).all()
+        plain.write(tmp_path / "plain.npz")
+        with np.load(tmp_path / "plain.npz") as archive:
+            assert sorted(archive) == ["caption", "captions", "masks", "seed"]
+        again = read_without_warning(tmp_path / "plain.npz")
+        assert again.scores is None and again.source == ""
 
     @pytest.mark.parametrize("n", [1, 63])
     def test_npz(self, tmp_path: Path, n: int):
@@ -177,6 +195,9 @@ class TestNpz:
             ({"seed": np.array(0.5)}, "seed is 0.5"),
             ({"seed": np.array([1, 2])}, "seed has shape"),
             ({"seed": np.array(np.nan)}, "seed is nan"),
+            ({"scores": np.array([2])}, "scores are int64"),
+            ({"scores": np.array([{}], dtype=object)}, "scores holds pickled .* save a float array"),
+            ({"source": np.array(["a"])}, "source has shape"),
             ({"caption": np.array("")}, "caption is empty"),
         ],
     )

@@ -10,8 +10,9 @@ import torch
 from transformers import CLIPImageProcessorPil, CLIPModel
 
 from examples.shapes.make.build import build_clip_tokenizer
+from seg2any.evaluation.judges.clip import Clip
 from seg2any.evaluation.metrics.bootstrap import interval
-from seg2any.evaluation.metrics.clip import Clip, clip_score
+from seg2any.evaluation.metrics.captions import clip_score
 from seg2any.evaluation.metrics.item import Item
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError

@@ -10,16 +10,20 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
+from seg2any.evaluation.judges.clip import MEAN, STD
+from seg2any.evaluation.judges.features import (
+    CmmdNetwork,
+    Dinov2Network,
+    InceptionNetwork,
+    centred_square,
+    clean_resize,
+)
 from seg2any.evaluation.metrics.bootstrap import interval
-from seg2any.evaluation.metrics.clip import MEAN, STD, CmmdNetwork, centred_square
-from seg2any.evaluation.metrics.cmmd import cmmd
-from seg2any.evaluation.metrics.dinov2 import Dinov2Network
-from seg2any.evaluation.metrics.features import Features, extract, resampled
-from seg2any.evaluation.metrics.frechet import Gaussian, frechet, frechet_distance
-from seg2any.evaluation.metrics.inception import InceptionNetwork, clean_resize
+from seg2any.evaluation.metrics.distances import Gaussian, cmmd, frechet, frechet_distance
 from seg2any.evaluation.metrics.item import Item
-from seg2any.evaluation.metrics.semantic import normalised
+from seg2any.evaluation.metrics.sets import Features, extract, resampled
 from seg2any.system.errors import UserError
+from seg2any.system.pretrained import imagenet_normalised
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit")
 
@@ -114,9 +118,9 @@ def test_fid_is_the_mean_over_groups_of_distances_from_the_real_images():
     expected = ((rows.mean(0) - 128) ** 2).sum() + rows.var(0, ddof=1).sum()
     assert (empty.source, empty.value) == ("grey images", pytest.approx(expected)) and empty.extra["n"] == 12
     assert (halves.source, halves.extra["n"], halves.extra["n_real"]) == ("real images, halves", 6, 6)
-    with pytest.raises(UserError, match="at least two images"):
+    with pytest.raises(UserError, match="FID: .*two images"):
         frechet("FID", real, brighter[:1], means)
-    with pytest.raises(UserError, match="FID, real images: no image"):
+    with pytest.raises(UserError, match="FID, real images: "):
         frechet("FID", [], brighter, means)
 
 
@@ -221,13 +225,13 @@ def test_inception_is_called_as_clean_fid_does(tmp_path: Path):
 
 
 def test_other_inception_files_are_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="no file.*download https://nvlabs-fi-cdn.nvidia.com/.*put it there"):
+    with pytest.raises(UserError, match="inception.pt.*download https://nvlabs-fi-cdn.nvidia.com/"):
         InceptionNetwork(tmp_path / "inception.pt")
     (tmp_path / "inception.pt").write_bytes(b"<html>404")
-    with pytest.raises(UserError, match="is not that TorchScript file"):
+    with pytest.raises(UserError, match="inception.pt.*TorchScript"):
         InceptionNetwork(tmp_path / "inception.pt")
     torch.jit.script(torch.nn.Linear(1, 1)).save(str(tmp_path / "inception.pt"))
-    with pytest.raises(UserError, match="is not that TorchScript file"):
+    with pytest.raises(UserError, match="inception.pt.*TorchScript"):
         InceptionNetwork(tmp_path / "inception.pt")
 
 
@@ -242,7 +246,7 @@ def test_dinov2_gives_its_normalised_class_token(tmp_path: Path):
     found = network([image, rng.integers(0, 256, (30, 50, 3), np.uint8)])
     assert found.shape == (2, 8) and found.dtype == np.float32
     with torch.no_grad():
-        tokens = model(pixel_values=normalised(image)).last_hidden_state
+        tokens = model(pixel_values=imagenet_normalised(image)).last_hidden_state
     assert np.allclose(found[0], tokens[0, 0].numpy(), atol=1e-5)
     with pytest.raises(UserError, match="hf download facebook/dinov2-large"):
         Dinov2Network(str(tmp_path))

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from seg2any.evaluation.judges.clip import image_reward
+from seg2any.evaluation.metrics.captions import preference_score
 from seg2any.evaluation.metrics.item import Item
-from seg2any.evaluation.metrics.preference import image_reward, preference_score
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 

@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from seg2any.evaluation.metrics import sam2
 from seg2any.evaluation.metrics.item import Item
 from seg2any.evaluation.metrics.leakage import (
     COLOURS,
@@ -21,13 +20,15 @@ from seg2any.evaluation.metrics.leakage import (
     taken_for_another,
 )
 from seg2any.evaluation.metrics.overlap import band_width, boundary, boundary_iou, iou, is_thin, size_class
-from seg2any.evaluation.metrics.regions import FoundRegions, region_overlap
-from seg2any.evaluation.metrics.sam2 import Sam2Judge, boxes, class_agnostic_iou
+from seg2any.evaluation.metrics.regions import FoundRegions, boxes, class_agnostic_iou, find_again, region_overlap
 from seg2any.evaluation.metrics.seam import seam, seam_score
-from seg2any.evaluation.metrics.semantic import normalised
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
+from seg2any.segment import sam2
+from seg2any.segment.sam2 import Sam2Segmenter
+from seg2any.segment.segmenter import Prompt
 from seg2any.system.errors import UserError
+from seg2any.system.pretrained import imagenet_normalised
 from tests.golden_root import golden_root
 from tests.tiny_judges import tiny_sam2
 
@@ -92,7 +93,7 @@ def test_regions_count_alike_whatever_image_they_are_in():
     width = band_width((64, 64))
     outlines = [boundary_iou(w, f, width) for w, f in zip(wanted[:3], found[:3], strict=True)]
     assert results["IoU, outlines"].value == pytest.approx((sum(outlines) + 1) / 4)
-    with pytest.raises(UserError, match="no region with a pixel"):
+    with pytest.raises(UserError, match="no region"):
         region_overlap("IoU", [FoundRegions("a", np.zeros((1, 4, 4), bool), np.ones((1, 4, 4), bool))])
 
 
@@ -117,12 +118,12 @@ def test_boxes_are_the_recorded_ones(name: str):
 
 
 @pytest.fixture(scope="module")
-def sam(tmp_path_factory: pytest.TempPathFactory) -> Sam2Judge:
+def sam(tmp_path_factory: pytest.TempPathFactory) -> Sam2Segmenter:
     """A random SAM 2 of 64 x 64 pixels, saved and loaded."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sam")
     tiny_sam2().save_pretrained(folder)
-    return Sam2Judge(str(folder))
+    return Sam2Segmenter(str(folder))
 
 
 def scene(key: str, seed: int) -> Item:
@@ -132,29 +133,32 @@ def scene(key: str, seed: int) -> Item:
     return Item(key, image, layout=Layout(masks, ("a", "b", "c")))
 
 
-def test_regions_decoded_together_are_those_decoded_alone(sam: Sam2Judge, monkeypatch: pytest.MonkeyPatch):
+def test_regions_decoded_together_are_those_decoded_alone(sam: Sam2Segmenter, monkeypatch: pytest.MonkeyPatch):
     item = scene("a", 0)
     assert (sam.side, sam.prompt_size) == (64, (16, 16))
-    together = sam(item.image, item.layout.masks)
+    layout = find_again(item.image, item.layout, sam)
+    together = layout.masks
     squared = np.asarray(Image.fromarray(item.image).resize((64, 64), Image.Resampling.BICUBIC))
-    for mask, found in zip(item.layout.masks, together, strict=True):
+    for mask, found, score in zip(item.layout.masks, together, layout.scores, strict=True):
         prompt = cv2.resize(mask.astype(np.float32), (16, 16), interpolation=cv2.INTER_NEAREST_EXACT)
         y, x = np.nonzero(mask)
         corners = [x.min() / 80 * 64, y.min() / 50 * 64, x.max() / 80 * 64, y.max() / 50 * 64]
         with torch.no_grad():
             output = sam.model(
-                pixel_values=normalised(squared),
+                pixel_values=imagenet_normalised(squared),
                 input_boxes=torch.tensor([[corners]]).float(),
                 input_masks=torch.from_numpy(prompt)[None, None],
                 multimask_output=False,
             )
         logits = torch.nn.functional.interpolate(output.pred_masks[0], (64, 64), mode="bilinear")
         assert ((logits[0, 0] > 0).numpy() == found).mean() > 0.999
+        assert score == pytest.approx(float(output.iou_scores.reshape(()).clamp(0, 1)), abs=1e-5)
     assert 0 < together.mean() < 1 and (together[0] != together[1]).any()
 
     monkeypatch.setattr(sam2, "REGIONS", 2)
-    assert (sam(item.image, item.layout.masks) == together).mean() > 0.999
-    assert sam(item.image, item.layout.masks[:0]).shape == (0, 64, 64)
+    assert (find_again(item.image, item.layout, sam).masks == together).mean() > 0.999
+    nothing = sam.segment(item.image, Prompt(boxes=np.zeros((0, 4))))
+    assert nothing.masks.shape == (0, 64, 64) and nothing.scores.shape == (0,) and nothing.captions == ()
 
 
 def hostile_masks(size: tuple[int, int]) -> np.ndarray:
@@ -175,12 +179,12 @@ def test_boxes_hold_the_first_and_the_last_pixel_at_any_border(size: tuple[int, 
         assert found == pytest.approx(expected) and (found >= 0).all() and (found < 1).all()
 
 
-def test_regions_of_any_shape_are_decoded_and_empty_ones_do_not_count(sam: Sam2Judge):
+def test_regions_of_any_shape_are_decoded_and_empty_ones_do_not_count(sam: Sam2Segmenter):
     masks = hostile_masks((300, 7))  # far from square: 64 px hide most of its single pixels
     rng = np.random.default_rng(4)
     image = rng.integers(0, 256, (300, 7, 3), np.uint8)
-    together = sam(image, masks)
-    alone = np.concatenate([sam(image, mask[None]) for mask in masks])
+    together = find_again(image, Layout(masks, ("x",) * len(masks)), sam).masks
+    alone = np.concatenate([find_again(image, Layout(mask[None], ("x",)), sam).masks for mask in masks])
     assert together.shape == (len(masks), 64, 64) and (together == alone).mean() > 0.999
     seen = int(resize_masks(masks, (64, 64)).any((1, 2)).sum())
     assert 0 < seen < len(masks)
@@ -188,17 +192,17 @@ def test_regions_of_any_shape_are_decoded_and_empty_ones_do_not_count(sam: Sam2J
     whole = class_agnostic_iou(lambda: [item], lambda: [item], sam)[0]
     assert whole.extra == {"regions": seen}
     hidden = Item("b", image, layout=Layout(masks[:1] & False, ("x",)))
-    with pytest.raises(UserError, match="no region with a pixel"):
+    with pytest.raises(UserError, match="no region"):
         class_agnostic_iou(lambda: [hidden], lambda: [hidden], sam)
 
 
-def test_the_mask_prompt_is_the_mask_itself_in_0_and_1(sam: Sam2Judge):
+def test_the_mask_prompt_is_the_mask_itself_in_0_and_1(sam: Sam2Segmenter):
     item, prompts = scene("a", 0), []
     hook = sam.model.prompt_encoder.mask_embed.register_forward_hook(
         lambda _, inputs, output: prompts.append(inputs[0])
     )
     try:
-        sam(item.image, item.layout.masks)
+        find_again(item.image, item.layout, sam)
     finally:
         hook.remove()
     (prompt,) = prompts
@@ -206,7 +210,7 @@ def test_the_mask_prompt_is_the_mask_itself_in_0_and_1(sam: Sam2Judge):
         assert (given == cv2.resize(mask.astype(np.float32), (16, 16), interpolation=cv2.INTER_NEAREST_EXACT)).all()
 
 
-def test_every_image_is_encoded_once_and_comes_with_ceiling_and_floors(sam: Sam2Judge, monkeypatch: pytest.MonkeyPatch):
+def test_every_image_is_encoded_once_and_has_ceiling_and_floors(sam: Sam2Segmenter, monkeypatch: pytest.MonkeyPatch):
     encoded = []
     encode = sam.model.get_image_embeddings
     monkeypatch.setattr(
@@ -219,7 +223,7 @@ def test_every_image_is_encoded_once_and_comes_with_ceiling_and_floors(sam: Sam2
     assert list(whole) == ["generated", "real images", "grey images", "shuffled images"]
     assert whole["generated"].extra == {"regions": 6} and set(whole["generated"].per_sample) == {"a", "b"}
     masks = generated[0].layout.masks
-    wanted, found = resize_masks(masks, (64, 64)), sam(generated[0].image, masks)
+    wanted, found = resize_masks(masks, (64, 64)), find_again(generated[0].image, generated[0].layout, sam).masks
     expected = np.mean([iou(w, f) for w, f in zip(wanted, found, strict=True)])
     assert whole["generated"].per_sample["a"] == pytest.approx(expected)
     assert torch.equal(encoded[6], encoded[0]) and torch.equal(encoded[7], encoded[1])  # shuffled: the same images
@@ -256,7 +260,7 @@ def test_only_regions_with_a_colour_beside_another_colour_count():
     assert named_colours("A Red-and-white hat in violet light, reddish") == {"red", "white", "purple"}
     silent = Item("a", two_halves("red", "blue"), layout=Layout(HALVES, ("a red car", "a door")))
     same = Item("b", two_halves("red", "blue"), layout=Layout(HALVES, ("a red car", "a red door")))
-    with pytest.raises(UserError, match="colour leak: nothing to measure"):
+    with pytest.raises(UserError, match="colour leak: "):
         colour_leak([silent, same])
     hidden = Layout(np.stack([HALVES[0], np.ones((40, 40), bool)]), ("a red car", "a blue door"))
     leak, _ = colour_leak([Item("c", two_halves("blue", "blue"), layout=hidden)])

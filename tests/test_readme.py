@@ -15,7 +15,7 @@ import pytest
 from seg2any.attention.settings import NAMES
 from seg2any.data.sacap.options import parse_options as parse_sacap_options
 from seg2any.evaluation.ablation.options import parse_options as parse_ablation_options
-from seg2any.evaluation.shapes_options import parse_options as parse_bench_options
+from seg2any.evaluation.shapes.options import parse_options as parse_bench_options
 from seg2any.generate.options import Options
 from seg2any.training import config
 from tests.golden_root import REPOSITORY

@@ -15,10 +15,10 @@ from PIL import Image
 
 from seg2any.evaluation.metrics.item import Item
 from seg2any.evaluation.metrics.result import Result, mean
-from seg2any.evaluation.pictures import Shown, extremes, folder_of, read_pictures, save_pictures, side_by_side
-from seg2any.evaluation.report import main
-from seg2any.evaluation.report_numbers import distinct_names, number
-from seg2any.evaluation.results import make_run, write_run
+from seg2any.evaluation.report.__main__ import main
+from seg2any.evaluation.report.numbers import distinct_names, number
+from seg2any.evaluation.report.pictures import Shown, extremes, folder_of, read_pictures, save_pictures, side_by_side
+from seg2any.evaluation.report.results import make_run, write_run
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 

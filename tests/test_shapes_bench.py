@@ -14,19 +14,16 @@ from PIL import Image
 
 from seg2any.attention.settings import ConditionSettings
 from seg2any.data.shapes import ShapesDataset
-from seg2any.evaluation.bars import lines
 from seg2any.evaluation.generated import image_seed
 from seg2any.evaluation.metrics.result import mean
-from seg2any.evaluation.results import make_run, read_run
+from seg2any.evaluation.report.results import bar_lines, make_run, read_run
 from seg2any.evaluation.runners.finish import finish
-from seg2any.evaluation.shapes import main
-from seg2any.evaluation.shapes_bench import Bench
-from seg2any.evaluation.shapes_judge import judge
-from seg2any.evaluation.shapes_options import SCENES, Options, parse_options
-from seg2any.evaluation.shapes_report import bars, table
-from seg2any.evaluation.shapes_results import results
-from seg2any.evaluation.shapes_sources import round_trip
-from seg2any.evaluation.stopwatch import Stopwatch
+from seg2any.evaluation.shapes.__main__ import main
+from seg2any.evaluation.shapes.bench import Bench, Stopwatch
+from seg2any.evaluation.shapes.judge import judge
+from seg2any.evaluation.shapes.options import SCENES, Options, parse_options
+from seg2any.evaluation.shapes.results import bars, results, table
+from seg2any.evaluation.shapes.sources import round_trip
 from seg2any.generate.model import known_model
 from seg2any.system.errors import UserError
 from seg2any.system.provenance import commit
@@ -105,7 +102,7 @@ def test_images_of_another_run_are_not_mixed_in(tmp_path: Path):
 def test_every_source_of_images_is_judged_on_every_scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     measured = bench(tmp_path, "--limit", "2")
     monkeypatch.setattr(
-        "seg2any.evaluation.shapes_sources.round_trip", lambda images, pipeline: iter(images)
+        "seg2any.evaluation.shapes.sources.round_trip", lambda images, pipeline: iter(images)
     )  # without loss
     run = measured.measure("normal")
     assert all(row.n == 2 for row in run.rows if row.name not in ("background", "leak where coloured"))
@@ -147,7 +144,7 @@ def test_bars_are_those_of_the_generated_images():
     for name, worse in {"colour": 0.949, "IoU": 0.899, "boundary_IoU": 0.399, "leak": 0.021}.items():
         verdicts = bars(a_run(**{**exact, name: worse}))
         assert [bar.name for bar in verdicts if not bar.is_met] == [name.replace("_", " ")]
-        assert sum("MISSED" in line for line in lines(verdicts)) == 1
+        assert sum("MISSED" in line for line in bar_lines(verdicts)) == 1
 
 
 def test_the_table_has_a_line_per_number_and_a_column_per_source():
@@ -183,9 +180,9 @@ def test_round_trip_of_an_identity_autoencoder_is_the_image(monkeypatch: pytest.
     )
     pipeline = SimpleNamespace(vae=SimpleNamespace(config=config, dtype=torch.float32), image_processor=processor)
     monkeypatch.setattr(
-        "seg2any.evaluation.shapes_sources.encode_images", lambda images, vae: SimpleNamespace(mean=images)
+        "seg2any.evaluation.shapes.sources.encode_images", lambda images, vae: SimpleNamespace(mean=images)
     )
-    monkeypatch.setattr("seg2any.evaluation.shapes_sources.decode_latents", lambda tokens, grid, vae: tokens)
+    monkeypatch.setattr("seg2any.evaluation.shapes.sources.decode_latents", lambda tokens, grid, vae: tokens)
     images = [np.random.default_rng(seed).integers(0, 256, (6, 4, 3), dtype=np.uint8) for seed in range(10)]
     found = list(round_trip(images, pipeline))
     assert len(found) == 10 and all((a == b).all() for a, b in zip(found, images, strict=True))
@@ -193,7 +190,7 @@ def test_round_trip_of_an_identity_autoencoder_is_the_image(monkeypatch: pytest.
 
 def test_a_stopwatch_adds_up_and_counts_what_fails(monkeypatch: pytest.MonkeyPatch):
     times = iter([0.0, 2.0, 10.0, 13.0, 20.0, 20.5])
-    monkeypatch.setattr("seg2any.evaluation.stopwatch.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("seg2any.evaluation.shapes.bench.time.perf_counter", lambda: next(times))
     clock = Stopwatch()
     for task in ("a", "a"):
         with clock(task):

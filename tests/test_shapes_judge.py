@@ -11,9 +11,9 @@ import pytest
 
 from seg2any.data.shapes import Scene, ShapesDataset
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, Figure
-from seg2any.evaluation.shapes_drawn import Attributes
-from seg2any.evaluation.shapes_judge import Verdict, judge, visible
-from seg2any.evaluation.shapes_results import OF_IMAGE, OF_REGION, results
+from seg2any.evaluation.shapes.drawn import Attributes
+from seg2any.evaluation.shapes.judge import Verdict, judge, visible
+from seg2any.evaluation.shapes.results import OF_IMAGE, OF_REGION, results
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from seg2any.data.shapes import ShapesDataset
-from seg2any.evaluation.shapes_judge import judge
+from seg2any.evaluation.shapes.judge import judge
 from seg2any.generate.model import load_pipeline
 from tests.infer_command import REPOSITORY
 

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from examples.shapes.make.build import build_clip_tokenizer
-from seg2any.evaluation.metrics.deeplab import DeepLabV3
-from seg2any.evaluation.metrics.mask2former import Mask2FormerForSemantics
+from seg2any.evaluation.judges.deeplab import DeepLabV3
+from seg2any.evaluation.judges.mask2former import Mask2FormerForSemantics
 
 
 class Inception(torch.nn.Module):

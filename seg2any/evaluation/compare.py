@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seg2any.evaluation.metrics.bootstrap import Difference, paired_difference, paired_resamples
-from seg2any.evaluation.results import Row, Run, read_run
+from seg2any.evaluation.report.results import Row, Run, read_run
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 

@@ -22,6 +22,8 @@ class LayoutParts(NamedTuple):
     caption: str | None = None
     seed: int | None = None
     name: str = ""
+    scores: np.ndarray | None = None
+    source: str = ""
 
 
 class LayoutError(UserError):
@@ -77,3 +79,18 @@ def check_seed(where: str, seed: object) -> None:
     """Raise LayoutError unless `seed` is an integer that torch.Generator takes; True, 1.0 and NaN are not."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise LayoutError(f"{where} is {shown(seed)}; write a whole number from 0 to 2**63 - 1, or leave it out")
+
+
+def check_scores(where: str, scores: object, count: int) -> None:
+    """Raise LayoutError unless `scores` is float [count] in [0, 1]; NaN is not."""
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or scores.shape != (count,):
+        found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__
+        raise LayoutError(f"{where}: scores are {found}; give a float array [{count}], one per mask")
+    if not ((scores >= 0) & (scores <= 1)).all():
+        raise LayoutError(f"{where}: scores lie outside 0..1; scale them")
+
+
+def check_source(where: str, source: object) -> None:
+    """Raise LayoutError unless `source` is a string that UTF-8 can encode; "" is one."""
+    if source != "":
+        check_caption(f"{where}: source", source)

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from seg2any.layout.checks import LayoutError, LayoutParts, check_caption, check_masks, check_seed, overlap
+from seg2any.layout.checks import (
+    LayoutError,
+    LayoutParts,
+    check_caption,
+    check_masks,
+    check_scores,
+    check_seed,
+    check_source,
+    overlap,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,6 +30,8 @@ class Layout:
     caption   of the whole image, or None
     seed      0 <= seed < 2**63, or None
     name      what its results are called
+    scores    float [N] in [0, 1], how sure the segmenter is of each region; None if no segmenter made the layout
+    source    the segmenter that found the regions; "" if none did or it is unknown
 
     N = 0 is a layout of background only: some data sets hold such images, the file readers refuse them.
 
@@ -35,6 +46,8 @@ class Layout:
     caption: str | None = None
     seed: int | None = None
     name: str = ""
+    scores: np.ndarray | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "captions", tuple(self.captions))
@@ -48,6 +61,9 @@ class Layout:
             check_caption(f"{where}: caption", self.caption)
         if self.seed is not None:
             check_seed(f"{where}: seed", self.seed)
+        if self.scores is not None:
+            check_scores(where, self.scores, len(self.masks))
+        check_source(where, self.source)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -66,7 +82,7 @@ class Layout:
         return overlap(self.masks)
 
     def digest(self) -> str:
-        """sha256 in hex of masks and captions. Seed and name do not enter: they do not change what is drawn where."""
+        """Return the sha256 in hex of masks and captions, the only fields that say what is drawn where."""
         digest = hashlib.sha256(repr((self.masks.shape, self.captions, self.caption)).encode())
         digest.update(np.packbits(self.masks).tobytes())
         return digest.hexdigest()
@@ -78,7 +94,7 @@ class Layout:
         for n in reversed(range(len(self.masks))):
             masks[n] = self.masks[n] & ~covered_above
             covered_above |= self.masks[n]
-        return Layout(masks, self.captions, self.caption, self.seed, self.name)
+        return replace(self, masks=masks)
 
     @classmethod
     def read(cls, path: str | os.PathLike, snap_colors: bool = False) -> Layout:
@@ -102,8 +118,8 @@ class Layout:
         return find_layouts(Path(path))
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write NAME.json with NAME.png (the published format, which holds no overlaps), or NAME.npz (which does)."""
+        """Write NAME.json with NAME.png (the published format), or NAME.npz, which also holds overlaps and scores."""
         from seg2any.layout.readers import write_layout
 
-        parts = LayoutParts(self.masks, self.captions, self.caption, self.seed, self.name)
+        parts = LayoutParts(self.masks, self.captions, self.caption, self.seed, self.name, self.scores, self.source)
         write_layout(parts, Path(path))

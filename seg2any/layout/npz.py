@@ -12,10 +12,14 @@ from seg2any.system.errors import shown
 from seg2any.system.files import atomic_write
 
 MAX_TEXT_BYTES = 2**26
+KINDS = {"masks": "a bool array", "seed": "a number", "scores": "a float array"}  # array -> content; else strings
 
 
 def read_npz(path: Path) -> LayoutParts:
-    """Read `masks` [N, H, W] (bool, or numbers where non-zero is the region), `captions` [N], `caption`, `seed`."""
+    """Read a layout from `masks` [N, H, W] and `captions` [N], and if present `caption`, `seed`, `scores`, `source`.
+
+    `masks` are bool, or numbers where non-zero is the region. Raises LayoutError.
+    """
     arrays = _load_arrays(path)
     for name in ("masks", "captions"):
         if name not in arrays:
@@ -35,8 +39,9 @@ def read_npz(path: Path) -> LayoutParts:
     captions = arrays["captions"]
     if captions.dtype.kind != "U" or captions.ndim != 1:
         raise LayoutError(f"{path}: captions are {captions.dtype} {list(captions.shape)}; save a list of strings")
-    caption, seed = _scalar(path, arrays, "caption"), _scalar(path, arrays, "seed")
-    return LayoutParts(masks, tuple(captions.tolist()), caption, seed, path.stem)
+    caption, seed, source = (_scalar(path, arrays, name) for name in ("caption", "seed", "source"))
+    source = "" if source is None else source
+    return LayoutParts(masks, tuple(captions.tolist()), caption, seed, path.stem, arrays.get("scores"), source)
 
 
 def write_npz(layout: LayoutParts, path: Path) -> None:
@@ -46,12 +51,16 @@ def write_npz(layout: LayoutParts, path: Path) -> None:
         arrays["caption"] = np.array(layout.caption)
     if layout.seed is not None:
         arrays["seed"] = np.array(layout.seed)
+    if layout.scores is not None:
+        arrays["scores"] = layout.scores
+    if layout.source:
+        arrays["source"] = np.array(layout.source)
     with atomic_write(path) as temporary:
         np.savez_compressed(temporary, **arrays)
 
 
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
-    wanted = ("masks", "captions", "caption", "seed")
+    wanted = ("masks", "captions", "caption", "seed", "scores", "source")
     try:
         with zipfile.ZipFile(path) as archive:
             present = [name for name in wanted if f"{name}.npy" in archive.namelist()]
@@ -72,7 +81,7 @@ def _check_header(archive: zipfile.ZipFile, name: str, path: Path) -> None:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
     if dtype.hasobject:
-        kind = "a bool array" if name == "masks" else "a number" if name == "seed" else "strings"
+        kind = KINDS.get(name, "strings")
         raise LayoutError(f"{path}: {name} holds pickled Python objects, which are never unpacked; save {kind}")
     if name == "masks" and len(shape) == 3:
         check_mask_shape(str(path), shape)

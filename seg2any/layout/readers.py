@@ -12,7 +12,7 @@ mask          a picture of its own, named relative to the JSON; white (brighter 
 segmentation  COCO / SA-1B run lengths, compressed or not; `annotations` is read as `segments_info`
               {"annotations": [{"segmentation": {"size": [2, 3], "counts": [0, 2, 4]}, "text": "the left column"}]}
 
-`NAME.npz` holds `masks` bool [N, H, W], `captions` [N] and, if wanted, `caption` and `seed`.
+`NAME.npz` holds `masks` bool [N, H, W], `captions` [N] and, if wanted, `caption`, `seed`, `scores` float [N], `source`.
 
 A folder with one JSON in it is that layout (so a folder of mask pictures is one); with more it is a collection.
 The report of `infer.py --check` does not count.

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from seg2any.evaluation.metrics.deeplab import DeepLabV3, from_mmseg
-from seg2any.evaluation.metrics.semantic import normalised
+from seg2any.evaluation.judges.deeplab import DeepLabV3, from_mmseg
+from seg2any.system.pretrained import imagenet_normalised
 
 
 def cases(root: Path) -> dict[str, Callable[[], None]]:
@@ -32,7 +32,7 @@ def check_case(keys: dict[str, list[int]], path: Path) -> None:
     weights = dict(recorded_weights(keys)) | {"auxiliary_head.conv_seg.bias": torch.zeros(171)}
     model = from_mmseg(weights).eval()
     with torch.inference_mode():
-        logits = model(normalised(recorded["input_rgb_u8"][0].permute(1, 2, 0).numpy()))
+        logits = model(imagenet_normalised(recorded["input_rgb_u8"][0].permute(1, 2, 0).numpy()))
     scale = recorded["logits_stride8"].abs().max()
     assert (logits[:, :, ::8, ::8] - recorded["logits_stride8"]).abs().max() < 1e-4 * scale
     assert (logits.argmax(1) == recorded["argmax"]).float().mean() > 0.9999

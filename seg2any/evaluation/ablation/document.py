@@ -11,8 +11,8 @@ from seg2any.evaluation.ablation.rows import ALIKE, KINDS, TRAINED, TRAINING_FRE
 from seg2any.evaluation.ablation.trends import MARGIN, Runs, comparable
 from seg2any.evaluation.ablation.words import gap, shown, trends_in_words
 from seg2any.evaluation.metrics.bootstrap import paired_difference
-from seg2any.evaluation.results import Run
-from seg2any.evaluation.shapes_results import LEAK_WHERE_COLOURED
+from seg2any.evaluation.report.results import Run
+from seg2any.evaluation.shapes.results import LEAK_WHERE_COLOURED
 
 NUMBERS = ("colour", "pattern", "IoU", "boundary IoU", "leak", LEAK_WHERE_COLOURED, TOKENS)
 BEGIN, END = "<!-- written by hand, kept by the tool: begin -->", "<!-- end -->"

@@ -22,10 +22,10 @@ from seg2any.evaluation.ablation.rows import Row
 from seg2any.evaluation.ablation.scenes import Scenes
 from seg2any.evaluation.ablation.training import training_of
 from seg2any.evaluation.metrics.result import Result, mean
-from seg2any.evaluation.results import Run, make_run, read_run, write_run
-from seg2any.evaluation.shapes_judge import Verdict, judge
-from seg2any.evaluation.shapes_results import results
-from seg2any.evaluation.shapes_sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_pipeline, to_bytes
+from seg2any.evaluation.report.results import Run, make_run, read_run, write_run
+from seg2any.evaluation.shapes.judge import Verdict, judge
+from seg2any.evaluation.shapes.results import results
+from seg2any.evaluation.shapes.sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_pipeline, to_bytes
 from seg2any.generate.model import read_adapter_card
 from seg2any.generate.recipe import differences
 from seg2any.system.errors import UserError

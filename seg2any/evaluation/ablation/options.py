@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seg2any.evaluation.ablation.rows import KINDS, REFERENCE, TRAINED, TRAINING_FREE, Row, trained_row
-from seg2any.evaluation.shapes_options import Options as ShapesOptions
-from seg2any.evaluation.shapes_options import shapes_flags
+from seg2any.evaluation.shapes.options import Options as ShapesOptions
+from seg2any.evaluation.shapes.options import shapes_flags
 from seg2any.system.console import whole
 
 TRAININGS = [f"  {name}: python train.py config/seg2any_shapes.yaml {config}" for name, (config, _) in TRAINED.items()]

@@ -15,8 +15,8 @@ from seg2any.evaluation.ablation.panels import panel
 from seg2any.evaluation.ablation.rows import REFERENCE, Row
 from seg2any.evaluation.ablation.summary import summary
 from seg2any.evaluation.ablation.trends import NEEDED
-from seg2any.evaluation.results import Run, finite
-from seg2any.evaluation.shapes_judge import judge
+from seg2any.evaluation.report.results import Run, finite
+from seg2any.evaluation.shapes.judge import judge
 from seg2any.generate.model import choose_device
 from seg2any.generate.run import open_folder
 from seg2any.system.errors import UserError

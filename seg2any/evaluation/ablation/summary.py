@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from seg2any.evaluation.ablation.rows import Row
 from seg2any.evaluation.ablation.trends import Checked, Runs, all_checked
-from seg2any.evaluation.results import Row as Number
+from seg2any.evaluation.report.results import Row as Number
 
 SHARED = ("num_inference_steps", "guidance_scale", "weight_dtype", "scenes", "seeds", "seed")
 

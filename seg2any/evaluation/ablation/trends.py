@@ -14,8 +14,8 @@ from itertools import product
 from seg2any.evaluation.ablation.measure import TOKENS
 from seg2any.evaluation.ablation.rows import ALIKE, REFERENCE
 from seg2any.evaluation.metrics.bootstrap import Difference, paired_difference
-from seg2any.evaluation.results import Run
-from seg2any.evaluation.shapes_results import LEAK_WHERE_COLOURED
+from seg2any.evaluation.report.results import Run
+from seg2any.evaluation.shapes.results import LEAK_WHERE_COLOURED
 
 MARGIN = 0.03  # of a share or an IoU: what counts as no difference
 HOLDS, AGAINST, OPEN = "holds", "contradicted", "open"  # said of a claim

@@ -21,7 +21,7 @@ from seg2any.evaluation.ablation.trends import (
     all_checked,
 )
 from seg2any.evaluation.metrics.bootstrap import Difference
-from seg2any.evaluation.shapes_report import FRACTIONS
+from seg2any.evaluation.shapes.results import FRACTIONS
 
 HEADINGS = {
     ALL: "Hold here",

@@ -21,7 +21,7 @@ TAIL = (1 - LEVEL) / 2  # on either side of an interval
 
 @dataclass(frozen=True)
 class Difference:
-    """A minus B over the samples that both have: its value, its interval, how many samples."""
+    """A minus B over the samples that both have: value, 95 % interval and number of samples."""
 
     value: float
     low: float
@@ -30,19 +30,20 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves out 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
 def draws(n: int, resamples: int) -> np.ndarray:
-    """How often each of `n` samples is drawn in each resample, int [resamples, n]."""
+    """Draw resamples: how often each of `n` samples occurs in each of them, int [resamples, n]."""
     return np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=resamples)
 
 
 def interval(result: Result, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """(low, high) of a result; (nan, nan) if it has nothing to resample, or one sample only.
+    """Compute (low, high) of a result; (nan, nan) if nothing can be resampled, or if there is one sample only.
 
-    Distances between sets rise when a set has repetitions, so theirs is the spread of the resamples around the value.
+    A resampled set holds repetitions, which raise distances between sets; their interval is therefore the spread of the
+    resamples, centred on the value.
     """
     if result.parts:
         low, high = _percentiles(_values(result.parts, resamples))
@@ -51,7 +52,7 @@ def interval(result: Result, resamples: int = RESAMPLES) -> tuple[float, float]:
 
 
 def paired_difference(a: Parts, b: Parts) -> Difference:
-    """Difference of two pooled values over the samples that both have, both resampled alike."""
+    """Compare two pooled values over the samples that both have, both resampled alike."""
     common = [key for key in a if key in b]
     if not common:
         return Difference(math.nan, math.nan, math.nan, 0)
@@ -62,16 +63,16 @@ def paired_difference(a: Parts, b: Parts) -> Difference:
 
 
 def paired_resamples(values: tuple[float, float], a: Sequence[float], b: Sequence[float], n: int) -> Difference:
-    """Difference of two distances between sets whose resamples were drawn alike from the same `n` samples."""
+    """Compare two distances between sets whose resamples were drawn alike from the same `n` samples."""
     low, high = _around(values[0] - values[1], np.asarray(a) - np.asarray(b))
     return Difference(values[0] - values[1], low, high, n)
 
 
 def _values(parts: Parts, resamples: int) -> np.ndarray:
-    """The pooled value of each resample, float64 [resamples]."""
+    """Compute the pooled value of each resample, float64 [resamples]."""
     _, _, numerators, denominators = table(parts)
     if len(numerators) < 2:
-        return np.full(resamples, np.nan)  # what one sample says is not the same for all samples
+        return np.full(resamples, np.nan)  # one sample alone has no spread
     counts = draws(len(numerators), resamples).astype(np.float64)
     tops, bottoms = counts @ numerators, counts @ denominators
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -88,7 +89,7 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 
 
 def _around(value: float, resampled: np.ndarray) -> tuple[float, float]:
-    """The interval of a normal distribution: a few resamples say how wide it is, but not where its tails end."""
+    """Compute a normal distribution's interval: a few resamples give its width, but not the ends of its tails."""
     if len(resampled) < 2:
         return math.nan, math.nan
     half = NormalDist().inv_cdf(1 - TAIL) * float(resampled.std(ddof=1))

@@ -1,4 +1,4 @@
-"""What metrics read, and the images that no model made but every number is read against."""
+"""The input of metrics, and images that no model made, which give every metric its ceiling and floors."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ REAL, EMPTY, SHUFFLED = "real images", "grey images", "shuffled images"  # the c
 class Item:
     """One image and what is known about it.
 
-    key     of the sample; the images made of one sample share it
+    key     name of the sample; the images made of one sample share it
     image   uint8 [H, W, 3]
     group   0 for the first image of every sample, 1 for the second, and so on
-    layout  masks and captions that the image should obey, where a metric needs them; masks may have another size
-    labels  class of every pixel, integer [H, W], IGNORED where there is none; where a metric needs them
+    layout  masks and captions that the image should obey, if known; masks may differ from the image in size
+    labels  class of every pixel, integer [H, W], IGNORED where there is none, if known
     """
 
     key: str
@@ -34,23 +34,25 @@ class Item:
 
 
 def layout_of(item: Item, metric: str) -> Layout:
-    """The item's layout. Raises UserError if it has none."""
+    """Return the item's layout. Raises UserError, naming the metric, if it has none."""
     if item.layout is None:
         raise UserError(f"{metric}: sample {item.key!r} comes without a layout; use a data set that has one")
     return item.layout
 
 
 def grey(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items with an empty image: the floor that what is known alone already reaches."""
+    """Replace each image by an empty one: the floor that a judge reaches from the prompts alone."""
     return (replace(item, image=np.full_like(item.image, GREY)) for item in items)
 
 
 def shuffled(items: Iterable[Item]) -> Iterator[Item]:
-    """The same items, each with the last image of another sample before it: the floor of plausible images of something
-    else. The first sample's items come last, with the last other image. Raises UserError if there is one sample only.
+    """Replace each image by that of another sample: the floor of plausible images of something else.
+
+    Each item gets the last image of another sample before it. The first sample's items come last, with the last other
+    image. Raises UserError if there is one sample only.
     """
     first: list[Item] = []
-    current = other = None  # the item at hand, and the last one of another sample
+    current = other = None  # this item, and the last one of another sample
     for item in items:
         if current is not None and current.key != item.key:
             other = current
@@ -60,7 +62,7 @@ def shuffled(items: Iterable[Item]) -> Iterator[Item]:
         else:
             yield replace(item, image=other.image)
     if first and other is None:
-        raise UserError("shuffled images need at least two samples; evaluate more than one")
+        raise UserError("shuffled images: there is one sample only; evaluate at least two")
     if first:
         last = other if current.key == first[0].key else current
         yield from (replace(item, image=last.image) for item in first)

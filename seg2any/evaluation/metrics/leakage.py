@@ -1,7 +1,7 @@
 """Attribute leakage: do regions show what was asked of other regions of the same image?
 
-`colour_leak` needs no judge: it counts pixels whose nearest basic colour is one that another region's caption names and
-its own does not. `caption_leak` lets CLIP choose the caption of each region.
+`colour_leak` needs no judge: it counts pixels whose nearest basic colour another region's caption names, and the
+region's own does not. `caption_leak` lets CLIP choose the caption of each region.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import cv2
 import numpy as np
 
-from seg2any.evaluation.metrics.clip import Clip
+from seg2any.evaluation.judges.clip import Clip
 from seg2any.evaluation.metrics.item import GREY, Item, layout_of
 from seg2any.evaluation.metrics.overlap import box_with_margin, shift_border
 from seg2any.evaluation.metrics.result import RegionMean, Result
@@ -38,13 +38,13 @@ MARGIN = 2  # pixels inside the outline that do not count, in an image whose sho
 
 
 def named_colours(caption: str) -> set[str]:
-    """The basic colours that a caption names."""
+    """Return the basic colours that a caption names."""
     words = {word.lower() for word in WORDS.findall(caption)}
     return {SPELLINGS.get(word, word) for word in words}
 
 
 def nearest_colours(pixels: np.ndarray) -> np.ndarray:
-    """Index into COLOURS [P] of the nearest in CIELAB to sRGB values uint8 [P, 3]."""
+    """Return the index [P] into COLOURS of the colour nearest, in CIELAB, to each sRGB value of uint8 [P, 3]."""
     lab, tones = (
         cv2.cvtColor(np.float32(values).reshape(-1, 1, 3) / 255, cv2.COLOR_RGB2LAB)[:, 0]
         for values in (pixels, list(COLOURS.values()))
@@ -53,9 +53,10 @@ def nearest_colours(pixels: np.ndarray) -> np.ndarray:
 
 
 def colour_leak(items: Iterable[Item], source: str = "generated") -> list[Result]:
-    """ "colour leak" and "colour fit": shares of a region's pixels in a colour that only other captions name, and in
-    one that its own names. Means over the regions whose caption names a colour and that have a neighbour in another.
+    """Measure which share of a region's pixels has a colour that other captions name, or that its own names.
 
+    "colour leak" counts colours named only by other captions of the image, "colour fit" those named by the region's
+    own. Both are means over the regions whose caption names a colour, in images where another caption names another.
     Raises UserError if there is no such region.
     """
     leaks, fits = RegionMean(), RegionMean()
@@ -78,10 +79,10 @@ def colour_leak(items: Iterable[Item], source: str = "generated") -> list[Result
 
 
 def caption_leak(items: Iterable[Item], clip: Clip, source: str = "generated") -> Result:
-    """Share of regions that CLIP takes for another region of the image: cut out, they fit another caption better than
-    their own. Chance is (N - 1) / N for N different captions. Means over regions in images with several captions.
+    """Measure the share of regions that, cut out, fit another caption of the image better than their own (CLIP).
 
-    Raises UserError if there is no such image.
+    Chance is (N - 1) / N for N different captions. Means over regions in images with several captions. Raises UserError
+    if there is no such image.
     """
     leaks = RegionMean()
     for item in items:
@@ -98,12 +99,12 @@ def caption_leak(items: Iterable[Item], clip: Clip, source: str = "generated") -
 
 
 def taken_for_another(fit: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """bool [N]: which rows of fit [N, N] (region, caption) are highest at a caption with other words than their own."""
+    """Say which regions fit a caption with other words best: fit [N, N] (region, caption) -> bool [N]."""
     best = fit.argmax(1)
     return np.array([captions[chosen] != own for chosen, own in zip(best, captions, strict=True)])
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The box around a mask with a margin, uint8 [h, w, 3]; pixels outside the mask are grey."""
+    """Cut out the box around a mask with a margin, uint8 [h, w, 3]; pixels outside the mask become grey."""
     box = box_with_margin(mask)
     return np.where(mask[box][..., None], image[box], np.uint8(GREY))

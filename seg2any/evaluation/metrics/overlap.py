@@ -15,28 +15,28 @@ BAND = 0.02  # of the image's diagonal, as Boundary IoU (arXiv 2103.16562) is pu
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of bool [H, W]; 1 if both are empty."""
+    """Compute the intersection over union of two masks bool [H, W]; 1 if both are empty."""
     union = np.count_nonzero(a | b)
     return np.count_nonzero(a & b) / union if union else 1.0
 
 
 def boundary_iou(a: np.ndarray, b: np.ndarray, width: int) -> float:
-    """IoU of the bands of `width` pixels inside the outlines of bool [H, W]."""
+    """Compute the IoU of the bands of `width` pixels inside the outlines of two masks bool [H, W]."""
     return iou(boundary(a, width), boundary(b, width))
 
 
 def boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    """The pixels of a mask bool [H, W] within `width` pixels of its outline; the image's border is an outline."""
+    """Keep the pixels of a mask bool [H, W] within `width` pixels of its outline or of the image's border."""
     return mask & ~shift_border(mask, -width)
 
 
 def band_width(size: tuple[int, int]) -> int:
-    """The width of the published Boundary IoU's band in an image of (H, W)."""
+    """Return the width in pixels of the published Boundary IoU's band in an image of (H, W)."""
     return max(1, round(BAND * math.hypot(*size)))
 
 
 def shift_border(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """The mask bool [H, W] grown by `pixels`, or shrunk if negative; outside the image counts as outside."""
+    """Grow the mask bool [H, W] by `pixels`, or shrink it if negative; outside the image counts as outside."""
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(pixels) + 1,) * 2)
     if pixels >= 0:
         return cv2.dilate(mask.astype(np.uint8), kernel) > 0
@@ -44,20 +44,20 @@ def shift_border(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def size_class(mask: np.ndarray) -> str:
-    """One of SIZES, by the share of the image bool [H, W] that the mask covers."""
+    """Name the size of a mask bool [H, W], one of SIZES, by the share of the image that it covers."""
     share = mask.mean()
     return SIZES[0] if share < SMALL else SIZES[1] if share < LARGE else SIZES[2]
 
 
 def is_thin(mask: np.ndarray) -> bool:
-    """Whether no circle as wide as THIN of the shorter side fits into a mask bool [H, W]."""
+    """Say whether no circle as wide as THIN of the shorter side fits into a mask bool [H, W]."""
     inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # The distance is to the centre of the nearest outside pixel, half a pixel beyond the outline.
     return 2 * (float(inside.max()) - 0.5) < THIN * min(mask.shape)
 
 
 def box_with_margin(mask: np.ndarray) -> tuple[slice, slice]:
-    """Rows and columns of the box around a mask bool [H, W] that is not empty, with BOX_MARGIN on each side."""
+    """Return rows and columns of the box around a non-empty mask bool [H, W], with BOX_MARGIN on each side."""
     spans = []
     for inside, side in zip((mask.any(1), mask.any(0)), mask.shape, strict=True):
         first, last = np.flatnonzero(inside)[[0, -1]]

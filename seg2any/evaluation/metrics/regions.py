@@ -1,15 +1,26 @@
-"""Overlap of wanted and found regions: mean over the regions of all images, by size, and of the outlines."""
+"""Overlap of wanted and found regions: mean over the regions of all images, by size, and of the outlines.
+
+The class-agnostic mIoU asks a segmenter for each region where its mask is. As published, the prompt is the region
+itself, as box and as mask: the number says whether the image has an outline there, and even an empty image reaches some
+of it. So it always comes with the number of real images (ceiling) and two floors.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
+from seg2any.evaluation.metrics.item import EMPTY, GENERATED, REAL, SHUFFLED, Item, grey, layout_of, shuffled
 from seg2any.evaluation.metrics.overlap import SIZES, band_width, boundary_iou, iou, is_thin, size_class
 from seg2any.evaluation.metrics.result import RegionMean, Result
+from seg2any.layout import Layout
+from seg2any.layout.contour import resize_masks
+from seg2any.segment.segmenter import Prompt, Segmenter
 from seg2any.system.errors import UserError
+
+NAME = "class-agnostic mIoU"
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +33,11 @@ class FoundRegions:
 
 
 def region_overlap(name: str, images: Iterable[FoundRegions], source: str = "generated") -> list[Result]:
-    """`name`: mean IoU over regions; the same for small, medium, large and thin ones, as far as there are any, and for
-    the band along the outlines (Boundary IoU, 2 % of the diagonal). Thin regions count by size too.
-    Wanted regions without a pixel do not count.
+    """Average the IoU over all regions, over small, medium, large and thin ones, and over bands along the outlines.
 
-    Raises UserError if no region is left.
+    The results are called `name`, "name, outlines" (Boundary IoU, bands of 2 % of the diagonal), "name, small" and so
+    on; kinds without a region are left out. Thin regions count by size too. Wanted regions without a pixel do not
+    count. Raises UserError if no region is left.
     """
     means: dict[str, RegionMean] = {}
     for image in images:
@@ -41,6 +52,54 @@ def region_overlap(name: str, images: Iterable[FoundRegions], source: str = "gen
             for kind, value in kinds.items():
                 means.setdefault(kind, RegionMean()).add(image.key, value)
     if not means:
-        raise UserError(f"{name}: no region with a pixel in any image; check the masks")
+        raise UserError(f"{name}: no region has a pixel in any image; check the masks")
     order = [name, f"{name}, outlines", *(f"{name}, {size}" for size in (*SIZES, "thin"))]
     return [means[kind].result(kind, source) for kind in order if kind in means]
+
+
+def class_agnostic_iou(
+    generated: Callable[[], Iterable[Item]], real: Callable[[], Iterable[Item]], segmenter: Segmenter
+) -> list[Result]:
+    """Measure the overlap of regions in generated, real and grey images, and in images of other samples.
+
+    The last are measured only if there are several samples. `generated` and `real` return their items from the start
+    at every call; the items have layouts. Raises UserError as `region_overlap` does.
+    """
+
+    def measured(source: str, items: Iterable[Item]) -> list[Result]:
+        return region_overlap(NAME, _found(items, segmenter), source)
+
+    results = measured(GENERATED, generated())
+    several = len(results[0].per_sample) > 1
+    results += measured(REAL, real()) + measured(EMPTY, grey(generated()))
+    return results + (measured(SHUFFLED, shuffled(generated())) if several else [])
+
+
+def find_again(image: np.ndarray, layout: Layout, segmenter: Segmenter) -> Layout:
+    """Ask the segmenter for each region of `layout` in an image uint8 [H, W, 3]; no mask may be empty."""
+    return segmenter.segment(image, Prompt(phrases=layout.captions, boxes=boxes(layout.masks), masks=layout.masks))
+
+
+def boxes(masks: np.ndarray) -> np.ndarray:
+    """Return left, top, right, bottom of masks bool [N, H, W], none empty, as shares of the sides, float64 [N, 4].
+
+    As published, right and bottom are the last pixel inside, not the first outside.
+    """
+    height, width = masks.shape[1:]
+    rows, columns = masks.any(2), masks.any(1)
+    left, top = columns.argmax(1), rows.argmax(1)
+    right, bottom = width - 1 - columns[:, ::-1].argmax(1), height - 1 - rows[:, ::-1].argmax(1)
+    return np.stack([left / width, top / height, right / width, bottom / height], 1)
+
+
+def _found(items: Iterable[Item], segmenter: Segmenter) -> Iterator[FoundRegions]:
+    for item in items:
+        wanted = without_empty(layout_of(item, NAME))
+        found = find_again(item.image, wanted, segmenter)
+        yield FoundRegions(item.key, resize_masks(wanted.masks, found.size), found.masks)
+
+
+def without_empty(layout: Layout) -> Layout:
+    """The layout's masks that have a pixel, with their captions."""
+    kept = np.flatnonzero(layout.masks.any((1, 2)))
+    return Layout(layout.masks[kept], tuple(layout.captions[index] for index in kept), layout.caption)

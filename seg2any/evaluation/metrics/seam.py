@@ -5,8 +5,8 @@ side of it, both within a few pixels of the outline:
 
     seam = (across - along) / (across + along)
 
-0: the outlines cannot be seen. 1: only the outlines can. Things in photographs have edges too, so the number means
-something only beside that of real images with the same masks.
+0: the outlines cannot be seen. 1: nothing but the outlines can. Things in photographs have edges too, so the number
+means something only beside that of real images with the same masks.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ REACH = 6  # pixels on each side of an outline, in an image whose shorter side i
 
 
 def seam_score(items: Iterable[Item], source: str = "generated") -> Result:
-    """Mean over the images of each sample, then over the samples. Images without an outline do not count.
+    """Average the score over the images of each sample, then over the samples.
 
-    Raises UserError if that leaves none.
+    Images without an outline do not count. Raises UserError if no image has one.
     """
     scores: dict[str, list[float]] = {}
     for item in items:
@@ -39,7 +39,7 @@ def seam_score(items: Iterable[Item], source: str = "generated") -> Result:
 
 
 def seam(image: np.ndarray, masks: np.ndarray) -> float | None:
-    """The score of one image uint8 [H, W, 3] and masks bool [N, H, W]; None if no outline is inside the image."""
+    """Score an image uint8 [H, W, 3] with masks bool [N, H, W]; None if no outline lies inside the image."""
     lab = cv2.cvtColor(np.float32(image) / 255, cv2.COLOR_RGB2LAB)
     across, along = [], []
     horizontal, vertical = _outlines(masks)
@@ -57,12 +57,12 @@ def seam(image: np.ndarray, masks: np.ndarray) -> float | None:
 
 
 def _outlines(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Between which horizontal neighbours [H, W - 1] and vertical ones [H - 1, W] any mask begins or ends."""
+    """Mark horizontal [H, W - 1] and vertical [H - 1, W] pairs of neighbours between which any mask begins or ends."""
     return (masks[:, :, 1:] != masks[:, :, :-1]).any(0), (masks[:, 1:] != masks[:, :-1]).any(0)
 
 
 def _near(horizontal: np.ndarray, vertical: np.ndarray, reach: int) -> np.ndarray:
-    """bool [H, W]: pixels within `reach` pixels of an outline, on either side of it."""
+    """Mark the pixels within `reach` pixels of an outline, on either side of it, bool [H, W]."""
     height, width = horizontal.shape[0], vertical.shape[1]
     touching = np.zeros((height, width), np.uint8)
     touching[:, 1:] |= horizontal

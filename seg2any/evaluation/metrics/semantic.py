@@ -1,4 +1,4 @@
-"""Closed-set mIoU: a segmenter reads the generated image, and its classes are compared with the wanted ones.
+"""Closed-set mIoU: a label judge classifies the pixels of an image, and its classes are compared with the wanted ones.
 
 Protocol of mmsegmentation as published: one confusion matrix over all images of all groups, IoU per class, mean over
 the classes that occur in either; pixels labelled IGNORED do not count.
@@ -8,83 +8,55 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
-import cv2
 import numpy as np
-import torch
 
+from seg2any.evaluation.judges.label_map import LabelJudge
 from seg2any.evaluation.metrics.item import Item
 from seg2any.evaluation.metrics.result import Result, pooled
 from seg2any.system.errors import UserError
 
 IGNORED = 255
-SHORT, LONG = 512, 2048  # pixels; images are brought to the largest size within both, keeping their aspect
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # RGB, 0..255
-
-
-class Segmenter(Protocol):
-    """`classes` is how many it tells apart."""
-
-    classes: int
-
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """Image uint8 [H, W, 3] -> class indices [H, W]."""
-
-
-def rescaled(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3] with the shorter side SHORT, unless the longer then exceeds LONG; bilinear, as OpenCV does it."""
-    height, width = image.shape[:2]
-    scale = min(SHORT / min(height, width), LONG / max(height, width))
-    size = int(width * scale + 0.5), int(height * scale + 0.5)
-    return image if size == (width, height) else cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
-
-
-def normalised(image: np.ndarray) -> torch.Tensor:
-    """uint8 [H, W, 3] -> float32 [1, 3, H, W], as the judges were trained."""
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
-    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
 
 
 def confusion(wanted: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
-    """int64 [K, K]: pixels of wanted class (row) and seen class (column) of two label maps of equal shape.
+    """Count pixels by wanted class (row) and seen class (column) of two label maps of one shape, int64 [K, K].
 
     Raises ValueError for a class outside 0..K-1 that is not IGNORED.
     """
     counted = wanted != IGNORED
     pairs = wanted[counted].astype(np.int64) * classes + seen[counted]
     if counted.any() and (wanted[counted].max() >= classes or not 0 <= seen.min() <= seen.max() < classes):
-        raise ValueError(f"a class is not one of 0..{classes - 1}")
+        raise ValueError(f"the labels hold a class outside 0..{classes - 1}")
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def semantic_iou(
-    items: Iterable[Item], segmenter: Segmenter, names: Sequence[str], source: str = "generated"
-) -> Result:
-    """mIoU of items with labels. `names` are the classes in order; `extra` gets the table per class and accuracies.
+def semantic_iou(items: Iterable[Item], judge: LabelJudge, names: Sequence[str], source: str = "generated") -> Result:
+    """Measure the mIoU of items with labels; `extra` holds a table per class and accuracies.
 
-    Raises UserError for items without labels, labels of another size than the image, or classes that do not fit.
+    `names` are the classes in order. Raises UserError for items without labels, labels of another size than the image,
+    or another number of classes than the judge's.
     """
-    if segmenter.classes != len(names):
+    if judge.classes != len(names):
         raise UserError(
-            f"mIoU: the segmenter knows {segmenter.classes} classes, the data set {len(names)}; use its own"
+            f"mIoU: the judge knows {judge.classes} classes, the data set {len(names)}; use the data set's own judge"
         )
     of_sample: dict[str, np.ndarray] = {}
     for item in items:
-        matrix = _confusion_of(item, segmenter, len(names))
+        matrix = _confusion_of(item, judge, len(names))
         of_sample[item.key] = of_sample.get(item.key, 0) + matrix
     parts = {key: _parts(matrix, names) for key, matrix in of_sample.items()}
     result = pooled("mIoU", parts, source=source)
     return replace(result, extra=_table(sum(of_sample.values()), names))
 
 
-def _confusion_of(item: Item, segmenter: Segmenter, classes: int) -> np.ndarray:
+def _confusion_of(item: Item, judge: LabelJudge, classes: int) -> np.ndarray:
     if item.labels is None or item.labels.shape != item.image.shape[:2]:
         height, width = item.image.shape[:2]
         found = "none" if item.labels is None else "x".join(map(str, item.labels.shape[::-1]))
         raise UserError(f"mIoU: sample {item.key!r}: labels are {found}, the image is {width}x{height}; convert them")
     try:
-        return confusion(item.labels, segmenter(item.image), classes)
+        return confusion(item.labels, judge.labels(item.image), classes)
     except ValueError as error:
         raise UserError(f"mIoU: sample {item.key!r}: {error}; convert the labels") from None
 

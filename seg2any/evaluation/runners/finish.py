@@ -10,12 +10,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seg2any.evaluation import report
 from seg2any.evaluation.metrics.item import Item
-from seg2any.evaluation.pictures import Shown, extremes, folder_of, save_pictures, side_by_side
-from seg2any.evaluation.report_numbers import Evaluation
-from seg2any.evaluation.results import Run, write_run
-from seg2any.system.files import atomic_write
+from seg2any.evaluation.report.page import write_page
+from seg2any.evaluation.report.pictures import Shown, extremes, folder_of, save_pictures, side_by_side
+from seg2any.evaluation.report.results import Run, write_run
 
 SHOWN = 6  # worst, and as many best samples
 
@@ -45,9 +43,7 @@ def finish(run: Run, path: Path, ranked_by: str, gallery: Gallery) -> Path:
     write_run(run, path)
     save_pictures(folder_of(path), _chosen(run, ranked_by, gallery))
     page = path.with_suffix(".html")
-    text = report.page(Evaluation.read([path]))
-    with atomic_write(page) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_page([path], page)
     return page
 
 

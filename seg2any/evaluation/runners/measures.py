@@ -1,5 +1,4 @@
-"""Every metric by name: what it loads and what it measures. Loading comes first, so that missing weights are told
-before hours of measuring."""
+"""All metrics by name. Every judge is loaded before anything is measured, so missing weights show within seconds."""
 
 from __future__ import annotations
 
@@ -9,20 +8,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from seg2any.evaluation.metrics.clip import Clip, CmmdNetwork, clip_score
-from seg2any.evaluation.metrics.cmmd import cmmd
-from seg2any.evaluation.metrics.deeplab import DeepLabSegmenter
-from seg2any.evaluation.metrics.dinov2 import Dinov2Network
-from seg2any.evaluation.metrics.frechet import frechet
-from seg2any.evaluation.metrics.inception import InceptionNetwork
+from seg2any.evaluation.judges.clip import Clip, image_reward
+from seg2any.evaluation.judges.deeplab import DeepLabJudge
+from seg2any.evaluation.judges.features import CmmdNetwork, Dinov2Network, InceptionNetwork
+from seg2any.evaluation.judges.label_map import LabelJudge
+from seg2any.evaluation.judges.mask2former import Mask2FormerJudge
+from seg2any.evaluation.metrics.captions import clip_score, preference_score
+from seg2any.evaluation.metrics.distances import cmmd, frechet
 from seg2any.evaluation.metrics.item import GENERATED, REAL, SHUFFLED, Item, shuffled
 from seg2any.evaluation.metrics.leakage import caption_leak, colour_leak
-from seg2any.evaluation.metrics.mask2former import Mask2FormerSegmenter
-from seg2any.evaluation.metrics.preference import image_reward, preference_score
+from seg2any.evaluation.metrics.regions import class_agnostic_iou, find_again, without_empty
 from seg2any.evaluation.metrics.result import Result
-from seg2any.evaluation.metrics.sam2 import Sam2Judge, class_agnostic_iou
 from seg2any.evaluation.metrics.seam import seam_score
-from seg2any.evaluation.metrics.semantic import Segmenter, semantic_iou
+from seg2any.evaluation.metrics.semantic import semantic_iou
 from seg2any.evaluation.runners.items import Benchmark
 from seg2any.evaluation.vqa.answers import Answers, Judge
 from seg2any.evaluation.vqa.endpoint import EndpointJudge
@@ -30,18 +28,19 @@ from seg2any.evaluation.vqa.local import LocalJudge
 from seg2any.evaluation.vqa.score import region_vqa
 from seg2any.generate.model import choose_dtype
 from seg2any.layout.contour import resize_masks
+from seg2any.segment.sam2 import Sam2Segmenter
 from seg2any.system.errors import UserError
 
-CLOSED_SET_JUDGES = {"ade20k": ("mask2former", Mask2FormerSegmenter), "coco_stuff": ("deeplab", DeepLabSegmenter)}
+CLOSED_SET_JUDGES = {"ade20k": ("mask2former", Mask2FormerJudge), "coco_stuff": ("deeplab", DeepLabJudge)}
 
 
 @dataclass(frozen=True, eq=False)
 class Measure:
     """A metric with its judge loaded.
 
-    results  of the generated images and of what they are to be read against
-    uses     names of its judges
-    seen     item -> where the judge sees the item's regions, bool [N, H, W]; None if it sees none
+    results  measures the generated images, with their ceiling and floors
+    uses     flags of its judges
+    seen     item -> where the judge sees the item's regions, bool [N, H, W]; None if the judge does not see regions
     """
 
     results: Callable[[Benchmark], list[Result]]
@@ -52,7 +51,7 @@ class Measure:
 def load_measures(
     names: tuple[str, ...], benchmark: Benchmark, judges: Mapping[str, str], device: torch.device
 ) -> dict[str, Measure]:
-    """The measures by name. Raises UserError, a line for each judge that cannot be loaded."""
+    """Load the measures by name. Raises UserError with a line for each judge that cannot be loaded."""
     loaded, problems = {}, []
     for name in names:
         try:
@@ -69,34 +68,34 @@ def _miou(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device)
     if table is None:
         raise UserError("miou: the data set has no classes; measure `regions` instead")
     used, cls = CLOSED_SET_JUDGES[table.data_set]
-    segmenter: Segmenter = cls(judges[used], device)
+    judge: LabelJudge = cls(judges[used], device)
 
     def results(benchmark: Benchmark) -> list[Result]:
         sources = {GENERATED: benchmark.images(), **benchmark.bounds()}
-        return [semantic_iou(items, segmenter, table.names, source) for source, items in sources.items()]
+        return [semantic_iou(items, judge, table.names, source) for source, items in sources.items()]
 
     def seen(item: Item, benchmark: Benchmark) -> np.ndarray:
-        classes = segmenter(item.image)
+        classes = judge.labels(item.image)
         return np.stack([classes == wanted for wanted in benchmark.classes(item.key)])
 
     return Measure(results, (used,), seen)
 
 
 def _regions(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
-    judge = Sam2Judge(judges["sam2"], device)
+    segmenter = Sam2Segmenter(judges["sam2"], device)
 
     def seen(item: Item, benchmark: Benchmark) -> np.ndarray:
-        masks = item.layout.masks
-        found = np.zeros((len(masks), *item.image.shape[:2]), bool)
-        kept = masks.any((1, 2)) & resize_masks(masks, (judge.side, judge.side)).any((1, 2))
-        found[kept] = resize_masks(judge(item.image, masks[kept]), item.image.shape[:2])
-        return found
+        masks, size = item.layout.masks, item.image.shape[:2]
+        found = find_again(item.image, without_empty(item.layout), segmenter)
+        seen = np.zeros((len(masks), *size), bool)
+        seen[masks.any((1, 2))] = resize_masks(found.masks, size)
+        return seen & resize_masks(masks, found.size).any((1, 2), keepdims=True)  # only regions that were measured
 
-    return Measure(lambda benchmark: class_agnostic_iou(benchmark.images, benchmark.real, judge), ("sam2",), seen)
+    return Measure(lambda benchmark: class_agnostic_iou(benchmark.images, benchmark.real, segmenter), ("sam2",), seen)
 
 
 def _read_against(benchmark: Benchmark, groups: list[int] | None = None) -> Iterator[tuple[str, Iterable[Item]]]:
-    """The generated images, the real ones as the ceiling, and as the floor the generated ones of other samples."""
+    """Yield generated images, real ones as the ceiling, and generated ones of other samples as the floor."""
     yield GENERATED, benchmark.images(groups)
     yield REAL, benchmark.real()
     if benchmark.samples > 1:

@@ -9,7 +9,7 @@ import numpy as np
 
 from seg2any.evaluation.generated import Generated
 from seg2any.evaluation.metrics.item import Item
-from seg2any.evaluation.results import make_run
+from seg2any.evaluation.report.results import make_run
 from seg2any.evaluation.runners.finish import Gallery, finish, shown_table
 from seg2any.evaluation.runners.items import Benchmark
 from seg2any.evaluation.runners.measures import Measure, load_measures

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
-from seg2any.evaluation.metrics.weights import judge, pretrained_model, pretrained_processor
 from seg2any.evaluation.vqa.endpoint import LONGEST_TEXT
 from seg2any.evaluation.vqa.questions import Question
 from seg2any.evaluation.vqa.replies import read_attributes, share_of_yes
 from seg2any.system.errors import UserError
+from seg2any.system.pretrained import for_inference, pretrained_model, pretrained_processor
 
 WHAT = "local judge of region questions"
 SOURCE = "Qwen/Qwen2.5-VL-7B-Instruct"
@@ -27,7 +27,7 @@ class LocalJudge:
     """
 
     def __init__(self, name: str = SOURCE, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
-        self.model = judge(pretrained_model(AutoModelForImageTextToText, name, WHAT, SOURCE, dtype), device)
+        self.model = for_inference(pretrained_model(AutoModelForImageTextToText, name, WHAT, SOURCE, dtype), device)
         self.tokenizer = pretrained_processor(AutoTokenizer, name, WHAT, SOURCE)
         self.processor = pretrained_processor(Qwen2VLImageProcessorPil, name, WHAT, SOURCE)
         self.device = device

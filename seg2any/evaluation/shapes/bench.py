@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 
 from seg2any.data.shapes import ShapesDataset
-from seg2any.evaluation.bars import lines
 from seg2any.evaluation.generated import Generated, discard_leftovers, read_image, write_run
 from seg2any.evaluation.generation import Task, make_images, plan
 from seg2any.evaluation.metrics.item import Item
-from seg2any.evaluation.results import Run, make_run
+from seg2any.evaluation.report.results import Run, bar_lines, make_run
 from seg2any.evaluation.runners.finish import Gallery, finish
-from seg2any.evaluation.shapes_drawn import Attributes, drawn_shapes
-from seg2any.evaluation.shapes_judge import visible
-from seg2any.evaluation.shapes_options import SCENES, Options
-from seg2any.evaluation.shapes_report import bars, table
-from seg2any.evaluation.shapes_results import results
-from seg2any.evaluation.shapes_sources import (
+from seg2any.evaluation.shapes.drawn import Attributes, drawn_shapes
+from seg2any.evaluation.shapes.judge import visible
+from seg2any.evaluation.shapes.options import SCENES, Options
+from seg2any.evaluation.shapes.results import bars, results, table
+from seg2any.evaluation.shapes.sources import (
     CEILING,
     EMPTY,
     GENERATED,
@@ -29,7 +29,6 @@ from seg2any.evaluation.shapes_sources import (
     judged,
     open_pipeline,
 )
-from seg2any.evaluation.stopwatch import Stopwatch
 from seg2any.generate.model import choose_device
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.run import open_folder
@@ -116,6 +115,32 @@ def run(options: Options) -> None:
             page = finish(found, options.output / f"{kind}.json", "IoU", bench.gallery(kind))
         print(f"\n{kind}: {found.row('IoU').n} unseen scenes", table(found), sep="\n", flush=True)
         if kind == "normal":
-            print("\nbars, on the normal scenes:", *(f"  {line}" for line in lines(bars(found))), sep="\n")
+            print("\nbars, on the normal scenes:", *(f"  {line}" for line in bar_lines(bars(found))), sep="\n")
         print(f"page with pictures: {page}", flush=True)
     print(f"time: {clock}")
+
+
+class Stopwatch:
+    """Seconds by name of a task.
+
+    >>> clock = Stopwatch()
+    >>> with clock("judging"):
+    ...     pass
+    >>> str(clock)
+    'judging 0 s'
+    """
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, task: str) -> Iterator[None]:
+        """Adds the time inside the block to `task`, also if the block fails."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[task] = self.seconds.get(task, 0.0) + time.perf_counter() - start
+
+    def __str__(self) -> str:
+        return ", ".join(f"{task} {seconds:.0f} s" for task, seconds in self.seconds.items())

@@ -13,7 +13,7 @@ import numpy as np
 
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK
 from seg2any.evaluation.metrics.overlap import boundary_iou, iou, shift_border
-from seg2any.evaluation.shapes_drawn import (
+from seg2any.evaluation.shapes.drawn import (
     DISTINCT,
     INK_SHARE,
     Attributes,
@@ -25,7 +25,7 @@ from seg2any.evaluation.shapes_drawn import (
     seen_tone,
     to_lab,
 )
-from seg2any.evaluation.shapes_pattern import detect_letter, detect_pattern
+from seg2any.evaluation.shapes.pattern import detect_letter, detect_pattern
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from seg2any.evaluation.shapes_options import parse_options
+from seg2any.evaluation.shapes.options import parse_options
 from seg2any.system.console import exit_status, plain_messages
 
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def measure() -> None:
         with plain_messages():
-            from seg2any.evaluation.shapes_bench import run  # takes seconds to import: not before --help is answered
+            from seg2any.evaluation.shapes.bench import run  # takes seconds to import: not before --help is answered
 
             run(options)
 

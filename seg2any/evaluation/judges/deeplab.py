@@ -1,4 +1,4 @@
-"""DeepLabV3-R101-D8 with mmsegmentation's parameter names, so that its published weights load as they are.
+"""DeepLabV3-R101-D8, the judge of COCO-Stuff, with mmsegmentation's parameter names: published weights load as is.
 
 ResNetV1c: a stem of three convolutions; the last two stages keep the resolution and dilate instead. ASPP head of
 arXiv 1706.05587. Nothing but torch is needed.
@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seg2any.evaluation.metrics.semantic import normalised, rescaled
-from seg2any.evaluation.metrics.weights import judge, state_dict
+from seg2any.evaluation.judges.label_map import rescaled
 from seg2any.system.errors import UserError
+from seg2any.system.pretrained import for_inference, imagenet_normalised, state_dict
 
 WHAT = "DeepLabV3 judge of COCO-Stuff"
 _NAME = "deeplabv3_r101-d8_512x512_4x4_320k_coco-stuff164k"
@@ -27,7 +27,7 @@ EXPANSION = 4
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 with a shortcut; the stride is in the 3x3."""
+    """Convolutions 1x1, 3x3, 1x1 with a shortcut; the stride is in the 3x3."""
 
     def __init__(self, inputs: int, width: int, stride: int, dilation: int):
         super().__init__()
@@ -41,7 +41,7 @@ class Bottleneck(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, h, w] -> [B, 4 width, h', w']."""
+        """Map x [B, C, h, w] to [B, 4 width, h', w']."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = F.relu(self.bn1(self.conv1(x)))
         x = F.relu(self.bn2(self.conv2(x)))
@@ -49,7 +49,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNetV1c(nn.Module):
-    """[B, 3, H, W] -> [B, 32 * width, H / 8, W / 8]."""
+    """Backbone: [B, 3, H, W] -> [B, 32 * width, H / 8, W / 8]."""
 
     def __init__(self, blocks: tuple[int, ...], width: int):
         super().__init__()
@@ -66,14 +66,14 @@ class ResNetV1c(nn.Module):
         for stage, (count, stride, dilation) in enumerate(zip(blocks, STRIDES, DILATIONS, strict=True)):
             layers = []
             for index in range(count):
-                first = index == 0  # it dilates half as much as the others ("contract_dilation")
+                first = index == 0  # dilates half as much as the others ("contract_dilation")
                 dilated = dilation // 2 if first and dilation > 1 else dilation
                 layers.append(Bottleneck(inputs, width << stage, stride if first else 1, dilated))
                 inputs = EXPANSION * (width << stage)
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> features [B, C, H/8, W/8]."""
+        """Map normalised images [B, 3, H, W] to features [B, C, H/8, W/8]."""
         x = F.max_pool2d(self.stem(x), 3, 2, 1)
         return self.layer4(self.layer3(self.layer2(self.layer1(x))))
 
@@ -88,12 +88,12 @@ class ConvModule(nn.Module):
         self.bn = nn.BatchNorm2d(outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, C, h, w] -> [B, C', h, w]."""
+        """Map x [B, C, h, w] to [B, C', h, w]."""
         return F.relu(self.bn(self.conv(x)))
 
 
 class ASPPHead(nn.Module):
-    """[B, C, h, w] -> class logits [B, K, h, w]."""
+    """Head with atrous spatial pyramid pooling: [B, C, h, w] -> class logits [B, K, h, w]."""
 
     def __init__(self, inputs: int, channels: int, classes: int):
         super().__init__()
@@ -105,13 +105,13 @@ class ASPPHead(nn.Module):
         self.bottleneck = ConvModule((len(ASPP_DILATIONS) + 1) * channels, channels, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Features [B, C, h, w] -> logits [B, K, h, w]."""
+        """Map features [B, C, h, w] to class logits [B, K, h, w]."""
         pooled = F.interpolate(self.image_pool(x), x.shape[-2:], mode="bilinear", align_corners=False)
         return self.conv_seg(self.bottleneck(torch.cat([pooled, *(module(x) for module in self.aspp_modules)], 1)))
 
 
 class DeepLabV3(nn.Module):
-    """Class logits [B, K, H, W] at the input's size, of normalised images [B, 3, H, W]."""
+    """Backbone and head: normalised images [B, 3, H, W] -> class logits [B, K, H, W] at the input's size."""
 
     def __init__(self, classes: int, blocks: tuple[int, ...] = (3, 4, 23, 3), width: int = 64, channels: int = 512):
         super().__init__()
@@ -119,13 +119,13 @@ class DeepLabV3(nn.Module):
         self.decode_head = ASPPHead(8 * EXPANSION * width, channels, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised images [B, 3, H, W] -> logits [B, K, H, W]."""
+        """Map normalised images [B, 3, H, W] to class logits [B, K, H, W]."""
         logits = self.decode_head(self.backbone(x))
         return F.interpolate(logits, x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 def from_mmseg(weights: Mapping[str, Tensor]) -> DeepLabV3:
-    """The model of a state dict of mmsegmentation, of any depth and width; its auxiliary head is left out.
+    """Build the model of an mmsegmentation state dict, of any depth and width, without its auxiliary head.
 
     Raises UserError, naming a parameter, if the weights are of another architecture.
     """
@@ -140,24 +140,24 @@ def from_mmseg(weights: Mapping[str, Tensor]) -> DeepLabV3:
         model = DeepLabV3(classes, tuple(depth), width, channels)
         model.load_state_dict(weights, strict=True)
     except KeyError as error:
-        raise UserError(f"{WHAT}: the weights lack {error}; they are of another architecture") from None
+        raise UserError(f"{WHAT}: the weights lack {error}, a part of this architecture; get {SOURCE}") from None
     except RuntimeError as error:
-        raise UserError(
-            f"{WHAT}: the weights are of another architecture: {' '.join(str(error).split())[:300]}"
-        ) from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{WHAT}: the weights belong to another architecture ({reason}); get {SOURCE}") from None
     return model
 
 
-class DeepLabSegmenter:
-    """What DeepLabV3 sees: image uint8 [H, W, 3] -> classes int64 [H, W]. `path` is the published .pth file."""
+class DeepLabJudge:
+    """DeepLabV3 as a label judge. `path` is the published .pth file."""
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
-        self.model = judge(from_mmseg(state_dict(path, WHAT, SOURCE)), device)
+        self.model = for_inference(from_mmseg(state_dict(path, WHAT, SOURCE)), device)
         self.classes = self.model.decode_head.conv_seg.out_channels
         self.device = device
 
     @torch.inference_mode()
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        logits = self.model(normalised(rescaled(image)).to(self.device))
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        """Classify every pixel: uint8 [H, W, 3] -> int64 [H, W]."""
+        logits = self.model(imagenet_normalised(rescaled(image)).to(self.device))
         logits = F.interpolate(logits, image.shape[:2], mode="bilinear", align_corners=False)
         return logits[0].argmax(0).cpu().numpy()

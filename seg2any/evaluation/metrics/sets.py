@@ -1,4 +1,4 @@
-"""Images as rows of numbers, for distances between sets of them."""
+"""Sets of images as feature vectors, one row per image, for distances between sets."""
 
 from __future__ import annotations
 
@@ -16,33 +16,34 @@ from seg2any.system.errors import UserError
 
 BATCH = 32
 HALVES = "real images, halves"  # the ceiling of distances between sets
-EMPTY_SIDE = 64  # any will do: networks bring images to a size of their own
+EMPTY_SIDE = 64  # pixels; any size will do, because networks resize images
 T = TypeVar("T")
 
 
 class Network(Protocol):
-    """Images uint8 [H, W, 3] of any sizes -> float [B, D]."""
+    """A network that turns images into feature vectors."""
 
-    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray: ...
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Embed B images uint8 [H, W, 3], which may differ in size, as float [B, D]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """Rows float64 [N, D] of N images of samples `keys`."""
+    """Feature vectors, rows of float64 [N, D], of N images of the samples `keys`."""
 
     keys: tuple[str, ...]
     rows: np.ndarray
 
 
 def batches(items: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
-    """Lists of up to `size` items."""
+    """Group items into lists of `size`; the last may be shorter."""
     iterator = iter(items)
     while batch := list(islice(iterator, size)):
         yield batch
 
 
 def extract(items: Iterable[Item], network: Network, name: str) -> dict[int, Features]:
-    """The features of each group of images. Raises UserError if there is no image."""
+    """Compute the features of each group of images. Raises UserError, naming the metric, if there is no image."""
     keys: dict[int, list[str]] = {}
     rows: dict[int, list[np.ndarray]] = {}
     for batch in batches(items):
@@ -50,18 +51,18 @@ def extract(items: Iterable[Item], network: Network, name: str) -> dict[int, Fea
             keys.setdefault(item.group, []).append(item.key)
             rows.setdefault(item.group, []).append(row)
     if not keys:
-        raise UserError(f"{name}: no image; generate some first")
+        raise UserError(f"{name}: there is no image; generate some first")
     return {group: Features(tuple(keys[group]), np.stack(rows[group]).astype(np.float64)) for group in sorted(keys)}
 
 
 def compared_sets(
     name: str, real: Iterable[Item], generated: Iterable[Item], network: Network
 ) -> dict[str, list[Features]]:
-    """Source -> a reference, and the sets that are measured against it.
+    """Map each source of images to a reference set and the sets that are measured against it.
 
-    Generated images by group, against the real ones; as ceiling every second real image against the others, if there
-    are four; as floor an empty image for every real one. Shuffled images are the same set, so they are no floor here.
-    Raises UserError if there is no image.
+    Generated images, by group, are measured against the real ones. Ceiling: every second real image against the others,
+    if there are four or more. Floor: an empty image for every real one. Shuffled images form the same set as unshuffled
+    ones, so they are not a floor here. Raises UserError if there is no image.
     """
     (reference, *_) = extract(real, network, f"{name}, real images").values()
     groups = extract(generated, network, f"{name}, generated images").values()
@@ -74,10 +75,10 @@ def compared_sets(
 
 
 def resampled(sets: Sequence[Features], resamples: int) -> Iterator[list[np.ndarray]]:
-    """For each resample of the samples of all sets: how often each row of each set is drawn, int [N] per set.
+    """Yield, for each resample, how often each row of each set is drawn: a list of int [N], one per set.
 
     A sample's rows are drawn together in all sets, so real and generated images of one sample stay a pair. Resamples
-    that leave a set without a second row are left out: sets of a handful of images have them.
+    that leave fewer than two rows in a set, which happens with a handful of images, are left out.
     """
     keys = sorted({key for features in sets for key in features.keys})
     place = {key: index for index, key in enumerate(keys)}
@@ -89,7 +90,7 @@ def resampled(sets: Sequence[Features], resamples: int) -> Iterator[list[np.ndar
 
 
 def described(sets: Sequence[Features]) -> dict:
-    """How many images, and what two runs must have in common to be compared resample by resample."""
+    """Count the images, and hash the sample keys: runs with equal hashes can be compared resample by resample."""
     keys = "\n".join(sorted({key for features in sets for key in features.keys}))
     return {
         "n": len(sets[-1].keys),

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from seg2any.bases.flux1.latents import decode_latents, encode_images, pixels_per_token
 from seg2any.data.sample import Sample
 from seg2any.evaluation.metrics.item import GREY
-from seg2any.evaluation.shapes_judge import Verdict, judge
+from seg2any.evaluation.shapes.judge import Verdict, judge
 from seg2any.generate.model import choose_dtype, known_folder, known_model, load_pipeline
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError

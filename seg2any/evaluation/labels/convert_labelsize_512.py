@@ -1,6 +1,7 @@
 """Label maps stretched to the size of the generated images, 512 x 512, without inventing classes.
 
-    python -m seg2any.evaluation.convert_labelsize_512 --input_path data/ADEChallengeData2016/annotations/validation \\
+    python -m seg2any.evaluation.labels.convert_labelsize_512 \\
+        --input_path data/ADEChallengeData2016/annotations/validation \\
         --output_path data/ADEChallengeData2016/annotations/validation_512
 
 Pillow's NEAREST, values unchanged; with --data_set an id that the data set does not have is an error. Started again, it
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seg2any.evaluation.labels import ClassTable, Conversion, convert_folder, label_files
+from seg2any.evaluation.labels.label_maps import ClassTable, Conversion, convert_folder, label_files
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 
@@ -42,7 +43,7 @@ def convert(source: Path, target: Path, size: int, data_set: str | None, process
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(
-        prog="python -m seg2any.evaluation.convert_labelsize_512",
+        prog="python -m seg2any.evaluation.labels.convert_labelsize_512",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

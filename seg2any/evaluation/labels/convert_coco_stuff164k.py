@@ -1,6 +1,6 @@
 """COCO-Stuff's label maps with the 171 training classes instead of its 182 ids.
 
-    python -m seg2any.evaluation.convert_coco_stuff164k data/coco_stuff --out_dir data/coco_stuff --nproc 8
+    python -m seg2any.evaluation.labels.convert_coco_stuff164k data/coco_stuff --out_dir data/coco_stuff --nproc 8
 
 reads COCO_PATH/stuffthingmaps/{train,val}2017/NAME.png, those of the two that are there, and writes
 OUT_DIR/annotations/{train,val}2017/NAME_labelTrainIds.png: the rank among the ids in use, 255 where unlabelled. An id
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from seg2any.evaluation.labels import ClassTable, Conversion, convert_folder, label_files
+from seg2any.evaluation.labels.label_maps import ClassTable, Conversion, convert_folder, label_files
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 
@@ -40,7 +40,7 @@ def convert(coco_path: Path, out_dir: Path, processes: int) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(
-        prog="python -m seg2any.evaluation.convert_coco_stuff164k",
+        prog="python -m seg2any.evaluation.labels.convert_coco_stuff164k",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from seg2any.data import shapes_draw
 from seg2any.data.shapes_draw import COLOURS, LETTERS, PERIOD, Figure, draw_texture
-from seg2any.evaluation.shapes_drawn import INK_SHARE, ink_share
+from seg2any.evaluation.shapes.drawn import INK_SHARE, ink_share
 
 WINDOW = 32  # pixels around the middle of a figure: a small error of the angle stays small
 MAX_POINTS = 400

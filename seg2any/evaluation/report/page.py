@@ -1,33 +1,31 @@
-"""A page for people about one evaluation, or about several of one benchmark side by side.
-
-    python -m seg2any.evaluation.report result/shapes/normal.json -o report.html
-    python -m seg2any.evaluation.report hard.json base.json -o comparison.html
-
-The page is one file that needs nothing else: pictures are in it, it loads nothing and runs no script.
-"""
+"""The HTML page of a report: one file with the pictures inside, which loads nothing and runs no script."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
-from seg2any.evaluation import report_parts as parts
-from seg2any.evaluation.report_numbers import Evaluation, cards
-from seg2any.system.console import exit_status
+from seg2any.evaluation.report import parts
+from seg2any.evaluation.report.numbers import Evaluation, cards
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 
 STYLE = Path(__file__).with_suffix(".css")
 
 
+def write_page(runs: Sequence[Path], output: Path) -> None:
+    """Write the page about these JSON files. Raises UserError as `page` does."""
+    text = page(Evaluation.read(runs))
+    with atomic_write(output) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def page(evaluations: Sequence[Evaluation]) -> str:
-    """The HTML of a report. Raises UserError for runs of different benchmarks, and for damaged pictures."""
+    """Build the HTML. Raises UserError for runs of different benchmarks and for damaged pictures."""
     benchmarks = list(dict.fromkeys(one.run.benchmark for one in evaluations))
     if len(benchmarks) > 1:
-        raise UserError(f"{' and '.join(benchmarks)} are different benchmarks; make a report for each")
+        raise UserError(f"report: {' and '.join(benchmarks)} are different benchmarks; make a report for each")
     title = benchmarks[0]
     if len(evaluations) > 1:
         title += f": {' against '.join(one.name for one in evaluations)}"
@@ -58,28 +56,3 @@ def page(evaluations: Sequence[Evaluation]) -> str:
 
 def _section(title: str, *content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>{''.join(content)}</section>"
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 written, 2 wrong input."""
-    parser = argparse.ArgumentParser(
-        prog="python -m seg2any.evaluation.report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="FILE.json", help="what an evaluation wrote")
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default: %(default)s")
-    options = parser.parse_args(arguments)
-    return exit_status("seg2any.evaluation.report", lambda: write(options.runs, options.output), "start again")
-
-
-def write(runs: Sequence[Path], output: Path) -> None:
-    """Write the page about these files. Raises UserError."""
-    text = page(Evaluation.read(runs))
-    with atomic_write(output) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-    print(f"report: {output}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,11 +1,11 @@
-"""The one JSON file that every evaluation ends in: numbers with their intervals, and how they came about."""
+"""The JSON file that every evaluation writes: numbers with their intervals, and how they came about."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -151,3 +151,28 @@ def _read_row(row: dict) -> Row:
 
 def _number(value: float | None) -> float:
     return math.nan if value is None else float(value)
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A number that must not exceed `bound`, or with `at_least` must not fall below it."""
+
+    name: str
+    value: float
+    bound: float
+    at_least: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the bound is kept; equal to it counts."""
+        return self.value >= self.bound if self.at_least else self.value <= self.bound
+
+
+def bar_lines(bars: Sequence[Bar]) -> list[str]:
+    """Print each bar on a line, in columns."""
+    width = max((len(bar.name) for bar in bars), default=0)
+    return [
+        f"{bar.name:<{width}} {bar.value:>8.4f} {'>=' if bar.at_least else '<='} {bar.bound:<6.4g}  "
+        f"{'met' if bar.is_met else 'MISSED'}"
+        for bar in bars
+    ]

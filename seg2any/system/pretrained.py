@@ -1,4 +1,8 @@
-"""Weights of the judges: by path or hub id, never unpickled, and one clear line where they are missing."""
+"""Networks that others trained: their weights, never unpickled, and images normalised as on ImageNet.
+
+Weights are given by path or hub id; where they are missing or damaged, a UserError of one line says how to get them.
+In every function `what` names the network in messages and `source` is its address or hub id.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import pickle
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -13,18 +18,19 @@ from safetensors.torch import load_file
 from seg2any.system.errors import UserError
 
 Loaded = TypeVar("Loaded")
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, RGB, 0..255
 
 
 def weights_file(path: str | Path, what: str, source: str) -> Path:
-    """`path` if it is a file. Raises UserError that says what is missing, where it comes from and where to put it."""
+    """Return `path` with ~ expanded. Raises UserError if there is no such file."""
     path = Path(path).expanduser()
     if not path.is_file():
-        raise UserError(f"{what}: no file {path}; download {source} and put it there, or give its path")
+        raise UserError(f"{what}: file {path} is missing; download {source} and put it there, or give its path")
     return path
 
 
 def state_dict(path: str | Path, what: str, source: str) -> dict[str, torch.Tensor]:
-    """Tensors of a .safetensors or .pth file by name; what a training framework wrapped around them is removed.
+    """Read the tensors of a .safetensors or .pth file by name, without a training framework's wrapping around them.
 
     Raises UserError if the file is missing, or if it holds more than tensors and plain values.
     """
@@ -47,12 +53,12 @@ def state_dict(path: str | Path, what: str, source: str) -> dict[str, torch.Tens
 def pretrained_model(
     cls: type[Loaded], name: str | Path, what: str, source: str, dtype: torch.dtype = torch.float32
 ) -> Loaded:
-    """`cls.from_pretrained(name)` for a model of transformers.
+    """Load a model of transformers: `cls.from_pretrained(name)`.
 
-    Raises UserError if `name` is no folder of such a model and cannot be fetched, or if it lacks a weight, which
-    transformers would draw at random.
+    Raises UserError if `name` is not a folder of such a model and cannot be fetched, or if it lacks a weight, which
+    transformers would initialise at random.
     """
-    model, report = _fetched(cls, name, what, source, output_loading_info=True, dtype=dtype)
+    model, report = _fetch(cls, name, what, source, output_loading_info=True, dtype=dtype)
     lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if lacking:
         raise UserError(
@@ -62,20 +68,26 @@ def pretrained_model(
 
 
 def pretrained_processor(cls: type[Loaded], name: str | Path, what: str, source: str) -> Loaded:
-    """The same for a tokenizer or an image processor."""
-    return _fetched(cls, name, what, source)
+    """Load a tokenizer or an image processor of transformers. Raises UserError as `pretrained_model` does."""
+    return _fetch(cls, name, what, source)
 
 
-def _fetched(cls: type, name: str | Path, what: str, source: str, **options: object) -> object:
+def _fetch(cls: type, name: str | Path, what: str, source: str, **options: object) -> object:
     try:
         return cls.from_pretrained(str(name), **options)
     except (OSError, ValueError, SafetensorError, RuntimeError, KeyError, TypeError):
         raise UserError(
-            f"{what}: {name} is no folder of a {cls.__name__} and is not in the hub's cache; fetch it with "
+            f"{what}: {name} is not a folder of a {cls.__name__} and is not in the hub's cache; fetch it with "
             f"`hf download {source}`, or give the folder that holds it"
         ) from None
 
 
-def judge(model: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
-    """The model as judges are used: evaluating, without gradients, on the device."""
+def for_inference(model: torch.nn.Module, device: torch.device | str) -> torch.nn.Module:
+    """Put the model into evaluation mode on the device, without gradients, and return it."""
     return model.eval().requires_grad_(False).to(device)
+
+
+def imagenet_normalised(image: np.ndarray) -> torch.Tensor:
+    """Turn uint8 [H, W, 3] into float32 [1, 3, H, W] with ImageNet's mean 0 and deviation 1 per channel."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
+    return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from seg2any.evaluation.results import Row, Run, read_run
+from seg2any.evaluation.report.results import Row, Run, read_run
 
 GENERATED = "generated"  # the source of a model's own images, as in seg2any.evaluation.metrics.result
 COLOURS = "abcd"  # classes of the style sheet, one per run

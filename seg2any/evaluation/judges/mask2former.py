@@ -1,7 +1,7 @@
-"""Mask2Former (arXiv 2112.01527) as a semantic segmenter, the judge of ADE20K.
+"""Mask2Former (arXiv 2112.01527) for semantic classes, the judge of ADE20K.
 
-transformers' post-processing brings mask logits to 384 x 384 first. As in mmsegmentation they are brought to the
-image's size here, before the sigmoid.
+Mask logits are resized to the image's size before the sigmoid, as mmsegmentation does; transformers' post-processing
+would resize them to 384 x 384 first.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import Mask2FormerConfig, Mask2FormerModel, Mask2FormerPreTrainedModel
 
-from seg2any.evaluation.metrics.semantic import normalised, rescaled
-from seg2any.evaluation.metrics.weights import judge, pretrained_model
+from seg2any.evaluation.judges.label_map import rescaled
+from seg2any.system.pretrained import for_inference, imagenet_normalised, pretrained_model
 
 WHAT = "Mask2Former judge of ADE20K"
 SOURCE = "facebook/mask2former-swin-large-ade-semantic"
@@ -21,7 +21,7 @@ MULTIPLE = 32  # sides are padded to it, as Swin's patches and the pixel decoder
 
 
 def class_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Class logits [B, Q, K + 1] (the last is "nothing") and mask logits [B, Q, h, w] -> scores [B, K, *size]."""
+    """Combine class logits [B, Q, K + 1] (last: "nothing") and mask logits [B, Q, h, w] into scores [B, K, *size]."""
     masks = F.interpolate(mask_logits, size, mode="bilinear", align_corners=False).sigmoid()
     return torch.einsum("bqk,bqhw->bkhw", class_logits.softmax(-1)[..., :-1], masks)
 
@@ -38,23 +38,24 @@ class Mask2FormerForSemantics(Mask2FormerPreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Class logits [B, Q, K + 1] and mask logits [B, Q, H / 4, W / 4] of the last decoder layer."""
+        """Return class logits [B, Q, K + 1] and mask logits [B, Q, H/4, W/4] of the last decoder layer."""
         output = self.model(pixel_values=pixel_values, output_hidden_states=True)
         queries = output.transformer_decoder_intermediate_states[-1].transpose(0, 1)
         return self.class_predictor(queries), output.masks_queries_logits[-1]
 
 
-class Mask2FormerSegmenter:
-    """What Mask2Former sees: image uint8 [H, W, 3] -> classes int64 [H, W]. `name` is a folder or an id on the hub."""
+class Mask2FormerJudge:
+    """Mask2Former as a label judge. `name` is a folder or a hub id."""
 
     def __init__(self, name: str = SOURCE, device: torch.device | str = "cpu"):
-        self.model = judge(pretrained_model(Mask2FormerForSemantics, name, WHAT, SOURCE), device)
+        self.model = for_inference(pretrained_model(Mask2FormerForSemantics, name, WHAT, SOURCE), device)
         self.classes = self.model.config.num_labels
         self.device = device
 
     @torch.inference_mode()
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        pixels = normalised(rescaled(image))
+    def labels(self, image: np.ndarray) -> np.ndarray:
+        """Classify every pixel: uint8 [H, W, 3] -> int64 [H, W]."""
+        pixels = imagenet_normalised(rescaled(image))
         height, width = pixels.shape[-2:]
         padded = F.pad(pixels, (0, -width % MULTIPLE, 0, -height % MULTIPLE)).to(self.device)
         scores = class_scores(*self.model(padded), padded.shape[-2:])

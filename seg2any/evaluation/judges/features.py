@@ -1,0 +1,94 @@
+"""Networks that turn images into feature vectors, for distances between sets of images: FID, FDD and CMMD."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import CLIPVisionModelWithProjection, Dinov2Model
+
+from seg2any.evaluation.judges.clip import MEAN, STD, unit
+from seg2any.system.errors import UserError
+from seg2any.system.pretrained import for_inference, imagenet_normalised, pretrained_model, weights_file
+
+INCEPTION_SOURCE = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+DINOV2_SOURCE = "facebook/dinov2-large"
+CMMD_SOURCE = "openai/clip-vit-large-patch14-336"
+INCEPTION_SIDE, DINOV2_SIDE = 299, 224  # pixels
+
+
+class InceptionNetwork:
+    """Inception of FID with the resizing of clean-fid (arXiv 2104.11222): images -> float32 [B, 2048].
+
+    Numbers compare with "clean" FID of other papers, and with no other kind. `path` is the TorchScript file of
+    INCEPTION_SOURCE. Raises UserError if the file is missing or holds another network.
+    """
+
+    def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
+        self.device, path = device, weights_file(path, "Inception of FID", INCEPTION_SOURCE)
+        try:
+            self.layers = torch.jit.load(path, map_location="cpu").layers.eval().to(device)
+        except (RuntimeError, AttributeError, ValueError):
+            raise UserError(
+                f"Inception of FID: {path} is not the expected TorchScript file; download {INCEPTION_SOURCE} again"
+            ) from None
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        pixels = torch.from_numpy(np.stack([clean_resize(image) for image in images])).permute(0, 3, 1, 2)
+        return self.layers((pixels.to(self.device) - 128) / 128).flatten(1).cpu().numpy()
+
+
+def clean_resize(image: np.ndarray, side: int = INCEPTION_SIDE) -> np.ndarray:
+    """Stretch uint8 [H, W, 3] to float32 [side, side, 3] in 0..255: PIL bicubic per channel, without rounding."""
+    channels = (
+        Image.fromarray(image[..., channel].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
+        for channel in range(3)
+    )
+    return np.stack([np.asarray(channel) for channel in channels], -1).clip(0, 255)
+
+
+class Dinov2Network:
+    """DINOv2 ViT-L/14 of FDD (arXiv 2306.04675): images -> normalised class tokens float32 [B, D].
+
+    Images are stretched to 224 pixels. `name` is a folder or a hub id.
+    """
+
+    def __init__(self, name: str = DINOV2_SOURCE, device: torch.device | str = "cpu"):
+        self.model = for_inference(pretrained_model(Dinov2Model, name, "DINOv2 of FDD", DINOV2_SOURCE), device)
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        size = DINOV2_SIDE, DINOV2_SIDE
+        stretched = (Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in images)
+        pixels = torch.cat([imagenet_normalised(np.asarray(image)) for image in stretched])
+        return self.model(pixel_values=pixels.to(self.device)).pooler_output.float().cpu().numpy()
+
+
+class CmmdNetwork:
+    """CLIP of CMMD (arXiv 2401.09603): images -> unit vectors float32 [B, D] of their largest centred square."""
+
+    def __init__(self, name: str = CMMD_SOURCE, device: torch.device | str = "cpu"):
+        model = pretrained_model(CLIPVisionModelWithProjection, name, "CLIP of CMMD", CMMD_SOURCE)
+        self.model = for_inference(model, device)
+        self.side = self.model.config.image_size
+        self.device = device
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        pixels = torch.from_numpy(np.stack([centred_square(image, self.side) for image in images]))
+        pixels = (pixels.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+        return unit(self.model(pixel_values=pixels.permute(0, 3, 1, 2).to(self.device)).image_embeds)
+
+
+def centred_square(image: np.ndarray, side: int) -> np.ndarray:
+    """Crop uint8 [H, W, 3] to its largest centred square, then resize it to [side, side, 3] (PIL bicubic)."""
+    height, width = image.shape[:2]
+    short = min(height, width)
+    top, left = (height - short) // 2, (width - short) // 2
+    cropped = Image.fromarray(image[top : top + short, left : left + short])
+    return np.asarray(cropped.resize((side, side), Image.Resampling.BICUBIC))

@@ -1,0 +1,1 @@
+"""Find regions in an image: one protocol, and the methods behind it."""
