@@ -32,7 +32,7 @@ def launcher_has_its_own_flags(recorded: dict) -> None:
 
 
 def no_function_is_called_with_too_few_arguments(recorded: list[str]) -> None:
-    """The published worker takes a queue that it is not given. Here: every call within a file of the evaluation binds."""
+    """Bind every call within a file of the evaluation; the published worker is called without the queue it takes."""
     definition, call = recorded
     assert "queue" in definition and "queue" not in call
     checked = sum(
