@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 
 from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 from seg2any.system.processes import Process
-from seg2any.training import config
 
 
 def main() -> int:
@@ -43,6 +42,8 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     """Count what this process has to, and say where the map is. Raises UserError."""
     if not arguments:
         raise UserError("no config is given; see --help")
+    from seg2any.training import config
+
     settings = config.load(arguments)
     from seg2any.data import bucket_map, catalog, count_map  # late: a typing mistake comes before anything is loaded
     from seg2any.data.count_rows import RowCounter
@@ -65,4 +66,4 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

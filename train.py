@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import sys
 
-from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import exit_status, plain_messages
-from seg2any.training import config
-from seg2any.training.config_help import explained_defaults
+from seg2any.system.interrupts import run_command
 
 
 def main(arguments: list[str]) -> int:
@@ -25,6 +23,8 @@ def main(arguments: list[str]) -> int:
         print(__doc__.strip(), file=sys.stderr)
         return 2
     if {"-h", "--help"} & {*arguments}:
+        from seg2any.training.config_help import explained_defaults
+
         print(f"{__doc__}\nAll keys with their defaults:\n\n{explained_defaults()}")
         return 0
     advice = "if there is a checkpoint, go on with --resume_from_checkpoint=latest"
@@ -34,7 +34,10 @@ def main(arguments: list[str]) -> int:
 @plain_messages()
 def run(arguments: list[str]) -> int:
     """Exit status, or 128 and the signal that ended the run. Raises UserError."""
+    from seg2any.training import config
+
     settings = config.load(arguments)
+    from seg2any.system.allocator import keep_freed_memory
     from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
     from seg2any.training.trainer import Trainer
 
@@ -49,4 +52,4 @@ def run(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(lambda: main(sys.argv[1:]))

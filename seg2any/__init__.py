@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from seg2any.layout import Layout
-
 if TYPE_CHECKING:
     from seg2any.generate.pipeline import Seg2AnyPipeline
+    from seg2any.layout import Layout
 
 __all__ = ["Layout", "Seg2AnyPipeline"]
 
 
 def __getattr__(name: str):
-    """The pipeline brings torch and diffusers, seconds of import; layouts alone need neither."""
+    """Import on first use: numpy takes tenths of a second, torch and diffusers take seconds."""
+    if name == "Layout":
+        from seg2any.layout import Layout
+
+        return Layout
     if name == "Seg2AnyPipeline":
         from seg2any.generate.pipeline import Seg2AnyPipeline
 

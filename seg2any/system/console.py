@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
+from seg2any.system import interrupts
 from seg2any.system.errors import UserError
 
 
@@ -54,7 +53,7 @@ def quiet_libraries() -> None:
 def logged_lines() -> Iterator[None]:
     """What `seg2any` logs goes to stderr."""
     logger, handler = logging.getLogger("seg2any"), logging.Handler()
-    handler.emit = lambda record: tqdm.write(record.getMessage(), file=sys.stderr)
+    handler.emit = lambda record: write_line(record.getMessage())
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -68,22 +67,36 @@ def logged_lines() -> Iterator[None]:
 def warn(lines: Iterable[str]) -> None:
     """One warning per line, to stderr."""
     for line in lines:
-        tqdm.write(f"warning: {line}", file=sys.stderr)
+        write_line(f"warning: {line}")
+
+
+def write_line(text: str) -> None:
+    """Print to stderr, above a progress bar if there is one."""
+    from tqdm import tqdm  # late: Ctrl-C is caught as soon as this module is loaded
+
+    tqdm.write(text, file=sys.stderr)
 
 
 def exit_status(program: str, run: Callable[[], int | None], advice: str = "start again to go on") -> int:
-    """Run and say what went wrong, a line each, after the name of the program; `advice` is for who interrupted it.
+    """Run and print what went wrong, a line each, after the program's name; `advice` follows "interrupted".
 
     0 done, or what `run` returns; 1 out of memory, 2 wrong input or a file that cannot be written, 130 interrupted.
     """
+    message, status, interrupted = "", 0, False
     try:
-        return run() or 0
+        status = run() or 0
     except (UserError, OSError) as error:
         message, status = str(error), 2
     except MemoryError as error:
         message, status = str(error) or "out of memory", 1
     except KeyboardInterrupt:
-        message, status = f"interrupted; {advice}", 130
+        interrupted = True
+    except BaseException:  # libraries in C turn an interrupt into errors of their own
+        if not interrupts.was_interrupted():
+            raise
+    if interrupted or interrupts.was_interrupted():
+        interrupts.report(program, advice)
+        return interrupts.INTERRUPTED
     for line in message.splitlines():
         print(f"{program}: {line}", file=sys.stderr)
     return status

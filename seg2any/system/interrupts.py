@@ -1,0 +1,95 @@
+"""Ctrl-C in a command: it ends with one line and status 130 wherever the signal arrives, without a traceback.
+
+Python raises KeyboardInterrupt between any two instructions. Inside a destructor or a callback it prints the exception
+and goes on as if nothing had happened; an object that the exception left half made complains in its own destructor; and
+C code of some libraries turns it into an ImportError. `run_command` is for the process, `console.exit_status` for the
+message.
+"""
+
+from __future__ import annotations
+
+import _thread
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from typing import NoReturn
+
+INTERRUPTED = 130
+RETRY_SECONDS = 0.01
+
+_seen = False  # a SIGINT arrived while the command ran
+_reported = False  # the line about it is printed, or being printed
+_finished = False  # nothing is left to be done but the interpreter's shutdown
+
+
+def run_command(main: Callable[[], int]) -> NoReturn:
+    """Run `main` and exit with its status; from now on Ctrl-C leaves no traceback.
+
+    In `main` a SIGINT raises KeyboardInterrupt; after `main` it ends the process at once. Where SIGINT is ignored, as
+    in background jobs of a shell, it stays ignored.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupt)
+        sys.unraisablehook = _without_interrupts(sys.unraisablehook)
+        threading.excepthook = _without_interrupts(threading.excepthook)
+    try:
+        status = main()
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        status = INTERRUPTED
+        report(os.path.basename(sys.argv[0]))
+    _finish()
+    sys.exit(status)
+
+
+def was_interrupted() -> bool:
+    """Whether a SIGINT arrived under `run_command`, whatever became of its KeyboardInterrupt."""
+    return _seen
+
+
+def report(program: str, advice: str = "") -> None:
+    """Print, once in a process, that the program was interrupted; a SIGINT meanwhile is ignored."""
+    global _reported
+    already, _reported = _reported, True
+    if not already or not _seen:
+        print(f"{program}: interrupted" + (f"; {advice}" if advice else ""), file=sys.stderr, flush=True)
+
+
+def _finish() -> None:
+    global _finished
+    _finished = True
+
+
+def _interrupt(number: int, frame: object) -> None:
+    global _seen
+    if _finished:
+        if not _reported:
+            os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode(errors="replace"))
+        os._exit(INTERRUPTED)
+    if not _reported:
+        _seen = True
+        raise KeyboardInterrupt
+
+
+def _send() -> None:
+    """Interrupt the main thread, also while it waits in a system call, which `interrupt_main` alone would not end."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
+def _without_interrupts(hook: Callable) -> Callable:
+    """Wrap a hook for uncatchable exceptions: raise an interrupt again, do not show what follows from one."""
+
+    def quiet(unraisable) -> None:
+        if issubclass(unraisable.exc_type, KeyboardInterrupt):
+            again = threading.Timer(RETRY_SECONDS, _send)
+            again.daemon = True
+            again.start()
+        elif not _seen:
+            hook(unraisable)
+
+    return quiet
