@@ -5,13 +5,14 @@
     python prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --shard 3/16
 
 CONFIG.yaml ... and --section.key=value are those of train.py. The map is written into data.train.params.cache_root, for
-data sets without one into trainer.cache_dir. A run that was interrupted goes on where it stopped.
+data sets without one into trainer.cache_dir. An interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import re
 
 from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.errors import UserError
@@ -28,10 +29,10 @@ def main() -> int:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--workers", type=int, help="processes; by default one per core, shared by torchrun's processes"
+        "--workers", type=int, help="worker processes (default: one per core, shared by torchrun's processes)"
     )
     parser.add_argument(
-        "--shard", default="0/1", help="i/n: count one n-th, i from 0; the last to finish writes the map"
+        "--shard", default="0/1", help="i/n: count part i of n, i from 0; the last shard to finish writes the map"
     )
     options, arguments = parser.parse_known_args()
     return exit_status(parser.prog, lambda: run(options, arguments), "run the same command again to go on")
@@ -39,30 +40,43 @@ def main() -> int:
 
 @plain_messages()
 def run(options: argparse.Namespace, arguments: list[str]) -> None:
-    """Count what this process has to, and say where the map is. Raises UserError."""
+    """Count this process's share, and print where the map is. Raises UserError."""
     if not arguments:
-        raise UserError("no config is given; see --help")
+        raise UserError("no config given; name a CONFIG.yaml, see --help")
     from seg2any.training import config
 
     settings = config.load(arguments)
-    from seg2any.data import bucket_map, catalog, count_map  # late: a typing mistake comes before anything is loaded
-    from seg2any.data.count_rows import RowCounter
-    from seg2any.data.unreadable import check_unreadable
+    # Late, so that a typing mistake is reported before anything else is loaded.
+    from seg2any.data.bucket_map import BucketMap
+    from seg2any.data.catalog import data_set_name, open_data_set
+    from seg2any.data.count import Parts, RowCounter, make_map
+    from seg2any.data.left_out import check_unreadable
     from seg2any.generate.model import read_small_files
+    from seg2any.training.counts import map_path, origin_of
 
-    path = bucket_map.map_path(settings)
-    process = Process.of(os.environ)
-    counting = count_map.with_shard(options.shard, process)
-    workers = count_map.number_of_workers(options.workers, process)
+    path, process = map_path(settings), Process.of(os.environ)
+    counting = with_shard(options.shard, process)
+    workers = process.cores if options.workers is None else options.workers
+    if workers < 1:
+        raise UserError(f"--workers {workers}: too few; give at least 1")
     patch, tokenizer = read_small_files(settings.model.pretrained_model_name_or_path)
     section, on_error = settings.data.train, settings.data.on_error
-    name = catalog.data_set_name(section)
-    data = catalog.open_data_set(name, section.params, on_error)
-    origin = bucket_map.origin_of(data, tokenizer, patch, settings)
+    name = data_set_name(section.type, section.target)
+    data = open_data_set(name, section.params, on_error)
+    origin = origin_of(data, tokenizer, patch, settings)
     counter = RowCounter(data, tokenizer, origin, on_error)
-    print(count_map.count_map(path, counter, counting, workers, show_progress=process.is_first))
-    if count_map.Parts(path, origin).is_finished():
-        check_unreadable(name, data, bucket_map.BucketMap.read(path, origin), path, on_error)
+    print(make_map(path, counter, counting, workers, show_progress=process.is_first))
+    if Parts(path, origin).is_finished():
+        check_unreadable(name, data, BucketMap.read(path, origin), path, on_error)
+
+
+def with_shard(shard: str, process: Process) -> Process:
+    """Return the place of `process` among all processes of all shards; `shard` is "i/n". Raises UserError."""
+    match = re.fullmatch(r"(\d+)/(\d+)", shard)
+    number, shards = map(int, match.groups()) if match else (0, 0)
+    if number >= shards:
+        raise UserError(f"--shard {shard}: not a shard; give i/n with i from 0 to n - 1, such as 0/8")
+    return Process(number * process.count + process.index, shards * process.count)
 
 
 if __name__ == "__main__":

@@ -32,15 +32,15 @@ from PIL import Image
 from benchmarks import plain_counts
 from benchmarks.result_lines import check_place, leave
 from seg2any.attention.settings import published
-from seg2any.data.ade20k import ADE20KDataset
-from seg2any.data.bucket_map import origin_of
-from seg2any.data.catalog import DataSet
-from seg2any.data.count_rows import RowCounter
+from seg2any.data.count import RowCounter
+from seg2any.data.dataset import DataSet
+from seg2any.data.label_maps import ADE20KDataset
 from seg2any.data.sacap_1m import SACap1MDataset
 from seg2any.generate.model import read_small_files
 from seg2any.system.console import exit_status, whole
 from seg2any.system.provenance import circumstances
 from seg2any.training.config import Config, Model
+from seg2any.training.counts import origin_of
 
 SIZE = (1500, 2250)
 MASKS, CAPTIONED = 100, 6

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.bucket_map import CAPTIONED, sentence
 from seg2any.data.bucket_map import SCHEMA, read_origin, write_tables
-from seg2any.data.count_map import Parts
+from seg2any.data.count import Parts
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
 from seg2any.system.provenance import circumstances

@@ -1,5 +1,5 @@
 """Token counts the plain way: every mask decoded in full, resized as floats, outlined, resized, and every caption
-tokenised by itself. Written from the description of the published method; `seg2any.data.lengths` is compared with it.
+tokenised by itself. Written from the description of the published method; `seg2any.data.regions` is compared with it.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from benchmarks.clock import CLOCKS, timed
 from benchmarks.result_lines import check_place, leave
 from seg2any.bases.text_cache import TextCache
-from seg2any.data.sample import Sample
+from seg2any.data.dataset import Sample
 from seg2any.data.shapes import ShapesDataset
 from seg2any.diffusion.step_cache import STEP_CACHES, sizes_of
 from seg2any.evaluation.shapes.judge import Verdict, judge

@@ -10,11 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.data.annotation import Annotation, MaskStack
-from seg2any.data.bucket_map import origin_of
-from seg2any.data.count_rows import RowCounter
-from seg2any.data.sample import SampleError
+from seg2any.data.count import RowCounter
+from seg2any.data.dataset import Annotation, MaskStack, SampleError
 from seg2any.training import config
+from seg2any.training.counts import origin_of
 
 
 @dataclass(frozen=True)

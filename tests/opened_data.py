@@ -9,7 +9,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from seg2any.data.catalog import DataSet, open_data_set
+from seg2any.data.catalog import open_data_set
+from seg2any.data.dataset import DataSet
 from seg2any.data.left_out import LeftOutWarning
 from seg2any.system.errors import UserError
 from tests import synthetic_data

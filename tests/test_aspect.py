@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from seg2any.data.aspect import bucket_sizes, fit, target_size, window
-from seg2any.data.sample import Sample
+from seg2any.data.dataset import Sample
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError

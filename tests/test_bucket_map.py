@@ -12,7 +12,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.data import count_map
+from seg2any.data import count
 from seg2any.data.bucket_map import (
     METADATA,
     PUBLISHED,
@@ -21,19 +21,18 @@ from seg2any.data.bucket_map import (
     BucketMap,
     Origin,
     PublishedMapWarning,
-    map_path,
-    origin_of,
     read_origin,
     write_tables,
 )
 from seg2any.data.catalog import open_data_set
-from seg2any.data.count_rows import RowCounter, open_map
-from seg2any.data.lengths import EMPTY_REGION, REGION_WITHOUT_TOKEN
+from seg2any.data.count import RowCounter
+from seg2any.data.regions import EMPTY_REGION, REGION_WITHOUT_TOKEN
 from seg2any.layout.contour import condition_image, kept_tokens, resize_masks
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE
 from seg2any.system.weights import tokenizer_digest
 from seg2any.training import config
+from seg2any.training.counts import map_path, open_map, origin_of
 from tests import synthetic_data
 from tests.counted_data import Squares, Words, squares_config, squares_counter
 from tests.golden_root import REPOSITORY
@@ -146,7 +145,7 @@ def test_a_map_of_other_origin_is_refused_with_the_difference(field: str, tmp_pa
     with pytest.raises(UserError) as error:
         BucketMap.read(path, dataclasses.replace(origin, **{field: new}))
     shown = {old: f"{old[:12]}...", new: "ffffffffffff..."} if new == "f" * 64 else {old: old, new: new}
-    assert f"{path}: was counted for {field} {shown[old]}, not {shown[new]};" in str(error.value)
+    assert f"{path}: it was counted for {field} {shown[old]}, not {shown[new]};" in str(error.value)
     assert "prepare_dataset_bucket_map.py" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -159,14 +158,14 @@ def test_damaged_and_foreign_files_are_refused_in_one_line(tmp_path: Path):
     whole = path.read_bytes()
     for broken in (b"", b"hello", whole[: len(whole) // 2], whole[:100] + bytes(500) + whole[600:]):
         path.write_bytes(broken)
-        with pytest.raises(UserError, match=rf"{path}: (cannot be read|is damaged)") as error:
+        with pytest.raises(UserError, match=rf"{path}: .*(cannot be read|is damaged)") as error:
             BucketMap.read(path, origin)
         assert "\n" not in str(error.value)
     pq.write_table(pa.table({"cond_seq_len": [1.5], "txt_seq_len": [2]}), path)
-    with pytest.raises(UserError, match="no column of whole numbers 'cond_seq_len', so it is no bucket map"):
+    with pytest.raises(UserError, match="cond_seq_len"):
         BucketMap.read(path, origin)
     pq.write_table(pa.table({"cond_seq_len": [1, None], "txt_seq_len": [2, 3]}), path)
-    with pytest.raises(UserError, match="rows without a number"):
+    with pytest.raises(UserError, match="rows have no number"):
         BucketMap.read(path, origin)
     columns = pa.table({"cond_seq_len": [1], "txt_seq_len": [2]})
     pq.write_table(columns.replace_schema_metadata({METADATA: '{"rows": 1, "shape": 2}'}), path)
@@ -199,13 +198,13 @@ def test_a_published_file_is_read_with_a_warning_and_tried_on_some_samples(tmp_p
     assert set(found.height) == set(found.width) == {64} and not found.flags.any()
 
     published(path, ours, np.random.default_rng(0).permutation(60))
-    with pytest.raises(UserError, match=r"says that sample \d+ has .* but square_\d+ has .* other data or settings"):
+    with pytest.raises(UserError, match=r"sample \d+ has .* but square_\d+ has .* other data or settings"):
         open_map(data, Words(), 16, settings)
     published(path, ours, np.arange(59))
-    with pytest.raises(UserError, match="has 59 rows, the data set 60 samples"):
+    with pytest.raises(UserError, match="59 rows, .* 60 samples"):
         open_map(data, Words(), 16, settings)
     settings.data.aspect = "bucket"
-    with pytest.raises(UserError, match="for square images; data.aspect is bucket"):
+    with pytest.raises(UserError, match="data.aspect bucket"):
         open_map(data, Words(), 16, settings)
 
 
@@ -223,7 +222,7 @@ def test_a_published_file_serves_a_data_set_that_leaves_rows_out(tmp_path: Path)
     with pytest.warns(PublishedMapWarning):
         found = BucketMap.read(path, origin, count, rows)
     np.testing.assert_array_equal(found.txt_seq_len, ours.txt_seq_len[rows])
-    with pytest.raises(UserError, match="has 60 rows, the data set needs row 60"):
+    with pytest.raises(UserError, match="60 rows, .* row 60"):
         BucketMap.read(path, origin, count, rows + 1)
 
 
@@ -237,6 +236,6 @@ def test_a_published_file_is_moved_aside_not_replaced(tmp_path: Path):
     published(path, written(path, data), np.arange(10))
     before = path.read_bytes()
     counter = squares_counter(data, settings)
-    count_map.count_map(path, counter, ALONE, 1, show_progress=False)
+    count.make_map(path, counter, ALONE, 1, show_progress=False)
     assert path.with_suffix(".published.parquet").read_bytes() == before
     assert BucketMap.read(path, counter.origin)

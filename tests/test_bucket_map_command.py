@@ -14,8 +14,8 @@ from transformers import AutoTokenizer
 
 import prepare_dataset_bucket_map
 from seg2any.data.catalog import open_data_set
-from seg2any.data.count_rows import open_map
 from seg2any.training import config
+from seg2any.training.counts import open_map
 from tests import synthetic_data
 from tests.golden_root import REPOSITORY
 from tests.test_bucket_map import MODEL
@@ -100,13 +100,13 @@ def test_wrong_input_is_one_line(tmp_path: Path, monkeypatch, capsys):
     path = published_config(tmp_path, made.params)
     shutil.rmtree(made.params["image_root"])
     for arguments, message in (
-        (["--shard", "0/1"], "no config is given; see --help"),
+        (["--shard", "0/1"], "no config given"),
         (["none.yaml"], "none.yaml: no such config file"),
         ([path, "--data.trian.type=shapes"], "unknown key 'data.trian"),
-        ([path, "--shard", "2/2"], "--shard 2/2: is no share"),
-        ([path, "--workers", "0"], "--workers 0: give at least 1"),
-        ([path, "--data.train.params.cache_root=null"], "cache_root: is not given"),
-        ([path, "--data.train.params.cache_root=5"], "cache_root: is 5; name the folder"),
+        ([path, "--shard", "2/2"], "--shard 2/2"),
+        ([path, "--workers", "0"], "--workers 0"),
+        ([path, "--data.train.params.cache_root=null"], "cache_root: missing"),
+        ([path, "--data.train.params.cache_root=5"], "cache_root: 5 is not a path"),
         ([path], f"no folder {made.params['image_root']}"),
     ):
         assert run_main(monkeypatch, *arguments) == 2
@@ -123,7 +123,7 @@ def test_sizes_without_a_token_and_blocked_folders_are_one_line(tmp_path: Path, 
     for arguments, message in (
         (["--resolution=8"], "resolution: 8 with cond_scale_factor 2 is less than one token of 16 pixels"),
         (["--cond_scale_factor=999"], "cond_scale_factor"),
-        (["--data.train.params.resolution=512"], "data.train.params.resolution: is 512, but resolution is 128"),
+        (["--data.train.params.resolution=512"], "data.train.params.resolution: 512 contradicts resolution 128"),
         ([f"--trainer.cache_dir={tmp_path / 'file'}"], "cannot be written (Not a directory); make room, or name"),
         ([f"--trainer.cache_dir={tmp_path / 'taken'}"], "cannot be written (Is a directory)"),
     ):

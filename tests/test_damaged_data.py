@@ -59,7 +59,7 @@ def test_a_fault_of_the_disk_is_not_remembered(tmp_path: Path, monkeypatch: pyte
             raise PermissionError(13, "Permission denied")
         return file_digest(path)
 
-    monkeypatch.setattr("seg2any.data.checked.file_digest", deny)
+    monkeypatch.setattr("seg2any.data.picture_index.file_digest", deny)
     assert len(skipping("ade20k", params)) == 2
     monkeypatch.undo()  # chmod changes neither bytes nor time of change
     assert len(open_data_set("ade20k", params)) == 3

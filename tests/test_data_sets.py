@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from seg2any.data import label_maps
 from seg2any.data.catalog import open_data_set
-from seg2any.data.checked import check_pictures
+from seg2any.data.picture_index import check_pictures
 from tests import synthetic_data
 from tests.opened_data import keys, refused, skipping
 from tests.synthetic_data import Synthetic

@@ -145,7 +145,7 @@ def test_imports_point_one_way_and_in_no_circle():
 def test_the_renderer_needs_layouts_only():
     """`shapes` makes the truth that everything else is measured with, so nothing measured may be part of it."""
     modules = modules_of(REPOSITORY)
-    for name in ("seg2any.data.shapes", "seg2any.data.shapes_draw", "seg2any.data.sample"):
+    for name in ("seg2any.data.shapes", "seg2any.data.shapes_draw", "seg2any.data.dataset"):
         ours = {imported for imported, _ in imports_of(name, modules[name], modules) if imported.startswith("seg2any")}
         above = {imported for imported in ours if level_of(imported) > level_of("seg2any.layout")}
         assert all(imported.startswith("seg2any.data.") for imported in above), (name, above)
@@ -160,8 +160,16 @@ def test_the_renderer_needs_layouts_only():
         ("seg2any/attention/tokens.py", "from seg2any import Seg2AnyPipeline", "tokens.py:1 imports seg2any,"),
         ("seg2any/generate/pipeline.py", "import seg2any.training.config", "imports seg2any.training.config"),
         ("seg2any/generate/pipeline.py", "import eval", "seg2any/generate/pipeline.py:1 imports eval"),
-        ("seg2any/data/ade20k.py", "from seg2any.generate.pipeline import Seg2AnyPipeline", "imports seg2any.generate"),
-        ("seg2any/data/ade20k.py", "def f():\n    from seg2any.bases import base", "ade20k.py:2 imports seg2any.bases"),
+        (
+            "seg2any/data/folder.py",
+            "from seg2any.generate.pipeline import Seg2AnyPipeline",
+            "imports seg2any.generate",
+        ),
+        (
+            "seg2any/data/folder.py",
+            "def f():\n    from seg2any.bases import base",
+            "folder.py:2 imports seg2any.bases",
+        ),
         ("seg2any/diffusion/prepare.py", "from accelerate.utils import gather", "only seg2any.training and"),
         ("seg2any/evaluation/compare.py", "import accelerate", "only seg2any.training and"),
         ("infer.py", "import accelerate", "only seg2any.training and"),

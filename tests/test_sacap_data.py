@@ -15,9 +15,9 @@ from PIL import Image
 
 from seg2any.data.caption_table import CaptionTable
 from seg2any.data.catalog import open_data_set
+from seg2any.data.dataset import SampleError
 from seg2any.data.sacap.__main__ import main
 from seg2any.data.sacap.check import Broken, check_json
-from seg2any.data.sample import SampleError
 from tests import synthetic_data
 from tests.golden_root import golden_root
 from tests.opened_data import keys, refused, rewrite, skipping

@@ -14,9 +14,9 @@ import torch
 
 from seg2any.bases.flux1.text import TextKey, TruncationWarning, encode_keys
 from seg2any.data.bucket_map import UNUSABLE
-from seg2any.data.catalog import ClosedSet, open_data_set
+from seg2any.data.catalog import open_data_set
+from seg2any.data.dataset import ClosedSet, SampleError
 from seg2any.data.left_out import LeftOutWarning
-from seg2any.data.sample import SampleError
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE
 from seg2any.training import config, run_data
@@ -152,7 +152,7 @@ def test_each_aspect_bucket_is_read_at_its_size(stock_pipe, tmp_path):
             return dataclasses.replace(sample, image=sample.image[:rows, :columns], layout=layout)
 
         def annotation(self, index):
-            from seg2any.data.annotation import Annotation, MaskStack
+            from seg2any.data.dataset import Annotation, MaskStack
 
             layout = self[index].layout
             return Annotation(self.key(index), MaskStack(layout.masks), layout.captions, layout.caption)

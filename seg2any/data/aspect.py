@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 from PIL import Image
 
-from seg2any.data.sample import Sample
+from seg2any.data.dataset import Sample
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from seg2any.attention.settings import MAX_ENTITIES
-from seg2any.data.checked import writing_cache
+from seg2any.data.picture_index import writing_cache
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.system.weights import file_digest

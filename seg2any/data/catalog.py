@@ -1,4 +1,4 @@
-"""Data sets by name, and what every data set offers."""
+"""Open data sets by name, and check their parameters."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import inspect
 from collections.abc import Iterable
 from pathlib import Path
 from types import UnionType
-from typing import Any, Protocol, Union, get_args, get_origin, get_type_hints, runtime_checkable
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from seg2any.data.annotation import Annotation
-from seg2any.data.sample import Sample
+from seg2any.data.dataset import DataSet
 from seg2any.system.errors import UserError
-from seg2any.training.config import DataSet as DataSetConfig
 
 CATALOG = {
-    "ade20k": "seg2any.data.ade20k:ADE20KDataset",
-    "coco_stuff": "seg2any.data.coco_stuff:COCOStuffDataset",
+    "ade20k": "seg2any.data.label_maps:ADE20KDataset",
+    "coco_stuff": "seg2any.data.label_maps:COCOStuffDataset",
     "folder": "seg2any.data.folder:FolderDataset",
     "sacap_1m": "seg2any.data.sacap_1m:SACap1MDataset",
     "shapes": "seg2any.data.shapes:ShapesDataset",
@@ -27,47 +25,24 @@ PUBLISHED_TARGETS = {
     "dataset.coco_stuff_dataset.COCOStuffDataset": "coco_stuff",
     "dataset.sacap_1m_dataset.SACap_1M_Dataset": "sacap_1m",
 }
-# Settings of the run that published configs repeat among a data set's parameters; data sets do not depend on them.
+# Settings of the run that published configs repeat among a data set's parameters, where they change nothing.
 REPEATED = ("resolution", "cond_scale_factor", "is_group_bucket")
 
 
-class DataSet(Protocol):
-    """`len(data)` samples in a fixed order. Safe to use in several processes at once (picklable, nothing kept open)."""
+def data_set_name(type_name: str | None, target: str | None) -> str | None:
+    """Return the name in CATALOG for `type` and `target` of a config's section; published class paths are translated.
 
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> Sample:
-        """Image and layout, both at the image's own size."""
-
-    def key(self, index: int) -> str:
-        """The sample's name, unique in the data set and the same in every run."""
-
-    def annotation(self, index: int) -> Annotation:
-        """Everything but the image, without reading the image."""
-
-    def photo_digest(self, index: int) -> str:
-        """Differs for different photos of one key; "" where they never change."""
-
-    def fingerprint(self) -> str:
-        """sha256 hex digest of what decides keys, captions and regions; changes when any of them changes."""
-
-
-def data_set_name(config: DataSetConfig) -> str | None:
-    """The name that a config's section gives its data set; the published class paths are understood."""
-    return config.type or PUBLISHED_TARGETS.get(config.target or "", config.target)
-
-
-@runtime_checkable
-class ClosedSet(Protocol):
-    """A data set without global captions, whose regions' captions are all among `class_captions`."""
-
-    class_captions: tuple[str, ...]
+    A name that CATALOG lacks is returned as it is: `open_data_set` refuses it.
+    """
+    return type_name or PUBLISHED_TARGETS.get(target or "", target)
 
 
 def open_data_set(name: str | None, params: dict, on_error: str = "skip") -> DataSet:
-    """The data set `name` made with `params`, less those of REPEATED; `on_error` goes to those that read files.
+    """Open the data set `name` with `params`; parameters of REPEATED that the data set does not take are dropped.
 
-    Raises UserError for an unknown name, for a parameter that is unknown, missing or of another type, and for what the
+    on_error  "skip" or "fail", for data sets that read files; `params` may say otherwise
+
+    Raises UserError for an unknown name, for a parameter that is unknown, missing or of a wrong type, and for what the
     data set itself refuses.
     """
     if name not in CATALOG:
@@ -93,14 +68,14 @@ def open_data_set(name: str | None, params: dict, on_error: str = "skip") -> Dat
 
 
 def _instead(key: str, accepted: Iterable[str]) -> str:
-    """The parameter that was probably meant, else all."""
+    """Suggest the parameter that was probably meant, or list all."""
     known = [*accepted, *REPEATED]
     near = difflib.get_close_matches(key, known, n=1)
     return f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
 
 
 def _is_a(value: object, hint: Any) -> bool:
-    """Whether `value`, read from yaml, suits the annotation of a parameter: lists are tuples, texts are paths."""
+    """Whether `value`, read from yaml, suits a parameter's type: lists count as tuples, texts as paths."""
     origin, parts = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, UnionType):
         return any(_is_a(value, part) for part in parts)

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from seg2any.data.annotation import Annotation, MaskStack
+from seg2any.data.dataset import Annotation, MaskStack, Sample, SampleError
 from seg2any.data.left_out import LeftOut, check_left_out
 from seg2any.data.pictures import check_photo, pictures_by_stem, read_photo, sizes_differ
-from seg2any.data.sample import Sample, SampleError
 from seg2any.layout import Layout
 from seg2any.layout.checks import LayoutError
 from seg2any.system.errors import UserError

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seg2any.data.annotation import RunLengths
+from seg2any.data.dataset import RunLengths
 
 
 @dataclass(frozen=True, eq=False)

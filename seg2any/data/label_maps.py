@@ -1,4 +1,4 @@
-"""Data sets with one picture of class ids beside every photo: what ADE20K and COCO-Stuff have in common."""
+"""ADE20K and COCO-Stuff: data sets with one picture of class ids beside every photo."""
 
 from __future__ import annotations
 
@@ -9,22 +9,32 @@ from pathlib import Path
 import numpy as np
 
 from seg2any.attention.settings import MAX_ENTITIES
-from seg2any.data.annotation import Annotation, LabelMap
-from seg2any.data.checked import check_pictures
+from seg2any.data.dataset import Annotation, LabelMap, Sample, SampleError
 from seg2any.data.left_out import LeftOut, check_left_out
+from seg2any.data.picture_index import check_pictures
 from seg2any.data.pictures import check_photo, pictures_by_stem, read_label_map, read_photo, sizes_differ
-from seg2any.data.sample import Sample, SampleError
+
+CAPTIONS = Path(__file__).parent / "captions"
+
+
+def read_class_captions(name: str) -> dict[int, str]:
+    """Read the caption of every class id from captions/`name`.txt, `id<TAB>caption` per line.
+
+    They are the captions that the published checkpoints were trained with, never improved. Two ids may share one.
+    """
+    lines = (CAPTIONS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    return {int(number): caption for number, caption in (line.split("\t") for line in lines)}
 
 
 @dataclass(frozen=True)
 class Legend:
-    """What the values of a label map mean: `captions` by value, and the `background` value of no class."""
+    """The meaning of a label map's values: `captions` by value, and the value of `background`, which is no class."""
 
     captions: dict[int, str]
     background: int
 
     def values(self, labels: np.ndarray, path: Path) -> tuple[int, ...]:
-        """The classes of uint8 [H, W], ascending. Raises SampleError for unknown ids and for none or too many."""
+        """List the classes in `labels` uint8 [H, W], ascending. Raises SampleError for unknown, no or too many ones."""
         values = tuple(value for value in _present(labels) if value != self.background)
         unknown = [value for value in values if value not in self.captions]
         if unknown:
@@ -33,16 +43,18 @@ class Legend:
         if not values:
             raise SampleError(f"{path}: holds no label, only background")
         if len(values) > MAX_ENTITIES:
-            raise SampleError(f"{path}: holds {len(values)} labels, the most is {MAX_ENTITIES}; merge some")
+            raise SampleError(f"{path}: holds {len(values)} labels, but {MAX_ENTITIES} is the most; merge some")
         return values
 
 
 class LabelMapDataset:
     """Photos in `image_root` and label maps in `segm_root`, paired by name, sorted by name.
 
-    Every class that occurs is a region, in ascending order of its value; there is no global caption. What cannot be
-    used is `left_out`: one without the other, of different sizes, damaged, with unknown labels or with none. All
-    pictures are read once to know; `cache_root` keeps what was found, otherwise it is found anew each time.
+    Every class that occurs is a region, in ascending order of its value; there is no global caption. `left_out` lists
+    what cannot be used: photos or maps without the other, of different sizes, damaged, with unknown labels or with
+    none. All pictures are read once to find out; `cache_root` keeps the findings, without it each start reads again.
+
+    Raises UserError if a folder is missing or no sample can be used, and for the first bad one if `on_error` is "fail".
     """
 
     def __init__(
@@ -52,36 +64,36 @@ class LabelMapDataset:
         self.class_captions = tuple(legend.captions.values())
         photos, maps = pictures_by_stem(name, image_root), pictures_by_stem(name, segm_root)
         paired = sorted(photos.keys() & maps.keys())
-        faults = {key: f"{photos[key]}: {segm_root} holds no label map {key}.*" for key in photos.keys() - maps.keys()}
-        faults |= {key: f"{maps[key]}: {image_root} holds no photo {key}.*" for key in maps.keys() - photos.keys()}
+        errors = {key: f"{photos[key]}: {segm_root} holds no label map {key}.*" for key in photos.keys() - maps.keys()}
+        errors |= {key: f"{maps[key]}: {image_root} holds no photo {key}.*" for key in maps.keys() - photos.keys()}
         checked_photos = check_pictures(
             [photos[key] for key in paired],
             check_photo,
             "photo",
-            _kept_in(cache_root, name, image_root, "photos.parquet"),
+            _cache_file(cache_root, name, image_root, "photos.parquet"),
         )
         checked_maps = check_pictures(
             [maps[key] for key in paired],
             self._check,
             repr(legend),
-            _kept_in(cache_root, name, segm_root, "labels.parquet"),
+            _cache_file(cache_root, name, segm_root, "labels.parquet"),
         )
         self._pairs: list[tuple[Path, Path]] = []
         self._photo_digests: list[str] = []
         digest = hashlib.sha256(repr(legend).encode())
         for key, photo, labels in zip(paired, checked_photos, checked_maps, strict=True):
-            fault = photo.fault or labels.fault
-            if fault is None and photo.size != labels.size:
-                fault = sizes_differ(maps[key], labels.size, photos[key], photo.size)
-            if fault:
-                faults[key] = fault
+            error = photo.error or labels.error
+            if error is None and photo.size != labels.size:
+                error = sizes_differ(maps[key], labels.size, photos[key], photo.size)
+            if error:
+                errors[key] = error
                 continue
             self._pairs.append((photos[key], maps[key]))
             self._photo_digests.append(photo.digest)
             digest.update(f"{key} {labels.digest}\n".encode())
         self._fingerprint = digest.hexdigest()
-        self.left_out = tuple(LeftOut(key, faults[key]) for key in sorted(faults))
-        listed = _kept_in(cache_root, name, image_root, "left_out.tsv")
+        self.left_out = tuple(LeftOut(key, errors[key]) for key in sorted(errors))
+        listed = _cache_file(cache_root, name, image_root, "left_out.tsv")
         check_left_out(name, self.left_out, len(photos.keys() | maps.keys()), on_error, listed)
 
     def __len__(self) -> int:
@@ -104,7 +116,7 @@ class LabelMapDataset:
         return self._photo_digests[index]
 
     def fingerprint(self) -> str:
-        """Of names and bytes of the label maps and of the captions."""
+        """Return a digest of the captions and of the label maps' names and bytes."""
         return self._fingerprint
 
     def _check(self, path: Path) -> tuple[int, int]:
@@ -114,11 +126,41 @@ class LabelMapDataset:
 
 
 def _present(labels: np.ndarray) -> list[int]:
-    """The values of uint8 [H, W], ascending. Every value ends somewhere, and a map of regions has few ends."""
+    """List the values of uint8 [H, W], ascending.
+
+    Only pixels where a run of equal values ends are looked at: every value has one, and a map of regions has few.
+    """
     flat = labels.ravel()
     ends = flat[np.flatnonzero(flat[1:] != flat[:-1])]
     return np.flatnonzero(np.bincount(np.append(ends, flat[-1]))).tolist()
 
 
-def _kept_in(cache_root: Path | None, name: str, folder: Path, what: str) -> Path | None:
-    return cache_root / f"{name}-{folder.name}-{what}" if cache_root else None
+def _cache_file(cache_root: Path | None, name: str, folder: Path, ending: str) -> Path | None:
+    return cache_root / f"{name}-{folder.name}-{ending}" if cache_root else None
+
+
+class ADE20KDataset(LabelMapDataset):
+    """ADE20K (ADEChallengeData2016): 150 classes; 0 is ignored.
+
+    image_root  ADEChallengeData2016/images/training or images/validation
+    segm_root   ADEChallengeData2016/annotations/training or annotations/validation
+    """
+
+    def __init__(self, image_root: Path, segm_root: Path, cache_root: Path | None = None, on_error: str = "skip"):
+        legend = Legend(read_class_captions("ade20k"), background=0)
+        cache = Path(cache_root) if cache_root else None
+        super().__init__("ade20k", Path(image_root), Path(segm_root), legend, cache, on_error)
+
+
+class COCOStuffDataset(LabelMapDataset):
+    """COCO-Stuff 164K: 182 class ids of which 171 are in use, stored as id - 1; 255 is unlabelled.
+
+    image_root  train2017 or val2017
+    segm_root   stuffthingmaps/train2017 or stuffthingmaps/val2017
+    """
+
+    def __init__(self, image_root: Path, segm_root: Path, cache_root: Path | None = None, on_error: str = "skip"):
+        captions = {number - 1: caption for number, caption in read_class_captions("coco_stuff").items()}
+        legend = Legend(captions, background=255)
+        cache = Path(cache_root) if cache_root else None
+        super().__init__("coco_stuff", Path(image_root), Path(segm_root), legend, cache, on_error)

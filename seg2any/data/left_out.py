@@ -1,4 +1,4 @@
-"""Samples that cannot be used: known when a data set is opened, left out by index, never replaced by others.
+"""Samples that cannot be used: found when a data set is opened or counted, left out, never replaced by others.
 
 The order of the remaining samples depends on the files alone, so it is the same in every process and every run.
 """
@@ -12,36 +12,44 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
+
+from seg2any.data.bucket_map import UNUSABLE, BucketMap
+from seg2any.data.dataset import DataSet, SampleError
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.system.processes import Process
 
 ON_ERROR = ("skip", "fail")
-LISTED = 10_000  # samples: of SACap-1M a million may be left out because their tars were not fetched
+LISTED = 10_000  # lines at most: a million images of SACap-1M are left out if their tars were not fetched
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A sample's key and one line that says what is wrong with which file."""
+    """The key of a sample that cannot be used, and one line that says what is wrong with which file."""
 
     key: str
     reason: str
 
 
 class LeftOutWarning(UserWarning):
-    """The data set holds less than the files promise."""
+    """A data set holds fewer samples than its files promise."""
 
 
 def check_left_out(
     name: str, left_out: Sequence[LeftOut], total: int, on_error: str, listed_in: Path | None = None
 ) -> None:
-    """Warn of samples that are left out of `total`, and write key and reason of each into `listed_in`, a table with
-    tabs, if its folder can be written. Raises UserError if nothing remains, and for `on_error` "fail"."""
+    """Warn of samples that are left out of `total`, naming the first.
+
+    listed_in  tab-separated table of key and reason of each, written if its folder can be written; None: no table
+
+    Raises UserError if no sample remains, and for any left-out sample if `on_error` is "fail".
+    """
     if on_error not in ON_ERROR:
         raise UserError(f"data set {name}: on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
     if total == 0:
-        raise UserError(f"data set {name}: holds no sample; check its paths")
-    is_listed = listed_in is not None and _is_listed(listed_in, left_out)
+        raise UserError(f"data set {name}: it holds no sample; check its paths")
+    is_listed = listed_in is not None and _write_list(listed_in, left_out)
     if not left_out:
         return
     first = f"the first is {left_out[0].key}: {left_out[0].reason}"
@@ -52,17 +60,17 @@ def check_left_out(
     if on_error == "fail":
         raise UserError(
             f"data set {name}: {len(left_out)} of {total} samples cannot be used; {first}; "
-            "mend them, or leave them out with --data.on_error=skip"
+            "repair them, or leave them out with --data.on_error=skip"
         )
     if not Process.of(os.environ).is_first:
-        return  # all processes of a run find the same, and the first says it
+        return  # all processes of a run find the same, and only the first one warns
     warnings.warn(
         f"data set {name}: {len(left_out)} of {total} samples are left out; {first}", LeftOutWarning, stacklevel=3
     )
 
 
-def _is_listed(path: Path, left_out: Sequence[LeftOut]) -> bool:
-    """Write one line each, of at most LISTED; no file if there is none. False if the folder cannot be written."""
+def _write_list(path: Path, left_out: Sequence[LeftOut]) -> bool:
+    """Write at most LISTED lines, or remove the file if there are none. False if the folder cannot be written."""
     lines = [f"{one.key}\t{' '.join(one.reason.split())}\n" for one in islice(left_out, LISTED)]
     if len(left_out) > LISTED:
         lines.append(f"...\tand {len(left_out) - LISTED} more\n")
@@ -76,3 +84,31 @@ def _is_listed(path: Path, left_out: Sequence[LeftOut]) -> bool:
     except OSError:
         return False
     return True
+
+
+def check_unreadable(name: str, data: DataSet, rows: BucketMap, path: Path, on_error: str) -> None:
+    """Warn of the samples that `rows`, the bucket map in `path`, flags UNUSABLE; list them beside it if it is kept.
+
+    Raises UserError as `check_left_out` does.
+    """
+    unreadable = _Unreadable(data, np.flatnonzero(rows.flags & UNUSABLE), path)
+    listed_in = path.with_name(f"{path.stem}-left_out.tsv") if path.parent.is_dir() else None
+    check_left_out(name, unreadable, len(rows), on_error, listed_in)
+
+
+class _Unreadable(Sequence[LeftOut]):
+    """Samples flagged UNUSABLE; the reason is found by reading a sample again, when it is asked for."""
+
+    def __init__(self, data: DataSet, indices: np.ndarray, path: Path):
+        self.data, self.indices, self.path = data, indices, path
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, number: int) -> LeftOut:
+        index = int(self.indices[number])
+        try:
+            self.data.annotation(index)
+        except SampleError as error:
+            return LeftOut(self.data.key(index), str(error))
+        return LeftOut(self.data.key(index), f"was damaged when it was counted; remove {self.path} to count again")

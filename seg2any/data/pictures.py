@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seg2any.data.sample import SampleError
+from seg2any.data.dataset import SampleError
 from seg2any.layout.images import ImageError, decode_roughly, opened_image
 from seg2any.system.errors import UserError
 

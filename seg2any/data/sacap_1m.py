@@ -11,11 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from seg2any.data.annotation import Annotation, RunLengths
 from seg2any.data.caption_table import FAULTS, CaptionTable, Row
+from seg2any.data.dataset import Annotation, RunLengths, Sample, SampleError
 from seg2any.data.left_out import LeftOut, check_left_out
 from seg2any.data.pictures import in_words, is_utf8, read_photo
-from seg2any.data.sample import Sample, SampleError
 from seg2any.layout.checks import LayoutError
 from seg2any.layout.document import read_json
 from seg2any.layout.rle import decode_runs

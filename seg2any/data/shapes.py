@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from seg2any.data import shapes_draw
-from seg2any.data.annotation import Annotation, MaskStack
-from seg2any.data.sample import Sample
+from seg2any.data.dataset import Annotation, MaskStack, Sample
 from seg2any.data.shapes_draw import (
     BACKGROUNDS,
     COLOURS,

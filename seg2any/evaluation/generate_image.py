@@ -24,7 +24,7 @@ from seg2any.training.config import Config, load
 
 if TYPE_CHECKING:  # heavy: not before --help is answered
     from seg2any.attention.settings import ConditionSettings
-    from seg2any.data.catalog import DataSet
+    from seg2any.data.dataset import DataSet
     from seg2any.generate.choices import Machine
 
 WEIGHTS_READ_WITHIN = timedelta(hours=2)  # from a slow disk
@@ -152,7 +152,7 @@ def open_data(config: Config) -> DataSet:
     """The data set of `data.val`. Raises UserError."""
     from seg2any.data.catalog import data_set_name, open_data_set
 
-    name = data_set_name(config.data.val)
+    name = data_set_name(config.data.val.type, config.data.val.target)
     if name is None:
         raise UserError("data.val.type: no data set chosen; for example --data.val.type=shapes")
     return open_data_set(name, config.data.val.params, config.data.on_error)
@@ -165,9 +165,9 @@ def describe(request: Request, data: DataSet, settings: ConditionSettings, machi
     from seg2any.system.provenance import circumstances
 
     told, side = request.config.data.val, request.config.resolution
-    about = circumstances(machine.device)
+    name, about = data_set_name(told.type, told.target), circumstances(machine.device)
     return {
-        "data": {"type": data_set_name(told), "params": dict(told.params), "fingerprint": data.fingerprint()},
+        "data": {"type": name, "params": dict(told.params), "fingerprint": data.fingerprint()},
         "left_out": len(getattr(data, "left_out", ())),  # samples that cannot be used
         "samples": len(data) if request.limit is None else min(request.limit, len(data)),
         "groups": request.options.num_images_per_prompt,

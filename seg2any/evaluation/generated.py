@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from seg2any.data.catalog import DataSet, open_data_set
+from seg2any.data.catalog import open_data_set
+from seg2any.data.dataset import DataSet
 from seg2any.generate.recipe import differences
 from seg2any.layout.checks import MAX_SEED
 from seg2any.system.errors import UserError

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.text import TruncationWarning
 from seg2any.bases.text_cache import TextCache
-from seg2any.data.catalog import DataSet
+from seg2any.data.dataset import DataSet
 from seg2any.evaluation.generated import image_path, image_seed
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.recipe import BrokenImage, differences, read_recipe, save_image

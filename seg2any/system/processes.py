@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,12 @@ class Process:
         size, larger = divmod(n_items, self.count)
         start = self.index * size + min(self.index, larger)
         return range(start, start + size + (self.index < larger))
+
+    @property
+    def cores(self) -> int:
+        """The number of CPU cores for this process, if the run's processes on this machine share them; at least 1."""
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return max(1, usable // self.local_count)
 
     def device_name(self, asked: str | None) -> str | None:
         """Return the value of --device for this process: with several processes, each has a GPU of its own.

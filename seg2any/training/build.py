@@ -16,6 +16,7 @@ from torch import nn
 
 from seg2any.adapters.files import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
 from seg2any.attention.settings import ConditionSettings
+from seg2any.data.catalog import data_set_name
 from seg2any.diffusion.flow import TimestepWeighting
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError
@@ -24,7 +25,6 @@ from seg2any.training.config import Config
 from seg2any.training.objective import Objective
 from seg2any.training.parallel import weight_dtype
 from seg2any.training.quantize import follow_autocast, quantization_config
-from seg2any.training.run_data import data_set_name
 from seg2any.training.shards import is_sharded
 
 SCHEDULES = tuple(kind.value for kind in SchedulerType)
@@ -139,7 +139,7 @@ def adapter_card(config: Config, step: int) -> AdapterCard:
         resolution=config.resolution,
         rank=model.rank,
         alpha=float(lora_alpha(config)),
-        dataset=data_set_name(config.data.train) or "",
+        dataset=data_set_name(config.data.train.type, config.data.train.target) or "",
         step=step,
     )
 

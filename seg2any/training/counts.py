@@ -1,8 +1,7 @@
-"""How many tokens every training sample has, before any of them is encoded: from the bucket map, or counted now."""
+"""Token counts of the training samples, known before any is encoded: from the bucket map, or counted now."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,21 +10,23 @@ from pathlib import Path
 import numpy as np
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.data.bucket_map import SCHEMA, UNUSABLE, BucketMap, map_path, origin_of
-from seg2any.data.catalog import DataSet, data_set_name
-from seg2any.data.count_map import Parts, count_map, number_of_workers
-from seg2any.data.count_rows import RowCounter, open_map
-from seg2any.data.unreadable import check_unreadable
-from seg2any.system.processes import PATIENCE, Process, wait_for_others
+from seg2any.data.bucket_map import SCHEMA, UNUSABLE, BucketMap, Origin, map_name
+from seg2any.data.catalog import data_set_name
+from seg2any.data.count import Parts, RowCounter, make_map
+from seg2any.data.dataset import DataSet
+from seg2any.data.left_out import check_unreadable
+from seg2any.system.errors import UserError
+from seg2any.system.processes import ALONE, PATIENCE, Process, wait_for_others
+from seg2any.system.weights import tokenizer_digest
 from seg2any.training.config import Config
 
 
 @dataclass(frozen=True, eq=False)
 class TokenCounts:
-    """Of n samples.
+    """Token counts of n samples.
 
-    text        int [n], as far as it is read; of a published bucket map, all of it
-    text_uncut  int [n], what the published length classes go by
+    text        int [n], cut at the limits; of a published bucket map, uncut
+    text_uncut  int [n], decides the published length classes
     image, condition  int [n]
     size        int [n, 2]: height and width in pixels
     usable      bool [n]: the others are not to be trained on
@@ -72,30 +73,89 @@ def read_or_count(
         origin = origin_of(data, tokenizer, patch, config)
         counter = RowCounter(data, tokenizer, origin, config.data.on_error)
         path, rows = _count_all(counter, config.trainer.cache_dir, process, patience)
-    check_unreadable(data_set_name(config.data.train) or "train", data, rows, path, config.data.on_error)
+    section = config.data.train
+    name = data_set_name(section.type, section.target) or "train"
+    check_unreadable(name, data, rows, path, config.data.on_error)
     return rows
 
 
 def _count_all(counter: RowCounter, cache_dir: str | None, process: Process, patience: float) -> tuple[Path, BucketMap]:
-    origin, workers, shows = counter.origin, number_of_workers(None, Process.of(os.environ)), process.is_first
+    origin, workers, shows = counter.origin, process.cores, process.is_first
     if not cache_dir:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "lengths.parquet"
-            count_map(path, counter, Process(), workers, shows)
+            make_map(path, counter, ALONE, workers, shows)
             return path, BucketMap.read(path, origin)
     path = Path(cache_dir) / f"lengths-{origin.digest[:16]}.parquet"
     parts = Parts(path, origin)
 
     def left() -> int:
-        """Parts that nobody has counted, and the step of putting them together."""
+        """Number of parts that nobody has counted, plus one for putting them together."""
         return 0 if parts.is_finished() else 1 + len(parts.missing(parts.ranges))
 
-    count_map(path, counter, process, workers, shows)
-    wait_for_others(left, lambda: count_map(path, counter, Process(), workers, shows), patience)
+    make_map(path, counter, process, workers, shows)
+    wait_for_others(left, lambda: make_map(path, counter, ALONE, workers, shows), patience)
     return path, BucketMap.read(path, origin)
 
 
+def map_path(config: Config) -> Path:
+    """Return where the bucket map of the training data lies, under its published name.
+
+    The folder is `data.train.params.cache_root`, or for data sets without one `trainer.cache_dir`. Raises UserError if
+    neither is given.
+    """
+    root = config.data.train.params.get("cache_root") or config.trainer.cache_dir
+    if root is None:
+        raise UserError("data.train.params.cache_root: missing; name the folder of the bucket map")
+    if not isinstance(root, (str, Path)):
+        raise UserError(f"data.train.params.cache_root: {root!r} is not a path; name the folder of the bucket map")
+    return Path(root) / map_name(config.resolution // config.model.condition.cond_scale_factor)
+
+
+def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> Origin:
+    """Return what a bucket map of `data` depends on. `tokenizer` is T5's, `patch` the pixels per token side.
+
+    Raises UserError for sizes that hold no token, and for sizes that data.*.params contradict.
+    """
+    settings = config.model.condition
+    if config.resolution // settings.cond_scale_factor < patch:
+        raise UserError(
+            f"resolution: {config.resolution} with cond_scale_factor {settings.cond_scale_factor} is less than one "
+            f"token of {patch} pixels; raise resolution, or lower cond_scale_factor"
+        )
+    _check_repeated(config)
+    return Origin(
+        rows=len(data),
+        annotations=data.fingerprint(),
+        tokenizer=tokenizer_digest(tokenizer),
+        resolution=config.resolution,
+        cond_scale_factor=settings.cond_scale_factor,
+        aspect=config.data.aspect,
+        patch=patch,
+        max_sequence_length=settings.max_sequence_length,
+        regional_max_sequence_length=settings.regional_max_sequence_length,
+    )
+
+
+def _check_repeated(config: Config) -> None:
+    """Refuse sizes among a data set's parameters that contradict the run's; published configs repeat them there."""
+    used = {"resolution": config.resolution, "cond_scale_factor": config.model.condition.cond_scale_factor}
+    for side, section in (("train", config.data.train), ("val", config.data.val)):
+        for name, value in used.items():
+            given = section.params.get(name)
+            if given is not None and given != value:
+                where = f"data.{side}.params.{name}"
+                raise UserError(f"{where}: {given} contradicts {name} {value}; remove {where} or make them equal")
+
+
+def open_map(data: DataSet, tokenizer: object, patch: int, config: Config) -> BucketMap:
+    """Read the bucket map of a run's training data. Raises and warns as `BucketMap.read` does."""
+    origin = origin_of(data, tokenizer, patch, config)
+    rows = getattr(data, "rows", None)  # a published map also has a row for the rows of SACap-1M that are left out
+    return BucketMap.read(map_path(config), origin, RowCounter(data, tokenizer, origin), rows)
+
+
 def count_some(data: DataSet, indices: Sequence[int], tokenizer: object, patch: int, config: Config) -> BucketMap:
-    """Of some samples only, not kept."""
+    """Count some samples only, and keep nothing."""
     table = RowCounter(data, tokenizer, origin_of(data, tokenizer, patch, config), config.data.on_error)(indices)
     return BucketMap(**{name: table[name].to_numpy() for name in SCHEMA.names if name != "key"})

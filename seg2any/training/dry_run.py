@@ -10,7 +10,7 @@ from seg2any.adapters.files import add_adapters
 from seg2any.attention.settings import check_blocks
 from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.weightless import weightless_pipeline
-from seg2any.data.catalog import ClosedSet
+from seg2any.data.dataset import ClosedSet
 from seg2any.data.sampler import LengthBatches
 from seg2any.diffusion.prepare import size_in_tokens
 from seg2any.generate.pipeline import Seg2AnyPipeline

@@ -5,9 +5,9 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+from seg2any.data.catalog import data_set_name
 from seg2any.system.errors import UserError
 from seg2any.training.config import Config
-from seg2any.training.run_data import data_set_name
 
 WEIGHTS = "model.pretrained_model_name_or_path's weights"
 # Of validation images; of speed; a model may move, what is in its files may not change.
@@ -55,7 +55,7 @@ def run_identity(config: Config, fingerprint: str, weights: str, precision: str,
     values |= {key: flat[key] for key in ("resolution", "cond_scale_factor", "seed")}
     values |= {f"data.{key}": flat["data"][key] for key in ("on_error", "aspect")}
     values |= {
-        "data.train": data_set_name(config.data.train),
+        "data.train": data_set_name(config.data.train.type, config.data.train.target),
         "data.train's content": fingerprint,
         WEIGHTS: weights,
         "mixed_precision": precision,

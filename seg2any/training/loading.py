@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.text import TextKey
-from seg2any.data.catalog import ClosedSet, DataSet
+from seg2any.data.dataset import ClosedSet, DataSet
 from seg2any.diffusion.prepare import size_in_tokens
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.processes import PATIENCE, Process

@@ -73,7 +73,9 @@ def _handlers() -> list[KwargsHandler]:
 
 def process_of(accelerator: Accelerator) -> Process:
     """Return which process of the run this is, as accelerate has set it up."""
-    return Process(accelerator.process_index, accelerator.num_processes, accelerator.local_process_index)
+    launched = Process.of(os.environ)
+    local = accelerator.local_process_index
+    return Process(accelerator.process_index, accelerator.num_processes, local, launched.local_count)
 
 
 def is_deepspeed(accelerator: Accelerator) -> bool:

@@ -14,8 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from seg2any.attention.settings import ConditionSettings
 from seg2any.data.aspect import fit, target_size
-from seg2any.data.catalog import DataSet
-from seg2any.data.sample import SampleError
+from seg2any.data.dataset import DataSet, SampleError
 from seg2any.diffusion.prepare import DrawnLayout, draw_layout
 from seg2any.system.errors import UserError
 from seg2any.training.encoded import Captions, captions_of_entry

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.text import TextKey, encode_keys
-from seg2any.data.catalog import ClosedSet, DataSet, data_set_name, open_data_set
-from seg2any.data.sample import SampleError
+from seg2any.data.catalog import data_set_name, open_data_set
+from seg2any.data.dataset import ClosedSet, DataSet, SampleError
 from seg2any.diffusion.prepare import prompt_for
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
@@ -43,7 +43,7 @@ class RunData:
 
 def open_data(config: Config) -> RawData:
     """The configured data sets; the published class paths are understood."""
-    train, val = (data_set_name(section) for section in (config.data.train, config.data.val))
+    train, val = (data_set_name(section.type, section.target) for section in (config.data.train, config.data.val))
     if train is None:
         raise UserError("data.train.type: no data set chosen; for example --data.train.type=shapes")
     return RawData(

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.text import TextKey
-from seg2any.data.sample import SampleError
+from seg2any.data.dataset import SampleError
 from seg2any.data.sampler import LEFT_OUT, BatchSampler, LengthBatches, PublishedBatches
 from seg2any.diffusion.prepare import Encoders
 from seg2any.system.errors import UserError

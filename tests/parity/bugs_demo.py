@@ -16,12 +16,11 @@ from PIL import Image
 
 from seg2any.adapters.files import add_adapters
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
-from seg2any.data.ade20k import ADE20KDataset
-from seg2any.data.annotation import MaskStack
 from seg2any.data.aspect import fit
+from seg2any.data.dataset import MaskStack, Sample
+from seg2any.data.label_maps import ADE20KDataset
 from seg2any.data.left_out import LeftOutWarning
-from seg2any.data.lengths import VANISHED_REGION, count_regions
-from seg2any.data.sample import Sample
+from seg2any.data.regions import VANISHED_REGION, count_regions
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 from seg2any.training.checkpoint import Checkpoints

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from safetensors.numpy import load_file
 
-from seg2any.data.lengths import text_lengths
+from seg2any.data.regions import text_lengths
 from seg2any.layout import Layout
 from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks, to_signed
 

@@ -13,9 +13,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from seg2any.data.aspect import fit
-from seg2any.data.catalog import DataSet, open_data_set
-from seg2any.data.lengths import condition_length, text_lengths
-from seg2any.data.sample import Sample
+from seg2any.data.catalog import open_data_set
+from seg2any.data.dataset import DataSet, Sample
+from seg2any.data.regions import condition_length, text_lengths
 from tests.parity.contour import T5_TOKENIZER, WITHOUT_TOKENIZER, read_stack, t5_tokenizer
 from tests.synthetic_data import write_sa1b_json, write_sacap_parquet
 

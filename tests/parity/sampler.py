@@ -13,7 +13,7 @@ import numpy as np
 from examples.shapes.make.build import build_t5_tokenizer
 from seg2any.data.bucket_map import Origin
 from seg2any.data.catalog import open_data_set
-from seg2any.data.count_rows import RowCounter
+from seg2any.data.count import RowCounter
 from seg2any.data.sampler import LengthBatches, PublishedBatches, published_length_class
 from seg2any.system.processes import Process
 from tests.synthetic_data import make_sacap_1m

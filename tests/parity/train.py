@@ -218,7 +218,7 @@ def _as_recorded(run: Run, output: Path) -> config.Config:
     data = {"ade20k": root / "contour" / "dataset_ade", "sacap_1m": root / "train"}
     settings = copy.deepcopy(run.config)
     for section in (settings.data.train, settings.data.val):
-        folder = data[data_set_name(section)]
+        folder = data[data_set_name(section.type, section.target)]
         for key in section.params.keys() & {"image_root", "segm_root", "seg_caption_path"}:
             path = section.params[key]
             section.params[key] = str(folder / ("sacap_data/" + path if key == "seg_caption_path" else path))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.text_cache import TextCache
-from seg2any.data.sample import Sample
+from seg2any.data.dataset import Sample
 from seg2any.diffusion.prepare import draw_layout
 from seg2any.evaluation.ablation.options import Options
 from seg2any.evaluation.ablation.rows import Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from seg2any.data.sample import Sample
+from seg2any.data.dataset import Sample
 from seg2any.data.shapes import ShapesDataset
 from seg2any.evaluation.generated import image_seed
 

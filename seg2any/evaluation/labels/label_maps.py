@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seg2any.data.classes import read_class_captions
+from seg2any.data.label_maps import read_class_captions
 from seg2any.data.pictures import read_label_map
 from seg2any.generate.recipe import BrokenImage, read_recipe
 from seg2any.system.errors import UserError

@@ -10,8 +10,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seg2any.data.annotation import LabelMap
-from seg2any.data.catalog import DataSet
+from seg2any.data.dataset import DataSet, LabelMap
 from seg2any.evaluation.generated import Generated, read_image
 from seg2any.evaluation.labels.label_maps import ClassTable, squashed
 from seg2any.evaluation.metrics.item import EMPTY, REAL, SHUFFLED, Item, grey, shuffled

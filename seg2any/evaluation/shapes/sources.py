@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from seg2any.bases.flux1.latents import decode_latents, encode_images, pixels_per_token
-from seg2any.data.sample import Sample
+from seg2any.data.dataset import Sample
 from seg2any.evaluation.metrics.item import GREY
 from seg2any.evaluation.shapes.judge import Verdict, judge
 from seg2any.generate.model import choose_dtype, known_folder, known_model, load_pipeline

@@ -1,4 +1,4 @@
-"""Counting a whole data set: by several processes, on several machines, interrupted and continued.
+"""Count the tokens of a whole data set: by several processes, on several machines, interrupted and continued.
 
 The rows are cut into parts of PART rows. A part is counted by one process, and its file is complete or absent. Whoever
 finds all parts there puts them together; the result does not depend on who counted what, or how often it was begun.
@@ -7,20 +7,23 @@ finds all parts there puts them together; the result does not depend on who coun
 from __future__ import annotations
 
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from seg2any.data.bucket_map import SCHEMA, BucketMap, Origin, read_origin, write_tables
-from seg2any.data.count_rows import RowCounter
+from seg2any.data.aspect import target_size
+from seg2any.data.bucket_map import SCHEMA, UNUSABLE, BucketMap, Origin, read_origin, write_tables
+from seg2any.data.dataset import Annotation, ClosedSet, DataSet, SampleError
+from seg2any.data.regions import count_regions, text_lengths
 from seg2any.system.errors import UserError
 from seg2any.system.processes import Process
 from seg2any.system.workers import WorkerPool
@@ -29,65 +32,104 @@ PART = 256  # rows: about a second of work
 MERGED = 256  # parts that are put together at a time
 
 
-def with_shard(shard: str, process: Process) -> Process:
-    """Return which process this is of all that count one map: `shard` is "i/n", and each shard has process.count.
+@dataclass(frozen=True, eq=False)
+class RowCounter:
+    """Counts samples of `data` for the sizes and limits in `origin`. Picklable, for worker processes.
 
-    Raises UserError for an impossible shard.
+    tokenizer  T5's
+    on_error   skip: samples whose annotation cannot be read are flagged UNUSABLE; fail: they raise SampleError
     """
-    match = re.fullmatch(r"(\d+)/(\d+)", shard)
-    number, shards = map(int, match.groups()) if match else (0, 0)
-    if number >= shards:
-        raise UserError(f"--shard {shard}: not a shard; give i/n with i from 0 to n - 1, such as 0/8")
-    return Process(number * process.count + process.index, shards * process.count)
 
+    data: DataSet
+    tokenizer: object
+    origin: Origin
+    on_error: str = "skip"
 
-def number_of_workers(asked: int | None, process: Process) -> int:
-    """Return `asked`, or one worker per core that this process may use, shared by the run's processes on this machine.
+    def __call__(self, indices: Sequence[int]) -> pa.Table:
+        """Return one row of SCHEMA for each sample, in the order of `indices`."""
+        rows, captions = [], []
+        for index in indices:
+            try:
+                annotation = self.data.annotation(index)
+            except SampleError:
+                if self.on_error == "fail":
+                    raise
+                rows.append(
+                    {"key": self.data.key(index), "height": 0, "width": 0, "cond_seq_len": 0, "flags": UNUSABLE}
+                )
+                captions.append(())
+                continue
+            rows.append(self._regions(annotation))
+            captions.append((annotation.caption, *annotation.captions))
+        texts = [[text for text in sample if text is not None] for sample in captions]
+        lengths = text_lengths(texts, self.tokenizer, self._class_lengths)
+        for row, sample, numbers in zip(rows, captions, lengths, strict=True):
+            row["txt_seq_len"] = sum(numbers)
+            row["txt_len_trunc"] = self._cut(sample, numbers)
+        return pa.Table.from_pylist(rows, schema=SCHEMA)
 
-    Raises UserError for less than one.
-    """
-    if asked is None:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, cores // process.local_count)
-    if asked < 1:
-        raise UserError(f"--workers {asked}: too few; give at least 1")
-    return asked
+    @cached_property
+    def _class_lengths(self) -> dict[str, int]:
+        """Lengths of a closed set's captions, which occur again and again; empty for an open set."""
+        names = list(dict.fromkeys(self.data.class_captions)) if isinstance(self.data, ClosedSet) else []
+        return dict(zip(names, *text_lengths([names], self.tokenizer), strict=True))
+
+    def _regions(self, annotation: Annotation) -> dict:
+        origin = self.origin
+        scale = origin.cond_scale_factor
+        size = target_size(annotation.regions.size, origin.resolution, origin.aspect, origin.patch * scale)
+        cond_size = size[0] // scale, size[1] // scale
+        counts = count_regions(annotation.regions, size, cond_size, origin.patch, origin.aspect)
+        return {
+            "key": annotation.key,
+            "height": size[0],
+            "width": size[1],
+            "cond_seq_len": counts.condition,
+            "flags": counts.flags,
+        }
+
+    def _cut(self, captions: Sequence[str | None], lengths: Sequence[int]) -> int:
+        """Sum `lengths`, each cut at its caption's limit; a caption of None has no length."""
+        limit, regional = self.origin.max_sequence_length, self.origin.regional_max_sequence_length
+        has_caption = bool(captions) and captions[0] is not None
+        limits = [limit] * has_caption + [regional] * (len(lengths) - has_caption)
+        return int(np.minimum(lengths, limits).sum())
 
 
 @dataclass(frozen=True)
 class Parts:
-    """The files of a map in the making, beside `path`; those of another origin lie in another folder."""
+    """The files of an unfinished map, in a folder beside `path`; parts of another origin lie in another folder."""
 
     path: Path
     origin: Origin
 
     @property
     def folder(self) -> Path:
-        """Where the parts lie."""
+        """The folder of the parts."""
         return self.path.with_name(f"{self.path.stem}-parts-{self.origin.digest[:12]}")
 
     @property
     def ranges(self) -> list[range]:
-        """The rows of each part."""
+        """The rows of each part, in order."""
         starts = range(0, self.origin.rows, PART)
         return [range(start, min(start + PART, self.origin.rows)) for start in starts]
 
     def file(self, rows: range) -> Path:
-        """Of the part with these rows."""
+        """Return the file of the part with these rows."""
         return self.folder / f"rows-{rows.start:09d}-{rows.stop:09d}.parquet"
 
     def missing(self, ranges: Sequence[range]) -> list[range]:
-        """Which of `ranges` have no part yet."""
-        there = {path.name for path in self.folder.glob("rows-*.parquet")}
-        return [rows for rows in ranges if self.file(rows).name not in there]
+        """List those of `ranges` that nobody has counted yet."""
+        present = {path.name for path in self.folder.glob("rows-*.parquet")}
+        return [rows for rows in ranges if self.file(rows).name not in present]
 
     def others(self) -> str:
-        """What to say about parts of other origin: a shard that was started with other data is missing here."""
+        """Describe parts of another origin, or return "": a shard that was started with other data is missing here."""
         found = sorted(set(self.path.parent.glob(f"{self.path.stem}-parts-*")) - {self.folder})
         return f"; {found[0].name} holds parts of other data or settings, which do not count" if found else ""
 
     def is_finished(self) -> bool:
-        """Whether the map itself is there and whole; a damaged one is to be made again, like a stale one."""
+        """Whether the map itself exists, whole and of this origin; otherwise it has to be made again."""
         try:
             if not self.path.is_file() or read_origin(self.path) != self.origin:
                 return False
@@ -96,7 +138,7 @@ class Parts:
             return False
 
     def write(self, rows: range, counter: RowCounter) -> None:
-        """Count a part. Raises UserError for a disk that is full or cannot be written."""
+        """Count a part and write it. Raises UserError if the disk is full or cannot be written."""
         counted = counter(rows)
         try:
             with self._writing():
@@ -106,7 +148,7 @@ class Parts:
                 raise
 
     def merge(self) -> None:
-        """Write the map and remove the parts. Another process may be doing the same."""
+        """Write the map and remove the parts. Another process may do the same at the same time."""
         try:
             with self._writing():
                 _keep_published(self.path)
@@ -140,19 +182,19 @@ class Parts:
         except FileNotFoundError:
             raise
         except (pa.ArrowException, OSError):
-            raise UserError(f"{file}: is damaged; remove it and run the same command again") from None
+            raise UserError(f"{file}: this part is damaged; remove it and run the same command again") from None
 
 
-def count_map(path: Path, counter: RowCounter, process: Process, workers: int, show_progress: bool = True) -> str:
-    """Count this process's share of the map `path`, put the map together if nothing is missing, and say what was done.
+def make_map(path: Path, counter: RowCounter, process: Process, workers: int, show_progress: bool = True) -> str:
+    """Count this process's share of the map `path`; put the map together if nothing is missing.
 
-    workers  processes; 1 counts in this one
+    workers  worker processes; 1 counts in this process
 
-    Raises UserError for what the data set refuses, or if a worker was killed.
+    Returns a line that says what was done. Raises UserError for what the data set refuses, and if a worker was killed.
     """
     parts = Parts(path, counter.origin)
     if parts.is_finished():
-        return f"{path}: is up to date, {counter.origin.rows} rows"
+        return f"{path}: up to date, {counter.origin.rows} rows"
     mine = process.share(parts.ranges)
     missing = parts.missing(mine)
     total, left = sum(map(len, mine)), sum(map(len, missing))
@@ -168,7 +210,7 @@ def count_map(path: Path, counter: RowCounter, process: Process, workers: int, s
         parts.merge()
     elif not parts.is_finished():
         return f"{parts.folder}: {len(still)} of {len(parts.ranges)} parts are left to the other shards{parts.others()}"
-    else:  # by another run of the same command
+    else:  # another run of the same command was faster
         shutil.rmtree(parts.folder, ignore_errors=True)
     return f"{path}: {counter.origin.rows} rows"
 
@@ -199,7 +241,7 @@ def _use_one_thread() -> None:
 
 
 def _keep_published(path: Path) -> None:
-    """A published map cannot be made again from here: it is moved aside rather than replaced."""
+    """Move a published map aside rather than replace it: it cannot be made again from here."""
     try:
         is_published = path.is_file() and read_origin(path) is None
     except UserError:  # damaged: nothing to keep

@@ -8,12 +8,12 @@ from transformers import AutoTokenizer
 
 from benchmarks import plain_counts
 from benchmarks.bucket_map import draw_blob
-from seg2any.data import lengths
-from seg2any.data.annotation import LabelMap, MaskStack, RunLengths
+from seg2any.data import regions as regions_module
 from seg2any.data.aspect import window
+from seg2any.data.dataset import LabelMap, MaskStack, RunLengths
 from seg2any.data.intervals import outline as outline_of_intervals
 from seg2any.data.intervals import resized_intervals
-from seg2any.data.lengths import (
+from seg2any.data.regions import (
     EMPTY_REGION,
     REGION_WITHOUT_TOKEN,
     VANISHED_REGION,
@@ -148,7 +148,7 @@ def test_run_lengths_and_label_maps_are_not_drawn(monkeypatch: pytest.MonkeyPatc
 
     for kind in (RunLengths, LabelMap):
         monkeypatch.setattr(kind, "masks", refuse)
-    monkeypatch.setattr(lengths, "condition_image", refuse)
+    monkeypatch.setattr(regions_module, "condition_image", refuse)
     square = RunLengths((8, 8), (np.array([18, 4, 4, 4, 4, 4, 26]),))
     for scale in (1, 2):
         assert condition_length(square, (8 * scale, 8 * scale), (8, 8), 4) == 4

@@ -1,7 +1,7 @@
-"""What every picture of a folder is worth, found out once: its digest, its size, and what is wrong with it.
+"""Check every image of a folder once and cache digest, size and error.
 
 Reading the 118,000 pictures of COCO-Stuff takes minutes, so results are kept in a parquet file, and a picture is read
-again only if its bytes are more or fewer or its time of change differs.
+again only if its number of bytes or its time of change differs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm.auto import tqdm
 
-from seg2any.data.sample import SampleError
+from seg2any.data.dataset import SampleError
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.system.weights import file_digest
@@ -31,28 +31,32 @@ SCHEMA = pa.schema(
         "digest": pa.string(),
         "height": pa.int32(),
         "width": pa.int32(),
-        "fault": pa.string(),
+        "fault": pa.string(),  # the error, under the name that caches on disk have
     }
 )
 
 
 @dataclass(frozen=True)
 class Checked:
-    """One picture: sha256 hex digest of its bytes ("" if they cannot be read), (H, W), and one line that says why it
-    cannot be used, or None."""
+    """A checked picture.
+
+    digest  sha256 hex digest of its bytes; "" if they cannot be read
+    size    (H, W); (0, 0) with an error
+    error   one line that says why the picture cannot be used, or None
+    """
 
     digest: str
     size: tuple[int, int]
-    fault: str | None
+    error: str | None
 
 
 def check_pictures(
     paths: Sequence[Path], check: Callable[[Path], tuple[int, int]], rule: str, kept_in: Path | None
 ) -> list[Checked]:
-    """One result per path; names must differ.
+    """Return one result per path; file names must differ.
 
-    check     gives (H, W); raises SampleError for what cannot be used
-    rule      says what `check` checks; results of another rule are not reused
+    check     returns (H, W), or raises SampleError for a picture that cannot be used
+    rule      describes what `check` checks; results of another rule are not reused
     kept_in   parquet file with the results of earlier calls; None: nothing is kept
     """
     known = _read(kept_in, rule) if kept_in else {}
@@ -63,14 +67,14 @@ def check_pictures(
         bar = tqdm(found, f"check {paths[0].parent if paths else ''}", len(new), unit="file", disable=len(new) < 1000)
         known |= {stamps[n]: result for n, result in zip(new, bar, strict=True)}
     if kept_in and new:
-        # What could not be read at all may be readable tomorrow, unchanged.
+        # Without what could not be read at all: it may become readable without being changed.
         _write(kept_in, rule, [(stamp, known[stamp]) for stamp in stamps if known[stamp].digest])
     return [known[stamp] for stamp in stamps]
 
 
 @contextmanager
 def writing_cache(root: Path) -> Iterator[None]:
-    """Raise UserError for a folder that cannot be written."""
+    """Turn an OSError in the block into a UserError about `cache_root`."""
     try:
         yield
     except OSError as error:
@@ -79,7 +83,7 @@ def writing_cache(root: Path) -> Iterator[None]:
 
 
 def _stamp(path: Path) -> tuple[str, int, int]:
-    """Name, bytes and time of change; of a link that leads nowhere, those of nothing."""
+    """Return name, number of bytes and time of change; zeros for a broken link."""
     try:
         status = os.stat(path)
     except OSError:
@@ -99,7 +103,7 @@ def _check(path: Path, check: Callable[[Path], tuple[int, int]]) -> Checked:
 
 
 def _read(path: Path, rule: str) -> dict[tuple[str, int, int], Checked]:
-    """Empty if there is no readable file of this rule: then everything is checked anew."""
+    """Read the results of earlier calls; empty without a readable file of this rule."""
     try:
         table = pq.read_table(path)
     except (OSError, pa.ArrowException):
@@ -108,13 +112,13 @@ def _read(path: Path, rule: str) -> dict[tuple[str, int, int], Checked]:
         return {}
     rows = zip(*(table[column].to_pylist() for column in SCHEMA.names), strict=True)
     return {
-        (name, size, mtime): Checked(digest, (height, width), fault)
-        for name, size, mtime, digest, height, width, fault in rows
+        (name, size, mtime): Checked(digest, (height, width), error)
+        for name, size, mtime, digest, height, width, error in rows
     }
 
 
 def _write(path: Path, rule: str, rows: list[tuple[tuple[str, int, int], Checked]]) -> None:
-    values = [(*stamp, one.digest, *one.size, one.fault) for stamp, one in rows]
+    values = [(*stamp, one.digest, *one.size, one.error) for stamp, one in rows]
     columns = [list(column) for column in zip(*values, strict=True)] or [[]] * len(SCHEMA)
     with writing_cache(path.parent), atomic_write(path) as temporary:
         pq.write_table(pa.table(columns, SCHEMA.with_metadata({"rule": _versioned(rule)})), temporary)

@@ -15,8 +15,8 @@ from itertools import chain
 import cv2
 import numpy as np
 
-from seg2any.data.annotation import LabelMap, MaskStack, Regions, RunLengths
 from seg2any.data.aspect import window
+from seg2any.data.dataset import LabelMap, MaskStack, Regions, RunLengths
 from seg2any.data.intervals import outline, resized_intervals
 from seg2any.data.token_grid import Grid, make_grid, tokens_of_intervals, tokens_of_raster
 from seg2any.layout.contour import condition_image, kept_tokens, nearest_exact, resize_masks
