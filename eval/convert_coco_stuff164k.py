@@ -1,4 +1,4 @@
-"""Convert COCO-Stuff's label maps to its 171 classes; see `seg2any.evaluation.labels.convert_coco_stuff164k`."""
+"""Convert COCO-Stuff's label maps to its 171 training classes, under the published name."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Bring label maps to the size of the images; see `seg2any.evaluation.labels.convert_labelsize_512`."""
+"""Stretch label maps to the size of the images, under the published name."""
 
 import sys
 from pathlib import Path

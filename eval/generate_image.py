@@ -1,4 +1,4 @@
-"""Make the images of a benchmark; see `seg2any.evaluation.generate_image`."""
+"""Make the images of a benchmark, under the published name."""
 
 import sys
 from pathlib import Path

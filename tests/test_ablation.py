@@ -18,11 +18,10 @@ from seg2any.data.shapes import ShapesDataset
 from seg2any.evaluation import compare
 from seg2any.evaluation.ablation.__main__ import main
 from seg2any.evaluation.ablation.document import BEGIN, END, by_hand
-from seg2any.evaluation.ablation.measure import TOKENS, per_seed
+from seg2any.evaluation.ablation.measure import TOKENS, per_seed, training_of
 from seg2any.evaluation.ablation.options import parse_options
 from seg2any.evaluation.ablation.rows import ALIKE, REFERENCE, TRAINED, TRAINING_FREE, compared_with, trained_row
 from seg2any.evaluation.ablation.scenes import Scenes
-from seg2any.evaluation.ablation.training import training_of
 from seg2any.evaluation.ablation.trends import AGAINST, HOLDS, MARGIN, NEEDED, OPEN, Claim, check, verdict
 from seg2any.evaluation.ablation.words import HEADINGS, outcome
 from seg2any.evaluation.generated import image_seed

@@ -101,7 +101,7 @@ def test_a_run_survives_its_file(tmp_path: Path):
     ("content", "message"),
     [
         (None, "cannot be read"),
-        ("{", "is no JSON"),
+        ("{", "JSON"),
         ("[]", "schema None"),
         ('{"schema": 7}', "schema 7"),
         ('{"schema": 1, "rows": [{}]}', "is damaged"),

@@ -1,7 +1,10 @@
-"""Two evaluations of the same samples, number by number: `python -m seg2any.evaluation.compare A.json B.json`.
+"""Compare two evaluations of the same samples, number by number.
+
+    python -m seg2any.evaluation.compare A.json B.json
 
 Each difference is A minus B over the samples that both have, with a 95 % interval: samples are drawn with replacement,
-the same ones for both, so what makes a sample hard for both cancels. "clear" says that the interval leaves out 0.
+the same ones for both, so what makes a sample hard for both cancels. "A is better" and "B is better" say that the
+interval excludes 0, "undecided" that it does not.
 """
 
 from __future__ import annotations
@@ -21,7 +24,10 @@ from seg2any.system.errors import UserError
 
 @dataclass(frozen=True)
 class Compared:
-    """One row of both runs. `difference` is None where neither run has what it takes to pair them."""
+    """One row of both runs.
+
+    difference  A minus B; None where the runs lack what pairs their samples
+    """
 
     a: Row
     b: Row
@@ -29,7 +35,7 @@ class Compared:
 
     @property
     def verdict(self) -> str:
-        """Which run is better, "undecided", or "not paired"."""
+        """Name the better run, or "undecided", or "not paired"."""
         if self.difference is None:
             return "not paired"
         if not self.difference.is_clear:
@@ -38,7 +44,10 @@ class Compared:
 
 
 def compare(a: Run, b: Run) -> Iterator[Compared]:
-    """The rows that both runs have, in A's order. Raises UserError if the benchmarks differ or no row is common."""
+    """Compare the rows that both runs have, in A's order.
+
+    Raises UserError if the benchmarks differ or if no row is common.
+    """
     if a.benchmark != b.benchmark:
         raise UserError(f"A is a run of {a.benchmark}, B of {b.benchmark}; compare runs of one benchmark")
     others = {row.label: row for row in b.rows}
@@ -63,7 +72,7 @@ def _difference(a: Run, b: Run, row: Row, other: Row) -> Difference | None:
 
 
 def table(compared: Sequence[Compared]) -> str:
-    """One line per number."""
+    """Print one line per number."""
     width = max(len(row.a.label) for row in compared)
     lines = [f"{'':<{width}}  {'A':>10} {'B':>10} {'A - B':>10}  {'95 % interval':^23} {'samples':>7}"]
     for row in compared:
@@ -78,27 +87,29 @@ def table(compared: Sequence[Compared]) -> str:
 
 
 def remarks(a: Run, b: Run) -> Iterator[str]:
-    """What to know about a comparison: data that may not be the same, numbers that cannot be compared, or not over all
-    of their samples; a line each."""
+    """Yield warnings about a comparison, a line each.
+
+    They tell that the data may differ, and which numbers or samples only one run has.
+    """
     if a.hashes.get("data") != b.hashes.get("data"):
-        yield "A and B were measured on data of different hashes; what has one name may not be the same sample"
+        yield "the data of A and B have different hashes; samples of one name may differ"
     ours, theirs = {row.label for row in a.rows}, {row.label for row in b.rows}
     for label in sorted(ours ^ theirs):
         yield f"{label}: only in {'A' if label in ours else 'B'}"
     for label in sorted(a.parts.keys() & b.parts.keys()):
         if alone := len(a.parts[label].keys() ^ b.parts[label].keys()):
-            yield f"{label}: {alone} samples are in one run only and left out of the difference"
+            yield f"{label}: the difference leaves out {alone} samples that only one run has"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 compared, 2 wrong input."""
+    """Run the command line; exit status 0 compared, 2 wrong input."""
     parser = argparse.ArgumentParser(
         prog="python -m seg2any.evaluation.compare",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("a", type=Path, metavar="A.json", help="JSON file that an evaluation wrote")
-    parser.add_argument("b", type=Path, metavar="B.json", help="another of the same benchmark")
+    parser.add_argument("b", type=Path, metavar="B.json", help="JSON file of another run of the same benchmark")
     options = parser.parse_args(arguments)
     return exit_status("seg2any.evaluation.compare", lambda: show(options.a, options.b), "start again")
 

@@ -20,7 +20,7 @@ TAKEN = (("boxes",), ("masks",), ("boxes", "masks"))  # combinations of a prompt
 
 
 class Sam2Segmenter:
-    """SAM 2 with prompts of boxes, masks, or both for every region. `name` is a folder or a hub id.
+    """SAM 2, prompted with boxes, masks or both. `name` is a folder or a hub id.
 
     Found masks are [side, side], `side` being the model's input size; `scores` are its own estimates of the IoU.
     """
@@ -33,9 +33,9 @@ class Sam2Segmenter:
 
     @torch.inference_mode()
     def segment(self, image: np.ndarray, prompt: Prompt) -> Layout:
-        """Find the prompt's N regions in an image uint8 [H, W, 3], which is encoded once for all of them.
+        """Find the prompt's N regions in an image uint8 [H, W, 3].
 
-        Raises UserError for a prompt that does not consist of boxes, masks or both.
+        The image is encoded once for all of them. Raises UserError for a prompt without boxes and masks, or with more.
         """
         prompt.check(WHAT, *TAKEN)
         squared = Image.fromarray(image).resize((self.side, self.side), Image.Resampling.BICUBIC)
@@ -52,7 +52,7 @@ class Sam2Segmenter:
         )
 
     def _inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:
-        """The model's arguments: boxes [N, 1, 4] in input pixels, masks [N, 1, *prompt_size]."""
+        """Build the model's arguments: boxes [N, 1, 4] in input pixels, masks [N, 1, *prompt_size]."""
         inputs = {}
         if prompt.boxes is not None:
             corners = torch.from_numpy(prompt.boxes * self.side).float().to(self.device)

@@ -1,1 +1,1 @@
-"""Which of the paper's trends hold where truth is measurable: the `shapes` world."""
+"""The paper's ablations where the truth can be measured: on the `shapes` world."""

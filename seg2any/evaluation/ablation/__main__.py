@@ -1,4 +1,4 @@
-"""`python -m seg2any.evaluation.ablation`: measure what is missing, write table, pictures, trends."""
+"""Ablations on the `shapes` world: measure missing rows, then write table, pictures and trends."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from seg2any.system.console import exit_status, plain_messages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     options = parse_options(arguments)
 
     def measure() -> None:
         with plain_messages():
-            from seg2any.evaluation.ablation.run import run  # takes seconds to import: not before --help is answered
+            from seg2any.evaluation.ablation.run import run  # late: the import takes seconds, which --help must not
 
             run(options)
 

@@ -1,4 +1,7 @@
-"""docs/ablation.md, written from what was measured; people write between its two marks only."""
+"""The document docs/ablation.md and its JSON, both written from the measured rows.
+
+Only the text between the document's two marks is written by hand; it is kept.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,15 @@ from pathlib import Path
 from seg2any.evaluation.ablation.measure import BOUNDS, TOKENS
 from seg2any.evaluation.ablation.options import Options
 from seg2any.evaluation.ablation.rows import ALIKE, KINDS, TRAINED, TRAINING_FREE, Row, compared_with
-from seg2any.evaluation.ablation.trends import MARGIN, Runs, comparable
+from seg2any.evaluation.ablation.trends import MARGIN, Checked, Runs, all_checked, comparable
 from seg2any.evaluation.ablation.words import gap, shown, trends_in_words
 from seg2any.evaluation.metrics.bootstrap import paired_difference
+from seg2any.evaluation.report.results import Row as Number
 from seg2any.evaluation.report.results import Run
 from seg2any.evaluation.shapes.results import LEAK_WHERE_COLOURED
 
 NUMBERS = ("colour", "pattern", "IoU", "boundary IoU", "leak", LEAK_WHERE_COLOURED, TOKENS)
+SHARED = ("num_inference_steps", "guidance_scale", "weight_dtype", "scenes", "seeds", "seed")  # settings of all rows
 BEGIN, END = "<!-- written by hand, kept by the tool: begin -->", "<!-- end -->"
 RULES = f"""\
 A claim compares two rows on the same scenes with the same noise. "Higher" and "lower" hold if the 95 % interval of the
@@ -25,7 +30,7 @@ bootstrapped over scenes with all their images, and not corrected for the number
 
 
 def document(options: Options, rows: Sequence[Row], runs: Runs, previous: str | None) -> str:
-    """The text in Markdown, about the rows that were measured; what was written by hand in `previous` is kept."""
+    """Write the Markdown about the measured rows, keeping the hand-written part of `previous`."""
     parts = ["# Ablations on the shapes world", _setting(options, rows, runs), *_trained(rows, runs)]
     parts += ["## Which trends hold", RULES, *trends_in_words(runs), BEGIN, by_hand(previous), END]
     for kind in (kind for kind in options.kinds if any(kind == of_run for of_run, _ in runs)):
@@ -35,14 +40,14 @@ def document(options: Options, rows: Sequence[Row], runs: Runs, previous: str | 
 
 
 def by_hand(previous: str | None) -> str:
-    """What stands between the marks of an earlier document."""
+    """Return the text between the marks of an earlier document."""
     if not previous or BEGIN not in previous or END not in previous:
         return ""
     return previous.split(BEGIN, 1)[1].split(END, 1)[0].strip()
 
 
 def previous_text(path: Path) -> str | None:
-    """The document of an earlier run, None if there is none."""
+    """Read the document of an earlier run; None if there is none."""
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
@@ -75,12 +80,12 @@ def _setting(options: Options, rows: Sequence[Row], runs: Runs) -> str:
 
 
 def _trained(rows: Sequence[Row], runs: Runs) -> Iterator[str]:
-    """How the trained rows were trained, and which are missing."""
+    """Say how the trained rows were trained, and which are missing."""
     of_row = {row.name: settings for row in rows if row.adapter and (settings := _settings([row], runs).get(row.name))}
     if of_row:
-        told = {name: settings["training"] for name, settings in of_row.items()}
-        seeds = _listed(str(one["seed"]) for one in told.values() if one["seed"] is not None)
-        machines = _listed(one["machine"] for one in told.values() if one["machine"])
+        trained = {name: settings["training"] for name, settings in of_row.items()}
+        seeds = _listed(str(one["seed"]) for one in trained.values() if one["seed"] is not None)
+        machines = _listed(one["machine"] for one in trained.values() if one["machine"])
         yield (
             f"Trained rows: {', '.join(f'{name} {_steps(settings)}' for name, settings in of_row.items())}; one "
             f"training run each{f' (seed {seeds})' if seeds else ''}{f', on {machines}' if machines else ''}. They are "
@@ -88,7 +93,7 @@ def _trained(rows: Sequence[Row], runs: Runs) -> Iterator[str]:
             "another time. The intervals know of scenes and noise; what another training run would have given, they "
             "do not know."
         )
-        if len({one["steps"] for one in told.values()}) > 1:
+        if len({one["steps"] for one in trained.values()}) > 1:
             yield "**These rows were not trained equally long; those that were not are not compared.**"
     if missing := [name for name in TRAINED if name not in of_row]:
         yield f"Not measured, because it takes training: {', '.join(missing)}."
@@ -98,7 +103,7 @@ def _trained(rows: Sequence[Row], runs: Runs) -> Iterator[str]:
 
 
 def _settings(rows: Sequence[Row], runs: Runs) -> dict[str, Mapping]:
-    """The settings of each row that was measured."""
+    """Return the settings of each measured row."""
     return {row.name: run.settings for row in rows for (_, name), run in runs.items() if name == row.name}
 
 
@@ -129,11 +134,11 @@ def _table(rows: Sequence[Row], kind: str, runs: Runs) -> Iterator[str]:
         beside = "" if row.adapter is None or other is None else f" (beside {compared_with(row)})"
         steps = "" if row.adapter is None else _steps(run.settings).removesuffix(" steps")
         seconds = run.row(TOKENS).extra["seconds_per_image"]
-        yield f"| **{row.name}**: {row.told}{beside} | {steps} | {' | '.join(cells)} | {seconds:.2f} |"
+        yield f"| **{row.name}**: {row.description}{beside} | {steps} | {' | '.join(cells)} | {seconds:.2f} |"
 
 
 def sources(run: Run) -> list[str]:
-    """Of which images the run has numbers, in order."""
+    """List the sources of images that the run has numbers of, in order."""
     return list(dict.fromkeys(row.source for row in run.rows))
 
 
@@ -154,3 +159,40 @@ def _cell(number: str, run: Run, other: Run | None) -> str:
     difference = paired_difference(run.parts[number], other.parts[number])
     text = gap(number, difference)
     return f"{value}<br>{f'**{text}**' if difference.is_clear else text}"
+
+
+def summary(rows: Sequence[Row], runs: Runs) -> dict:
+    """Collect trends, rows and numbers as JSON values.
+
+    Weights are named by digest, because paths belong to one machine.
+    """
+    about = {row.name: {"told": row.description, "changes": dict(row.changes)} for row in rows}
+    content = [
+        {"kind": kind, "row": name, **about.get(name, {}), "commit": run.commit, "machine": run.machine}
+        | {key: digest(run.settings[key]) for key in ("model", "adapter") if key in run.settings}
+        | ({"training": run.settings["training"]} if "training" in run.settings else {})
+        | {"numbers": [_number(row) for row in run.rows]}
+        for (kind, name), run in runs.items()
+    ]
+    trends = [
+        {"trend": trend.text, "by": trend.by, "verdict": verdict, "unmeasured": len(trend.claims) - len(found)}
+        | {"claims": [_checked(one) for one in found]}
+        for trend, found, verdict in all_checked(runs)
+    ]
+    made = next(run.settings for (_, name), run in runs.items() if name in about)
+    shared = {key: made[key] for key in SHARED}
+    return {"schema": 1, "settings": shared, "trends": trends, "rows": content}
+
+
+def digest(weights: Mapping | None) -> str | None:
+    """Return what identifies weights on any machine: a digest, or a hub id."""
+    return weights and (weights.get("sha256") or weights.get("id"))
+
+
+def _number(row: Number) -> dict:
+    return {"name": row.name, "source": row.source, "value": row.value, "low": row.low, "high": row.high, **row.extra}
+
+
+def _checked(one: Checked) -> dict:
+    gap = {"difference": one.difference.value, "low": one.difference.low, "high": one.difference.high}
+    return {**vars(one.claim), **gap, "scenes": one.difference.n, "verdict": one.verdict}

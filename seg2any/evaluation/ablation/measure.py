@@ -1,7 +1,8 @@
-"""Making and judging the images of a row. What is finished is a file."""
+"""Make and judge the images of a row; every finished row is a file."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from seg2any.adapters.card import AdapterCard
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.text_cache import TextCache
@@ -20,7 +22,6 @@ from seg2any.diffusion.prepare import draw_layout
 from seg2any.evaluation.ablation.options import Options
 from seg2any.evaluation.ablation.rows import Row
 from seg2any.evaluation.ablation.scenes import Scenes
-from seg2any.evaluation.ablation.training import training_of
 from seg2any.evaluation.metrics.result import Result, mean
 from seg2any.evaluation.report.results import Run, make_run, read_run, write_run
 from seg2any.evaluation.shapes.judge import Verdict, judge
@@ -30,14 +31,15 @@ from seg2any.generate.model import read_adapter_card
 from seg2any.generate.recipe import differences
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.training.config import load
 
 TOKENS = "contour tokens"
-BOUNDS = "bounds"  # the file of ceiling and floors
-SHOWN = 2  # scenes of each kind, the first ones, whose first image is kept as a picture
+BOUNDS = "bounds"  # name of the file with ceiling and floors
+SHOWN = 2  # scenes of each kind whose first image is kept as a picture
 
 
 class Ablation:
-    """Rows on scenes, one pair of adapters in memory at a time."""
+    """Rows measured on scenes; one pair of adapters is in memory at a time."""
 
     def __init__(self, options: Options, device: torch.device):
         self.options, self.device = options, device
@@ -45,7 +47,7 @@ class Ablation:
         self._adapter = self._pipeline = self._recipe = self._texts = self._training = None
 
     def open(self, row: Row) -> None:
-        """Load the row's adapters, unless they are loaded. Raises UserError."""
+        """Load the row's adapters unless they are loaded. Raises UserError."""
         options = self.options
         adapter = None if row.is_bare else row.adapter or options.lora
         if self._pipeline is None or adapter != self._adapter:
@@ -55,36 +57,39 @@ class Ablation:
             self._training = None if adapter is None else training_of(adapter, self._pipeline.card)
 
     def settings(self, row: Row) -> ConditionSettings:
-        """What images of the row are made with: those of its adapters, changed as the row says."""
-        # The base model alone has no card; it reads captions as long as the adapters under test do.
+        """Return the settings of the row's images: those of its adapters, with the row's changes."""
+        # The base model has no card: it takes the settings, such as the text length, of the adapters under test.
         card = read_adapter_card(self.options.lora) if row.is_bare else None
         return (self._pipeline.settings if card is None else card.condition).override(row.changes)
 
     def path(self, kind: str, name: str) -> Path:
-        """Of a row's finished numbers."""
+        """Return the path of a row's finished numbers."""
         return self.options.output / kind / f"{name}.json"
 
     def name(self, row: Row | None) -> str:
-        """Of a row's file; None: that of ceiling and floors."""
+        """Return the name of a row's file; None stands for ceiling and floors."""
         return BOUNDS if row is None else row.name
 
     def images(self, row: Row | None, kind: str) -> int:
-        """How many are made of a row."""
+        """Count the images that are made of a row."""
         return 0 if row is None else self.scenes[kind].images
 
     def finished(self, row: Row | None, kind: str) -> Run | None:
-        """The run in a row's file, if there is one. The row is open. Raises UserError if it is of other settings."""
+        """Read an open row's file, if there is one.
+
+        Raises UserError if it was measured with other settings.
+        """
         path = self.path(kind, self.name(row))
         if self.options.overwrite or not path.exists():
             return None
         run = read_run(path)
         if other := differences(run.settings, self.recipe(kind, row)):
-            told = ", ".join(other[:4])
-            raise UserError(f"{path}: was measured with another {told}; use --overwrite or another --output")
+            changed = ", ".join(other[:4])
+            raise UserError(f"{path}: the row was measured with another {changed}; use --overwrite or another --output")
         return run
 
     def recipe(self, kind: str, row: Row | None) -> dict:
-        """Everything that a row's numbers depend on. None: those of ceiling and floors."""
+        """Collect everything that a row's numbers depend on; None stands for ceiling and floors."""
         options = self.options
         shared = {"kind": kind, "scenes": options.limit, "data": self.scenes[kind].fingerprint}
         common = {key: self._recipe[key] for key in ("model", "weight_dtype")} | shared
@@ -95,11 +100,11 @@ class Ablation:
         return common | drawn | trained | {"settings": self.settings(row).to_json(), "guidance_scale": GUIDANCE_SCALE}
 
     def measure(self, row: Row | None, kind: str, bar: tqdm) -> Run:
-        """A row, which is open, on one kind of scenes, measured and written; the bar counts images."""
+        """Measure an open row on one kind of scenes and write it; the bar counts images."""
         return self._bounds(kind) if row is None else self._row(row, kind, bar)
 
     def _bounds(self, kind: str) -> Run:
-        """Ceiling, the VAE's round trip and floors of a kind of scenes."""
+        """Measure ceiling, VAE round trip and floors of a kind of scenes."""
         samples = self.scenes[kind].samples
         sources = bounds([sample.image for sample in samples], self._pipeline)
         found = [
@@ -125,7 +130,7 @@ class Ablation:
         return self._written(row, kind, [*per_seed(verdicts), self._tokens(row, kind, seconds)])
 
     def generate(self, row: Row, kind: str, batch: Sequence[Sample], num_inference_steps: int) -> np.ndarray:
-        """uint8 [scenes x seeds, H, W, 3], scene by scene."""
+        """Generate uint8 [scenes x seeds, H, W, 3], scene by scene."""
         images = self._pipeline(
             [sample.layout for sample in batch],
             num_images_per_prompt=self.options.seeds,
@@ -139,11 +144,11 @@ class Ablation:
         return to_bytes(images)
 
     def folder(self, kind: str, name: str) -> Path:
-        """Of a row's pictures. Who is at work on the row holds it."""
+        """Return the folder of a row's pictures; the process that measures the row holds its lock."""
         return self.options.output / kind / "pictures" / name
 
     def picture(self, kind: str, name: str, key: str) -> Path:
-        """Of the first image of a scene, whose name `key` is, by a row."""
+        """Return the path of the picture of a row's first image of the scene called `key`."""
         return self.folder(kind, name) / f"{key}.png"
 
     def _tokens(self, row: Row, kind: str, seconds: float) -> Result:
@@ -163,10 +168,38 @@ class Ablation:
 
 
 def per_seed(verdicts: Mapping[str, list[Verdict]]) -> list[Result]:
-    """The results over all images of each sample; `extra` says what each seed alone gives."""
+    """Average over all images of each sample; `extra` holds the value of each seed alone."""
     count = min(map(len, verdicts.values()))
     alone = [results({key: [found[k]] for key, found in verdicts.items()}) for k in range(count)]
     by_name = [{result.name: result.value for result in of_seed} for of_seed in alone]
     return [
         replace(result, extra={"seeds": [of_seed[result.name] for of_seed in by_name]}) for result in results(verdicts)
     ]
+
+
+def training_of(adapter: Path, card: AdapterCard | None) -> dict:
+    """Read an adapter's steps, training seed and first machine from the files beside it.
+
+    An unknown value is None.
+    """
+    config, log = adapter / "config.yaml", adapter.parent / "log.jsonl"
+    return {
+        "steps": card.step if card is not None and card.step else None,
+        "seed": _seed(config) if config.is_file() else None,
+        "machine": _machine(log) if log.is_file() else None,
+    }
+
+
+def _seed(config: Path) -> int | None:
+    try:
+        return load([str(config)]).seed
+    except UserError:
+        return None  # a config of another version; the adapters do not need it
+
+
+def _machine(log: Path) -> str | None:
+    with open(log, encoding="utf-8") as lines:
+        try:
+            return json.loads(next(lines, "null"))["run"]["machine"]["name"]
+        except (ValueError, KeyError, TypeError):
+            return None  # not a log of this trainer

@@ -1,4 +1,7 @@
-"""The command line of `python -m seg2any.evaluation.ablation`. Nothing heavy is imported, so that --help is quick."""
+"""The command line of `python -m seg2any.evaluation.ablation`.
+
+Nothing heavy is imported, so that --help is quick.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +20,17 @@ DETAILS = f"""\
 Rows that need no training: {", ".join(row.name for row in TRAINING_FREE)}.
 Rows that need training, by the names that the document knows:
 {chr(10).join(TRAININGS)}
-Train them for equally many steps, and give their folders: --variant trained-base=runs/ablation_base/checkpoint-N
+Train them for equally many steps and give their folders: --variant trained-base=runs/ablation_base/checkpoint-N
 
-A row that is finished is kept in OUTPUT/KIND/ROW.json, so the same command goes on where it stopped. Such a file can be
-given to seg2any.evaluation.compare and seg2any.evaluation.report, too. Started several times at once, the same command
-shares the rows between its processes; the last to finish writes the document. With --document_only it is written of the
-rows that are finished.
+Every finished row is kept in OUTPUT/KIND/ROW.json, which seg2any.evaluation.compare and seg2any.evaluation.report read
+too. The same command resumes where it stopped. Started several times at once, it shares the rows between its processes;
+the last to finish writes the document. --document_only writes it from the rows that are finished.
 """
 
 
 @dataclass(frozen=True)
 class Options(ShapesOptions):
-    """What to measure, and where the results go. `rows` in the order in which they are measured and shown."""
+    """What to measure, and where the results go; `rows` in the order of measuring and showing."""
 
     lora: Path
     limit: int
@@ -40,7 +42,7 @@ class Options(ShapesOptions):
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
-    """Options of a command line, by default this process's."""
+    """Parse a command line, by default this process's."""
     parser = argparse.ArgumentParser(
         prog="python -m seg2any.evaluation.ablation",
         description="The paper's ablations on scenes of known truth: tables, pictures, and which trends hold.",
@@ -48,23 +50,27 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[shapes_flags("result/ablation", 12)],
     )
-    parser.add_argument("--variant", action="append", default=[], metavar="NAME=FOLDER", help="a row trained for it")
+    parser.add_argument(
+        "--variant", action="append", default=[], metavar="NAME=FOLDER", help="a row with adapters of its own"
+    )
     parser.add_argument("--docs", type=Path, help="folder for ablation.md, .json and .png (default: OUTPUT)")
-    parser.add_argument("--rows", nargs="+", metavar="ROW", help="only these, and the reference (default: all)")
-    parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="of scenes")
+    parser.add_argument("--rows", nargs="+", metavar="ROW", help="measure only these and the reference (default: all)")
+    parser.add_argument(
+        "--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="kinds of scenes (default: all)"
+    )
     parser.add_argument("--limit", type=whole(2), default=24, help="scenes of each kind (default: %(default)s)")
     parser.add_argument("--seeds", type=whole(1), default=3, help="images of each scene (default: %(default)s)")
-    parser.add_argument("--document_only", action="store_true", help="measure nothing more, write the document")
+    parser.add_argument("--document_only", action="store_true", help="write the document without measuring")
     given = vars(parser.parse_args(arguments))
     if given["lora"] is None:
-        parser.error("--lora none: there is nothing to switch off; give the adapters under test")
+        parser.error("--lora none: an ablation needs adapters; give the folder of those under test")
     if given["overwrite"] and given["document_only"]:
-        parser.error("--overwrite measures again, --document_only measures nothing; give one of them")
+        parser.error("--overwrite measures again, --document_only does not measure; give one of them")
     variants = dict(_variant(parser, text) for text in given.pop("variant"))
     chosen = given.pop("rows")
     rows = {row.name: row for row in TRAINING_FREE} | variants
     if unknown := [name for name in chosen or () if name not in rows]:
-        parser.error(f"--rows {unknown[0]}: no such row; choose of {', '.join(rows)}")
+        parser.error(f"--rows {unknown[0]}: there is no such row; choose from {', '.join(rows)}")
     kept = tuple(row for row in rows.values() if chosen is None or row.name in (REFERENCE.name, *variants, *chosen))
     given["kinds"] = tuple(kind for kind in KINDS if kind in given["kinds"])
     given["docs"] = given["docs"] or given["output"]
@@ -74,5 +80,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
 def _variant(parser: argparse.ArgumentParser, text: str) -> tuple[str, Row]:
     name, _, folder = text.partition("=")
     if not name or not folder or "/" in name or name in {row.name for row in TRAINING_FREE}:
-        parser.error(f"--variant {text}: give a name of its own and a folder, such as trained-base=runs/ablation_base")
+        parser.error(
+            f"--variant {text}: not an unused name and a folder; give for example trained-base=runs/ablation_base"
+        )
     return name, trained_row(name, Path(folder))

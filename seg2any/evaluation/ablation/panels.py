@@ -1,4 +1,4 @@
-"""The pictures of the document: scenes below each other, rows side by side."""
+"""The pictures of the document: one line per scene, one column per row."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from seg2any.layout.draw import overlay_picture
 
 SIDE, GAP, HEAD = 112, 4, 16  # pixels
 COLOURS = 128
-# Of the rows that need no training; all of the trained ones are shown.
+# Rows without training that are shown; trained ones all are.
 ROWS = ("hard", "base", "place", "none-bare", "hard-no-contour", "hard-unfiltered", "gamma-0.2", "aia-0-7")
 
 
 def panel(ablation: Ablation, rows: Sequence[Row]) -> Image.Image:
-    """Masks, rendered truth and the rows' images; a row that was not measured on a scene leaves its place empty."""
+    """Draw masks, rendered truth and the rows' images; a missing image leaves its place empty."""
     names = [row.name for row in rows if row.name in ROWS or row.adapter is not None]
     scenes = [(kind, sample) for kind, of_kind in ablation.scenes.items() for sample in of_kind.samples[:SHOWN]]
     lines = []

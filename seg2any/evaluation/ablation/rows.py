@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-KINDS = {  # kinds of scenes -> what they are there for
+KINDS = {  # kind of scenes -> what it holds
     "normal": "1 to 8 figures",
     "badges": "12 to 20 badges, one shape in many colours and letters",
     "thin": "1 to 6 figures, most of them finer than a token of 16 pixels",
@@ -17,14 +17,14 @@ KINDS = {  # kinds of scenes -> what they are there for
 class Row:
     """One way to make images.
 
-    told     what it is, in a few words
-    changes  settings by the names that `ConditionSettings.override` takes; the others are as the adapters were trained
-    adapter  folder of adapters that were trained for this row; None: those under test
-    is_bare  the base model without any adapters
+    description  what the row is, in a few words
+    changes  settings that differ from the adapters' own, by the names that `ConditionSettings.override` takes
+    adapter  folder of adapters trained for this row; None for the adapters under test
+    is_bare  whether this is the base model without adapters
     """
 
     name: str
-    told: str
+    description: str
     changes: Mapping[str, object] = field(default_factory=dict)
     adapter: Path | None = None
     is_bare: bool = False
@@ -44,8 +44,8 @@ UNFILTERED = {"is_filter_cond_token": False}
 NO_CONTOUR = {"is_use_cond_token": False}
 
 
-def _with(name: str, told: str, **changes: object) -> Row:
-    return Row(name, told, {**REFERENCE.changes, **changes})
+def _with(name: str, description: str, **changes: object) -> Row:
+    return Row(name, description, {**REFERENCE.changes, **changes})
 
 
 TRAINING_FREE = (
@@ -58,7 +58,7 @@ TRAINING_FREE = (
     _with("place", "soft map instead of SAA", attention_mask_method="place"),
     _with("place-unfiltered", "soft map, all contour tokens", attention_mask_method="place", **UNFILTERED),
     _with("place-no-contour", "soft map, no contour tokens", attention_mask_method="place", **NO_CONTOUR),
-    # It reads the global caption only: there is no contour to switch off or to filter.
+    # This row reads the global caption only, so it has no contour to switch off or filter.
     _with("none", "no masks, no contour: the global caption, adapters as they are", attention_mask_method="none"),
     Row(
         "none-bare",
@@ -73,8 +73,8 @@ TRAINING_FREE = (
     _with("gamma-0.2", "shape strength 0.2", cond2image_attention_weight=0.2),
     _with("gamma-0.05", "shape strength 0.05", cond2image_attention_weight=0.05),
 )
-# Rows whose adapters have to be trained, by the names that the trends know -> config, and what it is; others can be
-# given as well.
+# Rows whose adapters have to be trained, by the names that the trends use -> config, description; --variant takes
+# others as well.
 ALIKE = "trained-hard"
 TRAINED = {
     ALIKE: ("config/ablation_hard.yaml", "trained as the method is, for as long as the other trained rows"),
@@ -85,12 +85,15 @@ TRAINED = {
 
 
 def trained_row(name: str, adapter: Path) -> Row:
-    """A row of adapters of its own, used as they were trained."""
+    """Build a row of adapters of its own, used as they were trained."""
     return Row(name, TRAINED[name][1] if name in TRAINED else "trained for this row", {}, adapter)
 
 
 def compared_with(row: Row) -> str | None:
-    """The name of the row that a row is compared with, for trained ones the one trained alike; None for these two."""
+    """Name the row that a row is compared with.
+
+    Trained rows are compared with the one trained alike; the reference and that row with None.
+    """
     if row.name in (REFERENCE.name, ALIKE):
         return None
     return REFERENCE.name if row.adapter is None else ALIKE

@@ -1,4 +1,4 @@
-"""The ablation from rows to document: what is finished is kept, what another process is at is left to it."""
+"""The ablation from rows to document: finished rows are kept, rows of other processes are left to them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from seg2any.evaluation.ablation.document import document, previous_text
+from seg2any.evaluation.ablation.document import document, previous_text, summary
 from seg2any.evaluation.ablation.measure import Ablation
 from seg2any.evaluation.ablation.options import Options
 from seg2any.evaluation.ablation.panels import panel
 from seg2any.evaluation.ablation.rows import REFERENCE, Row
-from seg2any.evaluation.ablation.summary import summary
 from seg2any.evaluation.ablation.trends import NEEDED
 from seg2any.evaluation.report.results import Run, finite
 from seg2any.evaluation.shapes.judge import judge
@@ -28,20 +27,23 @@ Runs = dict[tuple[str, str], Run]  # kind, name -> what was measured
 
 
 def run(options: Options) -> None:
-    """Measure what is missing, and write if nothing is missing any more, or if asked to. Raises UserError."""
+    """Measure missing rows, and write the document once all are finished, or if asked to.
+
+    Raises UserError.
+    """
     for row in options.rows:
         if row.adapter is not None and not row.adapter.is_dir():
-            raise UserError(f"--variant {row.name}={row.adapter}: no such folder; train it first, see --help")
+            raise UserError(f"--variant {row.name}={row.adapter}: no such folder; train the row first, see --help")
     for folder in dict.fromkeys((options.output, options.docs)):
         open_folder(folder, "--output" if folder == options.output else "--docs")
     ablation = Ablation(options, choose_device(options.device))
-    # Rows that the trends need come first: whoever stops early has the verdicts.
+    # Rows that the trends need come first, so that a run stopped early has verdicts.
     ordered = sorted(options.rows, key=lambda row: row.name not in NEEDED)
     units: list[Unit] = [(row, kind) for row in (None, *ordered) for kind in options.kinds]
     runs = {} if options.document_only else _measured(ablation, units)
     missing = _read(ablation, [unit for unit in units if _key(ablation, unit) not in runs], runs)
     if missing and not options.document_only:
-        print(f"another process is at {_told(ablation, missing)}; the last to finish writes the document")
+        print(f"another process measures {_told(ablation, missing)}; the last to finish writes the document")
         return
     if missing:
         print(f"not finished: {_told(ablation, missing)}")
@@ -58,20 +60,20 @@ def _told(ablation: Ablation, units: Sequence[Unit]) -> str:
 
 
 def _measured(ablation: Ablation, units: Sequence[Unit]) -> Runs:
-    """What this process measured or found finished. The rest is another's."""
+    """Measure or read what no other process is measuring."""
     ablation.open(REFERENCE)
     print(f"{len(ablation.options.rows)} rows; {_estimate(ablation)}", flush=True)
     runs: Runs = {}
     with tqdm(total=sum(ablation.images(*unit) for unit in units), desc="images", unit="image") as bar:
         left = _sweep(ablation, units, runs, bar)
-        # What others were at may be free by now, if they were stopped.
+        # Units of other processes are free again if those were stopped.
         while left and len(again := _sweep(ablation, left, runs, bar)) < len(left):
             left = again
     return runs
 
 
 def _sweep(ablation: Ablation, units: Sequence[Unit], runs: Runs, bar: tqdm) -> list[Unit]:
-    """Measure all that nobody is at, into `runs`; gives the others."""
+    """Measure into `runs` all units that no other process holds, and return the held ones."""
     taken = []
     for row, kind in units:
         ablation.open(row or REFERENCE)
@@ -89,7 +91,7 @@ def _sweep(ablation: Ablation, units: Sequence[Unit], runs: Runs, bar: tqdm) -> 
 
 
 def _read(ablation: Ablation, units: Sequence[Unit], runs: Runs) -> list[Unit]:
-    """Add the runs of other processes to `runs`; gives the units that are not finished."""
+    """Add the runs of other processes to `runs`, and return the units that are not finished."""
     missing = []
     for row, kind in units:
         ablation.open(row or REFERENCE)
@@ -102,7 +104,7 @@ def _read(ablation: Ablation, units: Sequence[Unit], runs: Runs) -> list[Unit]:
 
 
 def _estimate(ablation: Ablation) -> str:
-    """How long the missing images take, from a few steps of a batch of each kind."""
+    """Estimate how long the missing images take, from a few steps of a batch of each kind."""
     missing, seconds, options = 0, 0.0, ablation.options
     for kind in ablation.scenes:
         rows = [row for row in options.rows if options.overwrite or not ablation.path(kind, row.name).exists()]
@@ -116,7 +118,7 @@ def _estimate(ablation: Ablation) -> str:
 def _seconds_per_image(ablation: Ablation, kind: str) -> float:
     options, batches = ablation.options, ablation.scenes[kind].batches(ablation.options.batch_size)
     batch = batches[len(batches) // 2]
-    # The first call also encodes texts, which all later ones know.
+    # The first call also encodes texts, which the cache then holds.
     _, first, more = (_seconds(ablation.generate, REFERENCE, kind, batch, steps) for steps in (1, 1, 1 + PROBED))
     step = max(0.0, more - first) / PROBED
     judging = _seconds(judge, batch[0].image, batch[0].layout)
@@ -133,7 +135,7 @@ def _write(ablation: Ablation, runs: Runs) -> None:
     options = ablation.options
     rows = [row for row in options.rows if any((kind, row.name) in runs for kind in options.kinds)]
     if not rows:
-        raise UserError(f"{options.output}: no row is finished yet; run the same command without --document_only")
+        raise UserError(f"{options.output}: no row is finished; run the same command without --document_only")
     text = document(options, rows, runs, previous_text(options.docs / "ablation.md"))
     with atomic_write(options.docs / "ablation.png") as temporary:
         panel(ablation, rows).save(temporary, optimize=True)

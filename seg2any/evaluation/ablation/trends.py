@@ -1,4 +1,4 @@
-"""Which trends hold, by rules that are fixed before anything is measured.
+"""The paper's trends as claims, and the verdicts on them by rules fixed before anything is measured.
 
 A claim compares two rows on the same scenes and seeds: "higher" and "lower" hold if the 95 % interval of the paired
 difference lies on that side of 0, and are contradicted if it lies on the other. "equal" holds if the interval lies
@@ -17,16 +17,19 @@ from seg2any.evaluation.metrics.bootstrap import Difference, paired_difference
 from seg2any.evaluation.report.results import Run
 from seg2any.evaluation.shapes.results import LEAK_WHERE_COLOURED
 
-MARGIN = 0.03  # of a share or an IoU: what counts as no difference
-HOLDS, AGAINST, OPEN = "holds", "contradicted", "open"  # said of a claim
-ALL, IN_PART, NOTHING, UNDECIDED = "holds", "holds in part", "does not hold", "undecided"  # said of a trend
+MARGIN = 0.03  # largest difference of a share or an IoU that counts as none
+HOLDS, AGAINST, OPEN = "holds", "contradicted", "open"  # verdicts on a claim
+ALL, IN_PART, NOTHING, UNDECIDED = "holds", "holds in part", "does not hold", "undecided"  # verdicts on a trend
 NOT_MEASURED = "not measured"
 Runs = Mapping[tuple[str, str], Run]  # kind, row -> what was measured
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Row `a` has a number that is `expected` ("higher", "lower", "equal") beside row `b`'s, on scenes of `kind`."""
+    """The expected difference of one number between rows `a` and `b`, on scenes of `kind`.
+
+    expected  "higher", "lower" or "equal": row a's number compared with row b's
+    """
 
     kind: str
     number: str
@@ -46,7 +49,7 @@ class Checked:
 
 @dataclass(frozen=True)
 class Trend:
-    """What is said to be so, and the claims that follow from it. `by` is who says it."""
+    """A statement, the claims that follow from it, and `by`, who states it: "paper" or "ours"."""
 
     text: str
     claims: tuple[Claim, ...]
@@ -111,7 +114,7 @@ NEEDED = frozenset(row for trend in TRENDS for claim in trend.claims for row in 
 
 
 def check(claim: Claim, runs: Runs) -> Checked | None:
-    """None if a row of the claim was not measured, or has nothing to measure, or if the two cannot be compared."""
+    """Check a claim; None if a row was not measured, lacks the number, or cannot be compared."""
     a, b = (runs.get((claim.kind, row)) for row in (claim.a, claim.b))
     if a is None or b is None or not comparable(a, b) or not (claim.number in a.parts and claim.number in b.parts):
         return None
@@ -120,7 +123,10 @@ def check(claim: Claim, runs: Runs) -> Checked | None:
 
 
 def comparable(a: Run, b: Run) -> bool:
-    """Whether both were trained for equally many steps; the base model alone was not trained for any row."""
+    """Say whether two runs were trained for equally many steps.
+
+    The base model, which was not trained for any row, is comparable with all.
+    """
     steps = {training["steps"] for run in (a, b) if (training := run.settings.get("training")) is not None}
     return len(steps) <= 1
 
@@ -136,12 +142,15 @@ def _verdict(difference: Difference, expected: str) -> str:
 
 
 def checked(trend: Trend, runs: Runs) -> list[Checked]:
-    """The claims of a trend whose rows were measured."""
+    """Check the claims of a trend whose rows were measured."""
     return [found for claim in trend.claims if (found := check(claim, runs)) is not None]
 
 
 def verdict(found: list[Checked]) -> str:
-    """On a trend, from its claims: it holds if all of them do, and does not if none does and some are contradicted."""
+    """Judge a trend by its claims.
+
+    It holds if all of them do, and does not if none holds and some are contradicted.
+    """
     said = {one.verdict for one in found}
     if not said:
         return NOT_MEASURED
@@ -151,7 +160,7 @@ def verdict(found: list[Checked]) -> str:
 
 
 def all_checked(runs: Runs) -> Iterator[tuple[Trend, list[Checked], str]]:
-    """Every trend with its claims that were measured, and the verdict on it."""
+    """Yield every trend with its checked claims and its verdict."""
     for trend in TRENDS:
         found = checked(trend, runs)
         yield trend, found, verdict(found)

@@ -1,4 +1,4 @@
-"""Which trends hold, in words: what a difference and its interval say, and no more than that."""
+"""The verdicts on trends in words that say what a difference and its interval show, and no more."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ WHERE = {"normal": "on normal scenes", "badges": "on badges", "thin": "on thin f
 
 
 def shown(number: str, value: float | None, sign: str = "") -> str:
-    """Shares in per cent, IoU as a fraction, tokens as a count."""
+    """Format a number: shares in per cent, IoU as a fraction, tokens as a count."""
     if value is None or math.isnan(value):
         return "–"
     if number == TOKENS:
@@ -43,13 +43,13 @@ def shown(number: str, value: float | None, sign: str = "") -> str:
 
 
 def gap(number: str, difference: Difference) -> str:
-    """A difference with its interval."""
+    """Format a difference with its interval."""
     value, low, high = (shown(number, part, "+") for part in (difference.value, difference.low, difference.high))
     return f"{value} [{low}, {high}]"
 
 
 def trends_in_words(runs: Runs) -> Iterator[str]:
-    """Paragraphs of Markdown: the trends by what became of them, each with the claims that it rests on."""
+    """Yield paragraphs of Markdown: the trends by verdict, each with its claims."""
     found = list(all_checked(runs))
     for verdict, heading in HEADINGS.items():
         trends = [(trend, claims) for trend, claims, of_trend in found if of_trend == verdict]
@@ -70,14 +70,14 @@ def _said_by(trend: Trend) -> str:
 
 
 def _rows(trend: Trend, found: list[Checked]) -> str:
-    """Which rows are compared, and how much of it was measured."""
+    """Say which rows are compared, and how many claims were measured."""
     claim = trend.claims[0]
     partly = f"; {len(found)} of {len(trend.claims)} claims measured" if len(found) < len(trend.claims) else ""
     return f" *{claim.a}* less *{claim.b}*{partly}:" if found else f" Needs *{claim.a}* and *{claim.b}*."
 
 
 def outcome(one: Checked) -> str:
-    """What the interval says about a claim."""
+    """Say what the interval shows about a claim."""
     difference, expected = one.difference, one.claim.expected
     if math.isnan(difference.low):
         return "too few scenes for an interval"

@@ -37,13 +37,16 @@ class Clip:
         return unit(self.model.get_image_features(pixel_values=pixels).pooler_output)
 
     def of_captions(self, captions: Sequence[str]) -> np.ndarray:
-        """Embed captions; those that are too long lose words, but keep the end token, where CLIP reads the sentence."""
+        """Embed captions; those that are too long lose words.
+
+        They keep the end token, at which CLIP reads the sentence.
+        """
         return self._of_tokens(
             self.tokenizer(list(captions), padding=True, truncation=True, max_length=self.tokens, return_tensors="pt")
         )
 
     def of_captions_as_published(self, captions: Sequence[str]) -> np.ndarray:
-        """Embed captions as torchmetrics does: those that are too long are cut off behind the last position.
+        """Embed captions as torchmetrics does, which cuts long ones off behind the last position.
 
         Such a caption loses its end token. CLIP then reads it at the token with the highest number, which is the start
         token, before any word: all captions that are too long have the same vector.
@@ -63,10 +66,11 @@ def unit(vectors: torch.Tensor) -> np.ndarray:
 
 
 def image_reward(name: str, device: torch.device | str) -> Preference:
-    """Load ImageReward (arXiv 2304.05977), a score of what people prefer, from a package of its own.
+    """Load ImageReward (arXiv 2304.05977), a score of human preference, from its own package.
 
     `name` is what the package calls the weights, or their file. The package pins old versions of transformers, so it
-    may need an environment of its own; finished images can be measured from there. Raises UserError without it.
+    may need an environment of its own, from which finished images can be measured. Raises UserError if it cannot be
+    imported.
     """
     try:
         package = import_module("ImageReward")

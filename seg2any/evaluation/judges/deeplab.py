@@ -1,7 +1,8 @@
-"""DeepLabV3-R101-D8, the judge of COCO-Stuff, with mmsegmentation's parameter names: published weights load as is.
+"""DeepLabV3-R101-D8, the judge of COCO-Stuff.
 
-ResNetV1c: a stem of three convolutions; the last two stages keep the resolution and dilate instead. ASPP head of
-arXiv 1706.05587. Nothing but torch is needed.
+Parameters have mmsegmentation's names, so its published weights load as they are. ResNetV1c: a stem of three
+convolutions; the last two stages keep the resolution and dilate instead. ASPP head of arXiv 1706.05587. Nothing but
+torch is needed.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ class ASPPHead(nn.Module):
 
 
 class DeepLabV3(nn.Module):
-    """Backbone and head: normalised images [B, 3, H, W] -> class logits [B, K, H, W] at the input's size."""
+    """Backbone and head: normalised images [B, 3, H, W] -> class logits [B, K, H, W]."""
 
     def __init__(self, classes: int, blocks: tuple[int, ...] = (3, 4, 23, 3), width: int = 64, channels: int = 512):
         super().__init__()
@@ -125,9 +126,9 @@ class DeepLabV3(nn.Module):
 
 
 def from_mmseg(weights: Mapping[str, Tensor]) -> DeepLabV3:
-    """Build the model of an mmsegmentation state dict, of any depth and width, without its auxiliary head.
+    """Build the model of an mmsegmentation state dict, of any depth and width.
 
-    Raises UserError, naming a parameter, if the weights are of another architecture.
+    Its auxiliary head is left out. Raises UserError, naming a parameter, if the weights belong to another architecture.
     """
     weights = {name: value for name, value in weights.items() if not name.startswith("auxiliary_head.")}
     try:

@@ -21,7 +21,7 @@ INCEPTION_SIDE, DINOV2_SIDE = 299, 224  # pixels
 
 
 class InceptionNetwork:
-    """Inception of FID with the resizing of clean-fid (arXiv 2104.11222): images -> float32 [B, 2048].
+    """Inception of FID with clean-fid's resizing (arXiv 2104.11222): float32 [B, 2048].
 
     Numbers compare with "clean" FID of other papers, and with no other kind. `path` is the TorchScript file of
     INCEPTION_SOURCE. Raises UserError if the file is missing or holds another network.
@@ -43,7 +43,10 @@ class InceptionNetwork:
 
 
 def clean_resize(image: np.ndarray, side: int = INCEPTION_SIDE) -> np.ndarray:
-    """Stretch uint8 [H, W, 3] to float32 [side, side, 3] in 0..255: PIL bicubic per channel, without rounding."""
+    """Stretch uint8 [H, W, 3] to float32 [side, side, 3] in 0..255.
+
+    PIL bicubic on each channel in floating point, without rounding.
+    """
     channels = (
         Image.fromarray(image[..., channel].astype(np.float32)).resize((side, side), Image.Resampling.BICUBIC)
         for channel in range(3)
@@ -52,7 +55,7 @@ def clean_resize(image: np.ndarray, side: int = INCEPTION_SIDE) -> np.ndarray:
 
 
 class Dinov2Network:
-    """DINOv2 ViT-L/14 of FDD (arXiv 2306.04675): images -> normalised class tokens float32 [B, D].
+    """DINOv2 ViT-L/14 of FDD (arXiv 2306.04675): normalised class tokens float32 [B, D].
 
     Images are stretched to 224 pixels. `name` is a folder or a hub id.
     """
@@ -70,7 +73,10 @@ class Dinov2Network:
 
 
 class CmmdNetwork:
-    """CLIP of CMMD (arXiv 2401.09603): images -> unit vectors float32 [B, D] of their largest centred square."""
+    """CLIP of CMMD (arXiv 2401.09603): unit vectors float32 [B, D].
+
+    Images are cropped to their largest centred square. `name` is a folder or a hub id.
+    """
 
     def __init__(self, name: str = CMMD_SOURCE, device: torch.device | str = "cpu"):
         model = pretrained_model(CLIPVisionModelWithProjection, name, "CLIP of CMMD", CMMD_SOURCE)
@@ -86,7 +92,7 @@ class CmmdNetwork:
 
 
 def centred_square(image: np.ndarray, side: int) -> np.ndarray:
-    """Crop uint8 [H, W, 3] to its largest centred square, then resize it to [side, side, 3] (PIL bicubic)."""
+    """Crop uint8 [H, W, 3] to its largest centred square and resize it to `side` (PIL bicubic)."""
     height, width = image.shape[:2]
     short = min(height, width)
     top, left = (height - short) // 2, (width - short) // 2

@@ -1,4 +1,4 @@
-"""The protocol of judges that give every pixel one of a fixed list of classes, and how images are scaled for them."""
+"""The protocol of judges that classify every pixel, and how images are scaled for them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LabelJudge(Protocol):
 
 
 def rescaled(image: np.ndarray) -> np.ndarray:
-    """Scale uint8 [H, W, 3] until its shorter side is SHORT or its longer side LONG (OpenCV, bilinear)."""
+    """Scale uint8 [H, W, 3] until its shorter side is SHORT or its longer side LONG (bilinear)."""
     height, width = image.shape[:2]
     scale = min(SHORT / min(height, width), LONG / max(height, width))
     size = int(width * scale + 0.5), int(height * scale + 0.5)

@@ -21,13 +21,16 @@ MULTIPLE = 32  # sides are padded to it, as Swin's patches and the pixel decoder
 
 
 def class_scores(class_logits: torch.Tensor, mask_logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Combine class logits [B, Q, K + 1] (last: "nothing") and mask logits [B, Q, h, w] into scores [B, K, *size]."""
+    """Combine the class and mask logits of Q queries into scores [B, K, *size].
+
+    Class logits [B, Q, K + 1], of which the last is "nothing"; mask logits [B, Q, h, w].
+    """
     masks = F.interpolate(mask_logits, size, mode="bilinear", align_corners=False).sigmoid()
     return torch.einsum("bqk,bqhw->bkhw", class_logits.softmax(-1)[..., :-1], masks)
 
 
 class Mask2FormerForSemantics(Mask2FormerPreTrainedModel):
-    """transformers' Mask2FormerForUniversalSegmentation without its loss, which would need SciPy; same weights."""
+    """transformers' model for segmentation without its loss, which needs SciPy; same weights."""
 
     _keys_to_ignore_on_load_unexpected = [r"^criterion\."]
 
@@ -38,7 +41,7 @@ class Mask2FormerForSemantics(Mask2FormerPreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return class logits [B, Q, K + 1] and mask logits [B, Q, H/4, W/4] of the last decoder layer."""
+        """Return class logits [B, Q, K + 1] and mask logits [B, Q, H/4, W/4] of the last layer."""
         output = self.model(pixel_values=pixel_values, output_hidden_states=True)
         queries = output.transformer_decoder_intermediate_states[-1].transpose(0, 1)
         return self.class_predictor(queries), output.masks_queries_logits[-1]

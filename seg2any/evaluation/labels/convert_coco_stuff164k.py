@@ -1,10 +1,10 @@
-"""COCO-Stuff's label maps with the 171 training classes instead of its 182 ids.
+"""Convert COCO-Stuff's label maps from its 182 ids to the 171 training classes.
 
     python -m seg2any.evaluation.labels.convert_coco_stuff164k data/coco_stuff --out_dir data/coco_stuff --nproc 8
 
-reads COCO_PATH/stuffthingmaps/{train,val}2017/NAME.png, those of the two that are there, and writes
+reads COCO_PATH/stuffthingmaps/{train,val}2017/NAME.png, whichever of the two is there, and writes
 OUT_DIR/annotations/{train,val}2017/NAME_labelTrainIds.png: the rank among the ids in use, 255 where unlabelled. An id
-that COCO-Stuff does not have is an error. Started again, it goes on where it stopped.
+that COCO-Stuff does not have is an error. Started again, it resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ SPLITS = ("train2017", "val2017")
 
 
 def convert(coco_path: Path, out_dir: Path, processes: int) -> str:
-    """Convert both splits; gives what to tell the user. Raises UserError."""
+    """Convert both splits and return a message for the user. Raises UserError."""
     maps = coco_path / "stuffthingmaps"
     splits = [split for split in SPLITS if (maps / split).is_dir()]
     if not splits:
-        raise UserError(f"{maps}: has no folder {' or '.join(SPLITS)}; unpack stuffthingmaps_trainval2017.zip there")
+        raise UserError(
+            f"{maps}: folder {' or '.join(SPLITS)} is missing; unpack stuffthingmaps_trainval2017.zip there"
+        )
     pairs = [
         (path, out_dir / "annotations" / split / f"{path.stem}_labelTrainIds.png")
         for split in splits
@@ -38,7 +40,7 @@ def convert(coco_path: Path, out_dir: Path, processes: int) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 wrong input, 130 interrupted."""
+    """Run the command line; exit status 0 done, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m seg2any.evaluation.labels.convert_coco_stuff164k",
         description=__doc__,

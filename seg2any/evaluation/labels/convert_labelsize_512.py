@@ -1,11 +1,11 @@
-"""Label maps stretched to the size of the generated images, 512 x 512, without inventing classes.
+"""Stretch label maps to the size of the generated images, 512 x 512, without inventing classes.
 
     python -m seg2any.evaluation.labels.convert_labelsize_512 \\
         --input_path data/ADEChallengeData2016/annotations/validation \\
         --output_path data/ADEChallengeData2016/annotations/validation_512
 
-Pillow's NEAREST, values unchanged; with --data_set an id that the data set does not have is an error. Started again, it
-goes on where it stopped.
+Pillow's NEAREST, values unchanged. With --data_set, an id that the data set does not have is an error. Started again,
+it resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from seg2any.system.errors import UserError
 
 
 def known_values(data_set: str) -> ClassTable:
-    """A table that leaves the values of a data set as they are and knows no others."""
+    """Build a table that keeps the values of a data set and refuses all others."""
     table = ClassTable.of(data_set)
     known = table.classes >= 0
     return ClassTable(data_set, np.where(known, np.arange(256), table.classes).astype(np.int16), table.names)
 
 
 def convert(source: Path, target: Path, size: int, data_set: str | None, processes: int) -> str:
-    """Convert a folder; gives what to tell the user. Raises UserError."""
+    """Convert a folder and return a message for the user. Raises UserError."""
     if source.resolve() == target.resolve():
-        raise UserError(f"--output_path {target}: is where the label maps are; choose another folder")
+        raise UserError(f"--output_path {target}: the label maps lie there; choose another folder")
     pairs = [(path, target / path.name) for path in label_files(source)]
     table = None if data_set is None else known_values(data_set)
     made = convert_folder(pairs, Conversion(table, (size, size)), processes)
@@ -41,7 +41,7 @@ def convert(source: Path, target: Path, size: int, data_set: str | None, process
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 2 wrong input, 130 interrupted."""
+    """Run the command line; exit status 0 done, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(
         prog="python -m seg2any.evaluation.labels.convert_labelsize_512",
         description=__doc__,
@@ -49,12 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--input_path", type=Path, required=True, help="folder of label maps")
     parser.add_argument("--output_path", type=Path, required=True, help="folder for the converted ones")
-    parser.add_argument("--size", type=int, default=512, help="of both sides (default: %(default)s)")
-    parser.add_argument("--data_set", choices=("ade20k", "coco_stuff"), help="whose ids are checked (default: none)")
+    parser.add_argument("--size", type=int, default=512, help="both sides in pixels (default: %(default)s)")
+    parser.add_argument(
+        "--data_set", choices=("ade20k", "coco_stuff"), help="check the ids against this data set (default: no check)"
+    )
     parser.add_argument("--nproc", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.size < 1:
-        parser.error(f"--size {options.size}: give at least 1")
+        parser.error(f"--size {options.size}: the size is not positive; give at least 1")
     paths = options.input_path, options.output_path
     return exit_status(
         "convert_labelsize_512",

@@ -30,7 +30,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval excludes 0."""
+        """True if the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -40,10 +40,10 @@ def draws(n: int, resamples: int) -> np.ndarray:
 
 
 def interval(result: Result, resamples: int = RESAMPLES) -> tuple[float, float]:
-    """Compute (low, high) of a result; (nan, nan) if nothing can be resampled, or if there is one sample only.
+    """Compute (low, high) of a result; (nan, nan) for a single sample.
 
-    A resampled set holds repetitions, which raise distances between sets; their interval is therefore the spread of the
-    resamples, centred on the value.
+    Also (nan, nan) if the result cannot be resampled. A resampled set holds repetitions, which raise distances between
+    sets; their interval is therefore the spread of the resamples, centred on the value.
     """
     if result.parts:
         low, high = _percentiles(_values(result.parts, resamples))
@@ -63,7 +63,7 @@ def paired_difference(a: Parts, b: Parts) -> Difference:
 
 
 def paired_resamples(values: tuple[float, float], a: Sequence[float], b: Sequence[float], n: int) -> Difference:
-    """Compare two distances between sets whose resamples were drawn alike from the same `n` samples."""
+    """Compare two distances whose resamples were drawn alike from the same `n` samples."""
     low, high = _around(values[0] - values[1], np.asarray(a) - np.asarray(b))
     return Difference(values[0] - values[1], low, high, n)
 
@@ -89,7 +89,10 @@ def _percentiles(values: np.ndarray) -> tuple[float, float]:
 
 
 def _around(value: float, resampled: np.ndarray) -> tuple[float, float]:
-    """Compute a normal distribution's interval: a few resamples give its width, but not the ends of its tails."""
+    """Compute a normal distribution's interval.
+
+    A few resamples give its width, but not the ends of its tails.
+    """
     if len(resampled) < 2:
         return math.nan, math.nan
     half = NormalDist().inv_cdf(1 - TAIL) * float(resampled.std(ddof=1))

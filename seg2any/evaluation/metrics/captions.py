@@ -16,7 +16,7 @@ from seg2any.system.errors import UserError
 
 
 def clip_score(items: Iterable[Item], clip: Clip, source: str = "generated") -> list[Result]:
-    """Measure 100 times the mean cosine of image and global caption, at least 0, with captions cut in two ways.
+    """Measure the CLIP score: 100 times the mean cosine of image and global caption, at least 0.
 
     The first result's captions keep their end token, the second's are cut as published. `extra` counts the captions
     that were too long. The published number is of group 0. Raises UserError for a sample without a global caption.
@@ -46,7 +46,10 @@ def clip_score(items: Iterable[Item], clip: Clip, source: str = "generated") -> 
 
 
 def preference_score(name: str, items: Iterable[Item], score: Preference, source: str = "generated") -> Result:
-    """Average a score of images and their global captions. Raises UserError for a sample without a global caption."""
+    """Average a score of images and their global captions.
+
+    Raises UserError for a sample without a global caption.
+    """
     scores: dict[str, list[float]] = {}
     for item in items:
         caption = _caption(name, item)

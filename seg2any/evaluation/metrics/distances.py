@@ -1,4 +1,4 @@
-"""Distances between a set of generated images and a set of real ones, from the feature vectors of a network.
+"""Distances between sets of generated and of real images, from the features of a network.
 
 Frechet distance of Gaussians fitted to the features: FID (arXiv 1706.08500) with Inception, FDD (arXiv 2306.04675) with
 DINOv2. Both fall with the number of images, so only numbers of equally many images can be compared.
@@ -33,7 +33,7 @@ Distances = Callable[[Sequence[np.ndarray]], list[float]]
 def frechet(
     name: str, real: Iterable[Item], generated: Iterable[Item], network: Network, resamples: int = FRECHET_RESAMPLES
 ) -> list[Result]:
-    """Measure the Frechet distance of each group of generated images from the real ones; the value is their mean.
+    """Measure the mean Frechet distance of the groups of generated images from the real ones.
 
     Its ceiling and its floor follow, the ceiling from half as many images, which alone makes it larger. Raises
     UserError for fewer than two images in a set.
@@ -51,7 +51,7 @@ def frechet(
 def cmmd(
     real: Iterable[Item], generated: Iterable[Item], network: Network, resamples: int = CMMD_RESAMPLES
 ) -> list[Result]:
-    """Measure the CMMD of each group of generated images from the real ones; the value is their mean.
+    """Measure the mean CMMD of the groups of generated images from the real ones.
 
     Its ceiling, from half as many images, and its floor follow. `network` gives unit vectors, as `CmmdNetwork` does.
     Raises UserError if a set is empty.

@@ -46,7 +46,7 @@ def grey(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def shuffled(items: Iterable[Item]) -> Iterator[Item]:
-    """Replace each image by that of another sample: the floor of plausible images of something else.
+    """Replace each image by that of another sample: the floor of plausible but wrong images.
 
     Each item gets the last image of another sample before it. The first sample's items come last, with the last other
     image. Raises UserError if there is one sample only.

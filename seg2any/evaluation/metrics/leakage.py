@@ -44,7 +44,7 @@ def named_colours(caption: str) -> set[str]:
 
 
 def nearest_colours(pixels: np.ndarray) -> np.ndarray:
-    """Return the index [P] into COLOURS of the colour nearest, in CIELAB, to each sRGB value of uint8 [P, 3]."""
+    """Find the nearest colour, in CIELAB, of sRGB values uint8 [P, 3]: index into COLOURS [P]."""
     lab, tones = (
         cv2.cvtColor(np.float32(values).reshape(-1, 1, 3) / 255, cv2.COLOR_RGB2LAB)[:, 0]
         for values in (pixels, list(COLOURS.values()))
@@ -53,7 +53,7 @@ def nearest_colours(pixels: np.ndarray) -> np.ndarray:
 
 
 def colour_leak(items: Iterable[Item], source: str = "generated") -> list[Result]:
-    """Measure which share of a region's pixels has a colour that other captions name, or that its own names.
+    """Measure which shares of a region's pixels have a wrong or the right colour.
 
     "colour leak" counts colours named only by other captions of the image, "colour fit" those named by the region's
     own. Both are means over the regions whose caption names a colour, in images where another caption names another.
@@ -79,10 +79,10 @@ def colour_leak(items: Iterable[Item], source: str = "generated") -> list[Result
 
 
 def caption_leak(items: Iterable[Item], clip: Clip, source: str = "generated") -> Result:
-    """Measure the share of regions that, cut out, fit another caption of the image better than their own (CLIP).
+    """Measure the share of regions that, cut out, fit another caption better than their own.
 
-    Chance is (N - 1) / N for N different captions. Means over regions in images with several captions. Raises UserError
-    if there is no such image.
+    CLIP judges. Chance is (N - 1) / N for N different captions. Means over regions in images with several captions.
+    Raises UserError if there is no such image.
     """
     leaks = RegionMean()
     for item in items:
@@ -99,12 +99,15 @@ def caption_leak(items: Iterable[Item], clip: Clip, source: str = "generated") -
 
 
 def taken_for_another(fit: np.ndarray, captions: Sequence[str]) -> np.ndarray:
-    """Say which regions fit a caption with other words best: fit [N, N] (region, caption) -> bool [N]."""
+    """Say which regions fit a caption with other words best, bool [N].
+
+    fit [N, N]: rows are regions, columns captions.
+    """
     best = fit.argmax(1)
     return np.array([captions[chosen] != own for chosen, own in zip(best, captions, strict=True)])
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Cut out the box around a mask with a margin, uint8 [h, w, 3]; pixels outside the mask become grey."""
+    """Cut out the box around a mask with a margin, uint8 [h, w, 3], grey outside the mask."""
     box = box_with_margin(mask)
     return np.where(mask[box][..., None], image[box], np.uint8(GREY))

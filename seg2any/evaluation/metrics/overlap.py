@@ -1,4 +1,4 @@
-"""Overlap of two masks, of their areas and of their outlines; how large and how thin a mask is, and its box."""
+"""Overlap of masks, of their areas and of their outlines; size, thinness and box of a mask."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def boundary_iou(a: np.ndarray, b: np.ndarray, width: int) -> float:
-    """Compute the IoU of the bands of `width` pixels inside the outlines of two masks bool [H, W]."""
+    """Compute the IoU of bands of `width` pixels inside the outlines of masks bool [H, W]."""
     return iou(boundary(a, width), boundary(b, width))
 
 
 def boundary(mask: np.ndarray, width: int) -> np.ndarray:
-    """Keep the pixels of a mask bool [H, W] within `width` pixels of its outline or of the image's border."""
+    """Keep the pixels of a mask bool [H, W] within `width` pixels of its outline.
+
+    The image's border counts as an outline.
+    """
     return mask & ~shift_border(mask, -width)
 
 
@@ -36,7 +39,10 @@ def band_width(size: tuple[int, int]) -> int:
 
 
 def shift_border(mask: np.ndarray, pixels: int) -> np.ndarray:
-    """Grow the mask bool [H, W] by `pixels`, or shrink it if negative; outside the image counts as outside."""
+    """Grow the mask bool [H, W] by `pixels`, or shrink it if negative.
+
+    Outside the image counts as outside the mask.
+    """
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * abs(pixels) + 1,) * 2)
     if pixels >= 0:
         return cv2.dilate(mask.astype(np.uint8), kernel) > 0
@@ -44,7 +50,7 @@ def shift_border(mask: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def size_class(mask: np.ndarray) -> str:
-    """Name the size of a mask bool [H, W], one of SIZES, by the share of the image that it covers."""
+    """Name the size of a mask bool [H, W], one of SIZES, by its share of the image."""
     share = mask.mean()
     return SIZES[0] if share < SMALL else SIZES[1] if share < LARGE else SIZES[2]
 
@@ -57,7 +63,10 @@ def is_thin(mask: np.ndarray) -> bool:
 
 
 def box_with_margin(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return rows and columns of the box around a non-empty mask bool [H, W], with BOX_MARGIN on each side."""
+    """Return rows and columns of the box around a mask bool [H, W] that is not empty.
+
+    It has a margin of BOX_MARGIN of its sides, as far as the image reaches.
+    """
     spans = []
     for inside, side in zip((mask.any(1), mask.any(0)), mask.shape, strict=True):
         first, last = np.flatnonzero(inside)[[0, -1]]

@@ -25,7 +25,7 @@ NAME = "class-agnostic mIoU"
 
 @dataclass(frozen=True, eq=False)
 class FoundRegions:
-    """The regions of one image of sample `key`: bool [N, H, W] as wanted and as found, in the same order."""
+    """The regions of one image of sample `key`: bool [N, H, W] as wanted and as found."""
 
     key: str
     wanted: np.ndarray
@@ -33,11 +33,11 @@ class FoundRegions:
 
 
 def region_overlap(name: str, images: Iterable[FoundRegions], source: str = "generated") -> list[Result]:
-    """Average the IoU over all regions, over small, medium, large and thin ones, and over bands along the outlines.
+    """Average the IoU over all regions, over those of one size, and over bands at the outlines.
 
-    The results are called `name`, "name, outlines" (Boundary IoU, bands of 2 % of the diagonal), "name, small" and so
-    on; kinds without a region are left out. Thin regions count by size too. Wanted regions without a pixel do not
-    count. Raises UserError if no region is left.
+    The results are called `name`, "name, outlines" (Boundary IoU, bands of 2 % of the diagonal), "name, small",
+    "medium", "large" and "thin"; kinds without a region are left out. Thin regions count by size too. Wanted regions
+    without a pixel do not count. Raises UserError if no region is left.
     """
     means: dict[str, RegionMean] = {}
     for image in images:
@@ -76,14 +76,17 @@ def class_agnostic_iou(
 
 
 def find_again(image: np.ndarray, layout: Layout, segmenter: Segmenter) -> Layout:
-    """Ask the segmenter for each region of `layout` in an image uint8 [H, W, 3]; no mask may be empty."""
+    """Ask the segmenter for each region of `layout` in an image uint8 [H, W, 3].
+
+    No mask may be empty.
+    """
     return segmenter.segment(image, Prompt(phrases=layout.captions, boxes=boxes(layout.masks), masks=layout.masks))
 
 
 def boxes(masks: np.ndarray) -> np.ndarray:
-    """Return left, top, right, bottom of masks bool [N, H, W], none empty, as shares of the sides, float64 [N, 4].
+    """Return left, top, right and bottom of masks bool [N, H, W] as shares, float64 [N, 4].
 
-    As published, right and bottom are the last pixel inside, not the first outside.
+    No mask may be empty. As published, right and bottom are the last pixel inside, not the first outside.
     """
     height, width = masks.shape[1:]
     rows, columns = masks.any(2), masks.any(1)
@@ -100,6 +103,6 @@ def _found(items: Iterable[Item], segmenter: Segmenter) -> Iterator[FoundRegions
 
 
 def without_empty(layout: Layout) -> Layout:
-    """The layout's masks that have a pixel, with their captions."""
+    """Keep the masks of a layout that have a pixel, with their captions."""
     kept = np.flatnonzero(layout.masks.any((1, 2)))
     return Layout(layout.masks[kept], tuple(layout.captions[index] for index in kept), layout.caption)

@@ -43,9 +43,10 @@ class Result:
 def pooled(
     name: str, parts: Parts, *, extra: dict | None = None, source: str = "generated", better: str = "higher"
 ) -> Result:
-    """Build the Result whose value is the mean over classes of sum(numerators) / sum(denominators).
+    """Build the Result whose value is the mean over classes of quotients of sums.
 
-    Classes with a denominator of 0 do not count. Raises UserError if no other class is left.
+    A class's quotient is sum(numerators) / sum(denominators). Classes with a denominator of 0 do not count. Raises
+    UserError if no other class is left.
     """
     value = quotient(*totals(parts))
     if math.isnan(value):
@@ -78,7 +79,10 @@ class RegionMean:
 
 
 def table(parts: Parts) -> tuple[list[str], list[str], np.ndarray, np.ndarray]:
-    """Tabulate parts: keys [S] in their order, classes [C], numerators and denominators float64 [S, C]."""
+    """Tabulate parts as keys [S], classes [C], numerators and denominators float64 [S, C].
+
+    Keys keep their order.
+    """
     keys, classes = list(parts), sorted({name for of_sample in parts.values() for name in of_sample})
     column = {name: index for index, name in enumerate(classes)}
     both = np.zeros((2, len(keys), len(classes)))

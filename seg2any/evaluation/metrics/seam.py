@@ -39,7 +39,10 @@ def seam_score(items: Iterable[Item], source: str = "generated") -> Result:
 
 
 def seam(image: np.ndarray, masks: np.ndarray) -> float | None:
-    """Score an image uint8 [H, W, 3] with masks bool [N, H, W]; None if no outline lies inside the image."""
+    """Score an image uint8 [H, W, 3] with masks bool [N, H, W].
+
+    None if no outline lies inside the image.
+    """
     lab = cv2.cvtColor(np.float32(image) / 255, cv2.COLOR_RGB2LAB)
     across, along = [], []
     horizontal, vertical = _outlines(masks)
@@ -57,7 +60,7 @@ def seam(image: np.ndarray, masks: np.ndarray) -> float | None:
 
 
 def _outlines(masks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mark horizontal [H, W - 1] and vertical [H - 1, W] pairs of neighbours between which any mask begins or ends."""
+    """Mark pairs of horizontal [H, W - 1] and vertical [H - 1, W] neighbours at a mask's border."""
     return (masks[:, :, 1:] != masks[:, :, :-1]).any(0), (masks[:, 1:] != masks[:, :-1]).any(0)
 
 

@@ -1,4 +1,4 @@
-"""Closed-set mIoU: a label judge classifies the pixels of an image, and its classes are compared with the wanted ones.
+"""Closed-set mIoU: the classes that a label judge sees, compared with the wanted ones.
 
 Protocol of mmsegmentation as published: one confusion matrix over all images of all groups, IoU per class, mean over
 the classes that occur in either; pixels labelled IGNORED do not count.
@@ -20,9 +20,9 @@ IGNORED = 255
 
 
 def confusion(wanted: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
-    """Count pixels by wanted class (row) and seen class (column) of two label maps of one shape, int64 [K, K].
+    """Count pixels by wanted (row) and seen class (column) of two label maps, int64 [K, K].
 
-    Raises ValueError for a class outside 0..K-1 that is not IGNORED.
+    Both have one shape. Raises ValueError for a class outside 0..K-1 that is not IGNORED.
     """
     counted = wanted != IGNORED
     pairs = wanted[counted].astype(np.int64) * classes + seen[counted]

@@ -43,7 +43,10 @@ def batches(items: Iterable[T], size: int = BATCH) -> Iterator[list[T]]:
 
 
 def extract(items: Iterable[Item], network: Network, name: str) -> dict[int, Features]:
-    """Compute the features of each group of images. Raises UserError, naming the metric, if there is no image."""
+    """Compute the features of each group of images.
+
+    Raises UserError, naming the metric, if there is no image.
+    """
     keys: dict[int, list[str]] = {}
     rows: dict[int, list[np.ndarray]] = {}
     for batch in batches(items):
@@ -75,7 +78,7 @@ def compared_sets(
 
 
 def resampled(sets: Sequence[Features], resamples: int) -> Iterator[list[np.ndarray]]:
-    """Yield, for each resample, how often each row of each set is drawn: a list of int [N], one per set.
+    """Yield, per resample, how often each row of each set is drawn: int [N] for each set.
 
     A sample's rows are drawn together in all sets, so real and generated images of one sample stay a pair. Resamples
     that leave fewer than two rows in a set, which happens with a handful of images, are left out.
@@ -90,7 +93,10 @@ def resampled(sets: Sequence[Features], resamples: int) -> Iterator[list[np.ndar
 
 
 def described(sets: Sequence[Features]) -> dict:
-    """Count the images, and hash the sample keys: runs with equal hashes can be compared resample by resample."""
+    """Count the images, and hash the sample keys.
+
+    Runs with equal hashes can be compared resample by resample.
+    """
     keys = "\n".join(sorted({key for features in sets for key in features.keys}))
     return {
         "n": len(sets[-1].keys),

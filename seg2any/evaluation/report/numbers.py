@@ -1,4 +1,4 @@
-"""The numbers of a report page: a card with a chart for each metric. Text in it is escaped."""
+"""The numbers of a report page: a card with a chart for each metric. All text is escaped."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from seg2any.evaluation.report.results import Row, Run, read_run
 
 GENERATED = "generated"  # the source of a model's own images, as in seg2any.evaluation.metrics.result
 COLOURS = "abcd"  # classes of the style sheet, one per run
-ROW_HEIGHT, LEFT, RIGHT, WIDTH = 20, 150, 8, 350  # of the chart, in its own units: pixels of a phone
-# Of a model, and of what it is read against.
+ROW_HEIGHT, LEFT, RIGHT, WIDTH = 20, 150, 8, 350  # of the chart; its unit is a pixel on a phone
+# Markers of a model's images, and of ceiling and floors.
 DOT, RING = 'fill="currentColor"', 'fill="none" stroke="currentColor" stroke-width="2"'
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A JSON file, what it is called on the page, what is in it, and the class of its colour."""
+    """A JSON file of an evaluation with its name and the class of its colour on the page."""
 
     path: Path
     name: str
@@ -30,7 +30,7 @@ class Evaluation:
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> list[Evaluation]:
-        """Raises UserError."""
+        """Read the files; each gets a name that differs from the others'. Raises UserError."""
         colours = itertools.cycle(COLOURS)
         return [
             cls(path, name, read_run(path), next(colours))
@@ -39,7 +39,7 @@ class Evaluation:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """What tells files apart: their names, or if these are the same, the part of their paths in which they differ."""
+    """Name files by their stems, or if these are equal, by the part in which their paths differ."""
     if len({path.stem for path in paths}) == len(paths):
         return [path.stem for path in paths]
     parts = [path.resolve().with_suffix("").parts for path in paths]
@@ -51,7 +51,7 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 
 def number(value: float | None) -> str:
-    """With as many digits as are worth reading."""
+    """Format a number with as many digits as are worth reading."""
     if value is None or not math.isfinite(value):
         return "–"
     if 0 < abs(value) < 0.001:
@@ -60,12 +60,12 @@ def number(value: float | None) -> str:
 
 
 def interval(row: Row) -> str:
-    """The 95 % interval as the page shows it."""
+    """Format the 95 % interval."""
     return f"{number(row.low)} to {number(row.high)}" if row.low is not None else "no interval"
 
 
 def cards(evaluations: Sequence[Evaluation]) -> str:
-    """One card per metric: its value in every run, drawn between ceiling and floors."""
+    """Draw a card per metric: its value in every run, between ceiling and floors."""
     names = list(dict.fromkeys(row.name for one in evaluations for row in one.run.rows))
     return f'<div class="cards">{"".join(_card(name, evaluations) for name in names)}</div>'
 
@@ -81,23 +81,23 @@ def _card(name: str, evaluations: Sequence[Evaluation]) -> str:
     )
     order = list(dict.fromkeys(row.source for _, row in found))
     found.sort(key=lambda pair: order.index(pair[1].source))
-    # Ceilings and floors are mostly the same in all runs; then one grey line says it.
-    distinct = {(_told(one, row, many), number(row.value)): (one, row) for one, row in found}
+    # Ceilings and floors are mostly the same in all runs; then one grey line is drawn for them.
+    distinct = {(_line_label(one, row, many), number(row.value)): (one, row) for one, row in found}
     often = Counter(label for label, _ in distinct)
     lines = [
         (label, one.colour if row.source == GENERATED or often[label] > 1 else "other", row)
         for (label, _), (one, row) in distinct.items()
     ]
-    told = f'<p class="soft">{found[0][1].better} is better</p>'
-    return f'<section class="card"><h3>{escape(name)}</h3>{values}{_chart(name, lines)}{told}</section>'
+    hint = f'<p class="soft">{found[0][1].better} is better</p>'
+    return f'<section class="card"><h3>{escape(name)}</h3>{values}{_chart(name, lines)}{hint}</section>'
 
 
-def _told(one: Evaluation, row: Row, many: bool) -> str:
+def _line_label(one: Evaluation, row: Row, many: bool) -> str:
     return one.name if many and row.source == GENERATED else row.source
 
 
 def _chart(name: str, lines: Sequence[tuple[str, str, Row]]) -> str:
-    """A line per (label, colour, row): the value as a dot, its interval as a line, all on one scale."""
+    """Draw a line per (label, colour, row) on one scale: the value as a dot on its interval."""
     lines = [line for line in lines if math.isfinite(line[2].value)]
     ends = [end for *_, row in lines for end in (row.value, row.low, row.high) if end is not None]
     if not ends:
@@ -111,10 +111,10 @@ def _chart(name: str, lines: Sequence[tuple[str, str, Row]]) -> str:
     drawn = []
     for place, (label, colour, row) in enumerate(lines):
         y = ROW_HEIGHT * (place + 0.5)
-        told = escape(f"{label}: {number(row.value)}, 95 %: {interval(row)}")
+        title = escape(f"{label}: {number(row.value)}, 95 %: {interval(row)}")
         ends_at = "" if row.low is None else f'x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}"'
         drawn.append(
-            f'<g class="{colour}"><title>{told}</title>'
+            f'<g class="{colour}"><title>{title}</title>'
             f'<text x="0" y="{y + 4}">{escape(_short(label))}</text>'
             + (f'<line {ends_at} stroke="currentColor" stroke-width="3" opacity="0.5"/>' if ends_at else "")
             + f'<circle cx="{x(row.value)}" cy="{y}" r="4" {DOT if row.source == GENERATED else RING}/></g>'

@@ -22,7 +22,10 @@ def write_page(runs: Sequence[Path], output: Path) -> None:
 
 
 def page(evaluations: Sequence[Evaluation]) -> str:
-    """Build the HTML. Raises UserError for runs of different benchmarks and for damaged pictures."""
+    """Build the HTML.
+
+    Raises UserError for runs of different benchmarks and for damaged pictures.
+    """
     benchmarks = list(dict.fromkeys(one.run.benchmark for one in evaluations))
     if len(benchmarks) > 1:
         raise UserError(f"report: {' and '.join(benchmarks)} are different benchmarks; make a report for each")

@@ -1,4 +1,4 @@
-"""The parts of a report page: tables, samples, settings. Text in it is escaped."""
+"""The parts of a report page: tables, samples, settings. All text is escaped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from seg2any.evaluation.report.pictures import Shown, folder_of, read_pictures
 
 
 def numbers_table(evaluations: Sequence[Evaluation]) -> str:
-    """Every number of every run."""
+    """Tabulate every number of every run."""
     many = len(evaluations) > 1
     rows = [
         [*([one.name] if many else []), row.label, number(row.value), interval(row), str(row.n)]
@@ -24,7 +24,10 @@ def numbers_table(evaluations: Sequence[Evaluation]) -> str:
 
 
 def comparison_table(first: Evaluation, other: Evaluation) -> str:
-    """Paired differences, those of ceilings and floors folded. Raises UserError for runs that cannot be compared."""
+    """Tabulate paired differences, with those of ceilings and floors folded.
+
+    Raises UserError for runs that cannot be compared.
+    """
     compared = list(compare(first.run, other.run))
     ours = [row for row in compared if row.a.source == GENERATED]
     bounds = [row for row in compared if row.a.source != GENERATED]
@@ -43,7 +46,7 @@ def _differences(compared: Iterable[Compared]) -> str:
 
 
 def class_tables(one: Evaluation) -> str:
-    """The tables per class that metrics put beside their number."""
+    """Collect the tables per class that metrics put beside their number."""
     found = []
     for row in one.run.rows:
         classes = row.extra.get("per_class")
@@ -61,14 +64,17 @@ def _cell(value: object) -> str:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """An HTML table; cells are text."""
+    """Build an HTML table; cells are text."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in heads)
     body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def samples(one: Evaluation) -> str:
-    """The worst and the best samples with their pictures. Raises UserError if pictures are damaged."""
+    """Show the worst and the best samples with their pictures.
+
+    Raises UserError if pictures are damaged.
+    """
     folder = folder_of(one.path)
     shown = read_pictures(folder)
     if not shown:
@@ -97,13 +103,13 @@ def _sample(sample: Shown, folder: Path) -> str:
 
 
 def embedded(path: Path) -> str:
-    """The picture itself as an address."""
+    """Encode a picture as a data address."""
     kind = path.suffix.removeprefix(".")
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def circumstances(one: Evaluation) -> str:
-    """How the run came about."""
+    """Show settings, versions, hashes, machine and commit of a run."""
     run = one.run
     groups = {"Settings": run.settings, "Versions": run.versions, "Hashes": run.hashes, "Machine": run.machine}
     return "".join(folded(title, definitions(values)) for title, values in groups.items()) + definitions(
@@ -112,7 +118,7 @@ def circumstances(one: Evaluation) -> str:
 
 
 def definitions(values: Mapping[str, object]) -> str:
-    """Names and values, nested ones by dotted names."""
+    """List names and values; nested names are dotted."""
     pairs = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in _flat(values))
     return f"<dl>{pairs}</dl>" if pairs else '<p class="soft">none</p>'
 
@@ -126,5 +132,5 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> Iterable[tuple[str,
 
 
 def folded(title: str, content: str) -> str:
-    """Content (HTML) that opens on a click at its title (text)."""
+    """Build content (HTML) that opens on a click at its title (text)."""
     return f"<details><summary>{escape(title)}</summary>{content}</details>"

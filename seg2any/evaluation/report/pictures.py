@@ -1,4 +1,4 @@
-"""The samples of an evaluation that people should look at: the worst and the best, as pictures beside its JSON file.
+"""Pictures of the worst and the best samples of an evaluation, beside its JSON file.
 
 FILE.json has FILE_pictures/index.json and the pictures named there.
 """
@@ -27,8 +27,9 @@ INDEX = "index.json"
 class Shown:
     """A sample worth looking at.
 
-    place     "worst" or "best", by `metric`, of which it reaches `value`
-    caption   of the whole image, or None; `captions` of the regions in order
+    place     "worst" or "best" by `metric`, whose value for the sample is `value`
+    caption   caption of the whole image, or None
+    captions  captions of the regions in order
     pictures  title -> file in the folder of the index
     """
 
@@ -42,7 +43,10 @@ class Shown:
 
 
 def extremes(per_sample: Mapping[str, float], better: str, count: int) -> list[tuple[str, str, float]]:
-    """("worst" or "best", key, value) of up to `count` samples each, no sample twice; the most extreme first."""
+    """Pick up to `count` worst and as many best samples: ("worst" or "best", key, value).
+
+    No sample is picked twice; the most extreme come first.
+    """
     known = [(value, key) for key, value in per_sample.items() if math.isfinite(value)]
     ranked = sorted(known, reverse=better == "lower")  # from worst to best
     worst = ranked[: min(count, (len(ranked) + 1) // 2)]
@@ -51,10 +55,14 @@ def extremes(per_sample: Mapping[str, float], better: str, count: int) -> list[t
 
 
 def side_by_side(item: Item, seen: np.ndarray | None, photo: np.ndarray | None) -> dict[str, Image.Image]:
-    """The pictures of a sample: masks, contour, image, `seen` bool [N, H, W] by the judge, and the real `photo`."""
+    """Draw the pictures of a sample by title: masks, contour, image and what else there is.
+
+    seen   bool [N, H, W], the regions that the judge sees in the image, or None
+    photo  the real image uint8 [H, W, 3], or None
+    """
     layout, size = layout_of(item, "pictures"), item.image.shape[:2]
     image = Image.fromarray(item.image)
-    from seg2any.layout.draw import (  # brings torch, which reading pictures does not need
+    from seg2any.layout.draw import (  # late: it imports torch, which reading pictures does not need
         contour_picture,
         overlay_picture,
     )
@@ -69,7 +77,7 @@ def side_by_side(item: Item, seen: np.ndarray | None, photo: np.ndarray | None) 
 
 
 def folder_of(path: Path) -> Path:
-    """Where the pictures of an evaluation's JSON file are."""
+    """Return the folder of the pictures of an evaluation's JSON file."""
     return path.with_name(f"{path.stem}_pictures")
 
 
@@ -92,7 +100,7 @@ def save_pictures(folder: Path, shown: Iterable[tuple[Shown, Mapping[str, Image.
 
 
 def read_pictures(folder: Path) -> list[Shown]:
-    """Empty if there are none. Raises UserError if they are damaged."""
+    """Read the index, empty if there is none. Raises UserError if it or a picture is damaged."""
     try:
         entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         shown = [Shown(**entry | {"captions": tuple(entry["captions"])}) for entry in entries]
@@ -109,7 +117,7 @@ def read_pictures(folder: Path) -> list[Shown]:
 
 
 def _reduced(picture: Image.Image, side: int = 384) -> Image.Image:
-    """RGB, no side longer than `side`."""
+    """Convert to RGB with no side longer than `side`."""
     scale = min(1.0, side / max(picture.size))
     size = tuple(max(1, round(edge * scale)) for edge in picture.size)
     return picture.convert("RGB").resize(size, Image.Resampling.LANCZOS) if scale < 1 else picture.convert("RGB")

@@ -24,8 +24,14 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Row:
-    """One number: `source` says of which images, `n` from how many samples, `low` and `high` bound it (95 %; None
-    where nothing could be resampled), `extra` is what belongs beside it."""
+    """One number of an evaluation.
+
+    value      the number, from `n` samples
+    low, high  bounds of its 95 % interval; None where nothing could be resampled
+    source     which images were measured
+    better     "higher" or "lower"
+    extra      JSON values to show beside the number
+    """
 
     name: str
     value: float
@@ -38,14 +44,17 @@ class Row:
 
     @property
     def label(self) -> str:
-        """Unique in a run."""
+        """Name that is unique in a run."""
         return label(self.name, self.source)
 
 
 @dataclass(frozen=True)
 class Run:
-    """An evaluation. `per_sample`, `parts` and `resamples` are by row label and have the meaning that they have in
-    seg2any.evaluation.metrics.result.Result; `hashes` are of weights, adapters, prompts and the data."""
+    """An evaluation.
+
+    per_sample, parts, resamples  by row label, otherwise as in `metrics.result.Result`
+    hashes                        of weights, adapters, prompts and the data
+    """
 
     benchmark: str
     rows: tuple[Row, ...]
@@ -59,24 +68,26 @@ class Run:
     resamples: dict[str, list[float]]
 
     def row(self, name: str, source: str = "generated") -> Row:
-        """Raises KeyError if there is none."""
+        """Find a row. Raises KeyError if there is none."""
         return {row.label: row for row in self.rows}[label(name, source)]
 
 
 def label(name: str, source: str) -> str:
-    """What a row is called in a file; see `Row.label`."""
+    """Name a row as files do: the bare name for generated images, else "name [source]"."""
     return name if source == "generated" else f"{name} [{source}]"
 
 
 def make_run(
     benchmark: str, results: Iterable[Result], settings: Mapping, hashes: Mapping, device: torch.device | str = "cpu"
 ) -> Run:
-    """A Run of results: intervals, versions, commit and machine are added here. Raises UserError if two results have
-    the same name and source."""
+    """Build a Run from results, adding intervals, versions, commit and machine.
+
+    Raises UserError if two results have the same name and source.
+    """
     results = list(results)
     by_label = {label(result.name, result.source): result for result in results}
     if len(by_label) < len(results):
-        raise UserError(f"{benchmark}: two results have one name; give them different sources")
+        raise UserError(f"{benchmark}: two results have one name and source; give them different sources")
     around = circumstances(device)
     return Run(
         benchmark=benchmark,
@@ -106,10 +117,10 @@ def read_run(path: str | os.PathLike) -> Run:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a JSON file of an evaluation") from None
     except ValueError:
-        raise UserError(f"{path}: is no JSON; give a file that an evaluation wrote") from None
+        raise UserError(f"{path}: the file is not JSON; give one that an evaluation wrote") from None
     schema = content.pop("schema", None) if isinstance(content, dict) else None
     if schema != SCHEMA:
-        raise UserError(f"{path}: has schema {schema!r}, this version reads {SCHEMA}; evaluate again")
+        raise UserError(f"{path}: the file has schema {schema!r}, this version reads {SCHEMA}; evaluate again")
     try:
         rows = tuple(map(_read_row, content.pop("rows")))
         parts = {
@@ -123,7 +134,7 @@ def read_run(path: str | os.PathLike) -> Run:
         resamples = {name: [_number(value) for value in values] for name, values in content.pop("resamples").items()}
         return Run(rows=rows, parts=parts, per_sample=per_sample, resamples=resamples, **content)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path}: is damaged ({type(error).__name__}: {error}); evaluate again") from None
+        raise UserError(f"{path}: the file is damaged ({type(error).__name__}: {error}); evaluate again") from None
 
 
 def _row(result: Result) -> Row:
@@ -134,7 +145,7 @@ def _row(result: Result) -> Row:
 
 
 def finite(content: object) -> object:
-    """The same for JSON, in which numbers that are not finite are null."""
+    """Replace numbers that are not finite by None, which JSON can hold."""
     if isinstance(content, dict):
         return {str(key): finite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
@@ -164,7 +175,7 @@ class Bar:
 
     @property
     def is_met(self) -> bool:
-        """Whether the bound is kept; equal to it counts."""
+        """True if the value keeps the bound; a value equal to it does."""
         return self.value >= self.bound if self.at_least else self.value <= self.bound
 
 

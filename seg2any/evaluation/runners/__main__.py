@@ -10,12 +10,15 @@ from seg2any.system.console import exit_status, plain_messages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 interrupted.
+    """
     options = parse_options(arguments)
 
     def measure() -> None:
         with plain_messages():
-            from seg2any.evaluation.runners.run import run  # takes seconds to import: not before --help is answered
+            from seg2any.evaluation.runners.run import run  # late: the import takes seconds, which --help must not
 
             run(options)
 

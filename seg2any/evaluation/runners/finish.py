@@ -1,4 +1,4 @@
-"""The end of every evaluation: one JSON file, the samples worth looking at beside it, and a page that shows both."""
+"""The end of every evaluation: a JSON file, pictures of some samples, and a page with both."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from seg2any.evaluation.report.page import write_page
 from seg2any.evaluation.report.pictures import Shown, extremes, folder_of, save_pictures, side_by_side
 from seg2any.evaluation.report.results import Run, write_run
 
-SHOWN = 6  # worst, and as many best samples
+SHOWN = 6  # worst samples with pictures, and as many best ones
 
 
 @dataclass(frozen=True, eq=False)
 class Gallery:
-    """How the pictures of a sample are made.
+    """Functions that make the pictures of a sample.
 
     item    key -> its first generated image
     photo   key -> the real image uint8 [H, W, 3]
@@ -32,14 +32,16 @@ class Gallery:
     seen: Callable[[Item], np.ndarray | None]
 
     def pictures(self, key: str) -> dict[str, Image.Image]:
-        """The pictures of a sample by title."""
+        """Draw the pictures of a sample, by title."""
         item = self.item(key)
         return side_by_side(item, self.seen(item), self.photo(key))
 
 
 def finish(run: Run, path: Path, ranked_by: str, gallery: Gallery) -> Path:
-    """Write `path`, the pictures of the worst and the best samples by the row called `ranked_by` (if it has values per
-    sample), and a page beside it, whose path is returned."""
+    """Write the JSON file `path`, pictures beside it, and a page, whose path is returned.
+
+    The pictures are of the worst and the best samples by the row called `ranked_by`, if it has values per sample.
+    """
     write_run(run, path)
     save_pictures(folder_of(path), _chosen(run, ranked_by, gallery))
     page = path.with_suffix(".html")
@@ -53,13 +55,13 @@ def _chosen(run: Run, ranked_by: str, gallery: Gallery) -> list[tuple[Shown, dic
     shown = []
     for place, key, value in tqdm(chosen, "pictures", leave=False):
         layout = gallery.item(key).layout
-        told = Shown(key, place, ranked_by, value, layout.caption, layout.captions, {})
-        shown.append((told, gallery.pictures(key)))
+        sample = Shown(key, place, ranked_by, value, layout.caption, layout.captions, {})
+        shown.append((sample, gallery.pictures(key)))
     return shown
 
 
 def shown_table(run: Run) -> str:
-    """One line per number, as it is printed."""
+    """Format the run for printing, one line per number."""
     width = max(len(row.label) for row in run.rows)
     lines = [f"{'':<{width}}  {'value':>10}  {'95 % interval':^23} {'samples':>8}"]
     for row in run.rows:

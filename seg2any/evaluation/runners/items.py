@@ -1,4 +1,4 @@
-"""The images of a benchmark as metrics take them: those of a model, and the real ones as the ceiling."""
+"""The images of a benchmark in the form that metrics take: generated ones, and real ones."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from seg2any.evaluation.metrics.item import EMPTY, REAL, SHUFFLED, Item, grey, s
 
 @dataclass(frozen=True, eq=False)
 class Benchmark:
-    """A folder of generated images and the data set that they were made for. `table`, if any, names the classes."""
+    """A folder of generated images and their data set.
+
+    table  the data set's classes; None if it has none
+    """
 
     generated: Generated
     data: DataSet
@@ -26,7 +29,10 @@ class Benchmark:
 
     @classmethod
     def open(cls, generated: Generated) -> Benchmark:
-        """Raises UserError if images are missing, or the data set is not what it was."""
+        """Open the data set of the images.
+
+        Raises UserError if images are missing or if the data set has changed.
+        """
         data = generated.open_data()
         generated.check_complete(data)
         name = generated.run["data"]["type"]
@@ -34,33 +40,35 @@ class Benchmark:
 
     @property
     def samples(self) -> int:
-        """How many samples were generated, from the first of the data set on."""
+        """Number of samples with images, counted from the data set's first."""
         return self.generated.run["samples"]
 
     def images(self, groups: Sequence[int] | None = None) -> Iterator[Item]:
-        """The generated images, group by group (default: all), with what they should show."""
+        """Yield the generated images, group by group (default: all), with what they should show."""
         for group in range(self.generated.groups) if groups is None else groups:
             for index in self._bar(f"group {group}"):
                 yield self.item(index, group)
 
     def real(self) -> Iterator[Item]:
-        """The photos at their own size, with their layouts."""
+        """Yield the photos at their own size, with their layouts."""
         for index in self._bar(REAL):
             sample = self.data[index]
             yield Item(self.data.key(index), sample.image, layout=sample.layout)
 
     def bounds(self) -> dict[str, Iterator[Item]]:
-        """Name -> items of one group that no model made, with labels: the photos stretched to the images' size, and the
-        floors, of which one needs several samples."""
+        """Map names to items with labels that no model made: the ceiling and the floors.
+
+        The ceiling is the photos, stretched to the images' size. The floor of shuffled images needs several samples.
+        """
         found = {REAL: self._stretched(), EMPTY: grey(self._stretched())}
         return found | ({SHUFFLED: shuffled(self._stretched())} if self.samples > 1 else {})
 
     def item(self, index: int, group: int = 0) -> Item:
-        """One generated image."""
-        return self._told(index, read_image(self.generated.path(group, self.data.key(index))), group)
+        """Read one generated image."""
+        return self._item_of(index, read_image(self.generated.path(group, self.data.key(index))), group)
 
     def index(self, key: str) -> int:
-        """Of a sample that was measured."""
+        """Return the position of a measured sample in the data set."""
         return self._indices[key]
 
     @cached_property
@@ -68,21 +76,21 @@ class Benchmark:
         return {self.data.key(index): index for index in range(self.samples)}
 
     def classes(self, key: str) -> list[int]:
-        """Training classes of a sample's regions in order."""
+        """List the training classes of a sample's regions in order."""
         assert self.table is not None
         return [int(self.table.classes[value]) for value in self.data.annotation(self.index(key)).regions.values]
 
     def photo(self, index: int) -> np.ndarray:
-        """The real image uint8 [H, W, 3], at the size of the generated ones."""
+        """Read the real image at the size of the generated ones, uint8 [H, W, 3]."""
         height, width = self.generated.size
         photo = Image.fromarray(self.data[index].image)
         return np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))
 
     def _stretched(self) -> Iterator[Item]:
         for index in self._bar("bounds"):
-            yield self._told(index, self.photo(index), 0)
+            yield self._item_of(index, self.photo(index), 0)
 
-    def _told(self, index: int, image: np.ndarray, group: int) -> Item:
+    def _item_of(self, index: int, image: np.ndarray, group: int) -> Item:
         annotation = self.data.annotation(index)
         labels = None
         if self.table is not None and isinstance(annotation.regions, LabelMap):

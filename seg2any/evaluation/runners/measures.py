@@ -1,4 +1,7 @@
-"""All metrics by name. Every judge is loaded before anything is measured, so missing weights show within seconds."""
+"""All metrics by name.
+
+Every judge is loaded before anything is measured, so missing weights are reported within seconds.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +54,10 @@ class Measure:
 def load_measures(
     names: tuple[str, ...], benchmark: Benchmark, judges: Mapping[str, str], device: torch.device
 ) -> dict[str, Measure]:
-    """Load the measures by name. Raises UserError with a line for each judge that cannot be loaded."""
+    """Load the measures by name.
+
+    Raises UserError with a line for each judge that cannot be loaded.
+    """
     loaded, problems = {}, []
     for name in names:
         try:
@@ -94,8 +100,8 @@ def _regions(benchmark: Benchmark, judges: Mapping[str, str], device: torch.devi
     return Measure(lambda benchmark: class_agnostic_iou(benchmark.images, benchmark.real, segmenter), ("sam2",), seen)
 
 
-def _read_against(benchmark: Benchmark, groups: list[int] | None = None) -> Iterator[tuple[str, Iterable[Item]]]:
-    """Yield generated images, real ones as the ceiling, and generated ones of other samples as the floor."""
+def _with_bounds(benchmark: Benchmark, groups: list[int] | None = None) -> Iterator[tuple[str, Iterable[Item]]]:
+    """Yield generated images, real ones (ceiling), and those of other samples (floor)."""
     yield GENERATED, benchmark.images(groups)
     yield REAL, benchmark.real()
     if benchmark.samples > 1:
@@ -122,7 +128,7 @@ def _clip(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device)
 
     # The published number is of the first image of every sample.
     def results(benchmark: Benchmark) -> list[Result]:
-        return [result for source, items in _read_against(benchmark, [0]) for result in clip_score(items, clip, source)]
+        return [result for source, items in _with_bounds(benchmark, [0]) for result in clip_score(items, clip, source)]
 
     return Measure(results, ("clip",))
 
@@ -139,7 +145,7 @@ def _caption_leak(benchmark: Benchmark, judges: Mapping[str, str], device: torch
     clip = Clip(judges["clip"], device)
 
     def results(benchmark: Benchmark) -> list[Result]:
-        return [caption_leak(items, clip, source) for source, items in _read_against(benchmark)]
+        return [caption_leak(items, clip, source) for source, items in _with_bounds(benchmark)]
 
     return Measure(results, ("clip",))
 
@@ -148,7 +154,7 @@ def _image_reward(benchmark: Benchmark, judges: Mapping[str, str], device: torch
     name, score = "ImageReward", image_reward(judges["image_reward"], device)
 
     def results(benchmark: Benchmark) -> list[Result]:
-        return [preference_score(name, items, score, source) for source, items in _read_against(benchmark)]
+        return [preference_score(name, items, score, source) for source, items in _with_bounds(benchmark)]
 
     return Measure(results, ("image_reward",))
 

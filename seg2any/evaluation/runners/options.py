@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-WEIGHTS = Path("weights")  # where the README says to put what is no folder of transformers
+WEIGHTS = Path("weights")  # where the README says to put files that are not folders of transformers
 DEEPLAB = "deeplabv3_r101-d8_512x512_4x4_320k_coco-stuff164k_20210709_155402-3cbca14d.pth"
-# Where a judge is looked for: flag -> default, what it is.
+# Flag of a judge -> where it is looked for by default, description.
 JUDGES = {
     "inception": (str(WEIGHTS / "inception-2015-12-05.pt"), "TorchScript Inception of FID"),
     "cmmd_clip": ("openai/clip-vit-large-patch14-336", "CLIP of CMMD: folder or hub id"),
@@ -19,12 +19,12 @@ JUDGES = {
     "deeplab": (str(WEIGHTS / DEEPLAB), "judge of COCO-Stuff: file of mmsegmentation"),
     "sam2": ("facebook/sam2.1-hiera-large", "judge of regions: folder or hub id"),
     "vqa": ("http://localhost:8000/v1", "judge of questions: OpenAI-compatible address, or a folder or hub id"),
-    "image_reward": ("ImageReward-v1.0", "weights of ImageReward, as its package calls them"),
-    "vqa_model": ("Qwen/Qwen2-VL-72B-Instruct", "what the judge of questions is called at that address"),
+    "image_reward": ("ImageReward-v1.0", "weights of ImageReward, by the name that its package uses"),
+    "vqa_model": ("Qwen/Qwen2-VL-72B-Instruct", "name of the judge of questions at that address"),
 }
 METRICS = ("miou", "regions", "clip", "fid", "cmmd", "fdd", "seam", "colour_leak", "caption_leak", "vqa")
 METRICS += ("image_reward",)  # needs a package of its own
-DEFAULTS = {  # data set -> what is measured unless --metrics says otherwise, the ranking one first
+DEFAULTS = {  # data set -> metrics measured by default; the first one ranks the samples
     "ade20k": ("miou", "fid", "cmmd", "fdd", "seam"),
     "coco_stuff": ("miou", "fid", "cmmd", "fdd", "seam"),
     "sacap_1m": ("regions", "clip", "fid", "cmmd", "fdd", "seam", "caption_leak"),
@@ -32,18 +32,21 @@ DEFAULTS = {  # data set -> what is measured unless --metrics says otherwise, th
 }
 DETAILS = """\
 examples:
-    python -m seg2any.evaluation.runners result/ade20k                       all that the benchmark has
-    python -m seg2any.evaluation.runners result/ade20k --metrics miou seam   only these; samples are ranked by the first
+    python -m seg2any.evaluation.runners result/ade20k                       all metrics of the benchmark
+    python -m seg2any.evaluation.runners result/ade20k --metrics miou seam   only these; the first one ranks the samples
     python -m seg2any.evaluation.runners result/sacap --metrics regions --sam2 /models/sam2.1 -o result/regions.json
 
-Judges are fetched by `hf download ID` or by hand; the README says what each benchmark needs.
+Fetch judges with `hf download ID` or by hand; the README lists what each benchmark needs.
 Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 interrupted.
 """
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, with which judges. `metrics` None: those of the data set."""
+    """What to measure, and with which judges.
+
+    metrics  None: those of the data set
+    """
 
     images: Path
     output: Path
@@ -53,7 +56,7 @@ class Options:
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
-    """Options of a command line, by default this process's."""
+    """Parse a command line, by default this process's."""
     parser = argparse.ArgumentParser(
         prog="python -m seg2any.evaluation.runners",
         description="Measure a folder of eval/generate_image.py: prints a table, writes JSON, pictures and a page.",
@@ -66,7 +69,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         "--metrics",
         nargs="+",
         choices=METRICS,
-        help="what to measure, the one that ranks samples first (default: all that the benchmark has)",
+        help="what to measure; the first one ranks the samples (default: all metrics of the benchmark)",
     )
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
     for flag, (default, what) in JUDGES.items():

@@ -21,12 +21,17 @@ from seg2any.system.weights import file_digest, folder_digest
 
 
 def run(options: Options) -> None:
-    """Load every judge, measure, print the table, write JSON, pictures and page. Raises UserError."""
+    """Load every judge, measure, print the table, and write JSON, pictures and page.
+
+    Raises UserError.
+    """
     generated = Generated.read(options.images)
     made, name = generated.run, generated.run["data"]["type"]
     metrics = options.metrics or DEFAULTS.get(name)
     if metrics is None:
-        raise UserError(f"{options.images}: {name} has a judge of its own; run bash eval.sh {name}, or give --metrics")
+        raise UserError(
+            f"{options.images}: {name} is measured by another command; run bash eval.sh {name}, or give --metrics"
+        )
     device = choose_device(options.device)
     benchmark = Benchmark.open(generated)
     measures = load_measures(metrics, benchmark, options.judges, device)
@@ -43,7 +48,7 @@ def run(options: Options) -> None:
 
 
 def gallery(benchmark: Benchmark, ranking: Measure) -> Gallery:
-    """The pictures of a sample's first image, with what the ranking judge sees in it."""
+    """Build the gallery of samples' first images, with what the ranking judge sees in them."""
 
     def seen(item: Item) -> np.ndarray | None:
         return ranking.seen(item, benchmark) if ranking.seen else None
@@ -54,7 +59,7 @@ def gallery(benchmark: Benchmark, ranking: Measure) -> Gallery:
 
 
 def hashes_of(judges: Mapping[str, str]) -> dict[str, str]:
-    """sha256 of the judges that are on this disk; the id of those that are in the hub's cache."""
+    """Hash the judges that are on this disk; name the id of those in the hub's cache."""
     paths = {flag: Path(name) for flag, name in judges.items()}
     return {
         flag: folder_digest(path) if path.is_dir() else file_digest(path) if path.is_file() else judges[flag]

@@ -1,4 +1,4 @@
-"""Quality on unseen scenes of the `shapes` world: `python -m seg2any.evaluation.shapes`, `--limit 8` for a quick look.
+"""Quality on unseen scenes of the `shapes` world.
 
 Generates an image for every test layout, judges it from its pixels, and prints the result with 95 % intervals between
 its ceiling (rendered truth), what the VAE alone can reach, and its floors (the images of other scenes, an empty image).
@@ -14,12 +14,15 @@ from seg2any.system.console import exit_status, plain_messages
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 measured (whether the bars are met or not), 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured (whether the bars are met or not), 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     options = parse_options(arguments, __doc__.split("\n\n")[1])
 
     def measure() -> None:
         with plain_messages():
-            from seg2any.evaluation.shapes.bench import run  # takes seconds to import: not before --help is answered
+            from seg2any.evaluation.shapes.bench import run  # late: the import takes seconds, which --help must not
 
             run(options)
 

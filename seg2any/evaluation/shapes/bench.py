@@ -1,4 +1,4 @@
-"""The measurement of `python -m seg2any.evaluation.shapes`: every kind of scenes, from images to table and page."""
+"""The measurement of every kind of scenes, from images to tables and pages."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Bench:
         self.recipe = recipe | {"num_inference_steps": options.num_inference_steps}
 
     def count(self, kind: str) -> int:
-        """How many scenes are measured."""
+        """Count the scenes to measure."""
         return SCENES[kind] if self.options.limit is None else min(self.options.limit, SCENES[kind])
 
     def measure(self, kind: str) -> Run:
-        """The numbers of one kind of scenes, for every source of images."""
+        """Measure one kind of scenes, for every source of images."""
         scenes = ShapesDataset("test", SCENES[kind], kind)
         samples = [scenes[index] for index in range(self.count(kind))]
         sources = bounds([sample.image for sample in samples], self.pipeline)
@@ -64,7 +64,10 @@ class Bench:
         return make_run(f"shapes, {kind}", found, self.recipe | {"seed": self.options.seed}, hashes, device)
 
     def generate(self, scenes: ShapesDataset, kind: str) -> Iterator[np.ndarray]:
-        """The generated images in order; those that are there already are read. Raises UserError for another run's."""
+        """Generate the images in order, reading those that are finished.
+
+        Raises UserError if the folder belongs to another run.
+        """
         folder, options = self.options.output / kind, self.options
         data = {"split": scenes.split, "n_scenes": len(scenes), "kind": kind}
         run = {
@@ -84,7 +87,7 @@ class Bench:
         return Generated.read(folder).images(0, scenes)
 
     def gallery(self, kind: str) -> Gallery:
-        """The pictures of a scene, with the figures that the judge sees in it."""
+        """Build the gallery of a kind of scenes, with the figures that the judge sees."""
         scenes = ShapesDataset("test", SCENES[kind], kind)
         generated = Generated.read(self.options.output / kind)
         samples = {scenes.key(index): scenes[index] for index in range(self.count(kind))}
@@ -96,13 +99,16 @@ class Bench:
 
 
 def seen(item: Item) -> np.ndarray:
-    """Where the judge sees each entity, bool [N, H, W]."""
+    """Return where the judge sees each entity, bool [N, H, W]."""
     layout = item.layout
     return drawn_shapes(item.image, visible(layout.masks), [Attributes.of(caption) for caption in layout.captions])
 
 
 def run(options: Options) -> None:
-    """Measure, print the tables and the bars, and write JSON and a page for each kind. Raises UserError."""
+    """Measure, print tables and bars, and write JSON and a page for each kind.
+
+    Raises UserError.
+    """
     open_folder(options.output, "--output")
     device = choose_device(options.device)
     clock = Stopwatch()
@@ -135,7 +141,7 @@ class Stopwatch:
 
     @contextmanager
     def __call__(self, task: str) -> Iterator[None]:
-        """Adds the time inside the block to `task`, also if the block fails."""
+        """Add the time inside the block to `task`, also if the block fails."""
         start = time.perf_counter()
         try:
             yield

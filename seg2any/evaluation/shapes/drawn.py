@@ -1,4 +1,4 @@
-"""What an image of the `shapes` world actually shows: which pixels look like which entity, found without a network.
+"""The pixels of a `shapes` image that look like each entity, found without a network.
 
 Every pixel is compared, in CIELAB, with the tones of the background and of each entity near it. The tones of an entity
 are its caption's colour, the colour seen inside its mask (a wrong colour in the right place still has a shape), and the
@@ -17,22 +17,25 @@ from seg2any.evaluation.metrics.overlap import shift_border
 from seg2any.system.errors import UserError
 
 REACH = 32  # pixels beyond its mask in which an entity's drawn shape is looked for
-DISTINCT = 15.0  # CIELAB distance below which two tones count as the same
-MIX_PENALTY = 6.0  # a blend of colour and ink only explains a pixel that no pure tone explains
-DISTANCE_PENALTY = 1.5  # per pixel away from the mask, up to DISTINCT: alike tones go to the nearest entity
-INK_SHARE = 0.05  # of the core: more is a pattern, whatever the caption says
+DISTINCT = 15.0  # CIELAB distance below which two tones count as equal
+MIX_PENALTY = 6.0  # CIELAB; a blend of colour and ink explains only pixels that no pure tone explains
+DISTANCE_PENALTY = 1.5  # CIELAB per pixel from the mask, up to DISTINCT: like tones go to the nearest entity
+INK_SHARE = 0.05  # share of the core; more ink is a pattern, whatever the caption says
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """What a caption of the `shapes` world promises. `pattern` is one of PATTERNS, or "letter X" for a badge."""
+    """Colour and pattern that a caption of the `shapes` world promises.
+
+    `pattern` is one of PATTERNS, or "letter X" for a badge.
+    """
 
     colour: str
     pattern: str
 
     @classmethod
     def of(cls, caption: str) -> Attributes:
-        """Raises UserError for a caption of another world."""
+        """Read the attributes of a caption. Raises UserError for a caption of another world."""
         words = caption.split()
         colour = next((word for word in words if word in COLOURS), None)
         if colour is None:
@@ -45,23 +48,23 @@ class Attributes:
 
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
-    """CIELAB float32 [..., 3] of sRGB values 0..255 [..., 3]."""
+    """Convert sRGB values 0..255 [..., 3] to CIELAB float32 [..., 3]."""
     values = np.float32(rgb).reshape(-1, 1, 3) / 255
     return cv2.cvtColor(values, cv2.COLOR_RGB2LAB).reshape(np.shape(rgb))
 
 
 def distance(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """CIE76 colour difference over the last axis."""
+    """Compute the CIE76 colour difference over the last axis."""
     return np.linalg.norm(a - b, axis=-1)
 
 
 def core_of(mask: np.ndarray) -> np.ndarray:
-    """The mask without its blended border: 2 pixels, or what a thinner figure can spare."""
+    """Shrink the mask by its blended border: 2 pixels, or less for a thin figure."""
     return next((core for pixels in (-2, -1) if (core := shift_border(mask, pixels)).sum() >= 20), mask)
 
 
 def background_tone(image: np.ndarray, masks: np.ndarray) -> np.ndarray | None:
-    """Median colour [3] of the pixels away from every mask; None if the masks cover the image."""
+    """Return the median colour [3] away from every mask; None if the masks cover the image."""
     covered = masks.any(0)
     for pixels in (6, 2, 0):
         free = ~shift_border(covered, pixels)
@@ -71,19 +74,19 @@ def background_tone(image: np.ndarray, masks: np.ndarray) -> np.ndarray | None:
 
 
 def ink_share(colours: np.ndarray, tone: np.ndarray) -> np.ndarray:
-    """How far colours [..., 3] are on the way from `tone` to INK, in [0, 1]."""
+    """Compute how far colours [..., 3] lie on the way from `tone` to INK, in [0, 1]."""
     way = np.float32(INK) - tone
     return np.clip((colours - tone) @ way / max(float(way @ way), 1.0), 0, 1)
 
 
 def seen_tone(colours: np.ndarray) -> np.ndarray | None:
-    """Median [3] of the colours [P, 3] that are no ink; None if all are."""
+    """Return the median [3] of the colours [P, 3] that are not ink; None if all are ink."""
     bright = colours[distance(to_lab(colours), to_lab(INK)) > DISTINCT]
     return np.median(bright, 0) if len(bright) else None
 
 
 def _palette(tones: list[np.ndarray], has_ink: bool) -> list[tuple[np.ndarray, float]]:
-    """CIELAB points [3] that explain a pixel of a figure in these colours, each with its penalty."""
+    """List the CIELAB points [3] that explain a figure's pixels, each with its penalty."""
     points = [(to_lab(tone), 0.0) for tone in tones]
     if has_ink:
         points.append((to_lab(INK), 0.0))
@@ -93,12 +96,15 @@ def _palette(tones: list[np.ndarray], has_ink: bool) -> list[tuple[np.ndarray, f
 
 
 def _other_tone(image: np.ndarray, masks: np.ndarray, entity: int, attributes: list[Attributes]) -> np.ndarray | None:
-    """The colour [3] in the entity's place if it is neither its caption's (inked or not) nor a neighbour's."""
+    """Return the colour [3] in the entity's place, if it is unexpected.
+
+    None for its caption's colour, inked or not, and for a neighbour's.
+    """
     mask, attribute = masks[entity], attributes[entity]
     seen = seen_tone(image[core_of(mask)])
     if seen is None:
         return None
-    # A neighbour's colour that runs through this mask is the neighbour, not this entity in another colour.
+    # A neighbour's colour that reaches into this mask is the neighbour, not this entity in another colour.
     around = shift_border(mask, 2)
     neighbours = [theirs.colour for other, theirs in zip(masks, attributes, strict=True) if (other & around).any()]
     known = [tone for tone, _ in _palette([np.float32(COLOURS[attribute.colour])], has_ink=True)]
@@ -107,7 +113,7 @@ def _other_tone(image: np.ndarray, masks: np.ndarray, entity: int, attributes: l
 
 
 def drawn_shapes(image: np.ndarray, masks: np.ndarray, attributes: list[Attributes]) -> np.ndarray:
-    """Pixels that show each entity, bool [N, H, W], disjoint.
+    """Find the pixels that show each entity, bool [N, H, W], disjoint.
 
     image uint8 [H, W, 3], masks bool [N, H, W] of the visible pixels. A pixel shows an entity if it looks more like it
     than like the background and like every other entity. Tones that equal the background's show nothing.
@@ -139,5 +145,5 @@ def drawn_shapes(image: np.ndarray, masks: np.ndarray, attributes: list[Attribut
 
 
 def _without_rims(drawn: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Drop lines of 1 or 2 pixels outside the mask: the blended borders of other things, not a part of this one."""
+    """Drop lines of 1 or 2 pixels outside the mask, which are blended borders of other things."""
     return (drawn & mask) | (cv2.morphologyEx(drawn.astype(np.uint8), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0)

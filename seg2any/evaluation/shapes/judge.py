@@ -1,6 +1,6 @@
-"""A judge for the `shapes` world that sees pixels only: does the image show what masks and captions asked for?
+"""A judge for the `shapes` world that sees pixels only.
 
-It looks at colour, pattern, shape and leaks of every entity on its own. How far its verdicts can be trusted is measured
+It judges colour, pattern, shape and leaks of every entity on its own. How far its verdicts can be trusted is measured
 in tests/test_shapes_judge.py: rendered truth is the ceiling; blurred, shifted, recoloured, shuffled, incomplete and
 empty images have known verdicts.
 """
@@ -30,7 +30,7 @@ from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 
 BOUNDARY = 2  # pixels
-COLOUR_TOLERANCE = 25.0  # CIELAB; farther from every colour of the palette than this has no name
+COLOUR_TOLERANCE = 25.0  # CIELAB; a colour farther than this from every tone has no name
 _TONES = {**COLOURS, **{f"{name} background": tone for name, tone in BACKGROUNDS.items()}, "ink": INK}
 _NAMES, _LABS = list(_TONES), to_lab(np.float32(list(_TONES.values())))
 
@@ -39,11 +39,11 @@ _NAMES, _LABS = list(_TONES), to_lab(np.float32(list(_TONES.values())))
 class Region:
     """The verdict on one entity.
 
-    colour, pattern   what is seen: a name, "none" for a colour outside the palette, "missing" or "unclear"
-    colour_right      the colour that most pixels of the eroded region show is the caption's
-    pattern_right     the pattern or the letter is the caption's
-    iou               of the drawn shape with the visible mask, 0..1
-    boundary_iou      the same for the band of BOUNDARY pixels inside the outlines
+    colour, pattern   seen: a name, "none" for a colour outside the palette, "missing" or "unclear"
+    colour_right      whether most pixels of the eroded region show the caption's colour
+    pattern_right     whether pattern or letter is the caption's
+    iou               IoU of the drawn shape with the visible mask, 0..1
+    boundary_iou      IoU of bands of BOUNDARY pixels inside the outlines of both, 0..1
     leak              share of the eroded region that shows the colour of another entity of the scene, 0..1
     coloured          share of it that shows the colour of any entity of the scene, its own included, 0..1
     """
@@ -61,9 +61,10 @@ class Region:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The verdict on one image: its regions in the layout's order, and
+    """The verdict on one image.
 
-    background_right  the named background of the global caption is the nearest to what is seen (None: not named)
+    regions           verdicts on its entities, in the layout's order
+    background_right  whether the seen background is the one that the global caption names; None if it names none
     clutter           share of the pixels away from every mask that do not look like the background, 0..1
     """
 
@@ -73,12 +74,12 @@ class Verdict:
 
 
 def judge(image: np.ndarray, layout: Layout) -> Verdict:
-    """Judge an image uint8 [H, W, 3] of the `shapes` world against the layout that it should obey.
+    """Judge a `shapes` image uint8 [H, W, 3] against the layout that it should obey.
 
     Raises UserError if the sizes differ, a mask is empty or a caption is not one of this world.
     """
     if image.dtype != np.uint8 or image.shape != (*layout.size, 3):
-        raise UserError(f"shapes judge: image is {image.dtype} {image.shape}; give uint8 {(*layout.size, 3)}")
+        raise UserError(f"shapes judge: the image is {image.dtype} {image.shape}; give uint8 {(*layout.size, 3)}")
     masks = visible(layout.masks)
     if not masks.any((1, 2)).all():
         raise UserError(f"shapes judge: {layout.name or 'layout'}: a mask is empty or hidden; leave that entity out")
@@ -96,7 +97,7 @@ def judge(image: np.ndarray, layout: Layout) -> Verdict:
 
 
 def visible(masks: np.ndarray) -> np.ndarray:
-    """Masks bool [N, H, W] in z order, later on top, without what later ones hide."""
+    """Remove from masks bool [N, H, W], given in z order, what later masks hide."""
     above = np.cumsum(masks[::-1], 0, dtype=np.uint8)[::-1] - masks
     return masks & (above == 0)
 
@@ -106,20 +107,20 @@ def _overlap(drawn: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
 
 
 def _named(colours: np.ndarray) -> np.ndarray:
-    """Index into _NAMES [P] of the nearest known tone of colours [P, 3], -1 if none is near."""
+    """Find the tone nearest to colours [P, 3]: index into _NAMES [P], -1 if none is near."""
     distances = distance(to_lab(colours)[:, None], _LABS)
     return np.where(distances.min(1) <= COLOUR_TOLERANCE, distances.argmin(1), -1)
 
 
 def _colour(image: np.ndarray, mask: np.ndarray, wanted: Attributes) -> tuple[str, bool]:
-    """What most pixels of the eroded region show, patterns aside, and whether it is right."""
+    """Return the colour of most pixels of the eroded region, ink aside, and whether it is right."""
     colours = image[core_of(mask)]
     names = _named(colours)
     coloured = names != _NAMES.index("ink")
     if not coloured.any():
         return "ink", False
     if coloured.mean() < 1 - INK_SHARE:
-        # Blends with ink have other names than the colour itself; the lighter half has the least of them.
+        # Blends with ink have other names than the colour itself; they are rare in the lighter half.
         light = to_lab(colours)[:, 0]
         coloured &= light >= np.median(light[coloured])
     votes = np.bincount(names[coloured] + 1, minlength=len(_NAMES) + 1)
@@ -139,7 +140,7 @@ def _pattern(image: np.ndarray, mask: np.ndarray, drawn: np.ndarray, wanted: Att
 
 
 def _leaks(image: np.ndarray, masks: np.ndarray, attributes: list[Attributes]) -> list[tuple[float, float]]:
-    """Shares of each eroded region in the colour of another entity, and of any: a pair per entity."""
+    """Measure a pair per entity: shares of its eroded region in another's colour, and in any's."""
     palette = {wanted.colour: to_lab(COLOURS[wanted.colour]) for wanted in attributes}
     leaks = []
     for mask, wanted in zip(masks, attributes, strict=True):

@@ -1,4 +1,4 @@
-"""The flags of `python -m seg2any.evaluation.shapes`, and those of them that seg2any.evaluation.ablation has, too.
+"""The flags of `python -m seg2any.evaluation.shapes`, some of which the ablation shares.
 
 Nothing heavy is imported, so that --help is quick.
 """
@@ -13,7 +13,7 @@ from pathlib import Path
 from seg2any.system.console import whole
 from seg2any.system.precision import PRECISIONS
 
-SCENES = {"normal": 200, "crowded": 40}  # kind -> how many of the test split
+SCENES = {"normal": 200, "crowded": 40}  # kind -> number of scenes of the test split
 EXAMPLES = """\
 examples:
     python -m seg2any.evaluation.shapes --limit 8              a quick look at the model in this repository
@@ -26,10 +26,11 @@ examples:
 class Options:
     """What to measure, and where the images go.
 
-    lora      None: without adapters
-    limit     scenes of each kind; None: all of `SCENES`
-    seed      of the noise, from which every image has its own
-    device    None: the best one present; `weight_dtype` None: what that is fast in
+    lora          adapter folder; None: no adapters
+    limit         scenes of each kind; None: all of `SCENES`
+    seed          seed of the noise; every image derives its own from it
+    device        None: the best one present
+    weight_dtype  None: bf16 where the device computes fast in it, else fp32
     """
 
     model: str
@@ -45,7 +46,7 @@ class Options:
 
 
 def parse_options(arguments: Sequence[str] | None = None, description: str = "") -> Options:
-    """Options of a command line, by default this process's."""
+    """Parse a command line, by default this process's."""
     parser = argparse.ArgumentParser(
         prog="python -m seg2any.evaluation.shapes",
         description=description,
@@ -54,33 +55,36 @@ def parse_options(arguments: Sequence[str] | None = None, description: str = "")
         parents=[shapes_flags("result/bench_shapes", 8)],
     )
     every = " and ".join(f"{count} {kind}" for kind, count in SCENES.items())
-    parser.add_argument("--limit", type=whole(1), help=f"at most so many scenes of each kind (default: {every})")
+    parser.add_argument("--limit", type=whole(1), help=f"largest number of scenes of each kind (default: {every})")
     return Options(**vars(parser.parse_args(arguments)))
 
 
 def shapes_flags(output: str, batch_size: int) -> argparse.ArgumentParser:
-    """A parent for other parsers: the model, its images, where they go. `lora` is a Path or None."""
+    """Build a parent parser with the flags for the model, its images and their folder.
+
+    `lora` is a Path or None.
+    """
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline folder (default: %(default)s)")
     parser.add_argument(
         "--lora", type=adapters, default="examples/shapes/lora", help="adapter folder, or none (default: %(default)s)"
     )
     parser.add_argument("--output", type=Path, default=output, help="folder (default: %(default)s)")
-    parser.add_argument("--seed", type=whole(0), default=42, help="of the noise (default: %(default)s)")
+    parser.add_argument("--seed", type=whole(0), default=42, help="seed of the noise (default: %(default)s)")
     parser.add_argument(
         "--num_inference_steps", type=whole(1), default=20, help="denoising steps (default: %(default)s)"
     )
     parser.add_argument(
-        "--batch_size", type=whole(1), default=batch_size, help="images made at a time (default: %(default)s)"
+        "--batch_size", type=whole(1), default=batch_size, help="images per batch (default: %(default)s)"
     )
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
     parser.add_argument(
         "--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device computes in it, else fp32"
     )
-    parser.add_argument("--overwrite", action="store_true", help="do again what is there already")
+    parser.add_argument("--overwrite", action="store_true", help="make finished images again")
     return parser
 
 
 def adapters(text: str) -> Path | None:
-    """A folder; None for the word none."""
+    """Read an adapter folder; None for the word none."""
     return None if text == "none" else Path(text)

@@ -1,4 +1,7 @@
-"""Which pattern fills a figure of the `shapes` world: the renderer's own patterns, fitted over rotation and phase."""
+"""The pattern that fills a figure of the `shapes` world.
+
+The renderer's own patterns are fitted over rotation and phase.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,17 @@ from seg2any.evaluation.shapes.drawn import INK_SHARE, ink_share
 
 WINDOW = 32  # pixels around the middle of a figure: a small error of the angle stays small
 MAX_POINTS = 400
-EXPLAINED = 0.3  # share of the variance that a pattern has to explain, or it is "unclear"
+EXPLAINED = 0.3  # share of the variance that a pattern has to explain, else the verdict is "unclear"
 STEPS = np.arange(6) / 6
 LETTER_SHIFTS = range(-4, 5, 2)
 
 
 def detect_pattern(image: np.ndarray, core: np.ndarray, tone: np.ndarray) -> str:
-    """ "plain", "striped", "dotted", "checkered" or "unclear".
+    """Name the pattern: "plain", "striped", "dotted", "checkered" or "unclear".
 
-    image uint8 [H, W, 3], core bool [H, W] the pixels to look at, tone [3] the figure's own colour.
+    image  uint8 [H, W, 3]
+    core   bool [H, W], the pixels to look at
+    tone   [3], the figure's own colour
     """
     x, y = _points(core)
     ink = ink_share(np.float32(image[y, x]), tone)
@@ -29,7 +34,10 @@ def detect_pattern(image: np.ndarray, core: np.ndarray, tone: np.ndarray) -> str
 
 
 def detect_letter(image: np.ndarray, core: np.ndarray, tone: np.ndarray) -> str:
-    """ "letter A" and so on, "plain" or "unclear"; arguments as above, `core` of a whole or partly hidden badge."""
+    """Name the letter of a badge: "letter A" and so on, "plain" or "unclear".
+
+    Arguments as of `detect_pattern`; `core` may be partly hidden.
+    """
     y, x = np.nonzero(core)
     (centre_x, centre_y), radius = cv2.minEnclosingCircle(np.stack([x, y], 1).astype(np.float32))
     ink = ink_share(np.float32(image[y, x]), tone)
@@ -37,7 +45,7 @@ def detect_letter(image: np.ndarray, core: np.ndarray, tone: np.ndarray) -> str:
 
 
 def _best(ink: np.ndarray, candidates: Iterator[tuple[str, np.ndarray]]) -> str:
-    """The name whose ink shares [K, P] come closest to those seen [P]."""
+    """Name the candidate whose ink shares [K, P] come closest to those seen [P]."""
     if (ink > 0.5).mean() < INK_SHARE:
         return "plain"
     best, error = "unclear", (1 - EXPLAINED) * ink.var()
@@ -49,7 +57,7 @@ def _best(ink: np.ndarray, candidates: Iterator[tuple[str, np.ndarray]]) -> str:
 
 
 def _points(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """At most MAX_POINTS pixels (x [P], y [P]) of a window in the middle of the core."""
+    """Pick at most MAX_POINTS pixels (x [P], y [P]) of a window in the middle of the core."""
     y, x = np.nonzero(core)
     middle = np.argmin(np.hypot(x - x.mean(), y - y.mean()))
     near = np.nonzero(np.hypot(x - x[middle], y - y[middle]) <= WINDOW)[0]
@@ -58,7 +66,7 @@ def _points(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _rendered(name: str, x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
-    """The pattern at the points, once per angle: ink shares [phases, P]."""
+    """Yield the pattern at the points, once per angle: ink shares [phases, P]."""
     quarter, period = name != "striped", PERIOD * (1.4 if name == "checkered" else 1.0)
     u, v = (phase.ravel()[:, None] * period for phase in np.meshgrid(STEPS, STEPS if quarter else STEPS[:1]))
     for angle in np.deg2rad(np.arange(0, 90 if quarter else 180, 5)):
@@ -69,9 +77,9 @@ def _rendered(name: str, x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
 def _letters(
     x: np.ndarray, y: np.ndarray, centre: tuple[float, float], radius: float
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Every letter at the points, in a few places around the centre: ink shares [shifts, P]."""
+    """Yield every letter at the points, at shifts around the centre: ink shares [shifts, P]."""
     reach = max(LETTER_SHIFTS)
-    # Drawn alone on a small canvas, moved by an even number of pixels: coordinates are rounded half to even.
+    # The letter is drawn on a small canvas, moved by an even number of pixels: coordinates are rounded half to even.
     left, top = (int(low - reach) // 2 * 2 for low in (x.min(), y.min()))
     size = int(max(x.max() - left, y.max() - top)) + 1 + reach
     down, right = (shift.reshape(-1, 1) for shift in np.meshgrid(LETTER_SHIFTS, LETTER_SHIFTS, indexing="ij"))

@@ -24,9 +24,10 @@ LOWER_IS_BETTER = ("leak", LEAK_WHERE_COLOURED, "clutter")
 
 
 def results(verdicts: Mapping[str, Sequence[Verdict]], source: str = "generated") -> list[Result]:
-    """Average the verdicts, sample key -> those on its images, over all regions or over all images, in 0..1.
+    """Average the verdicts over all regions or over all images, in 0..1.
 
-    Numbers that no verdict mentions, such as the background where no caption names one, are left out.
+    `verdicts` maps sample keys to the verdicts on the sample's images. Numbers that no verdict mentions, such as the
+    background where no caption names one, are left out.
     """
     by_name = {
         name: {key: _sum_and_count(of_sample, field) for key, of_sample in verdicts.items()}
@@ -53,7 +54,10 @@ def _leak_and_coloured(verdicts: Sequence[Verdict]) -> tuple[float, float]:
 
 
 def bars(run: Run) -> list[Bar]:
-    """List the bars for generated images; that of the boundary IoU is relative to the VAE round trip."""
+    """List the bars for generated images.
+
+    The boundary IoU has to reach a share of what the VAE round trip reaches.
+    """
     boundary = 0.8 * run.row("boundary IoU", ROUND_TRIP).value
     return [
         Bar("colour", run.row("colour").value, 0.95, at_least=True),
@@ -64,7 +68,10 @@ def bars(run: Run) -> list[Bar]:
 
 
 def table(run: Run) -> str:
-    """Print a line per number with a column per source of images; generated ones come with their 95 % interval."""
+    """Format one line per number, one column per source of images.
+
+    Numbers of generated images come with their 95 % interval.
+    """
     names = list(dict.fromkeys(row.name for row in run.rows))
     sources = list(dict.fromkeys(row.source for row in run.rows))
     found = {(row.name, row.source): row for row in run.rows}

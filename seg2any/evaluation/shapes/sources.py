@@ -1,4 +1,4 @@
-"""Images of the `shapes` world: those that no model made, between which a model's are read, and judging any of them."""
+"""Sources of `shapes` images: the pipeline, ceiling and floors; and judging their images."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Images = Callable[[], Iterable[np.ndarray]]
 def open_pipeline(
     model: str, adapter: Path | None, weight_dtype: str | None, device: torch.device
 ) -> tuple[Seg2AnyPipeline, dict]:
-    """The model, and what all images made with it have in common, as a recipe says it.
+    """Load the model, and build the recipe that all its images share.
 
-    weight_dtype None is bf16 where the device computes in it, else fp32. Raises UserError.
+    weight_dtype None is bf16 where the device computes fast in it, else fp32. Raises UserError.
     """
     if adapter is not None and not adapter.is_dir():
         raise UserError(f"--lora {adapter}: no such folder; train one, or --lora none for the plain model")
@@ -48,7 +48,7 @@ def open_pipeline(
 
 
 def bounds(images: Sequence[np.ndarray], pipeline: Seg2AnyPipeline) -> dict[str, Images]:
-    """Ceiling, what the VAE leaves of it, and the floors, of rendered images uint8 [H, W, 3]."""
+    """Build ceiling, VAE round trip and floors of rendered images uint8 [H, W, 3]."""
     sources: dict[str, Images] = {
         CEILING: lambda: images,
         ROUND_TRIP: lambda: round_trip(images, pipeline),
@@ -61,7 +61,7 @@ def bounds(images: Sequence[np.ndarray], pipeline: Seg2AnyPipeline) -> dict[str,
 
 
 def round_trip(images: Sequence[np.ndarray], pipeline: Seg2AnyPipeline) -> Iterator[np.ndarray]:
-    """What is left of images uint8 [H, W, 3] after encoding and decoding."""
+    """Encode and decode images uint8 [H, W, 3]."""
     vae = pipeline.vae
     for start in range(0, len(images), VAE_BATCH):
         batch = torch.from_numpy(np.stack(images[start : start + VAE_BATCH])).permute(0, 3, 1, 2) / 127.5 - 1
@@ -71,11 +71,11 @@ def round_trip(images: Sequence[np.ndarray], pipeline: Seg2AnyPipeline) -> Itera
 
 
 def to_bytes(images: np.ndarray) -> np.ndarray:
-    """float [..., 3] in [0, 1] -> uint8, rounded as files are."""
+    """Convert float [..., 3] in [0, 1] to uint8, rounded as files are."""
     return np.round(255 * images).astype(np.uint8)
 
 
 def judged(images: Iterable[np.ndarray], samples: Sequence[Sample], title: str) -> Mapping[str, list[Verdict]]:
-    """The verdict on one image of each sample, by the sample's name."""
+    """Judge one image of each sample; the verdicts are by the sample's name."""
     pairs = tqdm(zip(images, samples, strict=True), title, len(samples), leave=False)
     return {sample.layout.name: [judge(image, sample.layout)] for image, sample in pairs}

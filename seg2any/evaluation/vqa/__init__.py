@@ -1,0 +1,1 @@
+"""Questions about regions, answered by a vision-language model."""

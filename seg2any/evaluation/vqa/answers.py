@@ -1,4 +1,4 @@
-"""Asking many questions once: answers are kept in a file, retried where there was none, and never counted twice."""
+"""Ask many questions once: answers are kept in a file, and missing ones are asked for again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seg2any.system.errors import UserError
 
 
 class NoAnswer(Exception):
-    """The judge gave no usable answer, though it might if asked again, not before `wait` seconds have passed."""
+    """The judge gave no usable answer, but may if asked again after `wait` seconds."""
 
     def __init__(self, reason: str, wait: float = 0.0):
         super().__init__(reason)
@@ -26,21 +26,26 @@ class NoAnswer(Exception):
 
 
 class Judge(Protocol):
-    """`name` says which model with which settings; other names are other answers."""
+    """A model that answers questions; `name` identifies the model and its settings."""
 
     name: str
 
     def answer(self, question: Question) -> dict:
-        """{"yes": 0..1, ...} or {"colour": ..., "shape": ..., "texture": ...}, as the question wants.
+        """Answer with {"yes": 0..1, ...} or {"colour", "shape", "texture"}, as the question wants.
 
-        Raises NoAnswer if asking again may help, UserError if it cannot. May be called from several threads.
+        May be called from several threads. Raises NoAnswer if asking again may help, UserError if it cannot.
         """
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How a question is asked again: `attempts` in all, waiting `first_wait` seconds, then twice as long, and so on.
-    After `hopeless` questions in a row without an answer none is asked any more."""
+    """How often a question is asked again.
+
+    attempts      attempts in all
+    first_wait    seconds before the second attempt; every further wait is twice as long
+    longest_wait  seconds, the longest wait
+    hopeless      questions in a row without an answer after which no more are asked
+    """
 
     attempts: int = 5
     first_wait: float = 1.0
@@ -49,9 +54,9 @@ class Patience:
 
 
 class Answers:
-    """The answers of a judge in a file of JSON lines; every one is on disk before it is used.
+    """A judge's answers in a file of JSON lines; each is on disk before it is used.
 
-    Raises UserError if the file is none of ours.
+    Raises UserError if the file holds anything else.
     """
 
     def __init__(self, path: str | Path, judge: Judge):
@@ -60,11 +65,11 @@ class Answers:
         self._known = self._read()
 
     def get(self, question: Question) -> dict | None:
-        """What was answered, None if nothing yet."""
+        """Look up an answer; None if there is none yet."""
         return self._known.get(self._id(question))
 
     def add(self, question: Question, answer: dict) -> None:
-        """Keep an answer, on disk when this returns. From any thread."""
+        """Keep an answer, on disk when this returns. May be called from any thread."""
         line = {"id": self._id(question), "key": question.key, "kind": question.kind, "text": question.text}
         with self._lock, open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line | {"judge": self.judge.name, "answer": answer}) + "\n")
@@ -84,22 +89,22 @@ class Answers:
             return {}
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) < len(content):  # a line that was being written when the run was killed
+        if len(whole) < len(content):  # a run was killed while it wrote a line
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
         try:
             return {line["id"]: dict(line["answer"]) for line in map(json.loads, whole.decode().splitlines())}
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{self.path}: holds no answers; give another path, or remove it") from None
+            raise UserError(f"{self.path}: the file does not hold answers; give another path, or remove it") from None
 
 
 def ask(
     questions: Iterable[Question], answers: Answers, concurrency: int = 8, patience: Patience | None = None
 ) -> Iterator[tuple[Question, dict | None]]:
-    """Each question with its answer, in order; None where there was none after all attempts.
+    """Yield each question with its answer, in order; None if all attempts failed.
 
     Up to `concurrency` questions are open at a time, and equal ones are asked once. Raises UserError as the judge does,
-    and if there are no answers any more.
+    and when the judge does not answer any more.
     """
     asking = _Asking(answers, patience or Patience())
     waiting: deque[tuple[Question, Future | None]] = deque()
@@ -117,7 +122,7 @@ def ask(
 
 
 class _Asking:
-    """The questions that are open."""
+    """The open questions."""
 
     def __init__(self, answers: Answers, patience: Patience):
         self.answers, self.patience = answers, patience
@@ -126,7 +131,7 @@ class _Asking:
         self.failures = 0  # in a row
 
     def start(self, question: Question, pool: ThreadPoolExecutor) -> Future | None:
-        """None for a question that is answered already."""
+        """Submit a question, unless it is answered already; then return None."""
         if self.answers.get(question) is not None:
             return None
         if question.id not in self.open:
@@ -140,12 +145,12 @@ class _Asking:
         if self.failures >= self.patience.hopeless:
             raise UserError(
                 f"{self.answers.judge.name}: {self.failures} questions in a row have no answer, the last: {problem}; "
-                "see to the judge and start again, answers so far are kept"
+                "check the judge and start again, answers so far are kept"
             )
         return question, self.answers.get(question)
 
     def _ask(self, question: Question) -> str | None:
-        """Ask until there is an answer; why there is none, otherwise."""
+        """Ask until there is an answer. Returns the reason if there is none, else None."""
         wait, problem = self.patience.first_wait, "interrupted"
         for attempt in range(self.patience.attempts):
             if self.stopped.is_set():

@@ -21,11 +21,14 @@ from seg2any.system.errors import UserError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LARGEST_REPLY = 1 << 20  # bytes
-LONGEST_TEXT = 200  # tokens of an answer that is no yes or no
+LONGEST_TEXT = 200  # tokens of an answer in words
 
 
 class EndpointJudge:
-    """Asks `model` at `url`, for instance http://localhost:8000/v1. Temperature 0.
+    """A model behind an OpenAI-compatible endpoint, asked at temperature 0.
+
+    url    for instance http://localhost:8000/v1
+    model  its name at that address
 
     A yes-or-no answer is P(yes) / (P(yes) + P(no)) of the first token where the server tells probabilities, else 1 or
     0; `by` in the answer says which. The key, if one is needed, is read from the environment, OPENAI_API_KEY.
@@ -33,13 +36,15 @@ class EndpointJudge:
 
     def __init__(self, url: str, model: str, timeout: float = 120.0):
         if not _is_address(url):
-            raise UserError(f"judge endpoint {url!r}: give an address such as http://localhost:8000/v1")
+            raise UserError(
+                f"judge endpoint {url!r}: the address is malformed; give an address such as http://localhost:8000/v1"
+            )
         self.url, self.model, self.timeout = url.rstrip("/"), model, timeout
         self.name = f"{model}, temperature 0"
         self.headers = {"Content-Type": "application/json"} | _authorization()
 
     def answer(self, question: Question) -> dict:
-        """See `Judge`. Raises NoAnswer."""
+        """Answer as `Judge` says. Raises NoAnswer or UserError."""
         reply = self._post(request_body(self.model, question))
         try:
             choice = reply["choices"][0]
@@ -48,7 +53,7 @@ class EndpointJudge:
                 return read_attributes(text, question.caption)
             return read_yes_or_no(text, choice.get("logprobs"))
         except (KeyError, IndexError, TypeError, AttributeError, ValueError, OverflowError):
-            raise NoAnswer(f"a reply of unknown form: {json.dumps(reply)[:200]}") from None
+            raise NoAnswer(f"the reply has an unknown form: {json.dumps(reply)[:200]}") from None
 
     def _post(self, body: dict) -> dict:
         request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), self.headers)
@@ -61,7 +66,7 @@ class EndpointJudge:
         except (OSError, http.client.HTTPException) as error:  # timeouts, refused and broken connections
             raise NoAnswer(f"{self.url}: {error}") from None
         except (ValueError, RecursionError):
-            raise NoAnswer(f"{self.url}: the reply is no JSON") from None
+            raise NoAnswer(f"{self.url}: the reply is not JSON") from None
 
     def _refusal(self, error: urllib.error.HTTPError) -> Exception:
         if error.code in (408, 425, 429) or error.code >= 500:
@@ -81,22 +86,25 @@ class EndpointJudge:
 def _is_address(url: str) -> bool:
     try:
         parts = urllib.parse.urlsplit(url)
-        port = parts.port  # raises ValueError for what is no port
+        port = parts.port  # raises ValueError for a malformed port
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not any(map(str.isspace, url))
 
 
 def _authorization() -> dict[str, str]:
-    """The header of the key, if there is one. Raises UserError for a key that no header can hold."""
+    """Build the header of the key, if there is one.
+
+    Raises UserError for a key that a header cannot hold.
+    """
     key = os.environ.get(KEY_VARIABLE, "").strip()
     if not (key.isascii() and key.isprintable()):
-        raise UserError(f"{KEY_VARIABLE}: holds characters that no key has; copy it again")
+        raise UserError(f"{KEY_VARIABLE}: the key holds characters that a header cannot; copy it again")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def request_body(model: str, question: Question) -> dict:
-    """What is posted to /chat/completions."""
+    """Build the JSON that is posted to /chat/completions."""
     content = [{"type": "image_url", "image_url": {"url": _data_url(image)}} for image in question.images]
     content.append({"type": "text", "text": question.text})
     body = {"model": model, "temperature": 0, "messages": [{"role": "user", "content": content}]}
@@ -111,12 +119,15 @@ def _data_url(image: np.ndarray) -> str:
 
 
 def _read_until(response: http.client.HTTPResponse, deadline: float) -> bytes:
-    """The body. The time limit of a socket starts anew with every byte, so a slow sender needs one of our own."""
+    """Read the body until `deadline`, a time of the monotonic clock.
+
+    A socket's own time limit starts anew with every byte, so a slow sender would never reach it.
+    """
     body = b""
     while chunk := response.read1(1 << 16):
         body += chunk
         if time.monotonic() > deadline:
             raise TimeoutError("the reply took too long")
         if len(body) > LARGEST_REPLY:
-            raise ValueError("a reply of this size is none")
+            raise ValueError("the reply is too long")
     return body

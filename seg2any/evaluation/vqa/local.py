@@ -1,4 +1,4 @@
-"""A vision-language model of the Qwen-VL family in this process, for machines that can hold one and serve none."""
+"""A vision-language model of the Qwen-VL family in this process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from seg2any.system.pretrained import for_inference, pretrained_model, pretraine
 WHAT = "local judge of region questions"
 SOURCE = "Qwen/Qwen2.5-VL-7B-Instruct"
 PLACE = "<|image_pad|>"  # where the chat template puts an image
-LIKELIEST = 20  # words looked at, as many as an endpoint tells
+LIKELIEST = 20  # words looked at, as many as an endpoint returns
 
 
 class LocalJudge:
-    """Answers with the probabilities of the first token. `name` is a folder or an id on the hub.
+    """A model that answers with the probabilities of the first token.
 
-    Raises UserError if it is missing or has no chat template with images.
+    `name` is a folder or a hub id. Raises UserError if it is missing or has no chat template with images.
     """
 
     def __init__(self, name: str = SOURCE, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32):
@@ -38,7 +38,7 @@ class LocalJudge:
 
     @torch.inference_mode()
     def answer(self, question: Question) -> dict:
-        """See `Judge`. Raises NoAnswer."""
+        """Answer as `Judge` says. Raises NoAnswer."""
         inputs = self._inputs(question)
         with self._lock:
             if question.wants == "attributes":

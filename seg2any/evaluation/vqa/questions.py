@@ -1,11 +1,13 @@
-"""What a vision-language model is asked about each region: our own protocol, comparable with no published table.
+"""Questions to a vision-language model about each region.
+
+The protocol is our own, so its numbers compare with no published table:
 
 spatial    the whole image with the region's outline drawn: does it show the caption?
 colour, shape, texture
            the region cut out, its surroundings dimmed: is the caption's word for it right? Asked only if the caption
            has such a word, which the model itself has picked out of the caption before.
 
-Whoever changes a prompt or a picture changes PROTOCOL: answers to other questions are other numbers.
+A change of prompts or pictures needs a new PROTOCOL, because answers to other questions are other numbers.
 """
 
 from __future__ import annotations
@@ -53,15 +55,18 @@ PROMPTS = {
 }
 PROMPTS_SHA256 = hashlib.sha256(json.dumps(PROMPTS, sort_keys=True).encode()).hexdigest()
 MAGENTA = (255, 0, 255)
-WHOLE_SIDE, CUT_SIDE = 1024, 448  # longest side of what is shown: at most, and exactly
-DIMMED = 0.25  # of the light that is left outside the region
+WHOLE_SIDE, CUT_SIDE = 1024, 448  # pixels; longest side of a whole image (at most) and of a cut-out (exactly)
+DIMMED = 0.25  # share of the light that is left outside the region
 
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """One question about `caption` alone, or about a region of sample `key`. `images` are uint8 [H, W, 3].
+    """One question about a caption alone, or about a region of a sample.
 
-    wants   "yes or no", or "attributes" for the JSON of words that a caption uses
+    key      of the sample, "" for a caption alone
+    kind     one of KINDS, or "extract"
+    images   uint8 [H, W, 3] each
+    wants    "yes or no", or "attributes" for the JSON of words that a caption uses
     """
 
     key: str
@@ -73,7 +78,7 @@ class Question:
 
     @cached_property
     def id(self) -> str:
-        """sha256 of everything that the answer depends on but the model."""
+        """sha256 of everything that the answer depends on, except the model."""
         digest = hashlib.sha256(json.dumps([PROTOCOL, self.wants, self.text]).encode())
         for image in self.images:
             digest.update(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes())
@@ -81,7 +86,7 @@ class Question:
 
 
 def about_caption(caption: str) -> Question:
-    """Which words of the caption name colour, shape and texture?"""
+    """Ask which words of the caption name colour, shape and texture."""
     return Question("", "extract", caption, PROMPTS["extract"].format(caption=caption), wants="attributes")
 
 
@@ -92,7 +97,7 @@ def about_regions(
     words: Mapping[str, Mapping[str, str]],
     asked: Mapping[int, str] | None = None,
 ) -> Iterator[Question]:
-    """The questions about each region of an image uint8 [H, W, 3] that can be seen.
+    """Ask about each region of an image uint8 [H, W, 3] that can be seen.
 
     words   caption -> attribute -> the caption's word for it, "" for none
     asked   region -> the caption to ask for, by default its own; other regions are left out. An attribute of another
@@ -116,8 +121,11 @@ def about_regions(
 
 
 def swapped_captions(layout: Layout) -> dict[int, str]:
-    """Each region's next neighbour's caption, of those with other words; regions without such a neighbour are left out.
-    The floor: a model that says yes to everything says yes to these."""
+    """Give each region the next region's caption that has other words.
+
+    Regions without such a neighbour are left out. This is the floor: a model that says yes to everything says yes to
+    these.
+    """
     count = len(layout.captions)
     swapped = {}
     for index, own in enumerate(layout.captions):
@@ -129,7 +137,7 @@ def swapped_captions(layout: Layout) -> dict[int, str]:
 
 
 def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image with the outline of bool [H, W] drawn, its longest side at most WHOLE_SIDE."""
+    """Draw the outline of a mask bool [H, W]; the longest side becomes at most WHOLE_SIDE."""
     height, width = image.shape[:2]
     scale = min(1.0, WHOLE_SIDE / max(height, width))
     size = round(height * scale), round(width * scale)
@@ -142,7 +150,10 @@ def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The box around bool [H, W] with a margin, dimmed outside the mask, its longest side CUT_SIDE."""
+    """Cut out the box around a mask bool [H, W] with a margin, dimmed outside the mask.
+
+    Its longest side becomes CUT_SIDE.
+    """
     box = box_with_margin(mask)
     shown = np.where(mask[box][..., None], image[box], (image[box] * DIMMED).astype(np.uint8))
     scale = CUT_SIDE / max(shown.shape[:2])

@@ -1,7 +1,7 @@
-"""Region-wise answers as numbers: the share of regions for which the judge says yes.
+"""The share of regions for which the judge says yes.
 
-Always beside real images (ceiling) and questions about another region's caption (floor): a judge that cannot tell them
-apart measures nothing.
+It comes with real images (ceiling) and with questions about another region's caption (floor): a judge that cannot tell
+these apart measures nothing.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ def region_vqa(
     concurrency: int = 8,
     patience: Patience | None = None,
 ) -> list[Result]:
-    """A Result per kind of question and source of images. `extra` says how many questions have no answer; they do not
-    count, and are asked again when the same is evaluated again.
+    """Ask about all regions: a Result per kind of question and source of images.
 
-    The first two arguments start anew whenever they are called; their items have layouts.
+    `extra` counts the questions without an answer; they do not count, and the next evaluation asks them again.
+    `generated` and `real` return their items from the start at every call; the items have layouts. Raises UserError if
+    no question about a generated image has an answer.
     """
 
     def answered(questions: Iterable[Question], title: str) -> Iterator[tuple[Question, dict | None]]:
@@ -52,14 +53,12 @@ def region_vqa(
         for result in scored(answered(questions, source), source)
     ]
     if not any(result.source == GENERATED for result in results):
-        raise UserError(
-            f"{PROTOCOL}: no question about a generated image has an answer; see to the judge and the masks"
-        )
+        raise UserError(f"{PROTOCOL}: no question about a generated image has an answer; check the judge and the masks")
     return results
 
 
 def scored(answered: Iterable[tuple[Question, dict | None]], source: str) -> list[Result]:
-    """The share of regions answered with yes, by kind of question; kinds without any answer are left out."""
+    """Average the answers by kind of question; kinds without an answer are left out."""
     means = {kind: RegionMean() for kind in KINDS}
     certainties: dict[str, list[float]] = {kind: [] for kind in KINDS}
     unanswered = dict.fromkeys(KINDS, 0)
