@@ -235,7 +235,7 @@ def test_a_key_is_sent_without_its_line_end_and_refused_if_no_header_can_hold_it
         assert "Authorization" not in server.headers[1]
     for key in ("two\nlines", "schlüssel"):
         monkeypatch.setenv("OPENAI_API_KEY", key)
-        with pytest.raises(UserError, match="OPENAI_API_KEY: holds characters") as error:
+        with pytest.raises(UserError, match="OPENAI_API_KEY: ") as error:
             EndpointJudge("http://localhost:8000/v1", "stub")
         assert key not in str(error.value)
 
@@ -301,7 +301,7 @@ def test_half_a_line_is_forgotten_and_other_files_are_refused(tmp_path: Path):
         list(ask([yes_no(0), yes_no(1)], answers))
         assert path.read_bytes() == whole and server.requests == 3
         path.write_text("not\nours\n")
-        with pytest.raises(UserError, match="holds no answers"):
+        with pytest.raises(UserError, match="answers.jsonl: "):
             Answers(path, judge(server))
 
 

@@ -32,6 +32,7 @@ from seg2any.evaluation.shapes.sources import (
 from seg2any.generate.model import choose_device
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.run import open_folder
+from seg2any.system.processes import Process
 
 COLUMNS = (CEILING, ROUND_TRIP, GENERATED, OTHER_SCENE, EMPTY)
 
@@ -82,7 +83,7 @@ class Bench:
         write_run(folder, run, options.overwrite)
         discard_leftovers(folder)
         task = Task(scenes, folder, self.count(kind), 1, "png", SIZE, options.seed, self.recipe)
-        blocks, _ = plan(task, options.batch_size, (0, 1), options.overwrite)
+        blocks, _ = plan(task, options.batch_size, Process(), options.overwrite)
         make_images(task, blocks, self.pipeline, self.pipeline.settings, shown=True)
         return Generated.read(folder).images(0, scenes)
 
