@@ -184,7 +184,7 @@ def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path, paint
 
 def test_only_finished_rows_are_documented(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
     assert run(tmp_path, "--document_only") == 2
-    assert "no row is finished yet" in capsys.readouterr().err and painter.made == []
+    assert "no row is finished" in capsys.readouterr().err and painter.made == []
     with pytest.raises(SystemExit, match="2"):
         parse_options(["--document_only", "--overwrite"])
 
@@ -361,6 +361,6 @@ def test_bad_flags_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
             parse_options(flags)
         assert told in capsys.readouterr().err
     assert run(tmp_path, "--variant", f"trained-base={tmp_path / 'nowhere'}") == 2
-    assert "nowhere: no such folder; train it first" in capsys.readouterr().err
+    assert "nowhere: no such folder" in capsys.readouterr().err
     assert run(tmp_path, "--lora", str(tmp_path / "nowhere")) == 2
     assert "--lora" in capsys.readouterr().err

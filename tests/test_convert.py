@@ -122,7 +122,7 @@ def test_the_size_converter_keeps_values_and_names(tmp_path: Path, capsys: pytes
     assert convert_labelsize_512.main([*flags, "--data_set", "ade20k"]) == 2
     assert " id 151," in capsys.readouterr().err
     assert convert_labelsize_512.main([*flags[:3], str(tmp_path / "in")]) == 2
-    assert "is where the label maps are" in capsys.readouterr().err
+    assert "--output_path" in capsys.readouterr().err
 
 
 def test_killed_and_started_again_the_folder_is_the_same(tmp_path: Path):
