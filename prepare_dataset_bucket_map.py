@@ -52,7 +52,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     from seg2any.data.count import Parts, RowCounter, make_map
     from seg2any.data.left_out import check_unreadable
     from seg2any.generate.model import read_small_files
-    from seg2any.training.counts import map_path, origin_of
+    from seg2any.training.token_counts import map_path, origin_of
 
     path, process = map_path(settings), Process.of(os.environ)
     counting = with_shard(options.shard, process)

@@ -39,12 +39,13 @@ def run(arguments: list[str]) -> int:
     settings = config.load(arguments)
     from seg2any.system.allocator import keep_freed_memory
     from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
+    from seg2any.training.tasks.generation import Generation
     from seg2any.training.trainer import Trainer
 
     if settings.dry_run:
         print(describe(settings))
         return 0
-    trainer = Trainer(settings)
+    trainer = Trainer(settings, Generation(settings))
     if trainer.accelerator.device.type == "cpu":
         keep_freed_memory()
     signal = trainer.fit()

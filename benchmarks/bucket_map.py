@@ -40,7 +40,7 @@ from seg2any.generate.model import read_small_files
 from seg2any.system.console import exit_status, whole
 from seg2any.system.provenance import circumstances
 from seg2any.training.config import Config, Model
-from seg2any.training.counts import origin_of
+from seg2any.training.token_counts import origin_of
 
 SIZE = (1500, 2250)
 MASKS, CAPTIONED = 100, 6

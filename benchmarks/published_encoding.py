@@ -10,18 +10,17 @@ import torch
 
 from seg2any.bases.flux1.latents import encode_images
 from seg2any.diffusion.prepare import contour_image
-from seg2any.training import source
-from seg2any.training.encoded import EncodedSample, Latents, image_of, latents_of
-from seg2any.training.reader import ReadSample
-from seg2any.training.source import LiveEncoder
+from seg2any.training import batches
+from seg2any.training.batches import Encoder, ReadSample
+from seg2any.training.samples import EncodedSample, Latents, image_of, latents_of
 
 
-class PublishedEncoder(LiveEncoder):
+class PublishedEncoder(Encoder):
     """For samples of one size that are read from their files, all with contours or all without."""
 
     def __call__(self, reads: Sequence[ReadSample]) -> list[EncodedSample]:
         latents = iter(self._latents(reads))
-        with mock.patch.object(source, "encode_latents", lambda *_: next(latents)):
+        with mock.patch.object(batches, "encode_latents", lambda *_: next(latents)):
             return [sample for read in reads for sample in super(PublishedEncoder, self).__call__([read])]
 
     def _latents(self, reads: Sequence[ReadSample]) -> list[Latents]:

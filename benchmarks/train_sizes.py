@@ -23,11 +23,11 @@ from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion import flow
 from seg2any.system.errors import UserError
 from seg2any.training import config as configs
+from seg2any.training.build import follow_autocast
 from seg2any.training.config import Config
-from seg2any.training.memory import GIB, Encoders, Launch, estimate
+from seg2any.training.dry_run import GIB, Encoders, Launch, estimate
 from seg2any.training.optimizer import make_optimizer
-from seg2any.training.quantize import follow_autocast
-from seg2any.training.velocity import Velocity
+from seg2any.training.tasks.flow_matching import Velocity
 
 CONFIGS = Path(__file__).parents[1] / "config"
 SIDES = {"flux-dev": 1024, "tiny": 128}

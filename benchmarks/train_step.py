@@ -36,6 +36,7 @@ from seg2any.system.errors import UserError
 from seg2any.system.provenance import circumstances
 from seg2any.training import config as configs
 from seg2any.training.config import Config
+from seg2any.training.tasks.generation import Generation
 from seg2any.training.trainer import Trainer
 
 DEFAULT = ("config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64")
@@ -133,7 +134,7 @@ def measure(config: Config, rounds: int, clock: str, folder: Path) -> dict:
         "resolution": config.resolution,
         "rounds": rounds,
         "clock": clock,
-        "precision": str(trainers[published].velocity.dtype),
+        "precision": str(trainers[published].strategy.dtype),
     } | circumstances(trainers[published].accelerator.device)
 
 
@@ -143,20 +144,19 @@ def trainer_of(scheme: Scheme, config: Config, folder: Path) -> Trainer:
     model = replace(config.model, condition=condition)
     project = replace(config.project, output_dir=str(folder / scheme.name))
     val = replace(config.data.val, type=None, target=None)
-    trainer = Trainer(
-        replace(config, trainer=options, model=model, project=project, data=replace(config.data, val=val))
-    )
+    chosen = replace(config, trainer=options, model=model, project=project, data=replace(config.data, val=val))
+    trainer = Trainer(chosen, Generation(chosen))
     if scheme.published:
-        trainer.pipeline.vae.to(memory_format=torch.contiguous_format)  # channels_last is ours
-        encode = trainer.data.train.encode
-        trainer.data.train.encode = PublishedEncoder(**vars(encode))
+        trainer.task.pipeline.vae.to(memory_format=torch.contiguous_format)  # channels_last is ours
+        encode = trainer.task.data.encode
+        trainer.task.data.encode = PublishedEncoder(**vars(encode))
     return trainer
 
 
 def timed_step(trainer: Trainer, scheme: Scheme, clock: str) -> tuple[float, float]:
     """-> seconds, loss."""
     log = LastLoss()
-    heads = trainer.pipeline.transformer.config.num_attention_heads
+    heads = trainer.task.pipeline.transformer.config.num_attention_heads
     with published_scheme(heads) if scheme.published else contextlib.nullcontext():
         took = timed(lambda: trainer.step(log), trainer.accelerator.device, clock)
     return took, log.loss

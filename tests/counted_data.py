@@ -13,7 +13,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.data.count import RowCounter
 from seg2any.data.dataset import Annotation, MaskStack, SampleError
 from seg2any.training import config
-from seg2any.training.counts import origin_of
+from seg2any.training.token_counts import origin_of
 
 
 @dataclass(frozen=True)

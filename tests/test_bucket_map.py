@@ -32,7 +32,7 @@ from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE
 from seg2any.system.weights import tokenizer_digest
 from seg2any.training import config
-from seg2any.training.counts import map_path, open_map, origin_of
+from seg2any.training.token_counts import map_path, open_map, origin_of
 from tests import synthetic_data
 from tests.counted_data import Squares, Words, squares_config, squares_counter
 from tests.golden_root import REPOSITORY

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import prepare_dataset_bucket_map
 from seg2any.data.catalog import open_data_set
 from seg2any.training import config
-from seg2any.training.counts import open_map
+from seg2any.training.token_counts import open_map
 from tests import synthetic_data
 from tests.golden_root import REPOSITORY
 from tests.test_bucket_map import MODEL

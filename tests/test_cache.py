@@ -25,7 +25,7 @@ from seg2any.diffusion.prepare import encode_layouts
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE, Process
 from seg2any.training import cache, config, store
-from seg2any.training.loading import Loading
+from seg2any.training.open_data import DataSources
 from seg2any.training.store import CacheError, DamagedShardWarning, MemoryStore, ShardStore, key_of
 from tests.synthetic_data import make_ade20k, make_folder
 
@@ -43,7 +43,7 @@ def loading(pipe, settings=SETTINGS, folder=None, text="none", latents=False, **
     options.model.condition = settings
     chosen = {"cache_text": text, "cache_latents": latents, "cache_dir": folder and str(folder), **trainer}
     options.trainer = dataclasses.replace(options.trainer, **chosen)
-    return Loading(options, pipe, settings, ALONE)
+    return DataSources(options, pipe, ALONE)
 
 
 def same(a, b):
@@ -69,7 +69,7 @@ ALL_SETTINGS = {
 @pytest.mark.parametrize("settings", ALL_SETTINGS.values(), ids=ALL_SETTINGS.keys())
 def test_samples_are_what_the_networks_say(data, stock_pipe, settings, tmp_path):
     """Against the pipeline's own encoding of resized masks and pixels, stored and read again."""
-    source = loading(stock_pipe, settings, tmp_path, "all", latents=True).source(data)
+    source = loading(stock_pipe, settings, tmp_path, "all", latents=True).training_set(data)
     for index in (0, 3):
         ours, sample = source[index], data[index]
         (layout,) = encode_layouts([_resized(sample.layout)], (64, 64), stock_pipe, settings)
@@ -101,8 +101,8 @@ def _resized(layout):
 @pytest.mark.parametrize("latents", [False, True])
 def test_cached_and_live_samples_are_the_same(data, stock_pipe, tmp_path, text, latents):
     """Pictures bit for bit. T5 is given other captions at a time, so its sums may round otherwise."""
-    live = loading(stock_pipe, caption_dropout=0.1).source(data)
-    cached = loading(stock_pipe, SETTINGS, tmp_path, text, latents, caption_dropout=0.1).source(data)
+    live = loading(stock_pipe, caption_dropout=0.1).training_set(data)
+    cached = loading(stock_pipe, SETTINGS, tmp_path, text, latents, caption_dropout=0.1).training_set(data)
     for index in range(len(data)):
         a, b = live[index], cached[index]
         assert same(a.image, b.image) and same(a.layout.contour, b.layout.contour)
@@ -117,8 +117,8 @@ def test_cached_and_live_samples_are_the_same(data, stock_pipe, tmp_path, text, 
 
 
 def test_complete_caches_need_no_network_and_no_file(data, stock_pipe, tmp_path):
-    first = loading(stock_pipe, SETTINGS, tmp_path, "all", latents=True).source(data)
-    blind = loading(Blind(stock_pipe), SETTINGS, tmp_path, "all", latents=True).source(Unreadable(data))
+    first = loading(stock_pipe, SETTINGS, tmp_path, "all", latents=True).training_set(data)
+    blind = loading(Blind(stock_pipe), SETTINGS, tmp_path, "all", latents=True).training_set(Unreadable(data))
     assert all(same(first[index], blind[index]) for index in range(len(data)))
 
 
@@ -170,7 +170,7 @@ def test_a_photo_that_is_replaced_is_encoded_again_and_no_other(make, stock_pipe
 
     def opened():
         data = open_data_set(make.__name__.removeprefix("make_"), made.params)
-        return loading(stock_pipe, folder=tmp_path / "cache", latents=True).source(data)
+        return loading(stock_pipe, folder=tmp_path / "cache", latents=True).training_set(data)
 
     encode = cache.encode_latents
     monkeypatch.setattr(cache, "encode_latents", lambda *args: encoded.append(args) or encode(*args))
@@ -193,10 +193,10 @@ def test_dropping_the_caption_leaves_a_sample_that_never_had_one(data, stock_pip
             return dataclasses.replace(self.data.annotation(index), caption=None)
 
     dropping = loading(stock_pipe, caption_dropout=0.5)
-    dropped, never = dropping.source(data)[1].without_caption(), dropping.source(Silent(data))[1]
+    dropped, never = dropping.training_set(data)[1].without_caption(), dropping.training_set(Silent(data))[1]
     torch.testing.assert_close(dropped.layout.text.pooled, never.layout.text.pooled, rtol=2**-10, atol=1e-6)
     assert dropped.lengths == never.lengths and dropped.without_caption() is dropped
-    assert not torch.equal(dropped.layout.text.pooled, dropping.source(data)[1].layout.text.pooled)
+    assert not torch.equal(dropped.layout.text.pooled, dropping.training_set(data)[1].layout.text.pooled)
 
 
 def entry(number):

@@ -18,7 +18,7 @@ from seg2any.data.bucket_map import METADATA, BucketMap
 from seg2any.data.count import Parts
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE, Process
-from seg2any.training.counts import map_path
+from seg2any.training.token_counts import map_path
 from tests.counted_data import Squares, squares_config, squares_counter
 from tests.golden_root import REPOSITORY
 from tests.sessions import processes_of, wait_until
@@ -192,7 +192,7 @@ DRIVER = """
 import sys
 from pathlib import Path
 from seg2any.data import count
-from seg2any.training.counts import map_path
+from seg2any.training.token_counts import map_path
 from seg2any.system.processes import ALONE
 from tests.counted_data import Squares, squares_config, squares_counter
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ from safetensors.torch import load_file, save_file
 
 from seg2any.system.errors import UserError
 from seg2any.system.weights import weights_fingerprint
-from seg2any.training import build, config
+from seg2any.training import build
 from seg2any.training.identity import WEIGHTS, Identity
-from seg2any.training.trainer import Trainer
 from tests import tiny_run
 
 TENSORS = {
@@ -30,7 +29,7 @@ def test_identity_refuses_what_changed_and_names_it():
 
 
 def test_a_checkpoint_that_knows_no_weights_is_resumed_with_a_warning():
-    with pytest.warns(UserWarning, match="does not say .* weights"):
+    with pytest.warns(UserWarning, match="no fingerprint of .* weights"):
         Identity({"seed": 1, WEIGHTS: "a"}).load_state_dict({"seed": 1})
     with pytest.raises(UserError, match="weights: 'b' in the checkpoint, 'a' now"):
         Identity({"seed": 1, WEIGHTS: "a"}).load_state_dict({"seed": 1, WEIGHTS: "b"})
@@ -97,11 +96,11 @@ def test_other_base_weights_are_refused_before_they_are_loaded_and_a_moved_model
     tiny_model, tmp_path, monkeypatch
 ):
     arguments = [*tiny_run.arguments(tiny_model, tmp_path), "--resume_from_checkpoint=latest"]
-    Trainer(config.load([*arguments, "--trainer.max_train_steps=1"])).fit()
+    tiny_run.trainer([*arguments, "--trainer.max_train_steps=1"]).fit()
     model = tmp_path / "elsewhere" / "model"
     shutil.copytree(tiny_model, model)
     resumed = [*arguments, f"--model.pretrained_model_name_or_path={model}", "--trainer.max_train_steps=2"]
-    assert Trainer(config.load(resumed)).resume().endswith("at step 1")
+    assert tiny_run.trainer(resumed).resume().endswith("at step 1")
 
     monkeypatch.setattr(build, "load_pipeline", None)
     (path,) = (model / "transformer").glob("*.safetensors")
@@ -109,6 +108,6 @@ def test_other_base_weights_are_refused_before_they_are_loaded_and_a_moved_model
     weights["x_embedder.weight"] = weights["x_embedder.weight"] * 1.01
     save_file(weights, path, metadata={"format": "pt"})
     with pytest.raises(UserError, match="model.pretrained_model_name_or_path's weights: .* in the checkpoint, .* now"):
-        Trainer(config.load(resumed))
+        tiny_run.trainer(resumed)
     with pytest.raises(UserError, match="seed: 42 in the checkpoint, 43 now"):
-        Trainer(config.load([*arguments, "--seed=43"]))
+        tiny_run.trainer([*arguments, "--seed=43"])

@@ -14,8 +14,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
 from seg2any.training import build, config
-from seg2any.training.memory import Encoders, Launch, estimate
-from seg2any.training.quantize import quantization_config
+from seg2any.training.dry_run import Encoders, Launch, estimate
 from tests import tiny_flux
 
 CONFIGS = Path(__file__).parents[1] / "config"
@@ -139,7 +138,7 @@ def test_adapters_on_a_4_bit_base_compute_as_on_its_dequantised_weights():
 
 
 def test_quantisation_says_what_it_lacks(monkeypatch):
-    assert quantization_config("none", torch.bfloat16) is None
+    assert build.quantization_config("none", torch.bfloat16) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="nf4 needs bitsandbytes; pip install bitsandbytes"):
-        quantization_config("nf4", torch.bfloat16)
+        build.quantization_config("nf4", torch.bfloat16)

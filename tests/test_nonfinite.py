@@ -10,8 +10,6 @@ import torch
 
 from seg2any.bases.flux1.latents import Posterior
 from seg2any.system.errors import UserError
-from seg2any.training import config
-from seg2any.training.trainer import Trainer
 from tests import forked, tiny_run
 
 needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
@@ -38,7 +36,7 @@ class Told:
 def poison(trainer):
     """Samples become NaN on their way into the loss."""
     image = Posterior(torch.full((16, 64), torch.nan), torch.zeros(16, 64))
-    trainer.objective.dropped_out = lambda sample, generator: replace(sample, image=image)
+    trainer.task.objective.dropped_out = lambda sample, generator: replace(sample, image=image)
 
 
 def weights(trainer):
@@ -54,7 +52,7 @@ def test_a_bad_batch_of_one_process_is_skipped_by_all(launcher, tiny_model, tmp_
     arguments = [*tiny_run.arguments(tiny_model, tmp_path), "--trainer.max_skipped_steps=2"]
 
     def run(rank):
-        trainer, log = Trainer(config.load(arguments)), Told()
+        trainer, log = tiny_run.trainer(arguments), Told()
         trainer.step(log)
         before, moments = weights(trainer), trainer.moments.state_dict()
         if rank == 1:
@@ -69,7 +67,7 @@ def test_a_bad_batch_of_one_process_is_skipped_by_all(launcher, tiny_model, tmp_
         assert line.count("train_") == 8  # 2 micro-steps x 2 samples x 2 processes
         with pytest.raises(UserError, match="step 3: the gradient was not finite 2 times in a row, last with samples"):
             trainer.step(log)
-        trainer.objective.__dict__.pop("dropped_out", None)
+        trainer.task.objective.__dict__.pop("dropped_out", None)
         trainer.step(log)
         assert trainer.progress.skipped_in_a_row == 0 and not same(before, weights(trainer))
         assert all(value.isfinite().all() for value in weights(trainer).values())

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from seg2any.training import config
-from seg2any.training.trainer import Trainer
+from tests import tiny_run
 from tests.golden_root import golden_root
 from tests.synthetic_data import make_ade20k, make_coco_stuff, make_sacap_1m
 from tests.tiny_run import losses
@@ -53,9 +53,9 @@ def test_a_published_config_starts_trains_and_resumes(name, tmp_path, monkeypatc
     make_data(name, tmp_path / "data")
     command = [str(CONFIGS / f"seg2any_{name}.yaml"), *SMALL]
     run = tmp_path / "runs" / name
-    Trainer(config.load([*command, "--trainer.max_train_steps=2"])).fit()
+    tiny_run.trainer([*command, "--trainer.max_train_steps=2"]).fit()
     assert (run / "checkpoint-2" / "cond" / "pytorch_lora_weights.safetensors").is_file()
-    resumed = Trainer(config.load([*command, "--trainer.max_train_steps=3", "--resume_from_checkpoint=latest"]))
+    resumed = tiny_run.trainer([*command, "--trainer.max_train_steps=3", "--resume_from_checkpoint=latest"])
     resumed.fit()
     assert resumed.progress.step == 3 and sorted(losses(run)) == [1, 2, 3]
     assert len(list((run / "gen_imgs").glob("step-3/*.png"))) == 1

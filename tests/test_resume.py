@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from seg2any.system.errors import UserError
-from seg2any.training import checkpoint, config
+from seg2any.training import checkpoint
 from seg2any.training.state_file import read_state
-from seg2any.training.trainer import Trainer
 from tests import forked, tiny_run
 from tests.tiny_run import same
 
@@ -42,23 +41,23 @@ def command(model, folder, *options):
 def train(arguments, trace, rank, killed_at=None):
     """Run to the end, or be killed at the `killed_at`-th event. `trace` gets every micro-step's samples and loss."""
     torch.manual_seed(random.SystemRandom().getrandbits(60))  # a process starts with a random state of its own
-    trainer = Trainer(config.load(arguments))
-    objective, batches, seen = trainer.objective, trainer.batches, []
+    trainer = tiny_run.trainer(arguments)
+    loss, batches, seen = trainer.task.loss, trainer.batches, []
 
     def traced_batches():
         for batch in batches:
             seen.append(batch.keys)
             yield batch
 
-    def traced_objective(*arguments):
+    def traced_loss(*arguments):
         count()
-        value = objective(*arguments)
+        value = loss(*arguments)
         row = [f"process {rank}, micro-step {trainer.sampler.position}", seen[-1], value.item().hex()]
         with open(trace, "a") as file:
             file.write(json.dumps(row) + "\n")
         return value
 
-    trainer.batches, trainer.objective = traced_batches(), traced_objective
+    trainer.batches, trainer.task.loss = traced_batches(), traced_loss
     count = watch(killed_at)
     trainer.fit()
     trace.with_suffix(f".events{rank}").write_text(str(count.events))
@@ -139,13 +138,13 @@ def life(arguments, folder, processes, launcher, victim=None, moment=None):
 def test_another_world_size_or_data_set_is_refused(tiny_model, tmp_path):
     two = [*command(tiny_model, tmp_path), "--trainer.max_train_steps=1"]
     log = tmp_path / "log.txt"
-    assert forked.run(lambda rank: Trainer(config.load(two)).fit(), log, 2) == [0, 0], log.read_text()[-4000:]
+    assert forked.run(lambda rank: tiny_run.trainer(two).fit(), log, 2) == [0, 0], log.read_text()[-4000:]
     resumed = [*two, "--resume_from_checkpoint=latest"]
     with pytest.raises(UserError, match="number of processes: 2 in the checkpoint, 1 now"):
-        Trainer(config.load(resumed)).fit()
+        tiny_run.trainer(resumed).fit()
 
     def other_data(rank):
         with pytest.raises(UserError, match="data.train's content: .* in the checkpoint, .* now"):
-            Trainer(config.load([*resumed, "--data.train.params={n_scenes: 11, entities: [1, 3], seed: 5}"])).fit()
+            tiny_run.trainer([*resumed, "--data.train.params={n_scenes: 11, entities: [1, 3], seed: 5}"]).fit()
 
     assert forked.run(other_data, log, 2) == [0, 0], log.read_text()[-4000:]

@@ -9,9 +9,8 @@ import torch
 
 from seg2any.system.errors import UserError
 from seg2any.training import config
-from seg2any.training.shards import is_sharded
 from seg2any.training.state_file import read_state
-from seg2any.training.trainer import Trainer
+from seg2any.training.strategy import shards_base
 from tests import forked, tiny_run
 from tests.tiny_run import rows, same
 
@@ -42,9 +41,9 @@ def assert_in_parts(transformer):
 
 
 def train(arguments):
-    trainer = Trainer(config.load(arguments))
+    trainer = tiny_run.trainer(arguments)
     if trainer.options.shard_base:
-        assert_in_parts(trainer.pipeline.transformer)
+        assert_in_parts(trainer.task.pipeline.transformer)
     assert trainer.accelerator.num_processes == 2
     trainer.fit()
 
@@ -69,14 +68,14 @@ def test_a_base_in_parts_trains_validates_and_resumes_as_a_whole_one(tiny_model,
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("DEEPSPEED", [], "goes with DDP, not with DeepSpeed"),
-        ("MULTI_GPU", ["--memory=nf4"], "quantised weights cannot be sharded"),
-        ("MULTI_GPU", ["--trainer.compile=true"], "does not go with trainer.compile"),
+        ("DEEPSPEED", [], "DeepSpeed"),
+        ("MULTI_GPU", ["--memory=nf4"], "trainer.base_quantization"),
+        ("MULTI_GPU", ["--trainer.compile=true"], "trainer.compile"),
     ],
 )
 def test_what_does_not_go_with_parts_is_refused(kind, options, message):
     launched = SimpleNamespace(num_processes=2, distributed_type=SimpleNamespace(value=kind))
     with pytest.raises(UserError, match=f"trainer.shard_base: .*{message}"):
-        is_sharded(config.load([SHARDED, *options]), launched)
+        shards_base(config.load([SHARDED, *options]), launched)
     launched.num_processes = 1
-    assert not is_sharded(config.load([SHARDED, *options]), launched)
+    assert not shards_base(config.load([SHARDED, *options]), launched)

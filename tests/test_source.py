@@ -19,13 +19,11 @@ from seg2any.data.dataset import ClosedSet, SampleError
 from seg2any.data.left_out import LeftOutWarning
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE
-from seg2any.training import config, run_data
-from seg2any.training.counts import read_or_count
-from seg2any.training.reader import read_ahead
-from seg2any.training.run_data import RawData, load_data
-from seg2any.training.source import SkippedSampleWarning
+from seg2any.training import config, open_data
+from seg2any.training.batches import SkippedSampleWarning, read_ahead
+from seg2any.training.open_data import RawData, load_data
 from seg2any.training.store import CacheError, ShardStore
-from seg2any.training.trainer import Trainer
+from seg2any.training.token_counts import read_or_count
 from tests import tiny_run
 from tests.counted_data import Squares, Words
 from tests.synthetic_data import make_ade20k
@@ -45,7 +43,7 @@ def take(source, sampler, count):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_ahead_never_moves_the_position(data, stock_pipe, workers):
     """Two batches are consumed, more are being read; a sampler loaded from the state then goes on with the third."""
-    source = loading(stock_pipe).source(data)
+    source = loading(stock_pipe).training_set(data)
     source.workers = workers
     sampler = source.sampler("length", 2)
     random_before = torch.get_rng_state()
@@ -80,7 +78,7 @@ class Faulty(Unreadable):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unusable_sample_leaves_its_batch_or_ends_the_run(data, stock_pipe, tmp_path, latents, workers):
     def source():
-        made = loading(stock_pipe, SETTINGS, tmp_path, latents=latents).source(Faulty(data))
+        made = loading(stock_pipe, SETTINGS, tmp_path, latents=latents).training_set(Faulty(data))
         made.workers = workers
         return made
 
@@ -112,15 +110,15 @@ def test_what_cannot_be_read_is_said_before_training_starts(data, tmp_path):
     with pytest.raises(UserError, match="2 of 5 samples cannot be used"):
         read_or_count(Squares(5, broken=(1, 3)), Words(), 16, settings, ALONE)
     with pytest.warns(SkippedSampleWarning, match="left out of validation images: photos/4.jpg"):
-        shown = run_data._first_layouts(Faulty(data), 6, skips=True)
+        shown = open_data._first_layouts(Faulty(data), 6, skips=True)
     assert [layout.digest() for layout in shown] == [data[n].layout.digest() for n in (0, 1, 2, 3, 5, 6)]
     with pytest.raises(SampleError, match="photos/4.jpg"):
-        run_data._first_layouts(Faulty(data), 6, skips=False)
+        open_data._first_layouts(Faulty(data), 6, skips=False)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_damaged_cache_is_no_matter_of_a_sample(data, stock_pipe, tmp_path, workers):
-    source = loading(stock_pipe, SETTINGS, tmp_path, latents=True).source(data)
+    source = loading(stock_pipe, SETTINGS, tmp_path, latents=True).training_set(data)
     source.workers = workers
     (shard,) = tmp_path.glob("latents-*/*")
     content = bytearray(shard.read_bytes())
@@ -161,7 +159,7 @@ def test_each_aspect_bucket_is_read_at_its_size(stock_pipe, tmp_path):
     made = loading(stock_pipe, SETTINGS, tmp_path)
     made.config.data.aspect = "bucket"
     made.preparation = dataclasses.replace(made.preparation, aspect="bucket")
-    source = made.source(data)
+    source = made.training_set(data)
     batches = take(source, source.sampler("length", 2), 3)
     for batch in batches:
         assert len({index % 3 for index in batch.indices}) == 1
@@ -178,13 +176,13 @@ def test_lengths_come_from_the_bucket_map_if_the_config_says_so(data, stock_pipe
     made = loading(stock_pipe, SETTINGS, tmp_path)
     made.config.data.train.params["is_group_bucket"] = True
     with pytest.raises(UserError, match=r"64H_64W-group_bucket.parquet: no such file; make it with prepare_dataset"):
-        made.source(data)
+        made.training_set(data)
     del made.config.data.train.params["is_group_bucket"]
-    counted = made.source(data).lengths
+    counted = made.training_set(data).lengths
     (kept,) = tmp_path.glob("lengths-*.parquet")
     kept.rename(tmp_path / "64H_64W-group_bucket.parquet")
     made.config.data.train.params["is_group_bucket"] = True
-    assert np.array_equal(made.source(data).lengths, counted)
+    assert np.array_equal(made.training_set(data).lengths, counted)
     assert not list(tmp_path.glob("lengths-*"))
 
 
@@ -223,10 +221,10 @@ def test_networks_that_nothing_needs_are_gone_before_training(data, stock_pipe, 
 
     raw = RawData(cls(data), data)
     made.config.trainer.num_validation_samples = 2
-    run = load_data(raw, made.config, pipe, SETTINGS, ALONE)
+    run = load_data(raw, made.config, pipe, ALONE)
     assert {name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name) is None} == set(gone)
     assert pipe.vae is not None and len(run.val) == 2 and len(run.shown) == 4
-    with_all = loading(stock_pipe, SETTINGS).source(cls(data))
+    with_all = loading(stock_pipe, SETTINGS).training_set(cls(data))
     assert same(run.train[1].layout.text.lengths, with_all[1].layout.text.lengths)
     torch.testing.assert_close(run.train[1].layout.text.embeds, with_all[1].layout.text.embeds, rtol=2**-10, atol=1e-6)
 
@@ -236,13 +234,13 @@ def test_class_names_are_encoded_once_and_open_captions_never(stock_pipe, tmp_pa
     data = open_data_set("ade20k", made.params)
     assert isinstance(data, ClosedSet) and len(data.class_captions) == 150
     with pytest.warns(TruncationWarning):  # names longer than 10 tokens, as published
-        known = loading(stock_pipe, SETTINGS, tmp_path / "cache", "classes").source(data).encode.known
+        known = loading(stock_pipe, SETTINGS, tmp_path / "cache", "classes").training_set(data).encode.known
     assert {key.caption for key in known} == set(data.class_captions)
     one = TextKey(data.class_captions[7], SETTINGS.regional_max_sequence_length, "t5")
     (alone,) = dict(encode_keys([one], stock_pipe)).values()
     torch.testing.assert_close(known[one].float(), alone, rtol=2**-10, atol=1e-6)
-    assert not loading(stock_pipe, SETTINGS, text="none").source(data).encode.known
-    assert not loading(stock_pipe, SETTINGS, text="classes").source(Unlabelled(data)).encode.known
+    assert not loading(stock_pipe, SETTINGS, text="none").training_set(data).encode.known
+    assert not loading(stock_pipe, SETTINGS, text="classes").training_set(Unlabelled(data)).encode.known
 
 
 class Unlabelled(Unreadable):
@@ -253,10 +251,7 @@ class Unlabelled(Unreadable):
 def test_training_with_and_without_caches_gives_the_same_losses(tiny_model, tmp_path):
     def losses(name, *options):
         folder = tmp_path / name
-        trainer = Trainer(
-            config.load([*tiny_run.arguments(tiny_model, folder), "--trainer.max_train_steps=3", *options])
-        )
-        trainer.fit()
+        tiny_run.fit([*tiny_run.arguments(tiny_model, folder), "--trainer.max_train_steps=3", *options])
         return list(tiny_run.losses(folder / "run").values())
 
     live = losses("live", "--trainer.cache_text=none")
@@ -267,7 +262,7 @@ def test_training_with_and_without_caches_gives_the_same_losses(tiny_model, tmp_
 
 def test_a_run_that_ends_by_an_error_does_not_wait_for_its_readers_for_ever():
     script = (
-        "import seg2any.training.reader as reader\n"
+        "import seg2any.training.batches as reader\n"
         "reader.LAST_STEP_SECONDS = 1\n"
         "batches = reader.read_ahead(abs, [[1], [2], [3]], workers=1)\n"
         "print(next(batches))\n"

@@ -5,20 +5,23 @@ import torch
 from torch import nn
 
 from seg2any.system.errors import UserError
-from seg2any.training.trainable import Average, Trainable
+from seg2any.training.optimizer import Average, Trainable
 
 
-def test_trainable_keeps_only_what_is_trained():
-    model = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 3))
-    state = {name: value.clone() for name, value in Trainable(model).state_dict().items()}
-    assert set(state) == {"1.weight", "1.bias"}
-    other = nn.Sequential(nn.Linear(2, 2).requires_grad_(False), nn.Linear(2, 3))
-    Trainable(other).load_state_dict(state)
-    assert torch.equal(other[1].weight, model[1].weight)
-    with pytest.raises(UserError, match="other layers"):
-        Trainable(nn.Linear(2, 3)).load_state_dict(state)
-    with pytest.raises(UserError, match=r"1.weight is \[3, 2\] there, \[4, 2\] here"):
-        Trainable(nn.Sequential(nn.Identity(), nn.Linear(2, 4))).load_state_dict(state)
+def parameters(*sizes):
+    return dict(nn.Sequential(*(nn.Linear(2, size) for size in sizes)).named_parameters())
+
+
+def test_trained_parameters_are_copied_by_name_or_refused():
+    mine, others = parameters(3), parameters(3)
+    state = {name: value.clone() for name, value in Trainable(mine).state_dict().items()}
+    assert set(state) == {"0.weight", "0.bias"}
+    Trainable(others).load_state_dict(state)
+    assert torch.equal(others["0.weight"], mine["0.weight"])
+    with pytest.raises(UserError, match="^checkpoint: "):
+        Trainable(parameters(3, 3)).load_state_dict(state)
+    with pytest.raises(UserError, match="^checkpoint: 0.weight "):
+        Trainable(parameters(4)).load_state_dict(state)
 
 
 def test_average_by_hand():

@@ -13,10 +13,10 @@ from seg2any.system.errors import UserError
 from seg2any.training import build, config
 from seg2any.training.checkpoint import STATE
 from seg2any.training.log import RunLog
-from seg2any.training.parallel import make_accelerator
-from seg2any.training.source import Batch
+from seg2any.training.optimizer import SCHEDULES, make_schedule
 from seg2any.training.state_file import read_state, write_state
-from seg2any.training.trainer import Trainer
+from seg2any.training.strategy import make_strategy
+from seg2any.training.task import Batch
 from tests import tiny_run
 from tests.tiny_run import fit, losses, rows, same
 
@@ -48,11 +48,11 @@ def test_resume_accepts_any_path_and_refuses_another_run(arguments, tmp_path):
     with pytest.raises(UserError, match="trainer.learning_rate: 0.01 in the checkpoint, 0.001 now"):
         fit([*latest, "--trainer.learning_rate=1e-3"])
     state = tmp_path / "elsewhere" / "checkpoint-3" / STATE
-    assert "past trainer.max_train_steps" in Trainer(config.load([*latest, "--trainer.max_train_steps=2"])).resume()
-    assert "past" not in Trainer(config.load([*latest, "--trainer.max_train_steps=3"])).resume()
+    assert "past trainer.max_train_steps" in tiny_run.trainer([*latest, "--trainer.max_train_steps=2"]).resume()
+    assert "past" not in tiny_run.trainer([*latest, "--trainer.max_train_steps=3"]).resume()
     write_state(state, {key: value for key, value in read_state(state).items() if key != "progress"})
     with pytest.raises(UserError, match="checkpoint-3: its state has no 'progress'"):
-        Trainer(config.load(latest)).resume()
+        tiny_run.trainer(latest).resume()
 
 
 def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, tiny_model, tmp_path):
@@ -73,18 +73,18 @@ def test_published_files_hold_the_average_and_load_into_a_pipeline(arguments, ti
     card = pipeline.card
     assert (card.rank, card.alpha, card.step, card.dataset, card.resolution) == (3, 6, 2, "shapes", 64)
     assert card.condition.hard_attn_block_range == (1, 3) and not card.assumed
-    assert pipeline.settings == replace(trainer.settings, vae_posterior=pipeline.settings.vae_posterior)
+    assert pipeline.settings == replace(trainer.task.settings, vae_posterior=pipeline.settings.vae_posterior)
 
 
 def test_a_new_run_starts_from_given_adapters_without_rounding(arguments, tmp_path):
     first = fit([*arguments, "--trainer.max_train_steps=1"])
     start = [f"--model.lora_ckpt_path={tmp_path / 'run' / 'checkpoint-1'}", f"--project.output_dir={tmp_path / 'new'}"]
-    second = Trainer(config.load([*arguments, *start, "--mixed_precision=no"]))
+    second = tiny_run.trainer([*arguments, *start, "--mixed_precision=no"])
     assert second.progress.step == 0 and second.trainable.parameters.keys() == first.trainable.parameters.keys()
     for ours, average in zip(second.trainable.parameters.values(), first.average.values, strict=True):
         assert ours.requires_grad and torch.equal(ours, average)
     with pytest.raises(UserError, match="checkpoint-1 has a cond/; change model.is_use_cond_token"):
-        Trainer(config.load([*arguments, *start, "--model.is_use_cond_token=false"]))
+        tiny_run.trainer([*arguments, *start, "--model.is_use_cond_token=false"])
     second.fit()
     shutil.rmtree(tmp_path / "run")  # a resumed run finds its adapters in its own checkpoint
     third = fit([*arguments, *start, "--resume_from_checkpoint=latest", "--trainer.max_train_steps=5"])
@@ -94,7 +94,7 @@ def test_a_new_run_starts_from_given_adapters_without_rounding(arguments, tmp_pa
 def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, tiny_model):
     before = Seg2AnyPipeline.from_pretrained(tiny_model).transformer.to(torch.bfloat16).state_dict()
     trainer = fit([*arguments, "--mixed_precision=bf16", "--trainer.max_train_steps=2"])
-    after = trainer.pipeline.transformer.state_dict()
+    after = trainer.task.pipeline.transformer.state_dict()
     frozen = {key.replace(".base_layer", ""): value for key, value in after.items() if "lora_" not in key}
     assert same(frozen, before)
     lora = {key: value for key, value in after.items() if "lora_" in key}
@@ -107,11 +107,12 @@ def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, tiny_m
 def test_training_lowers_the_loss_at_fixed_noise(arguments):
     few = ["--data.train.params={n_scenes: 4, entities: [1, 2]}", "--trainer.train_batch_size=4", "--model.rank=16"]
     steps = ["--trainer.max_train_steps=40", "--trainer.gradient_accumulation_steps=1", "--model.lora_dropout=0"]
-    trainer = Trainer(config.load([*arguments, *few, *steps]))
-    trainer.validation.data = replace(trainer.data, val=trainer.data.train)
-    before = trainer.validation.losses()["val_loss"]
+    trainer = tiny_run.trainer([*arguments, *few, *steps])
+    task = trainer.task
+    task.inputs = replace(task.inputs, val=task.data)
+    before = task.validation_losses()["val_loss"]
     trainer.fit()
-    assert trainer.validation.losses()["val_loss"] < 0.85 * before
+    assert task.validation_losses()["val_loss"] < 0.85 * before
 
 
 class Silence(RunLog):
@@ -125,12 +126,12 @@ class Silence(RunLog):
 
 
 def test_a_step_with_a_non_finite_loss_changes_nothing_and_is_counted(arguments, monkeypatch):
-    trainer = Trainer(config.load([*arguments, "--trainer.max_skipped_steps=3"]))
+    trainer = tiny_run.trainer([*arguments, "--trainer.max_skipped_steps=3"])
     trainer.step(Silence())
     weights = {name: p.detach().clone() for name, p in trainer.trainable.parameters.items()}
     rate = trainer.schedule.get_last_lr()
     poison = Posterior(torch.full((16, 64), torch.nan), torch.zeros(16, 64))
-    monkeypatch.setattr(trainer.objective, "dropped_out", lambda sample, generator: replace(sample, image=poison))
+    monkeypatch.setattr(trainer.task.objective, "dropped_out", lambda sample, generator: replace(sample, image=poison))
     trainer.step(Silence())
     trainer.step(Silence())
     assert same(weights, dict(trainer.trainable.parameters)) and trainer.schedule.get_last_lr() == rate
@@ -144,15 +145,15 @@ def test_a_step_with_a_non_finite_loss_changes_nothing_and_is_counted(arguments,
 
 def test_the_loss_is_the_equation_written_out(arguments):
     """(1 - s) x0 + s e in, e - x0 wanted, mean of squares; each random number from the step's seed, in order."""
-    trainer = Trainer(config.load([*arguments, "--model.vae_posterior=mode", "--model.lora_dropout=0"]))
-    samples = [trainer.data.train[i] for i in (3, 5)]
+    trainer = tiny_run.trainer([*arguments, "--model.vae_posterior=mode", "--model.lora_dropout=0"])
+    samples = [trainer.task.data[i] for i in (3, 5)]
     seen = {}
 
     def network(x, s, condition):
         seen.update(x=x, s=s, condition=condition)
         return 3 * x
 
-    loss = trainer.objective(network, samples, trainer.randomness.generators(5))
+    loss = trainer.task.objective(network, samples, trainer.randomness.generators(5))
     x0 = torch.stack([sample.image.mean for sample in samples])
     s = seen["s"].view(2, 1, 1)
     noise = (seen["x"] - (1 - s) * x0) / s
@@ -164,12 +165,12 @@ def test_the_loss_is_the_equation_written_out(arguments):
 
 def test_dropout_removes_the_caption_or_the_contour(arguments):
     everything = ["--trainer.caption_dropout=1", "--trainer.cond_dropout=1"]
-    trainer = Trainer(config.load([*arguments, *everything]))
-    text, _, cond = trainer.data.train[0].lengths
-    dropped = trainer.objective.dropped_out(trainer.data.train[0], torch.Generator())
-    regions = sum(len(region) for region in trainer.data.train[0].layout.text.regions)
+    trainer = tiny_run.trainer([*arguments, *everything])
+    text, _, cond = trainer.task.data[0].lengths
+    dropped = trainer.task.objective.dropped_out(trainer.task.data[0], torch.Generator())
+    regions = sum(len(region) for region in trainer.task.data[0].layout.text.regions)
     assert text > regions and cond > 0 and dropped.lengths == (regions, 16, 0)
-    assert trainer.objective(trainer.velocity, [dropped, dropped], trainer.randomness.generators(0)).isfinite()
+    assert trainer.task.objective(trainer.network, [dropped, dropped], trainer.randomness.generators(0)).isfinite()
 
 
 def test_validation_loss_does_not_depend_on_batches_or_processes(arguments, monkeypatch):
@@ -178,14 +179,14 @@ def test_validation_loss_does_not_depend_on_batches_or_processes(arguments, monk
         "--data.val.params={split: val, n_scenes: 5}",
         "--trainer.num_validation_samples=5",
     ]
-    trainer = Trainer(config.load([*arguments, *val]))
-    state = torch.get_rng_state()
-    from seg2any.training.validation import fixed_losses, named_losses
+    trainer = tiny_run.trainer([*arguments, *val])
+    task, state = trainer.task, torch.get_rng_state()
+    from seg2any.training.tasks.flow_matching import fixed_losses, named_losses
 
     def measured(indices, batch_size):
-        return fixed_losses(trainer.data.val, indices, trainer.settings, trainer.validation.velocity, batch_size)
+        return fixed_losses(task.inputs.val, indices, task.settings, task.network, batch_size)
 
-    trainer.pipeline.transformer.eval()
+    trainer.task.pipeline.transformer.eval()
     whole = measured(range(5), 2)
     torch.testing.assert_close(whole, measured(range(0, 5, 2), 3) + measured(range(1, 5, 2), 1))
     assert whole[:, 1].sum() == 5
@@ -201,8 +202,8 @@ def test_images_are_written_by_the_live_transformer(arguments, tmp_path):
         "--trainer.num_validation_samples=3",
     ]
     images = ["--trainer.num_validation_images=2", "--trainer.validation_steps=1", "--model.num_inference_steps=2"]
-    with pytest.warns(UserWarning, match="trainer.num_validation_images: 7, but data.val has 5"):
-        Trainer(config.load([*arguments, *val, "--trainer.num_validation_images=7"]))
+    with pytest.warns(UserWarning, match="trainer.num_validation_images"):
+        tiny_run.trainer([*arguments, *val, "--trainer.num_validation_images=7"])
     fit([*arguments, *val, *images, "--trainer.max_train_steps=1", "--trainer.validation_loss_steps=1"])
     written = sorted(path.relative_to(tmp_path / "run" / "gen_imgs") for path in tmp_path.rglob("gen_imgs/*/*"))
     assert [str(path) for path in written] == ["step-1/000.png", "step-1/001.png", "step-1/panels"]
@@ -218,10 +219,10 @@ def test_published_layer_keys_must_choose_the_published_layers(arguments):
     )
     settings = config.load(arguments)
     settings.model.cond_lora_layers = published
-    pipeline = build.load_pipeline(settings, make_accelerator(settings))
+    pipeline = build.load_pipeline(settings, make_strategy(settings))
     build.attach_adapters(pipeline.transformer, settings)
     settings.model.cond_lora_layers = "regular_expression:.*to_k"
-    pipeline = build.load_pipeline(settings, make_accelerator(settings))
+    pipeline = build.load_pipeline(settings, make_strategy(settings))
     with pytest.raises(UserError, match="model.cond_lora_layers"):
         build.attach_adapters(pipeline.transformer, settings)
 
@@ -232,11 +233,11 @@ def test_accumulation_makes_the_update_of_the_larger_batch(arguments):
     reached = []
     for size, accumulated in ((4, 1), (2, 2)):
         chosen = [f"--trainer.train_batch_size={size}", f"--trainer.gradient_accumulation_steps={accumulated}"]
-        trainer = Trainer(config.load([*arguments, *same_sums, *chosen]))
+        trainer = tiny_run.trainer([*arguments, *same_sums, *chosen])
         numbers = [[3, 5, 0, 7], [1, 2, 6, 4]]
         parts = [step[start : start + size] for step in numbers for start in range(0, 4, size)]
         trainer.batches = iter(
-            [Batch(list(range(size)), part, [*map(str, part)], [trainer.data.train[i] for i in part]) for part in parts]
+            [Batch(list(range(size)), part, [*map(str, part)], [trainer.task.data[i] for i in part]) for part in parts]
         )
         for _ in numbers:
             trainer.step(Silence())
@@ -250,17 +251,17 @@ def test_accumulation_makes_the_update_of_the_larger_batch(arguments):
 def test_every_parameter_gets_a_gradient_even_without_condition_tokens(arguments, checkpointing):
     """Or processes would wait for each other's gradients for ever."""
     everything = ["--trainer.cond_dropout=1", f"--trainer.gradient_checkpointing={checkpointing}"]
-    trainer = Trainer(config.load([*arguments, *everything]))
-    trainer.objective(trainer.velocity, next(trainer.batches).samples, trainer.randomness.generators(0)).backward()
+    trainer = tiny_run.trainer([*arguments, *everything])
+    trainer.task.objective(trainer.network, next(trainer.batches).samples, trainer.randomness.generators(0)).backward()
     assert [name for name, p in trainer.trainable.parameters.items() if p.grad is None] == []
 
 
-@pytest.mark.parametrize("name", build.SCHEDULES)
+@pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_of_diffusers_can_be_had_by_name(name):
     rules = ["--scheduler.lr_step_rules=1:3,0.1:6,0.01"] if name == "piecewise_constant" else []
     chosen = config.load([f"--scheduler.lr_scheduler={name}", "--scheduler.lr_warmup_steps=2", *rules])
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
-    schedule, rates = build.make_schedule(chosen, optimizer, last_step=8), []
+    schedule, rates = make_schedule(chosen, optimizer, last_step=8), []
     for _ in range(8):
         rates += schedule.get_last_lr()
         optimizer.step()
@@ -276,8 +277,8 @@ def test_every_schedule_of_diffusers_can_be_had_by_name(name):
 @pytest.mark.parametrize("rules", ["''", "fast", "1:x,2", "1:2,"])
 def test_rules_of_a_schedule_that_cannot_be_read_are_named(rules):
     chosen = config.load(["--scheduler.lr_scheduler=piecewise_constant", f"--scheduler.lr_step_rules={rules}"])
-    with pytest.raises(UserError, match="piecewise_constant: .*; rules are such as 1:1000,0.1:2000,0.01 for"):
-        build.make_schedule(chosen, torch.optim.SGD([torch.zeros(1)], lr=1.0), last_step=8)
+    with pytest.raises(UserError, match="scheduler.lr_scheduler: piecewise_constant: "):
+        make_schedule(chosen, torch.optim.SGD([torch.zeros(1)], lr=1.0), last_step=8)
 
 
 def test_validation_leaves_lora_dropout_on(arguments, tmp_path):
@@ -286,7 +287,7 @@ def test_validation_leaves_lora_dropout_on(arguments, tmp_path):
     often = [*arguments, *val, "--trainer.validation_loss_steps=1", "--model.lora_dropout=0"]
     fit([*often, "--trainer.max_train_steps=1"])
     start = [f"--model.lora_ckpt_path={tmp_path / 'run' / 'checkpoint-1'}", f"--project.output_dir={tmp_path / 'new'}"]
-    trainer = Trainer(config.load([*often, *start, "--model.lora_dropout=0.5", "--trainer.max_train_steps=1"]))
-    dropouts = [m for name, m in trainer.pipeline.transformer.named_modules() if ".lora_dropout." in name]
+    trainer = tiny_run.trainer([*often, *start, "--model.lora_dropout=0.5", "--trainer.max_train_steps=1"])
+    dropouts = [m for name, m in trainer.task.pipeline.transformer.named_modules() if ".lora_dropout." in name]
     trainer.fit()
     assert len(dropouts) > 50 and all(dropout.training and dropout.p == 0.5 for dropout in dropouts)

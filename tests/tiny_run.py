@@ -47,13 +47,20 @@ def start(arguments: Sequence[str], launcher: str = "python") -> subprocess.Pope
 
 
 def fit(arguments: Sequence[str]):
-    """-> the trainer, after a run in this process."""
+    """Run in this process; return the trainer."""
+    made = trainer(arguments)
+    made.fit()
+    return made
+
+
+def trainer(arguments: Sequence[str]):
+    """Make the trainer of a run of generation."""
     from seg2any.training import config
+    from seg2any.training.tasks.generation import Generation
     from seg2any.training.trainer import Trainer
 
-    trainer = Trainer(config.load(arguments))
-    trainer.fit()
-    return trainer
+    settings = config.load(arguments)
+    return Trainer(settings, Generation(settings))
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""From a config to the objects of a run. Nothing here trains."""
+"""Build the network of a run: the frozen base on its device, quantised if asked for, with adapters to train."""
 
 from __future__ import annotations
 
@@ -8,47 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from diffusers.optimization import SchedulerType, get_scheduler
+from diffusers import PipelineQuantizationConfig
 from huggingface_hub.errors import HFValidationError
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
 from seg2any.adapters.files import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
-from seg2any.attention.settings import ConditionSettings
 from seg2any.data.catalog import data_set_name
-from seg2any.diffusion.flow import TimestepWeighting
+from seg2any.generate import memory
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError
+from seg2any.system.precision import best_device
 from seg2any.system.weights import weights_fingerprint
 from seg2any.training.config import Config
-from seg2any.training.objective import Objective
-from seg2any.training.parallel import weight_dtype
-from seg2any.training.quantize import follow_autocast, quantization_config
-from seg2any.training.shards import is_sharded
+from seg2any.training.strategy import Strategy
 
-SCHEDULES = tuple(kind.value for kind in SchedulerType)
-RULES = "1:1000,0.1:2000,0.01 for a tenth of the rate from step 1000 on, and a hundredth from step 2000 on"
-PIECEWISE = SchedulerType.PIECEWISE_CONSTANT.value
-
-
-def objective(config: Config, settings: ConditionSettings) -> Objective:
-    """How a step makes its loss: what it is told, which noise levels it draws, what it drops.
-
-    Raises UserError if no loss would ever reach the adapter of contour tokens: DDP would wait for its gradient.
-    """
-    model, trainer = config.model, config.trainer
-    if settings.is_plain and settings.is_use_cond_token:
-        raise UserError(
-            "model.attention_mask_method: none has no contour tokens to train; set model.is_use_cond_token to false"
-        )
-    weighting = TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
-    return Objective(settings, weighting, trainer.caption_dropout, trainer.cond_dropout)
+MODES = {"8bit": "int8", "nf4": "nf4"}  # trainer.base_quantization -> memory mode
 
 
 @contextlib.contextmanager
 def finding_model(config: Config) -> Iterator[str]:
-    """The base model's name. What the libraries say about one that is not there becomes a UserError."""
+    """Yield the base model's name, and turn the libraries' errors about a missing model into a UserError."""
     name = config.model.pretrained_model_name_or_path
     try:
         yield name
@@ -57,17 +37,17 @@ def finding_model(config: Config) -> Iterator[str]:
 
 
 def base_fingerprint(config: Config) -> str:
-    """`weights_fingerprint` of the base model, which is downloaded if it is none of this machine's."""
+    """Return `weights_fingerprint` of the base model, which is downloaded unless it is a local folder."""
     with finding_model(config) as name:
         return weights_fingerprint(Path(name if Path(name).is_dir() else Seg2AnyPipeline.download(name)))
 
 
-def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
-    """The frozen FLUX on the device, its transformer in the weight dtype, everything with requires_grad off."""
-    dtype = weight_dtype(config, accelerator.device)
+def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
+    """Load FLUX frozen, its transformer in the strategy's dtype, and place it as the strategy says."""
+    dtype = strategy.dtype
     # bf16 moves latents by a third of what sampling their posterior does; fp16 overflows in FLUX's VAE.
     vae = torch.float32 if dtype == torch.float16 else dtype
-    encoders = torch.float32 if accelerator.device.type == "cpu" else dtype  # CPUs encode text faster in fp32
+    encoders = torch.float32 if strategy.device.type == "cpu" else dtype  # CPUs encode text faster in fp32
     dtypes = {"vae": vae, "transformer": dtype, "default": encoders}
     with finding_model(config) as name:
         pipeline = Seg2AnyPipeline.from_pretrained(
@@ -75,21 +55,48 @@ def load_pipeline(config: Config, accelerator: Accelerator) -> Seg2AnyPipeline:
         )
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
         module.requires_grad_(False)
-    if is_sharded(config, accelerator):  # the transformer waits until it is in parts
-        for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2):
-            module.to(accelerator.device)
-    else:
-        pipeline.to(accelerator.device)
+    strategy.place(pipeline)
     follow_autocast(pipeline.transformer)
     pipeline.vae.to(memory_format=torch.channels_last)  # a convolution's fastest layout
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
-def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None = None) -> None:
-    """Add `default` and, with condition tokens, `cond`; or load them to start from. Trainable and in fp32.
+def quantization_config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig | None:
+    """Translate trainer.base_quantization for `from_pretrained`; matrix products are computed in `dtype`.
 
-    `saved`: a checkpoint's folder, whose adapters have the sizes of those that the run had started from.
+    Raises UserError if bitsandbytes or its device is missing.
+    """
+    if kind == "none":
+        return None
+    memory.check_bitsandbytes(f"trainer.base_quantization: {kind}", best_device(), "none")
+    return memory.quantization_config(MODES[kind], dtype)
+
+
+def follow_autocast(network: nn.Module) -> None:
+    """Let quantised layers compute in autocast's precision, as torch's own layers do.
+
+    bitsandbytes returns the dtype of its input: fp32 from the first layer on, and everything kept for the backward
+    pass would be fp32, too.
+    """
+    for module in network.modules():
+        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
+            module.register_forward_pre_hook(_lower)
+
+
+def _lower(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    device = inputs[0].device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
+    return (inputs[0].to(dtype), *inputs[1:])
+
+
+def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None = None) -> None:
+    """Add `default` and, with condition tokens, `cond`; or load both to start from. They are trained in fp32.
+
+    saved  folder of the checkpoint to resume; its adapters have the same sizes as model.lora_ckpt_path, which may be
+           gone by now
+
+    Raises UserError for adapters that do not suit the config.
     """
     model = config.model
     if model.lora_ckpt_path:
@@ -105,13 +112,13 @@ def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None =
         has_cond = model.condition.is_use_cond_token
         add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, has_cond, start)
     trainable_parameters(transformer)
-    transformer.train()  # for LoRA dropout: FLUX has none of its own
+    transformer.train()  # switches LoRA dropout on; FLUX has none of its own
     for adapter, key in ((DEFAULT, "default_lora_layers"), (COND, "cond_lora_layers")):
         _check_layers(transformer, adapter, key, getattr(model, key))
 
 
 def _set_dropout(transformer: nn.Module, share: float) -> None:
-    """Loaded adapters come with the dropout that their file speaks of; this run's is that of its config."""
+    """Replace the dropout that loaded adapters bring from their file by that of this run's config."""
     for name in {DEFAULT, COND} & transformer.peft_config.keys():
         transformer.peft_config[name].lora_dropout = share
         for layer in transformer.modules():
@@ -120,18 +127,18 @@ def _set_dropout(transformer: nn.Module, share: float) -> None:
 
 
 def _check_layers(transformer: nn.Module, adapter: str, key: str, wanted: str | None) -> None:
-    """The published keys that choose layers are accepted if they choose the published layers."""
+    """Accept the published keys that choose layers as long as they choose the published layers."""
     if wanted is None or wanted == "all-linear-in-dit-blocks":
         return
     pattern = re.compile(wanted.removeprefix("regular_expression:"))
     linear = {name for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
     adapted = {name for name in linear if adapter in transformer.get_submodule(name).lora_A}
     if adapted and {name for name in linear if pattern.fullmatch(name)} != adapted:
-        raise UserError(f"model.{key}: other layers than the published ones are not supported; leave the key out")
+        raise UserError(f"model.{key}: only the published layers can be trained; leave the key out")
 
 
 def adapter_card(config: Config, step: int) -> AdapterCard:
-    """What the adapters of this run tell about themselves."""
+    """Describe the adapters of this run after `step` steps."""
     model = config.model
     return AdapterCard(
         base_model=model.pretrained_model_name_or_path,
@@ -145,12 +152,12 @@ def adapter_card(config: Config, step: int) -> AdapterCard:
 
 
 def lora_alpha(config: Config) -> int:
-    """Of both adapters; by default the rank, which scales them by 1."""
+    """Return alpha of both adapters; the default is the rank, which scales them by 1."""
     return config.model.rank if config.model.lora_alpha is None else config.model.lora_alpha
 
 
 def parameter_counts(transformer: nn.Module) -> dict[str, int]:
-    """Numbers of frozen parameters and of each adapter's."""
+    """Count frozen parameters and those of each adapter."""
     counts = {"frozen": 0, DEFAULT: 0, COND: 0}
     for name, parameter in transformer.named_parameters():
         owner = next((a for a in (DEFAULT, COND) if "lora_" in name and f".{a}." in name), "frozen")
@@ -163,42 +170,12 @@ def n_blocks(transformer: nn.Module) -> int:
     return len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
 
 
-def number_of_steps(config: Config, batches_per_epoch: int) -> int:
-    """Optimizer steps of the run; `batches_per_epoch` of one process."""
-    if config.trainer.max_train_steps is not None:
-        return config.trainer.max_train_steps
-    return config.trainer.num_train_epochs * max(1, batches_per_epoch // config.trainer.gradient_accumulation_steps)
-
-
-def make_schedule(config: Config, optimizer: torch.optim.Optimizer, last_step: int):
-    """The learning rate of every optimizer step up to `last_step`. Raises UserError for what diffusers refuses."""
-    schedule = config.scheduler
-    if schedule.lr_scheduler not in SCHEDULES:
-        known = ", ".join(SCHEDULES)
-        raise UserError(f"scheduler.lr_scheduler: '{schedule.lr_scheduler}' is not possible; choose one of {known}")
-    if (schedule.lr_scheduler == PIECEWISE) != (schedule.lr_step_rules is not None):
-        raise UserError(f"scheduler.lr_step_rules: goes with lr_scheduler {PIECEWISE} only, which needs it: {RULES}")
-    try:
-        return get_scheduler(
-            schedule.lr_scheduler,
-            optimizer,
-            step_rules=schedule.lr_step_rules,
-            num_warmup_steps=schedule.lr_warmup_steps,
-            num_training_steps=last_step,
-            num_cycles=schedule.lr_num_cycles,
-            power=schedule.lr_power,
-        )
-    except ValueError as error:
-        hint = f"; rules are such as {RULES}" if schedule.lr_scheduler == PIECEWISE else ""
-        raise UserError(f"scheduler.lr_scheduler: {schedule.lr_scheduler}: {error}{hint}") from None
-
-
 def apply_memory_options(transformer: nn.Module, config: Config) -> None:
-    """What the config says about tf32, checkpointing and compiling. Raises UserError."""
+    """Switch on tf32, gradient checkpointing and compiling as configured. Raises UserError for compiling on a CPU."""
     torch.backends.cuda.matmul.allow_tf32 = config.trainer.allow_tf32
     if config.trainer.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     if config.trainer.compile:
         if transformer.device.type == "cpu":
-            raise UserError("trainer.compile: on a CPU compiling takes longer than it saves; set it to false")
+            raise UserError("trainer.compile: compiling takes longer than it saves on a CPU; set it to false")
         transformer.compile_repeated_blocks(dynamic=True)

@@ -16,8 +16,8 @@ from seg2any.diffusion.prepare import Encoders
 from seg2any.system.errors import UserError
 from seg2any.system.processes import PATIENCE, Process, wait_for_others
 from seg2any.system.weights import module_samples, vocabulary
-from seg2any.training.encoded import Captions, add_embeddings, encode_latents, latents_entry, texts_entry
-from seg2any.training.reader import Preparation, Reader, fault_entry, read_ahead
+from seg2any.training.batches import Preparation, Reader, fault_entry, read_ahead
+from seg2any.training.samples import Captions, add_embeddings, encode_latents, latents_entry, texts_entry
 from seg2any.training.store import Entry, MemoryStore, ShardStore, Store
 
 FORMAT = 3  # raise it when entries or what they mean change

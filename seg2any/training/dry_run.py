@@ -1,82 +1,190 @@
-"""What `--dry_run` prints: the resolved config, parameters, tokens per sample, GPU memory. It loads no weights."""
+"""Print what `--dry_run` tells: the resolved config, parameters, tokens per sample, GPU memory; load no weights.
+
+The memory is estimated from sizes alone, to know whether a step fits before 24 GB are loaded.
+
+With P trained parameters in fp32, T tokens of the longest sample (text + image + condition), a batch of B, width d,
+rank r, D double and S single blocks, and e bytes per element (2 under bf16 or fp16, else 4):
+
+    frozen weights      e per parameter; Linear weights 1 (8bit) or 0.52 (nf4: 4 bit, and a scale per 64 of them);
+                        shard_base shares all by N processes
+    gathered blocks     with shard_base, the largest block whole twice: the one at work and the next
+    adapters            4 P, and e P for the copies that autocast computes with
+    gradients           4 P
+    optimizer           8 P of AdamW, 2 P of its 8-bit form; ZeRO adds a copy of 4 P and shares all by N processes
+    average             4 P with ema_decay
+    kept activations    e B T (D (23 d + 6 r) + S (20 d + 6 r)), with gradient checkpointing e B T d (D + S)
+    one block           e B T (23 d + 6 r): activations that checkpointing recomputes, and gradients in flight
+    attention masks     e B T min(T, 512), since a mask covers 512 queries at a time; attention keeps no other matrix
+    encoders            T5, CLIP and VAE at e unless a cache replaces them, and one image's pass through the VAE
+    reserve             1 GiB: context, workspaces, fragments
+
+23 d, 20 d and 6 r were counted on a CPU, as what autograd keeps of a block; tests/test_memory.py counts again.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
 from seg2any.adapters.files import add_adapters
+from seg2any.attention.pattern import QUERIES_AT_A_TIME
 from seg2any.attention.settings import check_blocks
 from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.weightless import weightless_pipeline
-from seg2any.data.dataset import ClosedSet
+from seg2any.data.dataset import ClosedSet, DataSet
 from seg2any.data.sampler import LengthBatches
 from seg2any.diffusion.prepare import size_in_tokens
+from seg2any.generate.memory_estimate import BYTES_OF_LINEAR, GIB, RESERVE, count_linear
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.processes import Process
 from seg2any.training import build
 from seg2any.training.checkpoint import check_path
 from seg2any.training.config import Config
-from seg2any.training.counts import TokenCounts, count_some
-from seg2any.training.memory import Encoders, Launch, estimate, table
-from seg2any.training.parallel import is_deepspeed, make_accelerator, weight_dtype
-from seg2any.training.run_data import open_data
-from seg2any.training.shards import is_sharded
+from seg2any.training.open_data import open_data
+from seg2any.training.optimizer import make_schedule, number_of_steps
+from seg2any.training.strategy import make_strategy
+from seg2any.training.tasks.generation import make_objective
+from seg2any.training.token_counts import TokenCounts, count_some
 
-DESCRIBED_SAMPLES = 64  # at most so many are counted to tell a data set's numbers of tokens
+DESCRIBED_SAMPLES = 64  # the most samples whose tokens are counted
+KEPT_BY_DOUBLE, KEPT_BY_SINGLE, KEPT_BY_ADAPTERS = 23, 20, 6
+BYTES_OF_MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 
 def describe(config: Config) -> str:
-    """Counts the tokens of a few samples. Raises UserError for what is wrong with the config or the data."""
-    accelerator, settings = make_accelerator(config), config.model.condition
-    build.objective(config, settings)  # this and the next two raise for what a run would refuse
-    is_sharded(config, accelerator)
+    """Describe the run. Raises UserError for everything in config and data that the run itself would refuse."""
+    strategy, settings = make_strategy(config), config.model.condition
+    make_objective(config)
     check_path(config.resume_from_checkpoint)
     raw = open_data(config)
+    pipeline = _pipeline_of(config)
+    transformer, patch = pipeline.transformer, pixels_per_token(pipeline.vae)
+    some = range(0, len(raw.train), -(-len(raw.train) // DESCRIBED_SAMPLES))
+    counts = TokenCounts.of(count_some(raw.train, some, pipeline.tokenizer_2, patch, config), settings, patch)
+    tokens = {"text": counts.text, "image": counts.image, "condition": counts.condition}
+
+    lines = [config.to_yaml()]
+    lines += [f"{name} parameters: {count:,}" for name, count in build.parameter_counts(transformer).items()]
+    for name, column in tokens.items():
+        lines.append(f"{name} tokens per sample: {column.mean():.0f} on average, {column.max():.0f} at most")
+    launch = Launch(strategy.dtype.itemsize, strategy.process.count, strategy.optimizer_is_sharded)
+    longest = int(sum(tokens.values()).max())
+    lines += table(estimate(config, transformer, longest, _encoders(config, pipeline, raw.train), launch))
+    sampler = LengthBatches(
+        np.zeros((len(raw.train), 2)), config.trainer.train_batch_size, process=Process(count=launch.processes)
+    )
+    batches = sampler.batches_per_epoch
+    found = f"{len(raw.train):,} samples, {batches:,} batches per epoch and process"
+    lines.append(f"{found}; counted in {len(some)} of them")
+    steps = number_of_steps(config, batches)
+    make_schedule(config, torch.optim.SGD([torch.zeros(1)], lr=1.0), steps)  # for its errors only
+    lines.append(f"{steps:,} steps")
+    return "\n".join(lines)
+
+
+def _pipeline_of(config: Config) -> Seg2AnyPipeline:
+    """Build the run's networks with adapters on the meta device. Raises UserError for what does not suit them."""
+    settings = config.model.condition
     with build.finding_model(config) as name:
         pipeline = weightless_pipeline(name)
     check_blocks(settings, build.n_blocks(pipeline.transformer))
     add_adapters(pipeline.transformer, config.model.rank, build.lora_alpha(config), 0.0, settings.is_use_cond_token)
     if config.data.aspect == "stretch":
         size_in_tokens((config.resolution, config.resolution), pipeline.vae, settings.cond_scale_factor)
-    n_samples = len(raw.train)
-    some = range(0, n_samples, -(-n_samples // DESCRIBED_SAMPLES))
-    patch = pixels_per_token(pipeline.vae)
-    counts = TokenCounts.of(count_some(raw.train, some, pipeline.tokenizer_2, patch, config), settings, patch)
-    tokens = {"text": counts.text, "image": counts.image, "condition": counts.condition}
-
-    lines = [config.to_yaml()]
-    lines += [f"{name} parameters: {count:,}" for name, count in build.parameter_counts(pipeline.transformer).items()]
-    for name, column in tokens.items():
-        lines.append(f"{name} tokens per sample: {column.mean():.0f} on average, {column.max():.0f} at most")
-    launch = Launch(
-        width=weight_dtype(config, accelerator.device).itemsize,
-        processes=accelerator.num_processes,
-        sharded=is_deepspeed(accelerator),
-    )
-    encoders = _encoders(config, pipeline, isinstance(raw.train, ClosedSet))
-    longest = int(sum(tokens.values()).max())
-    lines += table(estimate(config, pipeline.transformer, longest, encoders, launch))
-    sampler = LengthBatches(
-        np.zeros((n_samples, 2)), config.trainer.train_batch_size, process=Process(count=accelerator.num_processes)
-    )
-    batches = sampler.batches_per_epoch
-    lines.append(f"{n_samples:,} samples, {batches:,} batches per epoch and process; counted in {len(some)} of them")
-    steps = build.number_of_steps(config, batches)
-    build.make_schedule(config, torch.optim.SGD([torch.zeros(1)], lr=1.0), steps)  # raises for what a run would refuse
-    lines.append(f"{steps:,} steps")
-    return "\n".join(lines)
+    return pipeline
 
 
-def _encoders(config: Config, pipeline: Seg2AnyPipeline, is_closed: bool) -> Encoders:
-    """What the configured caches leave on the GPU."""
+def _encoders(config: Config, pipeline: Seg2AnyPipeline, train: DataSet) -> Encoders:
+    """Count the parameters of the encoders that the configured caches leave on the GPU."""
     text, trainer = 0, config.trainer
     if trainer.cache_text != "all":
         text += _size(pipeline.text_encoder)
-        text += 0 if is_closed and trainer.cache_text == "classes" else _size(pipeline.text_encoder_2)
+        if not (isinstance(train, ClosedSet) and trainer.cache_text == "classes"):
+            text += _size(pipeline.text_encoder_2)
     return Encoders(text=text, vae=0 if trainer.cache_latents else _size(pipeline.vae))
 
 
 def _size(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """Parameters of the frozen networks that stay on the GPU during training; 0: a cache replaces them."""
+
+    text: int = 0
+    vae: int = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is launched.
+
+    width      bytes per element of frozen weights and of tensors under autocast
+    processes  number of processes
+    sharded    whether ZeRO shares gradients and optimizer state between them
+    """
+
+    width: int = 2
+    processes: int = 1
+    sharded: bool = False
+
+
+def estimate(config: Config, transformer: nn.Module, tokens: int, encoders: Encoders, launch: Launch) -> dict[str, int]:
+    """Estimate bytes on one GPU by use; `transformer` has its adapters and may be on the meta device."""
+    trainer, width = config.trainer, launch.width
+    trained = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
+    shares = launch.processes if launch.sharded else 1
+    moments = BYTES_OF_MOMENTS[trainer.optimizer] + (4 if launch.sharded else 0)
+    sizes = transformer.config
+    d = sizes.num_attention_heads * sizes.attention_head_dim
+    double, single = sizes.num_layers, sizes.num_single_layers
+    low_rank = KEPT_BY_ADAPTERS * config.model.rank
+    one_block = KEPT_BY_DOUBLE * d + low_rank
+    kept = double * one_block + single * (KEPT_BY_SINGLE * d + low_rank)
+    if trainer.gradient_checkpointing:
+        kept = (double + single) * d
+    elements = width * trainer.train_batch_size * tokens
+    pass_of_vae = 4 * width * 128 * config.resolution**2 if encoders.vae else 0  # 4 maps of 128 channels
+    frozen = frozen_bytes(transformer, trainer.base_quantization, width)
+    in_parts = trainer.shard_base and launch.processes > 1
+    return {
+        "frozen weights": frozen // launch.processes if in_parts else frozen,
+        "gathered blocks": 2 * _largest_block(transformer) * width if in_parts else 0,
+        "adapters": (4 + (width if width < 4 else 0)) * trained,
+        "gradients": 4 * trained // shares,
+        "optimizer": moments * trained // shares,
+        "average": 4 * trained if trainer.ema_decay else 0,
+        "kept activations": elements * kept,
+        "one block": elements * one_block,
+        "attention masks": elements * min(tokens, QUERIES_AT_A_TIME),
+        "encoders": width * (encoders.text + encoders.vae) + pass_of_vae,
+        "reserve": RESERVE,
+    }
+
+
+def frozen_bytes(transformer: nn.Module, quantization: str, width: int) -> int:
+    """Estimate bytes of the frozen weights; biases and norms are never quantised."""
+    linear, other = count_linear(transformer)
+    return int(linear * BYTES_OF_LINEAR.get(build.MODES.get(quantization), width)) + other * width
+
+
+def _largest_block(transformer: nn.Module) -> int:
+    """Count the frozen parameters of the largest block."""
+    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    return max(sum(p.numel() for p in block.parameters() if not p.requires_grad) for block in blocks)
+
+
+def table(rows: Mapping[str, int]) -> list[str]:
+    """Format an estimate in GiB."""
+    lines = [f"  {name:<17}{size / GIB:7.2f} GiB" for name, size in rows.items() if size]
+    total = sum(rows.values()) / GIB
+    return [
+        "GPU memory per process, estimated (seg2any/training/dry_run.py):",
+        *lines,
+        f"  {'together':<17}{total:7.2f} GiB",
+    ]

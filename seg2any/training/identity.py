@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 from seg2any.data.catalog import data_set_name
 from seg2any.system.errors import UserError
 from seg2any.training.config import Config
+from seg2any.training.strategy import Strategy
 
+# Keys that tasks fingerprint: a folder may move, but its content may not change.
+CONTENT = "data.train's content"
 WEIGHTS = "model.pretrained_model_name_or_path's weights"
-# Of validation images; of speed; a model may move, what is in its files may not change.
+# A resumed run may change how validation images are drawn, how attention is computed, and where the model lies.
 FREE = {"model.num_inference_steps", "model.attention_backend", "model.pretrained_model_name_or_path"}
 TRAINER = (
     *("optimizer", "learning_rate", "scale_lr", "train_batch_size", "gradient_accumulation_steps", "guidance_scale"),
     *("caption_dropout", "cond_dropout", "ema_decay", "base_quantization", "sampler"),
 )
+# Schedules whose shape does not depend on the length of the run.
+OPEN_ENDED = ("constant", "constant_with_warmup", "piecewise_constant")
 
 
 class Identity:
-    """What must not change in the middle of a run. Loading compares instead of overwriting."""
+    """The values that must not change in the middle of a run. Loading compares them instead of overwriting them."""
 
-    def __init__(self, values: dict[str, Any]):
-        self.values = values
+    def __init__(self, values: Mapping[str, Any]):
+        self.values = dict(values)
 
     def state_dict(self) -> dict[str, Any]:
+        """Return the values by config key."""
         return self.values
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises UserError for the first difference. Warns if the checkpoint is older than fingerprints of weights."""
+        """Raise UserError for the first difference; warn if the checkpoint has no fingerprint of the weights."""
         if WEIGHTS in self.values and WEIGHTS not in state:
-            warnings.warn(f"the checkpoint does not say {WEIGHTS}, so they are not compared", stacklevel=2)
+            warnings.warn(f"the checkpoint has no fingerprint of {WEIGHTS}, so it is not compared", stacklevel=2)
             state = {**state, WEIGHTS: self.values[WEIGHTS]}
         for key in sorted((self.values.keys() | state.keys()) - FREE):
             before, now = state.get(key), self.values.get(key)
@@ -41,12 +48,10 @@ class Identity:
                 )
 
 
-def run_identity(config: Config, fingerprint: str, weights: str, precision: str, processes: int) -> dict[str, Any]:
-    """By config key.
+def run_identity(config: Config, task: Mapping[str, object], strategy: Strategy) -> dict[str, Any]:
+    """Collect by config key what the config, the task (`Task.identity`) and the strategy fix for a run.
 
-    fingerprint  of the training data: a folder may move, what is in it may not change
-    weights      of the base model, likewise (`weights_fingerprint`)
-    precision    what mixed_precision means here: `auto` may mean another one on another machine
+    Of mixed_precision it is the resolved value, since `auto` may mean another one on another machine.
     """
     flat = config.to_dict()
     values = {f"trainer.{key}": flat["trainer"][key] for key in TRAINER}
@@ -56,12 +61,10 @@ def run_identity(config: Config, fingerprint: str, weights: str, precision: str,
     values |= {f"data.{key}": flat["data"][key] for key in ("on_error", "aspect")}
     values |= {
         "data.train": data_set_name(config.data.train.type, config.data.train.target),
-        "data.train's content": fingerprint,
-        WEIGHTS: weights,
-        "mixed_precision": precision,
-        "number of processes": processes,
+        **task,
+        "mixed_precision": strategy.precision,
+        "number of processes": strategy.process.count,
     }
-    if config.scheduler.lr_scheduler not in ("constant", "constant_with_warmup", "piecewise_constant"):
-        # The schedule's shape depends on how long the run is to be.
+    if config.scheduler.lr_scheduler not in OPEN_ENDED:
         values |= {f"trainer.{key}": flat["trainer"][key] for key in ("max_train_steps", "num_train_epochs")}
     return {key: value for key, value in values.items() if key not in FREE}

@@ -1,23 +1,27 @@
-"""What a run says: a progress bar for people, log.jsonl for programs, the trackers of accelerate if asked for."""
+"""Report a run: a progress bar for people, log.jsonl for programs, TensorBoard or W&B by accelerate's trackers."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
-from seg2any.training.tracking import show_images
+from seg2any.training.config import Config
 
-SHOWN = {  # in the progress bar, which adds the time that is left; the file has everything
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # project.report_to -> package
+SHOWN = {  # column of the log -> its name in the progress bar
     "loss": "loss",
     "lr": "lr",
     "images_per_s": "img/s",
@@ -28,7 +32,7 @@ SHOWN = {  # in the progress bar, which adds the time that is left; the file has
 
 
 class RunLog:
-    """Rows of numbers by optimizer step. Every process calls it, the main one writes."""
+    """Rows of numbers by optimizer step. Every process calls every method; the main one writes."""
 
     def __init__(self, path: Path, accelerator: Accelerator, first_step: int, last_step: int):
         self.path, self.accelerator = path, accelerator
@@ -45,20 +49,20 @@ class RunLog:
         self._seconds = 0.0
 
     def begin(self) -> None:
-        """A step begins; what lies between steps (validation, checkpoints) does not count in the speed."""
+        """Start the clock of a step; time between steps (validation, checkpoints) does not count in the speed."""
         self._began = time.monotonic()
 
-    def measure(self, loss: Tensor, lengths: Sequence[tuple[int, int, int]]) -> None:
-        """One micro-step of this process: its loss, and text, image and condition tokens of its samples."""
+    def measure(self, loss: Tensor, lengths: Sequence[Sequence[int]]) -> None:
+        """Add a micro-step of this process: its loss, and the tokens of each sample in each stream."""
         self._losses.append(loss.detach())
         self._samples += len(lengths)
         self._tokens += sum(map(sum, lengths))
         self._computed += len(lengths) * sum(map(max, zip(*lengths, strict=True)))
 
     def step(self, step: int, every: int, **values: float) -> None:
-        """Count an optimizer step. Each `every` of them write `values`, and what was measured since the last row.
+        """Count an optimizer step; every `every`-th writes `values` and the measurements since the last row.
 
-        Of the losses only finite ones count; the steps of the others are skipped and counted elsewhere.
+        Only finite losses count; the others belong to skipped steps, which `values` counts.
         """
         self.bar.update()
         self._seconds += time.monotonic() - self._began
@@ -68,7 +72,7 @@ class RunLog:
         finite = losses.isfinite()
         counts = [finite.sum().item(), self._samples, self._tokens, self._computed]
         sums = torch.tensor([losses[finite].sum().item(), *counts], dtype=torch.float64)
-        # fp32 on the way: not every device has fp64, and the sums are of a few steps
+        # Sent as fp32: not every device has fp64, and the sums cover a few steps.
         loss, n_losses, samples, tokens, computed = self.accelerator.reduce(
             sums.float().to(self.accelerator.device)
         ).tolist()
@@ -83,12 +87,12 @@ class RunLog:
         self._restart()
 
     def start(self, step: int, info: dict[str, object]) -> None:
-        """What runs here and where; one row at every start of the run."""
+        """Write the row that begins every start of the run; see `seg2any.system.provenance.run_info`."""
         if self.accelerator.is_main_process:
             self._append({"step": step, "run": info})
 
     def row(self, step: int, **values: float) -> None:
-        """A line of log.jsonl, and the same to the trackers."""
+        """Write a line of log.jsonl, and send the same values to the trackers."""
         if self.accelerator.is_main_process:
             self._append({"step": step, **{key: float(f"{value:.6g}") for key, value in values.items()}})
             self.shown |= {SHOWN[key]: f"{value:.4g}" for key, value in values.items() if key in SHOWN}
@@ -96,27 +100,31 @@ class RunLog:
         self.accelerator.log(values, step=step)
 
     def images(self, step: int, pictures: Sequence[Image.Image]) -> None:
-        """To the trackers; the files are written elsewhere. The main process has the pictures."""
-        if self.accelerator.is_main_process:
-            show_images(self.accelerator, step, pictures)
+        """Send the main process's pictures to the trackers; they are files already."""
+        if not self.accelerator.is_main_process:
+            return
+        for tracker in self.accelerator.trackers:  # each has its own way to show arrays
+            options = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            for number, picture in enumerate(pictures):
+                tracker.log_images({f"validation/{number:03d}": np.asarray(picture)[None]}, step=step, **options)
 
     def _append(self, row: dict[str, object]) -> None:
         with open(self.path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
     def say(self, message: str) -> None:
-        """A line above the progress bar."""
+        """Print a line above the progress bar."""
         if self.accelerator.is_main_process:
             self.bar.write(message)
 
     def close(self) -> None:
-        """End bar and trackers."""
+        """Close the progress bar and the trackers."""
         self.bar.close()
         self.accelerator.end_training()
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop rows after `step`: a resumed run takes those steps again. At step 0 this is a new run's empty log."""
+    """Drop rows after `step`, since a resumed run repeats those steps; step 0 begins an empty log."""
     lines = path.read_text().splitlines() if path.exists() and step else []
     with atomic_write(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines if _step(line) <= step))
@@ -125,5 +133,33 @@ def _keep_until(path: Path, step: int) -> None:
 def _step(line: str) -> float:
     try:
         return json.loads(line)["step"]
-    except ValueError:  # the killed run's last line is not complete
+    except ValueError:  # a killed run can leave an incomplete last line
         return math.inf
+
+
+def check_tracker(config: Config) -> None:
+    """Raise UserError if the configured tracker is not installed: accelerate would silently go on without it."""
+    name = config.project.report_to
+    if name is not None and importlib.util.find_spec(TRACKERS[name]) is None:
+        raise UserError(f"project.report_to: {name} is not installed; pip install {name}, or use null")
+
+
+def start_trackers(accelerator: Accelerator, config: Config) -> None:
+    """Start the configured tracker, if any, and send it the config."""
+    if config.project.report_to is not None:
+        folder = accelerator.logging_dir
+        Path(folder).mkdir(parents=True, exist_ok=True)  # or W&B chooses another one
+        accelerator.init_trackers(
+            config.project.tracker_project_name,
+            config=dict(_flat(config.to_dict(), "")),
+            init_kwargs={"wandb": {"dir": str(folder)}},
+        )
+
+
+def _flat(section: dict, prefix: str) -> Iterator[tuple[str, int | float | str]]:
+    """Flatten nested sections to dotted keys; trackers accept numbers and texts only."""
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value if isinstance(value, int | float | str) else str(value)

@@ -1,21 +1,100 @@
-"""AdamW for the adapters, and its state by parameter name."""
+"""Everything an optimizer step changes, with its state: trained parameters, their average, AdamW, the schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from diffusers.optimization import SchedulerType, get_scheduler
 from torch import Tensor, nn
 
 from seg2any.system.errors import UserError
 from seg2any.training.config import Config
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+SCHEDULES = tuple(kind.value for kind in SchedulerType)
+RULES = "1:1000,0.1:2000,0.01 for a tenth of the rate from step 1000 on, and a hundredth from step 2000 on"
+PIECEWISE = SchedulerType.PIECEWISE_CONSTANT.value
+
+
+class Trainable:
+    """The trained parameters by name, in their own precision."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]):
+        self.parameters = dict(parameters)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return every parameter on the CPU, by name."""
+        return {name: parameter.detach().cpu() for name, parameter in self.parameters.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Copy the parameters of a checkpoint in place. Raises UserError if names or shapes differ."""
+        if state.keys() != self.parameters.keys():
+            raise UserError(
+                "checkpoint: it trained other layers than this run; resume with the config it was made with"
+            )
+        for name, parameter in self.parameters.items():
+            if parameter.shape != state[name].shape:
+                shapes = f"{list(state[name].shape)} in the checkpoint but {list(parameter.shape)} in this run"
+                raise UserError(f"checkpoint: {name} is {shapes}; resume with the config it was made with")
+            parameter.data.copy_(state[name])
+
+
+class Average:
+    """Exponential moving average of parameters, in fp32: a <- d a + (1 - d) p, with d growing to `decay`.
+
+    With decay 0 the average is the parameters themselves and takes neither memory nor time.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float):
+        self.parameters, self.decay, self.updates = parameters, decay, 0
+        self.values = [p.detach().float().clone() for p in parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the parameters; call it after each optimizer step."""
+        if not self.decay:
+            return
+        self.updates += 1
+        decay = min(self.decay, self.updates / (10 + self.updates))  # forget early weights sooner
+        torch._foreach_lerp_(self.values, [p.detach().float() for p in self.parameters], 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Put the average into the model inside this context, and the model's own weights back after it."""
+        if not self.decay:
+            yield
+            return
+        own = [p.detach().clone() for p in self.parameters]
+        try:
+            self._write(self.values)
+            yield
+        finally:
+            self._write(own)
+
+    @torch.no_grad()
+    def _write(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self.parameters, values, strict=True):
+            parameter.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of updates and the averaged values, in the order of the parameters."""
+        return {"updates": self.updates, "values": self.values}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the average of a checkpoint."""
+        self.updates = state["updates"]
+        for value, loaded in zip(self.values, state["values"], strict=True):
+            value.copy_(loaded)
 
 
 def make_optimizer(config: Config, parameters: list[nn.Parameter], processes: int) -> torch.optim.Optimizer:
-    """AdamW over `parameters`, in 8 bit if asked for; `processes` counts for `scale_lr`. Raises UserError."""
+    """Make AdamW over `parameters`, with 8-bit state if trainer.optimizer says so; scale_lr needs `processes`.
+
+    Raises UserError if bitsandbytes is missing.
+    """
     trainer, adam = config.trainer, config.optimizer
     rate = trainer.learning_rate
     if trainer.scale_lr:
@@ -42,17 +121,18 @@ def _adamw_8bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> tor
 
 
 class OptimizerState:
-    """The moments of every parameter by its name: the same under DDP and ZeRO, for any number of processes.
+    """AdamW's moments by parameter name, in the same form under DDP and ZeRO for any number of processes.
 
-    parameters   by name, as the optimizer was given them
-    is_sharded   ZeRO gave every process a part of the moments, so every process must ask for the state at once
+    parameters   by name, in the order in which the optimizer received them
+    is_sharded   True under ZeRO, which gives every process a part of the moments: all processes have to call
+                 `state_dict` at the same time
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], is_sharded: bool):
         self.optimizer, self.parameters, self.is_sharded = optimizer, parameters, is_sharded
 
     def state_dict(self) -> dict[str, dict[str, Any]]:
-        """Empty before the first step."""
+        """Return the moments of every parameter; empty before the first step."""
         if not self.optimizer.state:
             return {}
         if not self.is_sharded:
@@ -66,6 +146,7 @@ class OptimizerState:
         }
 
     def load_state_dict(self, state: dict[str, dict[str, Any]]) -> None:
+        """Continue with the moments of a checkpoint."""
         if self.is_sharded:
             self._load_shards(state)
             return
@@ -74,7 +155,7 @@ class OptimizerState:
             self.optimizer.state[p] = {key: _moved(value, p.device) for key, value in moments.items()}
 
     def _load_shards(self, state: dict[str, dict[str, Any]]) -> None:
-        """Also of the weights: ZeRO steps a copy of its own, which still holds the initial ones."""
+        """Load moments and weights: ZeRO steps its own copy of the weights, which still holds the initial values."""
         from deepspeed.utils import (
             lazy_init_hp_params_optimizer_state,
             safe_set_full_fp32_param,
@@ -95,7 +176,7 @@ class OptimizerState:
 
     @property
     def _shard(self) -> Tensor:
-        """ZeRO replaces the parameters by this process's part of them, flat."""
+        """Return this process's flat part of all parameters, which ZeRO puts in their place."""
         (group,) = self.optimizer.param_groups
         (shard,) = group["params"]
         return shard
@@ -103,3 +184,37 @@ class OptimizerState:
 
 def _moved(value: Any, device: torch.device) -> Any:
     return value.clone().to(device) if isinstance(value, Tensor) else value
+
+
+def number_of_steps(config: Config, batches_per_epoch: int) -> int:
+    """Count the optimizer steps of the run; `batches_per_epoch` are those of one process."""
+    if config.trainer.max_train_steps is not None:
+        return config.trainer.max_train_steps
+    return config.trainer.num_train_epochs * max(1, batches_per_epoch // config.trainer.gradient_accumulation_steps)
+
+
+def make_schedule(
+    config: Config, optimizer: torch.optim.Optimizer, last_step: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """Make the learning-rate schedule up to `last_step`. Raises UserError for what diffusers refuses."""
+    schedule = config.scheduler
+    if schedule.lr_scheduler not in SCHEDULES:
+        known = ", ".join(SCHEDULES)
+        raise UserError(f"scheduler.lr_scheduler: '{schedule.lr_scheduler}' does not exist; choose one of {known}")
+    if (schedule.lr_scheduler == PIECEWISE) != (schedule.lr_step_rules is not None):
+        raise UserError(
+            f"scheduler.lr_step_rules: set it exactly if lr_scheduler is {PIECEWISE}, for example to {RULES}"
+        )
+    try:
+        return get_scheduler(
+            schedule.lr_scheduler,
+            optimizer,
+            step_rules=schedule.lr_step_rules,
+            num_warmup_steps=schedule.lr_warmup_steps,
+            num_training_steps=last_step,
+            num_cycles=schedule.lr_num_cycles,
+            power=schedule.lr_power,
+        )
+    except ValueError as error:
+        hint = f"; write rules such as {RULES}" if schedule.lr_scheduler == PIECEWISE else ""
+        raise UserError(f"scheduler.lr_scheduler: {schedule.lr_scheduler}: {error}{hint}") from None

@@ -1,9 +1,10 @@
-"""Seg2Any's training: FLUX frozen, two LoRA adapters trained (paper section 3.4)."""
+"""Train a task: steps, checkpoints, validation, resuming and stopping. It knows the network only through `Task`."""
 
 from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -11,110 +12,85 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather_object
+from torch import nn
 
-from seg2any.adapters.files import save_adapters
-from seg2any.attention.settings import check_blocks
 from seg2any.system.errors import UserError
 from seg2any.system.files import held
-from seg2any.system.processes import Process
 from seg2any.system.provenance import run_info
-from seg2any.training import build
 from seg2any.training.checkpoint import Checkpoints
 from seg2any.training.config import Config
 from seg2any.training.identity import Identity, run_identity
-from seg2any.training.interrupt import Interrupt
-from seg2any.training.log import RunLog
-from seg2any.training.optimizer import OptimizerState, make_optimizer
-from seg2any.training.parallel import is_deepspeed, make_accelerator, precision, process_of, weight_dtype
-from seg2any.training.randomness import Randomness
-from seg2any.training.run_data import load_data, open_data
-from seg2any.training.shards import average_gradients, is_sharded, shard_frozen
-from seg2any.training.tracking import check_tracker, start_trackers
-from seg2any.training.trainable import Average, Trainable
-from seg2any.training.validation import Validation, inference
-from seg2any.training.velocity import Velocity
+from seg2any.training.log import RunLog, check_tracker, start_trackers
+from seg2any.training.optimizer import (
+    Average,
+    OptimizerState,
+    Trainable,
+    make_optimizer,
+    make_schedule,
+    number_of_steps,
+)
+from seg2any.training.strategy import Interrupt, make_strategy
+from seg2any.training.task import Randomness, Task
 
 
 @dataclass
 class Progress:
-    """How far a run is; `skipped` steps had a non-finite gradient, `skipped_in_a_row` of them just now."""
+    """Optimizer steps so far, and steps skipped for a non-finite gradient: in all, and since the last good step."""
 
     step: int = 0
     skipped: int = 0
     skipped_in_a_row: int = 0
 
     def state_dict(self) -> dict[str, int]:
+        """Return the counts by name."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue the counts of a checkpoint."""
         vars(self).update(state)
 
 
 class Trainer:
-    """One run. `fit` trains to the end, or to the first SIGTERM or SIGINT, and leaves a checkpoint either way."""
+    """One run of a task. `fit` trains to the end, or to the first SIGTERM or SIGINT, and leaves a checkpoint."""
 
-    def __init__(self, config: Config):
-        self.config, self.options = config, config.trainer
+    def __init__(self, config: Config, task: Task):
+        self.config, self.options, self.task = config, config.trainer, task
         self.folder = Path(config.project.output_dir)
-        self.settings = config.model.condition
-        self.objective = build.objective(config, self.settings)
         check_tracker(config)
         self.checkpoints = Checkpoints(self.folder, self.options.checkpoints_total_limit)
         self.checkpoints.check(config.resume_from_checkpoint)
-        self.accelerator = make_accelerator(config)
-        raw = open_data(config)
-        process = process_of(self.accelerator)
-        self.randomness = Randomness(config.seed, self.options.train_batch_size, process)
-        computed_in = precision(config, self.accelerator.device)
-        weights = build.base_fingerprint(config)
-        self.identity = Identity(run_identity(config, raw.train.fingerprint(), weights, computed_in, process.count))
-        before = self.checkpoints.plain(config.resume_from_checkpoint, "identity")
-        if before is not None:
-            self.identity.load_state_dict(before)  # what differs is named before anything is loaded
-        torch.manual_seed(config.seed)  # of the adapters' initial weights: the same on every rank
+        self.strategy = make_strategy(config)
+        self.accelerator, process = self.strategy.accelerator, self.strategy.process
+        self.identity = self._checked_identity()
+        torch.manual_seed(config.seed)  # initial weights of what is trained are the same on every process
+        task.load(self.strategy, self.checkpoints.adapters(config.resume_from_checkpoint))
 
-        self.pipeline = build.load_pipeline(config, self.accelerator)
-        check_blocks(self.settings, build.n_blocks(self.pipeline.transformer))
-        saved = self.checkpoints.adapters(config.resume_from_checkpoint)
-        build.attach_adapters(self.pipeline.transformer, config, saved)
-        self.in_parts = is_sharded(config, self.accelerator)
-        if self.in_parts:
-            shard_frozen(self.pipeline.transformer, self.accelerator.device)
-        self.data = load_data(raw, config, self.pipeline, self.settings, process)
-
-        self.trainable = Trainable(self.pipeline.transformer)
+        batch_size = self.options.train_batch_size
+        self.randomness = Randomness(config.seed, batch_size, process)
+        self.sampler = task.data.sampler(self.options.sampler, batch_size, config.seed, process)
+        self.batches = task.data.batches(self.sampler)
+        self.last_step = number_of_steps(config, self.sampler.batches_per_epoch)
+        self.trainable = Trainable(task.trainable())
         parameters = list(self.trainable.parameters.values())
         self.average = Average(parameters, self.options.ema_decay)
-        self.sampler = self.data.train.sampler(
-            self.options.sampler,
-            self.options.train_batch_size,
-            seed=config.seed,
-            process=process,
-        )
-        self.batches = self.data.train.batches(self.sampler)
-        self.last_step = build.number_of_steps(config, self.sampler.batches_per_epoch)
         optimizer = make_optimizer(config, parameters, process.count)
-        self.schedule = build.make_schedule(config, optimizer, self.last_step)
-        self.moments = OptimizerState(optimizer, self.trainable.parameters, is_deepspeed(self.accelerator))
-        build.apply_memory_options(self.pipeline.transformer, config)
-        dtype = weight_dtype(config, self.accelerator.device)
-        velocity = Velocity(self.pipeline.transformer, self.options.guidance_scale, dtype)
-        # Everything is on its device already; quantised weights and parts of weights could not be moved.
-        placement = {"device_placement": [False, False]} if not is_deepspeed(self.accelerator) else {}
-        if self.in_parts:  # without DDP's wrapper
-            self.velocity, self.optimizer = velocity, self.accelerator.prepare(optimizer, device_placement=[False])
-        else:
-            self.velocity, self.optimizer = self.accelerator.prepare(velocity, optimizer, **placement)
-        validating = Process() if self.in_parts else process  # with shared weights all make equally many passes
-        self.validation = Validation(
-            config, self.data, self.settings, self.pipeline, velocity, self.accelerator, validating
-        )
+        self.schedule = make_schedule(config, optimizer, self.last_step)
+        self.moments = OptimizerState(optimizer, self.trainable.parameters, self.strategy.optimizer_is_sharded)
+        self.network, self.optimizer = self.strategy.prepare(task.network, optimizer)
         self.progress = Progress()
+
+    def _checked_identity(self) -> Identity:
+        """Compare with the checkpoint to resume before anything is loaded. Raises UserError for a difference."""
+        identity = Identity(run_identity(self.config, self.task.identity(), self.strategy))
+        before = self.checkpoints.plain(self.config.resume_from_checkpoint, "identity")
+        if before is not None:
+            identity.load_state_dict(before)
+        return identity
 
     @property
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs, by name. What is random follows from the step alone."""
-        scaler = self.accelerator.scaler  # of fp16
+        """Everything a resumed run needs, by name. Random numbers need no state: they follow from the step."""
+        scaler = self.accelerator.scaler  # only fp16 has one
         return {
             "identity": self.identity,
             **({} if scaler is None else {"scaler": scaler}),
@@ -127,7 +103,7 @@ class Trainer:
         }
 
     def fit(self) -> Signals | None:
-        """Train. Returns the signal that stopped the run before its last step, None if it has reached that."""
+        """Train. Return the signal that stopped the run before its last step, None if the run is complete."""
         with held(self.folder) if self.accelerator.is_main_process else contextlib.nullcontext():
             return self._fit()
 
@@ -137,10 +113,8 @@ class Trainer:
             self.config.save(self.folder / "config.yaml")
         log = RunLog(self.folder / "log.jsonl", self.accelerator, self.progress.step, self.last_step)
         start_trackers(self.accelerator, self.config)
-        log.start(
-            self.progress.step,
-            run_info(self.accelerator.device, self.accelerator.num_processes, self.accelerator.distributed_type.value),
-        )
+        kind = self.accelerator.distributed_type.value
+        log.start(self.progress.step, run_info(self.strategy.device, self.strategy.process.count, kind))
         log.say(resumed)
         saved = self.progress.step
         with Interrupt(self.accelerator) as interrupt:
@@ -157,7 +131,7 @@ class Trainer:
         return stopped
 
     def step(self, log: RunLog) -> None:
-        """One update: `gradient_accumulation_steps` micro-steps, clip, AdamW, schedule, average."""
+        """Make one update: `gradient_accumulation_steps` micro-steps, clipping, AdamW, schedule, average."""
         accelerator, options, progress = self.accelerator, self.options, self.progress
         log.begin()
         keys = []
@@ -166,8 +140,8 @@ class Trainer:
             batch = next(self.batches)
             self.randomness.seed_layers(micro_step)
             generators = self.randomness.generators(micro_step)
-            with accelerator.accumulate(self.velocity):
-                loss = self.objective(self.velocity, batch.samples, [generators[place] for place in batch.places])
+            with accelerator.accumulate(self.network):
+                loss = self.task.loss(self.network, batch.samples, [generators[place] for place in batch.places])
                 accelerator.backward(loss)
             log.measure(loss, [sample.lengths for sample in batch.samples])
             keys += batch.keys
@@ -184,16 +158,16 @@ class Trainer:
         log.step(progress.step, every=options.log_steps, lr=self.schedule.get_last_lr()[0], skipped=progress.skipped)
 
     def _update(self) -> bool:
-        """Clip and step; False if the gradient was not finite: then no process changes anything.
+        """Clip and step. Return False, with nothing changed on any process, if the gradient was not finite.
 
-        The gradients, and so their norm, are the same on every process. A loss that is not finite makes them so, too.
+        Gradients, and so their norm, are the same on every process; a loss that is not finite makes them so, too.
         """
-        if self.in_parts:
-            average_gradients(self.trainable.parameters.values())
-        norm = self.accelerator.clip_grad_norm_(self.trainable.parameters.values(), self.config.optimizer.max_grad_norm)
+        parameters = self.trainable.parameters.values()
+        self.strategy.average(parameters)
+        norm = self.accelerator.clip_grad_norm_(parameters, self.config.optimizer.max_grad_norm)
         finite = math.isfinite(norm)
         if finite or self.accelerator.scaler is not None:  # fp16's scaler skips by itself, and lowers its scale
-            self.optimizer.step()  # under DeepSpeed `backward` has done or skipped it
+            self.optimizer.step()  # under DeepSpeed `backward` has stepped or skipped already
         self.optimizer.zero_grad()
         return finite
 
@@ -209,27 +183,26 @@ class Trainer:
             )
 
     def validate(self, log: RunLog) -> None:
-        """The loss at fixed noise and sample images, each at its own interval and at the end."""
+        """Measure validation losses and draw images, each at its own interval and at the end."""
         step, last = self.progress.step, self.progress.step == self.last_step
-        loss_is_due = last or step % self.options.validation_loss_steps == 0
+        losses_are_due = last or step % self.options.validation_loss_steps == 0
         images_are_due = last or step % self.options.validation_steps == 0
-        if self.data.val is None or not (loss_is_due or images_are_due):
+        if not (losses_are_due or images_are_due):
             return
-        with inference(self.pipeline.transformer), self.average.in_place():
-            if loss_is_due:
-                log.row(step, **self.validation.losses())
+        with inference(self.task.network), self.average.in_place():
+            if losses_are_due and (losses := self.task.validation_losses()):
+                log.row(step, **losses)
             if images_are_due:
                 folder = self.folder / self.config.project.gen_image_dir / f"step-{step}"
-                log.images(step, self.validation.images(folder))
+                log.images(step, self.task.validation_images(folder))
 
     def save(self) -> int:
-        """Write checkpoint-N. Its adapter files hold the average, its state the weights as they are."""
+        """Write checkpoint-N: the task's files hold the average, the state holds the weights as they are."""
 
         def write(folder: Path) -> None:
             self.config.save(folder / "config.yaml")
-            card = build.adapter_card(self.config, self.progress.step)
             with self.average.in_place():
-                save_adapters(self.pipeline.transformer, folder, card)
+                self.task.save(folder, self.progress.step)
 
         state = {name: item.state_dict() for name, item in self.state.items()}  # on every process: ZeRO collects
         if self.accelerator.is_main_process:
@@ -238,7 +211,7 @@ class Trainer:
         return self.progress.step
 
     def resume(self) -> str:
-        """Continue from config.resume_from_checkpoint if there is one; returns what was done, in words."""
+        """Continue from config.resume_from_checkpoint if there is one; return one line about it for the log."""
         wanted = self.config.resume_from_checkpoint
         found = self.checkpoints.load(wanted) if wanted else None
         if found is None:
@@ -255,3 +228,15 @@ class Trainer:
             raise UserError(f"{path.parent}: processes found different checkpoints; give them one shared folder")
         past = ", past trainer.max_train_steps, so nothing is left to train" if steps.pop() > self.last_step else ""
         return f"resumed from {path} at step {self.progress.step}{past}"
+
+
+@contextlib.contextmanager
+def inference(module: nn.Module) -> Iterator[None]:
+    """Switch dropout and gradients off inside this context."""
+    was_training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(was_training)

@@ -33,7 +33,8 @@ from seg2any.diffusion.prepare import assemble, encode_layouts
 from seg2any.layout import Layout
 from seg2any.training import config
 from seg2any.training.optimizer import make_optimizer
-from seg2any.training.source import Batch
+from seg2any.training.task import Batch
+from seg2any.training.tasks.generation import Generation
 from seg2any.training.trainer import Trainer
 
 RELATIVE = 1e-5
@@ -197,14 +198,15 @@ def check_steps(run: Run) -> None:
 def check_trainer(run: Run) -> None:
     """The published config through our own trainer: files, data set, encoders, loss, clipping, AdamW."""
     with tempfile.TemporaryDirectory() as temporary:
-        trainer = Trainer(_as_recorded(run, Path(temporary)))
-        log = _Losses()
-        keys = {trainer.data.train.key(i): i for i in range(len(trainer.data.train))}
+        settings, log = _as_recorded(run, Path(temporary)), _Losses()
+        trainer = Trainer(settings, Generation(settings))
+        data = trainer.task.data
+        keys = {data.key(i): i for i in range(len(data))}
         indices = [keys[Path(name).stem] for name in run.index["image_names"]]
-        batch = Batch(list(range(len(indices))), indices, list(keys), [trainer.data.train[i] for i in indices])
+        batch = Batch(list(range(len(indices))), indices, list(keys), [data[i] for i in indices])
         trainer.batches = itertools.repeat(batch)
-        trainer.objective.weighting = _Recorded(run.batch["u"])
-        with mock.patch("seg2any.training.objective.normal", lambda *_: pack(run.batch["noise"])):
+        trainer.task.objective.weighting = _Recorded(run.batch["u"])
+        with mock.patch("seg2any.training.tasks.flow_matching.normal", lambda *_: pack(run.batch["noise"])):
             for _ in run.index["losses"]:
                 trainer.step(log)
     AcceleratorState._reset_state(reset_partial_state=True)

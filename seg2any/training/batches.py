@@ -1,0 +1,259 @@
+"""Read samples ahead of training, encode them when their step comes, and hand out batches.
+
+Reading processes turn files into small arrays; they use no network, no device and no random numbers.
+"""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.text import TextKey
+from seg2any.data.aspect import fit, target_size
+from seg2any.data.dataset import DataSet, SampleError
+from seg2any.data.sampler import LEFT_OUT, BatchSampler, LengthBatches, PublishedBatches
+from seg2any.diffusion.prepare import DrawnLayout, Encoders, draw_layout
+from seg2any.system.errors import UserError
+from seg2any.system.processes import ALONE, Process
+from seg2any.training.samples import (
+    Captions,
+    EncodedSample,
+    add_embeddings,
+    captions_of_entry,
+    encode_latents,
+    latents_of_entry,
+    texts_of_entry,
+)
+from seg2any.training.store import CacheError, Entry, Store, key_of
+from seg2any.training.task import Batch
+from seg2any.training.token_counts import TokenCounts
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How samples come to their size: `resolution` and `aspect` of the config, `patch` pixels per token side."""
+
+    resolution: int
+    aspect: str
+    patch: int
+    settings: ConditionSettings
+
+    def size(self, stored: tuple[int, int]) -> tuple[int, int]:
+        """(H, W) at which a photo of that size is trained."""
+        multiple = self.patch * self.settings.cond_scale_factor
+        return target_size(stored, self.resolution, self.aspect, multiple)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadSample:
+    """A sample as a reading process hands it over: arrays and strings only, cheap to move between processes.
+
+    It has the entry of the latents' cache, or else its pixels uint8 [H, W, 3] and its regions drawn for their size; and
+    the entry of the texts' cache, which may be empty.
+    """
+
+    index: int
+    key: str
+    captions: Captions
+    latents: Entry | None = None
+    pixels: np.ndarray | None = None
+    drawn: DrawnLayout | None = None
+    texts: Entry = field(default_factory=dict)
+
+
+class Reader:
+    """Reads samples by index, from caches where there are any and from the files of `data` where not."""
+
+    def __init__(self, data: DataSet, preparation: Preparation, latents: Store | None, texts: Store | None):
+        self.data, self.preparation, self.latents, self.texts = data, preparation, latents, texts
+
+    def __call__(self, index: int) -> ReadSample:
+        """Raises SampleError if the sample cannot be used."""
+        key = self.data.key(index)
+        texts = _stored(self.texts, key_of(key)) if self.texts else {}
+        if self.latents:
+            entry = _stored(self.latents, latents_key(self.data, index))
+            return ReadSample(index, key, captions_of_entry(entry), entry, texts=texts)
+        sample = self.data[index]
+        size = self.preparation.size(sample.layout.size)
+        fitted = fit(sample, size, self.preparation.aspect)
+        drawn = draw_layout(fitted.layout.masks, size, self.preparation.patch, self.preparation.settings)
+        captions = Captions(sample.layout.caption, sample.layout.captions)
+        return ReadSample(index, key, captions, pixels=fitted.image, drawn=drawn, texts=texts)
+
+    def captions(self, index: int) -> Captions:
+        """Without the pixels. Raises as reading the whole sample does."""
+        if self.latents:
+            return captions_of_entry(_stored(self.latents, latents_key(self.data, index)))
+        annotation = self.data.annotation(index)
+        return Captions(annotation.caption, annotation.captions)
+
+
+def latents_key(data: DataSet, index: int) -> bytes:
+    """Of a sample in the latents' cache: another photo of the same name is another sample."""
+    return key_of(*filter(None, (data.key(index), data.photo_digest(index))))
+
+
+def fault_entry(error: UserError) -> Entry:
+    """What a cache holds of a sample that cannot be used, so that it is not tried again at every start."""
+    line = f"{error} (known from trainer.cache_dir: once it is mended, remove the cache)"
+    return {"fault": np.frombuffer(line.encode(), np.uint8)}
+
+
+def _stored(store: Store, key: bytes) -> Entry:
+    entry = store.read(key)
+    if "fault" in entry:
+        raise SampleError(entry["fault"].tobytes().decode())
+    return entry
+
+
+LAST_STEP_SECONDS = 60  # so long a reader lives after SIGTERM
+
+
+def read_ahead(
+    read: Callable[[int], T], batches: Iterable[Sequence[int]], workers: int
+) -> Iterator[list[T | UserError]]:
+    """What `read` makes of each index, batch by batch and in order. `workers` processes read ahead; 0: none does.
+
+    A UserError that `read` raises comes in place of its result: what to do about it is not the readers' business.
+    """
+    loader = DataLoader(
+        _Reading(read),
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=list,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # else starting to read would use up global random numbers
+    )
+    return iter(loader)
+
+
+class _Reading(Dataset):
+    def __init__(self, read: Callable[[int], object]):
+        self.read = read
+
+    def __getitem__(self, index: int) -> object:
+        try:
+            return self.read(index)
+        except UserError as error:
+            return error
+
+
+def _start_worker(number: int) -> None:
+    """A signal to the whole group stops the run at the end of a step; until then it needs its readers.
+
+    Not for ever: a run that ends by an error terminates its readers and waits for them.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_STEP_SECONDS))
+    cv2.setNumThreads(0)  # its thread pool does not survive a fork
+
+
+class SkippedSampleWarning(UserWarning):
+    """A sample turned out to be unusable when its step came; its batch is smaller."""
+
+
+class Encoder:
+    """Runs whatever of the networks the caches do not replace. Embeddings and latents are rounded as stored ones are.
+
+    known           embeddings to keep at hand, such as those of class names
+    drops_captions  whether `EncodedSample.without_caption` will be called
+    """
+
+    def __init__(
+        self, encoders: Encoders, settings: ConditionSettings, known: Mapping[TextKey, Tensor], drops_captions: bool
+    ):
+        self.encoders, self.settings, self.known, self.drops_captions = encoders, settings, known, drops_captions
+
+    def __call__(self, reads: Sequence[ReadSample]) -> list[EncodedSample]:
+        texts = [read.captions.texts(self.settings) for read in reads]
+        known = dict(self.known)
+        for read, wanted in zip(reads, texts, strict=True):
+            known |= texts_of_entry(wanted, read.texts)
+        needed = (wanted if self.drops_captions else wanted.prompt for wanted in texts)
+        add_embeddings(known, (key for keys in needed for key in keys), self.encoders)
+        with_std = self.settings.vae_posterior == "sample"
+        return [
+            (
+                encode_latents(read.pixels, read.drawn, self.encoders.vae, with_std)
+                if read.latents is None
+                else latents_of_entry(read.latents)
+            ).sample(wanted, known)
+            for read, wanted in zip(reads, texts, strict=True)
+        ]
+
+
+class TrainingSet:
+    """The samples of a data set, encoded.
+
+    counts   tokens and size of every sample
+    skips    whether an unusable sample makes its batch smaller, with a warning, instead of ending the run
+    workers  processes that read ahead
+    """
+
+    def __init__(self, reader: Reader, encode: Encoder, counts: TokenCounts, skips: bool, workers: int):
+        self.reader, self.encode, self.counts, self.skips, self.workers = reader, encode, counts, skips, workers
+
+    def __len__(self) -> int:
+        return len(self.counts.text)
+
+    def __getitem__(self, index: int) -> EncodedSample:
+        return self.encode([self.reader(index)])[0]
+
+    def key(self, index: int) -> str:
+        """Of a sample in its data set."""
+        return self.reader.data.key(index)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 [n, 3]: text, image and condition tokens of each sample."""
+        return np.stack([self.counts.text, self.counts.image, self.counts.condition], axis=1)
+
+    def sampler(self, kind: str, batch_size: int, seed: int = 0, process: Process = ALONE) -> BatchSampler:
+        """The order of training; `kind` is trainer.sampler of the config."""
+        counts = self.counts
+        buckets = np.where(counts.usable, counts.buckets, LEFT_OUT)
+        if kind == "published":
+            lengths = np.stack([counts.text_uncut, counts.condition], axis=1)
+            return PublishedBatches(lengths, batch_size, seed, process, buckets)
+        lengths = np.stack([counts.text, counts.condition], axis=1)
+        return LengthBatches(lengths, batch_size, seed, process, buckets)
+
+    def batches(self, sampler: BatchSampler) -> Iterator[Batch]:
+        """The batches from `sampler.position` on, endlessly. Reading runs ahead of training; `sampler.position` does
+        not: it is the number of batches handed out here, so a checkpoint resumes with the batch after the last used.
+
+        Raises UserError for a sample that cannot be used, if all of a batch cannot, and for a damaged cache.
+        """
+        for reads in read_ahead(self.reader, sampler.ahead(), self.workers):
+            sampler.position += 1
+            places = [place for place, read in enumerate(reads) if is_usable(read, self.skips, "its batch")]
+            if not places:
+                others = "it is all of its batch" if len(reads) == 1 else "so it is with all of its batch"
+                raise SampleError(
+                    f"{reads[0]}; {others}, and without one no step can be made: mend it, or drop its row"
+                )
+            usable = [reads[place] for place in places]
+            yield Batch(places, [r.index for r in usable], [r.key for r in usable], self.encode(usable))
+
+
+def is_usable(read: object | UserError, skips: bool, left_out_of: str) -> bool:
+    """Warns of an unusable sample, or raises what is wrong with it unless it `skips`, or if it is a damaged cache."""
+    if not isinstance(read, UserError):
+        return True
+    if isinstance(read, CacheError) or not skips:
+        raise read
+    warnings.warn(f"left out of {left_out_of}: {read}", SkippedSampleWarning, stacklevel=3)
+    return False

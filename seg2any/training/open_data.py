@@ -1,0 +1,221 @@
+"""Open the data sets of a run, fill the configured caches, and let go of networks that nothing needs any more."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from accelerate.utils.memory import clear_device_cache
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from seg2any.bases.flux1.latents import pixels_per_token
+from seg2any.bases.flux1.text import TextKey, encode_keys
+from seg2any.data.catalog import data_set_name, open_data_set
+from seg2any.data.dataset import ClosedSet, DataSet, SampleError
+from seg2any.diffusion.prepare import prompt_for, size_in_tokens
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.layout import Layout
+from seg2any.system.errors import UserError
+from seg2any.system.processes import Process
+from seg2any.training import cache
+from seg2any.training.batches import Encoder, Preparation, Reader, TrainingSet, is_usable, latents_key, read_ahead
+from seg2any.training.config import Config
+from seg2any.training.samples import EncodedSample, add_embeddings, texts_of_entry
+from seg2any.training.store import Store, key_of
+from seg2any.training.token_counts import TokenCounts, read_or_count
+
+
+@dataclass(frozen=True, eq=False)
+class RawData:
+    """The data sets of a run, as they are on the disk."""
+
+    train: DataSet
+    val: DataSet | None
+
+
+@dataclass(frozen=True, eq=False)
+class RunData:
+    """The samples of a run.
+
+    train        to train on
+    val          encoded, for the validation loss; None without validation data
+    shown        layouts to draw for validation images
+    shown_texts  embeddings of their captions
+    """
+
+    train: TrainingSet
+    val: list[EncodedSample] | None
+    shown: list[Layout]
+    shown_texts: dict[TextKey, Tensor]
+
+
+def open_data(config: Config) -> RawData:
+    """Open the configured data sets, by `type` or by the published class path. Raises UserError."""
+    train, val = (data_set_name(section.type, section.target) for section in (config.data.train, config.data.val))
+    if train is None:
+        raise UserError("data.train.type: no data set chosen; for example --data.train.type=shapes")
+    return RawData(
+        train=open_data_set(train, config.data.train.params, config.data.on_error),
+        val=open_data_set(val, config.data.val.params, config.data.on_error) if val else None,
+    )
+
+
+def load_data(raw: RawData, config: Config, pipeline: Seg2AnyPipeline, process: Process) -> RunData:
+    """Count tokens, fill the configured caches, encode what validation needs.
+
+    Afterwards the pipeline has lost T5 and CLIP if all embeddings are cached, T5 if only class names are ever read, and
+    its VAE is on the CPU if latents are cached: only validation images still need it.
+    """
+    sources = DataSources(config, pipeline, process)
+    train = sources.training_set(raw.train)
+    val, shown = None, []
+    if raw.val is not None:
+        val = sources.samples(raw.val, min(config.trainer.num_validation_samples, len(raw.val)))
+        wanted = config.trainer.num_validation_images
+        if wanted > len(raw.val):
+            warnings.warn(
+                f"trainer.num_validation_images: {wanted} images wanted, but data.val has {len(raw.val)} samples",
+                stacklevel=2,
+            )
+        shown = _first_layouts(raw.val, wanted, config.data.on_error == "skip")
+    prompts = [prompt_for(layout.caption, layout.captions, config.model.condition) for layout in shown]
+    shown_texts = dict(encode_keys(list({key for prompt in prompts for key in prompt}), pipeline))
+    _let_go(pipeline, raw.train, config)
+    return RunData(train, val, shown, shown_texts)
+
+
+def _first_layouts(data: DataSet, count: int, skips: bool) -> list[Layout]:
+    """Read the layouts of the first `count` usable samples."""
+    found: list[Layout] = []
+    for index in range(len(data)):
+        if len(found) == count:
+            break
+        try:
+            found.append(data[index].layout)
+        except SampleError as error:
+            is_usable(error, skips, "validation images")
+    return found
+
+
+def _let_go(pipeline: Seg2AnyPipeline, train: DataSet, config: Config) -> None:
+    """Remove the networks that caches replace."""
+    cached = config.trainer.cache_text
+    if cached == "all" or (cached == "classes" and isinstance(train, ClosedSet)):
+        pipeline.text_encoder_2 = None
+    if cached == "all":
+        pipeline.text_encoder = None
+    if config.trainer.cache_latents:
+        pipeline.vae.to("cpu")
+    clear_device_cache(garbage_collection=True)
+
+
+class DataSources:
+    """The config's choices of counting, caching, reading and encoding, applied to any data set.
+
+    Raises UserError if the configured sizes do not suit the token grids.
+    """
+
+    def __init__(self, config: Config, pipeline: Seg2AnyPipeline, process: Process):
+        self.config, self.options, self.settings = config, config.trainer, config.model.condition
+        self.pipeline, self.process = pipeline, process
+        if config.data.aspect == "stretch":
+            size_in_tokens((config.resolution, config.resolution), pipeline.vae, self.settings.cond_scale_factor)
+        patch = pixels_per_token(pipeline.vae)
+        self.preparation = Preparation(config.resolution, config.data.aspect, patch, self.settings)
+        self.skips, self.workers = config.data.on_error == "skip", config.dataloader_num_workers
+
+    def training_set(self, data: DataSet) -> TrainingSet:
+        """Count and cache all samples of `data`, for training on them."""
+        counts = self.counts(data)
+        reader, encode = self._reading(data, len(data), counts)
+        return TrainingSet(reader, encode, counts, self.skips, self.workers)
+
+    def samples(self, data: DataSet, count: int) -> list[EncodedSample]:
+        """Encode the first `count` samples into memory; they are cached as well, for a faster next start."""
+        reader, encode = self._reading(data, count, None)
+        encoded = []
+        for (read,) in read_ahead(reader, [[index] for index in range(count)], self.workers):
+            encoded += encode([read]) if is_usable(read, self.skips, "validation") else []
+        return encoded
+
+    def counts(self, data: DataSet) -> TokenCounts:
+        """Count the tokens of all samples."""
+        patch = self.preparation.patch
+        rows = read_or_count(data, self.pipeline.tokenizer_2, patch, self.config, self.process)
+        return TokenCounts.of(rows, self.settings, patch)
+
+    def _reading(self, data: DataSet, count: int, counts: TokenCounts | None) -> tuple[Reader, Encoder]:
+        """Make the reader of the first `count` samples and their encoder; complete their caches first."""
+        latents = self._latents(data, count, counts) if self.options.cache_latents else None
+        names = self._class_names(data) if self.options.cache_text != "none" else {}
+        texts = self._texts(data, count, counts, latents, names) if self.options.cache_text == "all" else None
+        drops = self.options.caption_dropout > 0
+        return Reader(data, self.preparation, latents, texts), Encoder(self.pipeline, self.settings, names, drops)
+
+    def _latents(self, data: DataSet, count: int, counts: TokenCounts | None) -> Store:
+        """Complete the cache of latents of the first `count` samples."""
+        fingerprint = cache.latents_fingerprint(data.fingerprint(), self.preparation, self.pipeline)
+        store = cache.open_store(self.options.cache_dir, "latents", fingerprint)
+        keys = [latents_key(data, index) for index in range(count)]
+        with_std = self.settings.vae_posterior == "sample"
+        if counts:
+            width = 4 * self.pipeline.vae.config.latent_channels * (2 if with_std else 1)
+            self._announce(store, keys, int((counts.image + counts.condition).sum()) * width * 2, "latents")
+        make = cache.make_latents(
+            Reader(data, self.preparation, None, None), self.pipeline, with_std, self.skips, self.workers
+        )
+        cache.complete(store, keys, make, "encode images", self.process)
+        return store
+
+    def _texts(
+        self,
+        data: DataSet,
+        count: int,
+        counts: TokenCounts | None,
+        latents: Store | None,
+        names: dict[TextKey, Tensor],
+    ) -> Store:
+        """Complete the cache of embeddings of the first `count` samples."""
+        store = self._text_store(data)
+        keys = [key_of(data.key(index)) for index in range(count)]
+        if counts:
+            pooled = 2 * len(keys) * self.pipeline.text_encoder.config.hidden_size
+            rows = 0 if names else int(counts.text.sum()) * self.pipeline.text_encoder_2.config.d_model
+            self._announce(store, keys, 2 * (rows + pooled), "text embeddings")
+        make = cache.make_texts(
+            Reader(data, self.preparation, latents, None),
+            *(self.pipeline, names, self.options.cache_batch_size, self.skips, self.workers),
+        )
+        cache.complete(store, keys, make, "encode captions", self.process)
+        return store
+
+    def _class_names(self, data: DataSet) -> dict[TextKey, Tensor]:
+        """Return T5's embeddings of a closed set's class names; an open set has none."""
+        if not isinstance(data, ClosedSet):
+            return {}
+        limit = self.settings.regional_max_sequence_length
+        wanted = [TextKey(caption, limit, "t5") for caption in dict.fromkeys(data.class_captions)]
+        store = self._text_store(data)
+
+        def make(_: Sequence[int]):
+            known: dict[TextKey, Tensor] = {}
+            add_embeddings(known, wanted, self.pipeline)
+            yield 0, {str(n): known[key].numpy() for n, key in enumerate(wanted)}
+
+        key = key_of("class names", *wanted)
+        cache.complete(store, [key], make, "encode class names", self.process)
+        return texts_of_entry(wanted, store.read(key))
+
+    def _text_store(self, data: DataSet) -> Store:
+        fingerprint = cache.texts_fingerprint(data.fingerprint(), self.settings, self.pipeline)
+        return cache.open_store(self.options.cache_dir, "texts", fingerprint)
+
+    def _announce(self, store: Store, keys: list[bytes], n_bytes: int, what: str) -> None:
+        """Check that the disk has room for what is missing, and print its size."""
+        missing = len(store.missing(keys))
+        if missing:
+            line = cache.check_space(store, n_bytes * missing // len(keys), what)
+            if self.process.is_first:
+                tqdm.write(line)

@@ -1,0 +1,123 @@
+"""What a run trains. The trainer knows a network only through this protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from seg2any.system.processes import ALONE, Process
+
+if TYPE_CHECKING:
+    from seg2any.training.strategy import Strategy
+
+SAMPLE, PROCESS = 0, 1  # keep the two kinds of seeds apart
+
+
+class Sample(Protocol):
+    """One training sample, as `Task.loss` takes it."""
+
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Count its tokens without padding, stream by stream; samples of one batch are padded stream by stream."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples of one step on this process.
+
+    places   positions in the planned batch: all of them, unless unusable samples were left out
+    indices  numbers of the samples in the data set
+    keys     their names, for messages
+    """
+
+    places: list[int]
+    indices: list[int]
+    keys: list[str]
+    samples: Sequence[Sample]
+
+
+class Order(Protocol):
+    """The order of training, endless; a checkpoint keeps its state."""
+
+    batches_per_epoch: int
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class TrainingData(Protocol):
+    """The samples that a task trains on."""
+
+    def sampler(self, kind: str, batch_size: int, seed: int, process: Process) -> Order:
+        """Order the samples for this process; `kind` is trainer.sampler of the config."""
+
+    def batches(self, sampler: Order) -> Iterator[Batch]:
+        """Yield batches from the sampler's position on, endlessly, and move that position with each."""
+
+
+class Task(Protocol):
+    """A network, its data, its loss, its validation and its files.
+
+    The trainer calls `identity`, then `load`; everything else, `network` and `data` included, comes after `load`.
+    Methods without `step` in their arguments are called on every process at the same time.
+    """
+
+    network: nn.Module  # the loss passes through it once per micro-step; DDP wraps it
+    data: TrainingData
+
+    def identity(self) -> Mapping[str, object]:
+        """Fingerprint what a resumed run has to share with the first, by config key; load no weights."""
+
+    def load(self, strategy: Strategy, saved: Path | None) -> None:
+        """Load the network and the data, onto the strategy's device; `saved` is the checkpoint to resume, if any."""
+
+    def trainable(self) -> Mapping[str, nn.Parameter]:
+        """Name the parameters to train: adapters, a head, a whole network."""
+
+    def loss(self, network: nn.Module, samples: Sequence[Any], generators: Sequence[torch.Generator]) -> Tensor:
+        """Compute a scalar from a batch. `network` is `self.network` or a wrapper of it; each sample has a generator
+        for all its random numbers."""
+
+    def validation_losses(self) -> Mapping[str, float]:
+        """Measure the network as it is, over all processes together; empty without validation data."""
+
+    def validation_images(self, folder: Path) -> Sequence[Image.Image]:
+        """Write images that show the network's work to `folder`; the main process returns them for the trackers."""
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write the trained parameters as users need them; only the main process calls this."""
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """Seeds of every sample by its place in the run, whichever process computes it.
+
+    Samples are counted through the run, over steps, accumulation, processes and the batch, in this order. Sample n
+    draws from a generator of its own, seeded with (seed, n). So a resumed run draws what the uninterrupted one would
+    have drawn, no two samples share noise, and 2 processes x 4, 2 accumulated x 4 and 1 x 8 samples make the same
+    update.
+    """
+
+    seed: int
+    batch_size: int
+    process: Process = ALONE
+
+    def generators(self, micro_step: int) -> list[torch.Generator]:
+        """Seed one generator for each sample of this process's batch number `micro_step`."""
+        first = (micro_step * self.process.count + self.process.index) * self.batch_size
+        return [torch.Generator().manual_seed(self._seed(SAMPLE, first + i)) for i in range(self.batch_size)]
+
+    def seed_layers(self, micro_step: int) -> None:
+        """Seed torch's global generator, from which dropout layers draw for a whole batch of one process."""
+        torch.manual_seed(self._seed(PROCESS, micro_step, self.process.index))
+
+    def _seed(self, *key: int) -> int:
+        return int(np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0] >> 1)

@@ -1,0 +1,1 @@
+"""What a run can train; each module is one `seg2any.training.task.Task`, with its parts."""

@@ -1,0 +1,150 @@
+"""Train Seg2Any's adapters: FLUX is frozen, two LoRA adapters learn to draw layouts (paper section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from PIL import Image
+from torch import Tensor, nn
+
+from seg2any.adapters.files import save_adapters
+from seg2any.attention.settings import check_blocks
+from seg2any.diffusion.flow import TimestepWeighting
+from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.layout import Layout
+from seg2any.layout.draw import panel
+from seg2any.system.errors import UserError
+from seg2any.system.files import atomic_write
+from seg2any.training import build
+from seg2any.training.batches import TrainingSet
+from seg2any.training.config import Config
+from seg2any.training.identity import CONTENT, WEIGHTS
+from seg2any.training.open_data import RawData, RunData, load_data, open_data
+from seg2any.training.samples import EncodedSample
+from seg2any.training.strategy import Strategy
+from seg2any.training.tasks.flow_matching import Objective, Velocity, fixed_losses, named_losses
+
+
+class Generation:
+    """The task of a run that trains the adapters `default` and `cond`; see `seg2any.training.task.Task`."""
+
+    pipeline: Seg2AnyPipeline
+    network: Velocity
+    inputs: RunData
+    strategy: Strategy
+
+    def __init__(self, config: Config):
+        self.config, self.settings = config, config.model.condition
+        self.objective = make_objective(config)
+
+    @cached_property
+    def raw(self) -> RawData:
+        """The data sets as they are on the disk."""
+        return open_data(self.config)
+
+    @property
+    def data(self) -> TrainingSet:
+        """The samples to train on."""
+        return self.inputs.train
+
+    def identity(self) -> dict[str, object]:
+        """Fingerprint the training data and the base model's weights."""
+        return {CONTENT: self.raw.train.fingerprint(), WEIGHTS: build.base_fingerprint(self.config)}
+
+    def load(self, strategy: Strategy, saved: Path | None) -> None:
+        """Load FLUX, attach its adapters, and fill the configured caches."""
+        self.strategy = strategy
+        self.pipeline = build.load_pipeline(self.config, strategy)
+        transformer = self.pipeline.transformer
+        check_blocks(self.settings, build.n_blocks(transformer))
+        build.attach_adapters(transformer, self.config, saved)
+        strategy.split(transformer)
+        self.inputs = load_data(self.raw, self.config, self.pipeline, strategy.process)
+        build.apply_memory_options(transformer, self.config)
+        self.network = Velocity(transformer, self.config.trainer.guidance_scale, strategy.dtype)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name the adapters' parameters as in the transformer."""
+        return {name: p for name, p in self.pipeline.transformer.named_parameters() if p.requires_grad}
+
+    def loss(
+        self, network: nn.Module, samples: Sequence[EncodedSample], generators: Sequence[torch.Generator]
+    ) -> Tensor:
+        """Compute the flow-matching loss of a batch."""
+        return self.objective(network, samples, generators)
+
+    def validation_losses(self) -> Mapping[str, float]:
+        """Measure the loss at fixed noise; processes of unequal shares may not wait for each other's passes."""
+        samples = self.inputs.val
+        if samples is None:
+            return {}
+        indices = self.strategy.validation_process.share(range(len(samples)))
+        batch_size = self.config.trainer.train_batch_size
+        totals = fixed_losses(samples, indices, self.settings, self.network, batch_size)
+        return named_losses(self.strategy.accelerator.reduce(totals.to(self.strategy.device)).cpu())
+
+    def validation_images(self, folder: Path) -> list[Image.Image]:
+        """Draw the first validation layouts with the network as it is; return their panels on the main process."""
+        shown = self.inputs.shown
+        mine = {n: self._image(n) for n in self.strategy.validation_process.share(range(len(shown)))}
+        images = dict(gather_object(list(mine.items())))
+        return write_images(images, shown, folder) if self.strategy.accelerator.is_main_process else []
+
+    def _image(self, number: int) -> Image.Image:
+        """Draw layout `number` with seed `number`."""
+        device, dtype = self.pipeline.transformer.device, self.strategy.dtype
+        with _on(self.pipeline.vae, device), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return self.pipeline(
+                self.inputs.shown[number],
+                height=self.config.resolution,
+                width=self.config.resolution,
+                num_inference_steps=self.config.model.num_inference_steps,
+                guidance_scale=self.config.eval.guidance_scale,
+                seeds=[number],
+                settings=self.settings,
+                known_texts=self.inputs.shown_texts,
+            ).images[0]
+
+    def save(self, folder: Path, step: int) -> None:
+        """Write both adapters and their card."""
+        save_adapters(self.pipeline.transformer, folder, build.adapter_card(self.config, step))
+
+
+def make_objective(config: Config) -> Objective:
+    """Make the loss that the config describes.
+
+    Raises UserError if no loss would ever reach the adapter of contour tokens: DDP would wait for its gradient.
+    """
+    model, trainer = config.model, config.trainer
+    if model.condition.is_plain and model.condition.is_use_cond_token:
+        raise UserError(
+            "model.attention_mask_method: none has no contour tokens to train; set model.is_use_cond_token to false"
+        )
+    weighting = TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
+    return Objective(model.condition, weighting, trainer.caption_dropout, trainer.cond_dropout)
+
+
+def write_images(images: Mapping[int, Image.Image], layouts: Sequence[Layout], folder: Path) -> list[Image.Image]:
+    """Write NNN.png, and panels/NNN.png with contour, overlay and legend beside it; return the panels in order."""
+    panels = {number: panel(layouts[number], image) for number, image in sorted(images.items())}
+    for place, pictures in ((folder, images), (folder / "panels", panels)):
+        for number, picture in pictures.items():
+            with atomic_write(place / f"{number:03d}.png") as temporary:
+                picture.save(temporary)
+    return list(panels.values())
+
+
+@contextmanager
+def _on(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Move the module to `device` inside this context, and back after it."""
+    before = next(module.parameters()).device
+    module.to(device)
+    try:
+        yield
+    finally:
+        module.to(before)
