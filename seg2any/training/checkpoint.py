@@ -1,8 +1,8 @@
-"""Checkpoints: named objects in, one folder out; complete or absent, newest complete one always kept.
+"""Write and read checkpoints: each is a folder that is complete or absent; the newest complete one is always kept.
 
 output_dir/checkpoint-1000/default/pytorch_lora_weights.safetensors   the published layout
                            cond/pytorch_lora_weights.safetensors
-                           training_state.safetensors                 what a resumed run needs beside them
+                           training_state.safetensors                 optimizer, average, progress, identity
                            config.yaml
 """
 
@@ -25,17 +25,17 @@ from seg2any.system.files import check_free
 from seg2any.training.state_file import DamagedState, read_plain, read_state, write_state
 
 STATE = "training_state.safetensors"
-FILES = "files"  # in the state: the adapter files beside it, and their bytes
+FILES = "files"  # key of the state: names and bytes of the weights' files beside it
 
 
 class Checkpoints:
-    """The checkpoints of one run; `limit` is how many are kept (None: all)."""
+    """The checkpoints of one run, of which the newest `limit` are kept (None: all)."""
 
     def __init__(self, folder: Path, limit: int | None = None):
         self.folder, self.limit = Path(folder), limit
 
     def steps(self) -> dict[int, Path]:
-        """Step -> folder of every checkpoint, oldest first. Temporary folders have other names."""
+        """Map step to folder for every checkpoint, oldest first; temporary folders have other names."""
         found = {}
         for path in self.folder.glob("checkpoint-*"):
             if (match := re.fullmatch(r"checkpoint-(\d+)", path.name)) and path.is_dir():
@@ -43,9 +43,9 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
     def save(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
-        """Let `write` fill a temporary folder, add the state of the run, rename it to checkpoint-`step`.
+        """Let `write` fill a temporary folder, add the run's state, and rename the folder to checkpoint-`step`.
 
-        Raises UserError if it cannot be written, for want of space for instance; nothing is left of it then.
+        Raises UserError if it cannot be written, for example on a full disk, and leaves nothing behind.
         """
         final = self.folder / f"checkpoint-{step}"
         temporary = self.folder / f".checkpoint-{step}.{uuid.uuid4().hex[:8]}.tmp"
@@ -57,14 +57,17 @@ class Checkpoints:
             _remove(final)
             os.replace(temporary, final)
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{final}: not written, older checkpoints are as they were: {error}") from None
+            raise UserError(f"{final}: cannot be written: {error}; older checkpoints are unchanged") from None
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
         self._rotate(final)
         return final
 
     def _rotate(self, written: Path) -> None:
-        """Down to `limit`. `written` stays whatever its step: later ones may be damaged. What killed runs left goes."""
+        """Remove old checkpoints down to `limit`, and folders that killed runs left behind.
+
+        `written` stays whatever its step, since later ones may be damaged.
+        """
         if self.limit is not None:
             others = [path for path in self.steps().values() if path != written]
             for path in others[: max(0, len(others) - self.limit + 1)]:
@@ -74,9 +77,9 @@ class Checkpoints:
                 shutil.rmtree(path, ignore_errors=True)
 
     def check(self, wanted: str | None) -> None:
-        """Before anything expensive: raise UserError for what `load` and `save` would meet later.
+        """Raise UserError early for everything that would stop `load` and `save` later.
 
-        That is a path that is no folder, a folder that holds another run or that one writes into just now, or one that
+        Refused are a path that is not a folder, a folder that holds another run or is in use by one, and a folder that
         cannot be written.
         """
         place = next(path for path in (self.folder, *self.folder.absolute().parents) if path.exists())
@@ -91,30 +94,30 @@ class Checkpoints:
             )
 
     def plain(self, wanted: str | None, name: str) -> Any:
-        """What `load` would return under `name`, if that holds no tensors, without reading any. None for nothing."""
+        """Return the tensor-free value `name` of the checkpoint that `load` would return; None without a checkpoint."""
         found = self._newest(wanted, name)
         return found and found[1]
 
-    def adapters(self, wanted: str | None) -> Path | None:
-        """The folder with the adapter files of the checkpoint that `load` would return; None for nothing."""
+    def find(self, wanted: str | None) -> Path | None:
+        """Return the folder of the checkpoint that `load` would return; None without a checkpoint."""
         found = self._newest(wanted, FILES)
         return found and found[0]
 
     def _newest(self, wanted: str | None, name: str) -> tuple[Path, Any] | None:
-        """The checkpoint that `load` would return, as far as sizes of files tell, and its plain value `name`."""
+        """Find the checkpoint that `load` would return, judged by file sizes, and its tensor-free value `name`."""
         path = check_path(wanted)
         candidates = [] if wanted is None else [path] if path else reversed(self.steps().values())
         for path in candidates:
-            with contextlib.suppress(DamagedState, UserError, OSError):  # `load` says what is wrong with it
+            with contextlib.suppress(DamagedState, UserError, OSError):  # `load` reports it
                 _check_files(path, read_plain(path / STATE, FILES) or {})
                 return path, read_plain(path / STATE, name)
         return None
 
     def load(self, wanted: str) -> tuple[Path, dict[str, Any]] | None:
-        """(folder, state of every named object) of `latest` or of any path; None if `latest` finds none.
+        """Read folder and state, by name, of `latest` or of any path; None if `latest` finds no checkpoint.
 
-        `latest` passes over damaged checkpoints with a warning. Raises UserError if a path is not a complete
-        checkpoint, and if `latest` finds damaged ones only.
+        `latest` skips damaged checkpoints with a warning. Raises UserError if a path is not a complete checkpoint, and
+        if `latest` finds only damaged ones.
         """
         if (path := check_path(wanted)) is not None:
             return path, _read_state(path)
@@ -123,30 +126,30 @@ class Checkpoints:
             try:
                 return path, _read_state(path)
             except UserError as error:
-                warnings.warn(f"passing over a damaged checkpoint: {error}", stacklevel=2)
+                warnings.warn(f"skipping a damaged checkpoint: {error}", stacklevel=2)
         if steps:
             raise UserError(f"project.output_dir: every checkpoint in {self.folder} is damaged; choose another folder")
         return None
 
 
 def check_path(wanted: str | None) -> Path | None:
-    """The folder that `resume_from_checkpoint` names, None for `latest` and for nothing. Raises UserError."""
+    """Return the folder that `resume_from_checkpoint` names; None for `latest` and null. Raises UserError."""
     if wanted in (None, "latest"):
         return None
     path = Path(wanted)
     if not path.is_dir():
         raise UserError(f"resume_from_checkpoint: {path} is not a folder; give `latest` or a checkpoint-N folder")
     if not (path / STATE).exists():
-        raise UserError(f"{path}: no {STATE} in it, so no training can resume from it; give a checkpoint-N folder")
+        raise UserError(f"{path}: has no {STATE}, so no run can resume from it; give a checkpoint-N folder")
     return path
 
 
 def _read_state(path: Path) -> dict[str, Any]:
-    """Of a checkpoint that is complete: its adapters are beside it as they were written."""
+    """Read the state of a checkpoint and check that its files of weights are complete."""
     try:
         state = read_state(path / STATE)
     except FileNotFoundError:
-        raise UserError(f"{path}: no {STATE} in it, so no training can resume from it") from None
+        raise UserError(f"{path}: has no {STATE}, so no run can resume from it; give a checkpoint-N folder") from None
     except DamagedState as error:
         raise UserError(f"{error}; resume from another checkpoint") from None
     except OSError as error:
@@ -158,16 +161,16 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _check_files(folder: Path, sizes: dict[str, int]) -> None:
     for name, size in sizes.items():
         if not (folder / name).is_file() or (folder / name).stat().st_size != size:
-            raise UserError(f"{folder / name}: missing or cut short; resume from another checkpoint")
+            raise UserError(f"{folder / name}: is missing or cut short; resume from another checkpoint")
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file of the adapters."""
-    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.glob("*/*"))}
+    """Count the bytes of every file of weights."""
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in sorted(folder.rglob("*.safetensors"))}
 
 
 def _sync(folder: Path) -> None:
-    """Everything in `folder` is on the disk before it gets its final name."""
+    """Flush everything in `folder` to the disk, before it gets its final name."""
     for path in [*folder.rglob("*"), folder]:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -175,7 +178,7 @@ def _sync(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a checkpoint; it loses its name first, so that a kill leaves no half of it under that name."""
+    """Remove a checkpoint; rename it first, so that a kill leaves no half of it under its name."""
     if path.exists():
         doomed = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.old")
         os.replace(path, doomed)

@@ -1,4 +1,4 @@
-"""Nested states in one file that holds data only: tensors as safetensors, all else as json in its metadata."""
+"""Store nested states in a safetensors file, which holds no code: tensors as such, the rest as json metadata."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ TENSOR = "tensor"  # {"tensor": name} stands for a tensor of the file
 
 
 class DamagedState(ValueError):
-    """The file is no complete state; the message says why."""
+    """The file does not hold a complete state; the message says why."""
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
-    """`state`: dicts, lists, numbers, texts and tensors, nested as they like."""
+    """Write `state`, any nesting of dicts, lists, numbers, texts and tensors."""
     tensors: dict[str, Tensor] = {}
     described = json.dumps(_without_tensors(state, "", tensors))
     with atomic_write(path) as temporary:
@@ -30,7 +30,7 @@ def write_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def _checksum(described: str, tensors: dict[str, Tensor]) -> str:
-    """Of everything: a disk that loses a block leaves the file's length and header as they were."""
+    """Sum all content: a disk that loses a block leaves the file's length and header unchanged."""
     value = zlib.crc32(described.encode())
     for name in sorted(tensors):
         value = zlib.crc32(tensors[name].reshape(-1).view(uint8).numpy(), value)
@@ -49,7 +49,7 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """What was written, tensors on the CPU, tuples as lists. Raises FileNotFoundError, or DamagedState."""
+    """Read a state, with tensors on the CPU and tuples as lists. Raises FileNotFoundError or DamagedState."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
@@ -61,13 +61,15 @@ def read_state(path: Path) -> dict[str, Any]:
     except (SafetensorError, KeyError, ValueError) as error:
         raise DamagedState(f"{path}: damaged ({type(error).__name__})") from None
     if not isinstance(state, dict):
-        raise DamagedState(f"{path}: damaged (no state in it)")
+        raise DamagedState(f"{path}: damaged (it holds no state)")
     return state
 
 
 def read_plain(path: Path, name: str) -> Any:
-    """What was written under the top-level `name`, which holds no tensors; None if there is none. Reads no tensor and
-    checks no sum, so it is quick, and what it returns is not yet known to be whole. Raises as `read_state` does."""
+    """Read the top-level value `name`, which holds no tensors; None if there is none.
+
+    Quick, since it reads no tensor and checks no sum, so the file may still be damaged. Raises as `read_state` does.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             return json.loads((file.metadata() or {})["state"]).get(name)

@@ -1,9 +1,9 @@
-"""Arrays by key: what caches are made of. On the disk for any number of processes and runs, or in memory for one.
+"""Store arrays by key, for caches: on the disk for any number of processes and runs, or in memory for one.
 
 A store on the disk is a folder of shards, each a safetensors file with keys, the ends and CRC-32 of the entries, and
 the entries one after another. A shard is written under another name, synced and renamed, so it is complete or absent;
-nothing is ever changed in place. Writers never wait for each other: two that store the same key have done the work
-twice, and the older shard is the one that counts. What a disk has altered is never used: the shard is removed.
+nothing is ever changed in place. Writers never wait for each other: if two store the same key, the older shard counts.
+A shard that the disk has altered is never used but removed.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from seg2any.system.files import atomic_write, remove_stale
 Entry = dict[str, np.ndarray]
 KEY_BYTES = 16
 SHARD_BYTES = 256 << 20
-SHARD_SECONDS = 120.0  # what a killed process loses at most, and how soon others see progress
+SHARD_SECONDS = 120.0  # the most work that a kill loses, and how soon other processes see progress
 OPEN_SHARDS = 32
 
 
 class DamagedShardWarning(UserWarning):
-    """A file of a cache could not be read and was removed; what it held is computed again."""
+    """A file of a cache could not be read and was removed; its entries are computed again."""
 
 
 class CacheError(UserError):
-    """A cache that cannot be written, or that was altered after it was found whole. It is no matter of one sample."""
+    """A cache cannot be written, or was altered during the run. Not specific to one sample, so never skipped."""
 
 
 def key_of(*parts: object) -> bytes:
-    """16 bytes that differ for different `parts` (anything json can write)."""
+    """Digest `parts`, anything json can write, to 16 bytes."""
     return hashlib.sha256(json.dumps(parts).encode()).digest()[:KEY_BYTES]
 
 
@@ -51,21 +51,23 @@ class Store(Protocol):
     is_shared: bool
 
     def missing(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Which of `keys` have no entry: int64 positions in `keys`, ascending."""
+        """Return the positions in `keys` that have no entry, int64, ascending."""
 
-    def read(self, key: bytes) -> Entry: ...
+    def read(self, key: bytes) -> Entry:
+        """Return the entry of `key`. Raises KeyError if there is none."""
 
     def add(self, key: bytes, entry: Entry) -> None:
-        """The entry can be read after the next `flush`."""
+        """Add an entry; it can be read after the next `flush`."""
 
-    def flush(self) -> None: ...
+    def flush(self) -> None:
+        """Write added entries."""
 
     def refresh(self) -> None:
-        """See what others have added."""
+        """Find entries that other processes have added."""
 
 
 class MemoryStore:
-    """Entries of this process alone, gone when it ends."""
+    """Entries in the memory of this process, gone when it ends."""
 
     is_shared = False
 
@@ -111,7 +113,7 @@ class ShardStore:
         return np.flatnonzero(self._find(keys) < 0)
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
-        """Position of each key in the index, -1 if it is not there."""
+        """Find the position of each key in the index, -1 for a missing key."""
         if not len(self._keys):
             return np.full(len(keys), -1)
         wanted = np.array(keys, self._keys.dtype)
@@ -119,7 +121,7 @@ class ShardStore:
         return np.where(self._keys[at] == wanted, at, -1)
 
     def read(self, key: bytes) -> Entry:
-        """What was stored under `key`. Raises KeyError if nothing was, CacheError if it is damaged."""
+        """Read the entry of `key`. Raises KeyError if there is none, CacheError if it is damaged."""
         (at,) = self._find([key])
         if at < 0:
             raise KeyError(key)
@@ -128,13 +130,13 @@ class ShardStore:
         try:
             blob = self._blobs(shard)[start:end].tobytes()
         except (OSError, SafetensorError) as error:
-            raise CacheError(f"{path}: {_reason(error)}; start again, what it held is computed again") from None
+            raise CacheError(f"{path}: {_reason(error)}; start again, its entries are computed again") from None
         if zlib.crc32(blob) != crc:
-            raise CacheError(f"{path}: {_removed(path)}; start again, what it held is computed again")
+            raise CacheError(f"{path}: {_removed(path)}; start again, its entries are computed again")
         return load(blob)
 
     def _blobs(self, shard: int):
-        """The bytes of a shard, mapped and not read. The files last used stay open."""
+        """Map the bytes of a shard without reading them; the files used last stay open."""
         blobs = self._open.pop(shard, None)
         if blobs is None:
             blobs = safe_open(self.folder / self._shards[shard], framework="np").get_slice("entries")
@@ -144,7 +146,7 @@ class ShardStore:
         return blobs
 
     def add(self, key: bytes, entry: Entry) -> None:
-        """Kept in memory until it is worth a shard, or old."""
+        """Keep an entry in memory until a shard is large or old enough to be written."""
         # `save` writes the memory of an array as it lies, whatever its strides say.
         blob = save({name: np.ascontiguousarray(array) for name, array in entry.items()})
         self._pending.append((key, blob))
@@ -153,7 +155,7 @@ class ShardStore:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added as one shard. Raises CacheError if it cannot be written."""
+        """Write the added entries as one shard. Raises CacheError if that fails."""
         if self._pending:
             keys, blobs = zip(*self._pending, strict=True)
             content = {
@@ -170,14 +172,14 @@ class ShardStore:
             except (OSError, SafetensorError) as error:
                 raise CacheError(
                     f"trainer.cache_dir: {self.folder} cannot be written ({_reason(error)}); make room or choose "
-                    "another folder, then start again: what was written before is kept"
+                    "another folder, then start again: shards written before are kept"
                 ) from None
             self._pending, self._pending_bytes = [], 0
             self.refresh()
         self._flushed_at = time.monotonic()
 
     def refresh(self) -> None:
-        """Index the shards that are new in the folder, by this process or another. Damaged ones are removed."""
+        """Index new shards of the folder, whichever process wrote them, and remove damaged ones."""
         known = set(self._shards)
         keys, where = [self._keys], [self._where]
         for path in sorted(self.folder.glob("[0-9]*.safetensors")):
@@ -197,7 +199,7 @@ class ShardStore:
 
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Keys, ends and CRC-32 of a shard's entries; None, with a warning, if it is damaged: then it is removed."""
+    """Read keys, ends and CRC-32 of a shard's entries; remove a damaged shard with a warning and return None."""
     try:
         with safe_open(path, framework="np") as file:
             keys, ends, sums = map(file.get_tensor, ("keys", "ends", "sums"))
@@ -208,12 +210,12 @@ def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         return None  # another process has found the damage first
     except SafetensorError:
         pass
-    warnings.warn(f"{path}: {_removed(path)}; what it held is computed again", DamagedShardWarning, stacklevel=3)
+    warnings.warn(f"{path}: {_removed(path)}; its entries are computed again", DamagedShardWarning, stacklevel=3)
     return None
 
 
 def _removed(path: Path) -> str:
-    """Remove a damaged shard, and say so."""
+    """Remove a damaged shard; return words about it."""
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

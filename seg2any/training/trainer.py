@@ -63,7 +63,7 @@ class Trainer:
         self.accelerator, process = self.strategy.accelerator, self.strategy.process
         self.identity = self._checked_identity()
         torch.manual_seed(config.seed)  # initial weights of what is trained are the same on every process
-        task.load(self.strategy, self.checkpoints.adapters(config.resume_from_checkpoint))
+        task.load(self.strategy, self.checkpoints.find(config.resume_from_checkpoint))
 
         batch_size = self.options.train_batch_size
         self.randomness = Randomness(config.seed, batch_size, process)
