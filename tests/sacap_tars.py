@@ -12,9 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 
 from seg2any.data.sacap.extract import Job
+from seg2any.data.sacap.report import Meter, Progress
 from seg2any.data.sacap.subset import in_groups
 from seg2any.data.sacap.table import read_annotations
-from seg2any.data.sacap.workers import Meter, Progress
 from tests.synthetic_data import make_sacap_1m
 
 COMMAND = [sys.executable, "-m", "seg2any.data.sacap"]

@@ -17,7 +17,7 @@ from seg2any.data.caption_table import CaptionTable
 from seg2any.data.catalog import open_data_set
 from seg2any.data.dataset import SampleError
 from seg2any.data.sacap.__main__ import main
-from seg2any.data.sacap.check import Broken, check_json
+from seg2any.data.sacap.verify import Broken, check_json
 from tests import synthetic_data
 from tests.golden_root import golden_root
 from tests.opened_data import keys, refused, rewrite, skipping
@@ -62,12 +62,12 @@ def test_sacap_rows_that_cannot_be_used(tmp_path: Path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda doc: {"annotations": doc["annotations"][:-1] + [{"id": 3}]}, "has no annotation"),
+        (lambda doc: {"annotations": doc["annotations"][:-1] + [{"id": 3}]}, "lacks annotation"),
         (lambda doc: {"image": {}}, "no list of annotations"),
         (lambda doc: [1], "no list of annotations"),
         (lambda doc: {"annotations": [one | {"segmentation": None} for one in doc["annotations"]]}, "size is None"),
-        (lambda doc: {"annotations": doc["annotations"] * 2}, "names an annotation twice"),
-        (lambda doc: {"annotations": [one | {"id": [one["id"]]} for one in doc["annotations"]]}, "has no annotation"),
+        (lambda doc: {"annotations": doc["annotations"] * 2}, "has an annotation twice"),
+        (lambda doc: {"annotations": [one | {"id": [one["id"]]} for one in doc["annotations"]]}, "lacks annotation"),
         (lambda doc: {"annotations": [one | {"segmentation": EMPTY} for one in doc["annotations"]]}, "has a pixel"),
     ],
 )

@@ -19,7 +19,7 @@ import pytest
 from seg2any.data.sacap import extract as extract_module
 from seg2any.data.sacap.__main__ import main
 from seg2any.data.sacap.extract import extract_tar
-from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
+from seg2any.data.sacap.report import Meter, progress_bar, run_tasks
 from seg2any.system.errors import UserError
 from tests.golden_root import REPOSITORY
 from tests.sacap_tars import COMMAND, job_of, make_source, make_tar, meter, tree
@@ -168,7 +168,7 @@ def test_a_disk_too_small_is_known_before_anything_is_written(source: Path, tmp_
     monkeypatch.setattr(extract_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=(1 << 28) + 9_000_000))
     arguments = [str(source / "annotations/anno_train.parquet"), "--tar_dir", str(source / "tars")]
     assert main(["extract", *arguments, "--output", str(tmp_path / "raw")]) == 2
-    assert "9.36 MB are to be written, 9 MB are free" in capsys.readouterr().err
+    assert "9.36 MB are needed, but 9 MB are free" in capsys.readouterr().err
     assert not (tmp_path / "raw").exists()
 
 

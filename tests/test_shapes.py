@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from seg2any.data.shapes import KINDS, MIN_VISIBLE, ShapesDataset, held_out, visible_masks
+from seg2any.data.shapes import DRAWING, KINDS, MIN_VISIBLE, ShapesDataset, held_out, visible_masks
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK, PATTERNS, SHAPES, Figure, draw_alpha
 from seg2any.system.errors import UserError
 
@@ -14,6 +14,25 @@ def test_scene_depends_on_its_index_only(kind):
     first, again = small[1], large[1]
     assert np.array_equal(first.image, again.image) and first.layout.digest() == again.layout.digest()
     assert not np.array_equal(first.image, large[3].image)
+
+
+def test_scenes_are_those_of_drawing_1():
+    """A fingerprint stands for these scenes: when they change, raise DRAWING, then these numbers."""
+    assert DRAWING == 1
+    sample = ShapesDataset("test", 20, "mixed")[8]
+    expected = (
+        "a red dotted heart, a cyan badge with the letter S, a purple checkered ring, a purple badge with the letter"
+    )
+    assert sample.layout.caption == f"{expected} T and a pink triangle on a lilac background"
+    np.testing.assert_allclose(sample.layout.masks.sum((1, 2)), [5102, 3642, 2095, 3268, 915], atol=3)
+    np.testing.assert_allclose(sample.image.mean((0, 1)), [187.0, 169.9, 204.1], atol=0.1)
+
+
+def test_the_fingerprint_is_that_of_the_parameters():
+    first = ShapesDataset("test", 20)
+    made = [first, ShapesDataset("val", 20), ShapesDataset("test", 21), ShapesDataset("test", 20, seed=1)]
+    assert len({data.fingerprint() for data in made}) == len(made)
+    assert ShapesDataset("test", 20).fingerprint() == first.fingerprint()
 
 
 def test_splits_and_seeds_show_different_scenes():

@@ -168,7 +168,7 @@ def test_each_aspect_bucket_is_read_at_its_size(stock_pipe, tmp_path):
             assert (height > width, height < width) == (index % 3 == 2, index % 3 == 1)
             assert sample.lengths == tuple(source.lengths[index])
     assert len({batch.indices[0] % 3 for batch in batches}) == 3
-    with pytest.raises(UserError, match="published knows one image size"):
+    with pytest.raises(UserError, match="trainer.sampler: published"):
         source.sampler("published", 2)
 
 

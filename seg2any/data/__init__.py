@@ -1,1 +1,1 @@
-"""Data sets: each lists layouts with their images, and knows nothing of models or runs."""
+"""Data sets that list samples: photos and layouts, and counts of their tokens."""

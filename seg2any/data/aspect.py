@@ -1,8 +1,8 @@
-"""Which size a photo is trained at, and how it and its masks get there.
+"""Choose the size at which a photo is trained, and bring photo and masks to it.
 
-stretch   everything becomes a square: the published behaviour
-bucket    the size of nearly the same area and nearly the photo's proportions; what does not fit is cut off on both
-          sides alike, from masks as from the image
+stretch   every photo becomes a square: the published behaviour
+bucket    a size of nearly the same area and nearly the photo's proportions; what does not fit is cut off equally on
+          both sides, from the photo and from its masks
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError
 
 ASPECTS = ("stretch", "bucket")
-WIDEST = 2.0  # longer photos are cut to this proportion
+WIDEST = 2.0  # length / width of a bucket at most; longer photos are cut
 
 
 def target_size(size: tuple[int, int], resolution: int, aspect: str, multiple: int) -> tuple[int, int]:
-    """(H, W) at which a photo of `size` (H, W) is trained; `multiple` is that of both sides in a bucket, in pixels.
+    """Return (H, W) at which a photo of `size` (H, W) is trained.
+
+    multiple  the sides of a bucket are multiples of it, in pixels
 
     Raises UserError for an unknown aspect.
     """
@@ -36,9 +38,10 @@ def target_size(size: tuple[int, int], resolution: int, aspect: str, multiple: i
 
 @lru_cache
 def bucket_sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
-    """All (H, W) of bucket: sides are multiples, proportions 1:2 to 2:1, never more pixels than resolution squared.
+    """List the buckets (H, W) from flat to tall: 1:2 to 2:1, at most resolution x resolution pixels.
 
-    From flat to tall. Of equal heights the widest, of equal widths the tallest. Raises UserError if there is none.
+    Both sides are multiples of `multiple`. Each bucket is the widest of its height and the tallest of its width. Raises
+    UserError if there is none.
     """
     side = resolution // multiple
     if side < 1:
@@ -53,9 +56,9 @@ def bucket_sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
 
 
 def window(size: tuple[int, int], target: tuple[int, int], aspect: str) -> tuple[slice, slice]:
-    """Rows and columns of a photo of `size` that become `target`: all, or the largest central part of its proportions.
+    """Return the rows and columns of a photo of `size` that become `target`.
 
-    Whole pixels, so what is left to stretch is less than one.
+    stretch: all; bucket: the largest central part with the proportions of `target`, up to a pixel, as pixels are whole.
     """
     _check(aspect)
     if aspect == "stretch":
@@ -68,9 +71,9 @@ def window(size: tuple[int, int], target: tuple[int, int], aspect: str) -> tuple
 
 
 def fit(sample: Sample, target: tuple[int, int], aspect: str) -> Sample:
-    """The sample at `target` (H, W): the image with PIL BILINEAR, as published, the masks with nearest-exact.
+    """Bring a sample to `target` (H, W): the image with PIL BILINEAR, as published, the masks with nearest-exact.
 
-    A region may come out empty; it stays, so that regions and captions keep their order.
+    A region may become empty; it is kept, so that regions and captions stay in order.
     """
     layout = sample.layout
     rows, columns = window(layout.size, target, aspect)

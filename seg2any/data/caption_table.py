@@ -1,7 +1,7 @@
-"""The caption table of SACap-1M: a parquet file of a million rows, checked once and then read row by row.
+"""Read the caption table of SACap-1M: a parquet file of a million rows, checked once and then read row by row.
 
 Rows are kept as Arrow columns, never as Python objects. With a cache folder they lie in a file that is mapped into
-memory, so that any number of processes share one copy and opening it again costs nothing.
+memory, so any number of processes share one copy, and opening the file again is instant.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.system.weights import file_digest
 
-FORMAT = "3"  # raise it when the columns below change, or their faults
+FORMAT = "3"  # raise it when the columns or FAULTS below change
 BATCH = 16384  # rows
 SCHEMA = pa.schema(
     {
@@ -46,7 +46,7 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One image of the table: `captions[i]` belongs to the mask with id `anno_ids[i]`; caption None is no caption."""
+    """One image of the table: `captions[i]` describes the mask with id `anno_ids[i]`; `caption` is global or None."""
 
     imagename: str
     image_group: str
@@ -58,7 +58,7 @@ class Row:
 class CaptionTable:
     """The rows of the parquet file `path`, as Arrow columns in memory, or mapped from a file in `cache_root`.
 
-    Raises UserError for a file that is missing, no parquet, or lacks a column.
+    Raises UserError for a file that is missing, not parquet, or lacks a column.
     """
 
     def __init__(self, path: Path, cache_root: Path | None):
@@ -68,23 +68,24 @@ class CaptionTable:
         self._columns: pa.Table | None = None
 
     def __getstate__(self) -> dict:
-        """Other processes open the columns themselves."""
+        """Leave the columns out: a process that unpickles this opens them itself."""
         return {**self.__dict__, "_columns": None}
 
     @property
     def columns(self) -> pa.Table:
-        """A table of SCHEMA; `fault` is the index in FAULTS of what is wrong with a row."""
+        """The rows as a table of SCHEMA; `fault` is an index into FAULTS."""
         if self._columns is None:
             self._columns = self._open()
         return self._columns
 
     def row(self, number: int) -> Row:
+        """Return one row as Python objects."""
         row = {name: self.columns[name][number].as_py() for name in SCHEMA.names[:-1]}
         caption = row["caption"] if row["caption"] and row["caption"].strip() else None
         return Row(row["imagename"], row["image_group"], caption, tuple(row["anno_id"]), tuple(row["region_caption"]))
 
     def digest(self) -> str:
-        """sha256 hex digest of the parquet file."""
+        """Return the sha256 hex digest of the parquet file."""
         known = (self.columns.schema.metadata or {}).get(b"digest")
         return known.decode() if known else file_digest(self.path)
 
@@ -103,7 +104,7 @@ class CaptionTable:
 
 
 def _map(kept: Path, stamp: str) -> pa.Table | None:
-    """The columns in the file `kept`, not yet read; None if there is no whole file with this stamp."""
+    """Map the columns in the file `kept` into memory; None if there is no whole file with this stamp."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(kept)))
     except (OSError, pa.ArrowException):
@@ -120,8 +121,10 @@ def _convert(path: Path, kept: Path, metadata: dict[str, str]) -> None:
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """The rows of a parquet file, in batches of SCHEMA: what is left out, and why, is the same for training and for
-    the tools that extract the images. Raises UserError as CaptionTable does."""
+    """Yield the rows of a parquet file in batches of SCHEMA. Raises UserError as CaptionTable does.
+
+    Training and the tools that extract the images both read through here, so they leave out the same rows.
+    """
     try:
         file = pq.ParquetFile(path)
         columns = _needed(path, file.schema_arrow)
@@ -132,7 +135,7 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _needed(path: Path, schema: pa.Schema) -> list[str]:
-    """The columns to read. Raises UserError for what is missing or of another type."""
+    """List the columns to read. Raises UserError for a column that is missing or of a wrong type."""
     for name in ("imagename", "caption", "segments_info"):
         if name not in schema.names:
             raise UserError(f"{path}: column '{name}' is missing; it has {', '.join(schema.names)}")
@@ -145,6 +148,7 @@ def _needed(path: Path, schema: pa.Schema) -> list[str]:
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Convert a batch of the parquet file to SCHEMA, with the first of FAULTS that applies to each row."""
     segments = batch["segments_info"]
     counts = pc.fill_null(pc.list_value_length(segments), 0).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())
@@ -178,7 +182,7 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
 
 
 def _texts(values: pa.Array) -> tuple[pa.Array, np.ndarray]:
-    """The strings, null where they are not UTF-8; and where that is, bool [N]."""
+    """Return the strings, null where they are not UTF-8, and bool [N]: where they are not."""
     texts = values.cast(pa.string())
     try:
         texts.validate(full=True)
@@ -197,13 +201,13 @@ def _decoded(value: bytes | None) -> str | None:
 
 
 def _repeated(ids: np.ndarray, row_of: np.ndarray) -> np.ndarray:
-    """int64 [K]: regions whose row has their id twice."""
+    """Return int64 [K]: the regions whose id occurred in their row before."""
     order = np.lexsort((ids, row_of))
     same = (np.diff(ids[order]) == 0) & (np.diff(row_of[order]) == 0)
     return order[1:][same]
 
 
 def _blank(texts: pa.Array) -> np.ndarray:
-    """bool [N]: null, or nothing but white space."""
+    """Return bool [N]: where a text is null or nothing but white space."""
     blank = pc.equal(pc.binary_length(pc.utf8_trim_whitespace(texts)), 0)
     return pc.fill_null(blank, True).to_numpy(zero_copy_only=False)

@@ -1,4 +1,4 @@
-"""A folder of one's own: photos, and layouts in any format that infer.py reads."""
+"""A data set in a folder: photos, and layouts in any format that infer.py reads."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from seg2any.system.weights import file_digest
 
 
 class FolderDataset:
-    """The layouts of `layout_root` (files, or folders with one JSON) and the photos of the same names in `image_root`.
+    """Layouts in `layout_root` (files, or folders with one JSON) and photos of the same names in `image_root`.
 
-    For thousands of samples: all are read when the folder is opened. What cannot be used is `left_out`: one without
-    the other, of different sizes, damaged.
+    All files are read when the data set is opened, so it is meant for thousands of samples. `left_out` lists what
+    cannot be used: photos or layouts without the other, of different sizes, damaged.
 
     Raises UserError if a folder is missing or no sample can be used, and for the first bad one if `on_error` is "fail".
     """
@@ -58,7 +58,7 @@ class FolderDataset:
         return Sample(read_photo(photo), _read(path, photo.stem))
 
     def key(self, index: int) -> str:
-        """The name of its photo, without suffix."""
+        """Return the file name of the photo without suffix."""
         return self._pairs[index][0].stem
 
     def annotation(self, index: int) -> Annotation:
@@ -69,12 +69,12 @@ class FolderDataset:
         return self._photo_digests[index]
 
     def fingerprint(self) -> str:
-        """Of names, masks and captions."""
+        """Return a digest of names, masks and captions."""
         return self._fingerprint
 
 
 def _layouts_by_name(folder: Path) -> dict[str, Path]:
-    """Raises UserError for two layouts of one name."""
+    """Find the layouts: name -> file or folder. Raises UserError for two of one name."""
     found: dict[str, Path] = {}
     for path in Layout.find(folder):
         key = path.name if path.is_dir() else path.stem

@@ -1,7 +1,7 @@
-"""Outlines of run lengths without drawing them: everything is vertical intervals of pixels, one array entry each.
+"""Resize and outline regions given as run lengths, without drawing them.
 
-Run lengths go column by column, so a region is a set of intervals in the columns of its picture. Resizing moves their
-ends; the outline is the ends themselves, and whatever the column to the left or to the right does not share.
+Run lengths go column by column, so a region is a set of vertical intervals of pixels, one array entry each. Resizing
+moves their ends. The outline is the two ends, and the pixels that the column to the left or to the right lacks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Intervals:
 
 
 def resized_intervals(regions: RunLengths, pixels: tuple[np.ndarray, np.ndarray]) -> Intervals:
-    """The regions on an image of other size, whose pixel (i, j) shows the stored pixel (pixels[0][i], pixels[1][j])."""
+    """Return the regions on a resized image: pixel (i, j) shows the stored pixel (pixels[0][i], pixels[1][j])."""
     region, column, start, stop = _stored_intervals(regions)
     rows, columns = pixels
     height, width = regions.size
@@ -37,7 +37,7 @@ def resized_intervals(regions: RunLengths, pixels: tuple[np.ndarray, np.ndarray]
     start, stop = rows_before[start], rows_before[stop]
     first_column, copies = columns_before[column], np.diff(columns_before)[column]
     shown = np.flatnonzero((start < stop) & (copies > 0))
-    # The gap between two intervals may have vanished, so that they touch: then they are one.
+    # Where the gap between two intervals has vanished, they become one.
     stride = len(rows) + 1
     offset = (region[shown] * width + column[shown]) * stride
     opens = np.ones(len(shown), bool)
@@ -55,15 +55,18 @@ def resized_intervals(regions: RunLengths, pixels: tuple[np.ndarray, np.ndarray]
 
 
 def outline(intervals: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Column, start and stop, int64 [K], of every pixel with a 4-neighbour outside its region; outside the picture is
-    outside. The union equals `seg2any.layout.contour.outline`; intervals may overlap."""
+    """Return the pixels with a 4-neighbour outside their region, as intervals: column, start and stop, int64 [K].
+
+    Pixels beyond the picture are outside. Intervals may overlap; their union equals `seg2any.layout.contour.outline`.
+    """
     height, width = intervals.size
-    # All columns of all regions on one line, a free pixel after each column and a free column after each region.
+    # Put all columns of all regions on one line, a free pixel after each column, a free column after each region.
     stride = height + 1
     offset = (intervals.region * (width + 1) + intervals.column) * stride
     starts, stops = offset + intervals.start, offset + intervals.stop
-    # Shifted by one column, a region is its own left neighbour. Sorting the ends of both gives, pair by pair, where
-    # exactly one of them is. The lowest bit says whose end it is; counted up to a pair, it says who is there.
+    # Shifted by one column, a region is its own left neighbour. The sorted ends of both are pairs that enclose the
+    # pixels of exactly one of them. The lowest bit of an end tells whether it is the neighbour's; its running sum
+    # tells whose pixels a pair encloses.
     ends = np.concatenate([starts, stops]) << 1
     ends = np.sort(np.concatenate([ends, (ends + (stride << 1)) | 1]))
     is_neighbour = np.cumsum(ends & 1)[::2] & 1
@@ -77,7 +80,7 @@ def outline(intervals: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _stored_intervals(regions: RunLengths) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Region, column, start and stop: the runs of every region, cut where a column ends."""
+    """Cut the runs of every region where a column ends. Returns region, column, start and stop."""
     height = regions.size[0]
     ends = [np.cumsum(runs) for runs in regions.runs]
     stop = np.concatenate([np.zeros(0, np.int64), *(end[1::2] for end in ends)])
@@ -98,7 +101,7 @@ def _stored_intervals(regions: RunLengths) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _numbered(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """[2, 0, 3] -> [0, 0, 2, 2, 2] and [0, 1, 0, 1, 2]: entry i repeated counts[i] times, and its copies numbered."""
+    """Repeat entry i counts[i] times and number its copies: [2, 0, 3] -> [0, 0, 2, 2, 2] and [0, 1, 0, 1, 2]."""
     which = np.repeat(np.arange(len(counts)), counts)
     first = np.cumsum(counts) - counts
     return which, np.arange(len(which)) - first[which]

@@ -1,4 +1,4 @@
-"""Photos and label maps from the disk, as arrays. Whatever is wrong with a file is one SampleError."""
+"""Read photos and label maps into arrays. Whatever is wrong with a file is raised as one SampleError."""
 
 from __future__ import annotations
 
@@ -17,46 +17,49 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """uint8 [H, W, 3], as stored: see `seg2any.layout.images` for EXIF."""
+    """Read a photo as stored, uint8 [H, W, 3]; see `seg2any.layout.images` for EXIF."""
     with _opened(path) as image:
         _refuse_deep(path, image)
         return np.asarray(image.convert("RGB"))
 
 
 def check_photo(path: Path) -> tuple[int, int]:
-    """(H, W) of a photo that decodes to its end. Of a JPEG every bit is read but a 64th of the pixels computed."""
+    """Return (H, W) of a photo. Raises SampleError unless it decodes to its end."""
     with _opened(path) as image:
         _refuse_deep(path, image)
         return decode_roughly(image)
 
 
 def read_label_map(path: Path) -> np.ndarray:
-    """uint8 [H, W] of a grey picture's values, or of a palette picture's indices."""
+    """Read a grey picture's values or a palette picture's indices, uint8 [H, W]."""
     with _opened(path) as image:
         if image.mode not in ("L", "P"):
-            raise SampleError(f"{path}: has {image.mode} pixels; a label map is an 8-bit grey or palette PNG")
+            raise SampleError(f"{path}: it has {image.mode} pixels; a label map is an 8-bit grey or palette PNG")
         if image.format == "JPEG":
-            raise SampleError(f"{path}: is a JPEG, which changes labels; get the label map as PNG")
+            raise SampleError(f"{path}: JPEG changes labels; get the label map as PNG")
         labels = np.asarray(image)
         _refuse_grey_palette(path, image, labels)
         return labels
 
 
 def _refuse_grey_palette(path: Path, image: Image.Image, labels: np.ndarray) -> None:
-    """Programs that shrink PNGs store few greys as a palette in any order; then the labels are its greys, not the
-    indices. A palette in colours, or of every index's own grey, is for looking at the labels."""
+    """Raise SampleError for a grey palette in another order than its indices.
+
+    Programs that shrink PNGs store few greys as a palette in any order; then the labels are its greys, not its indices.
+    A palette of colours, or of every index's own grey, only makes labels visible.
+    """
     if image.mode != "P":
         return
     colors = np.reshape(image.getpalette("RGB"), (-1, 3))
     used = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[: len(colors)])
     if (colors == colors[:, :1]).all() and (colors[used, 0] != used).any():
-        raise SampleError(f"{path}: has a palette of greys in another order than its labels; save it as 8-bit grey")
+        raise SampleError(f"{path}: its grey palette is in another order than its labels; save it as 8-bit grey")
 
 
 def _refuse_deep(path: Path, image: Image.Image) -> None:
-    """Pillow would make nearly everything white."""
+    """Raise SampleError for more than 8 bits per channel: Pillow would turn nearly every pixel white."""
     if image.mode.startswith(("I", "F")):
-        raise SampleError(f"{path}: has {image.mode} pixels (over 8 bits); save the photo with 8 bits per channel")
+        raise SampleError(f"{path}: it has {image.mode} pixels (over 8 bits); save the photo with 8 bits per channel")
 
 
 @contextmanager
@@ -70,8 +73,10 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def pictures_by_stem(name: str, folder: Path) -> dict[str, Path]:
-    """The pictures in a folder of the data set `name`, sorted, by their names without suffix. Raises UserError if there
-    is none, two of one name, or a name that is not UTF-8."""
+    """Find the pictures in a folder of the data set `name`: name without suffix -> path, sorted.
+
+    Raises UserError for an empty folder, two pictures of one name, or a name that is not UTF-8.
+    """
     if not folder.is_dir():
         raise UserError(f"data set {name}: no folder {folder}; unpack the data there, or correct the path")
     found: dict[str, Path] = {}
@@ -88,16 +93,16 @@ def pictures_by_stem(name: str, folder: Path) -> dict[str, Path]:
 
 
 def is_utf8(name: str) -> bool:
-    """Whether a name from the disk is text: bytes that are not come as lone surrogates."""
+    """Whether a file name is text: Python shows bytes that are not UTF-8 as lone surrogates."""
     return name == name.encode(errors="ignore").decode()
 
 
 def sizes_differ(path: Path, size: tuple[int, int], photo: Path, photo_size: tuple[int, int]) -> str:
-    """What to say about masks and a photo of other sizes (H, W)."""
+    """Describe masks and a photo of different sizes (H, W)."""
     hint = "; EXIF turns are not followed, so turn the photo's pixels" if size == photo_size[::-1] else ""
-    return f"{path}: is {in_words(size)} but {photo} is {in_words(photo_size)}{hint}"
+    return f"{path}: is {in_words(size)}, but {photo} is {in_words(photo_size)}{hint}"
 
 
 def in_words(size: tuple[int, int]) -> str:
-    """(H, W) as people write it."""
+    """Format (H, W) as WxH."""
     return f"{size[1]}x{size[0]}"

@@ -1,8 +1,8 @@
-"""How many tokens a sample has, counted from its annotation alone: no image is read, no mask drawn or resized.
+"""Count the tokens of a sample from its annotation alone: no image is read, no mask drawn or resized.
 
-The definition is what training does: masks brought to the image's size (nearest-exact), their outline brought to the
-size of the condition image (bilinear), tokens that hold any of it kept. The counts here are equal to that and many
-times faster to get; `benchmarks/bucket_map.py` measures both.
+The definition is what training does: masks are brought to the image's size (nearest-exact), their outline to the size
+of the condition image (bilinear), and tokens that hold any of it are kept. The counts here are equal and many times
+faster; `benchmarks/bucket_map.py` measures both.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from seg2any.data.intervals import outline, resized_intervals
 from seg2any.data.token_grid import Grid, make_grid, tokens_of_intervals, tokens_of_raster
 from seg2any.layout.contour import condition_image, kept_tokens, nearest_exact, resize_masks
 
-EMPTY_REGION = 1  # a region has no pixel as it is stored
+EMPTY_REGION = 1  # a region has no pixel in its stored form
 VANISHED_REGION = 2  # a region with pixels has none at the image's size
-REGION_WITHOUT_TOKEN = 4  # a region with pixels there is at the centre of no image token (region_assignment nearest)
+REGION_WITHOUT_TOKEN = 4  # a region with pixels there covers no image token's centre (region_assignment nearest)
 
 
 @dataclass(frozen=True)
 class RegionCounts:
-    """Kept condition tokens of one sample, and the flags above that apply to any of its regions."""
+    """Kept condition tokens of one sample, and the sum of the flags above that apply to any of its regions."""
 
     condition: int
     flags: int
@@ -37,7 +37,7 @@ class RegionCounts:
 def condition_length(
     regions: Regions, size: tuple[int, int], cond_size: tuple[int, int], patch: int = 16, aspect: str = "stretch"
 ) -> int:
-    """Kept condition tokens of an image of `size` (H, W) whose condition image has `cond_size`, in pixels.
+    """Count the kept condition tokens of an image of `size` (H, W) with a condition image of `cond_size`, in pixels.
 
     patch   pixels per token side: VAE scale factor times 2, 16 for FLUX.1
     aspect  how stored pixels become `size`, see `seg2any.data.aspect`
@@ -48,7 +48,7 @@ def condition_length(
 def count_regions(
     regions: Regions, size: tuple[int, int], cond_size: tuple[int, int], patch: int = 16, aspect: str = "stretch"
 ) -> RegionCounts:
-    """`condition_length`, and what is to be known about the regions."""
+    """Count as `condition_length` does, and flag regions that are empty, vanish or own no token."""
     grid = _grid(tuple(regions.size), tuple(size), tuple(cond_size), patch, aspect)
     if grid is None:
         return _count_drawn(regions, size, cond_size, patch, aspect)
@@ -60,12 +60,12 @@ def count_regions(
 def text_lengths(
     captions: Sequence[Sequence[str]], tokenizer: object, known: Mapping[str, int] | None = None
 ) -> list[list[int]]:
-    """T5 tokens of every caption of every sample, `</s>` included, nothing cut or padded.
+    """Count the T5 tokens of every caption of every sample, `</s>` included, nothing cut or padded.
 
     known  lengths of captions that need not be counted again
 
-    One call for all distinct captions. The call itself switches the tokenizer's padding and truncation off; a call of
-    its `backend_tokenizer` would count whatever padding the call before has left switched on.
+    The tokenizer is called once, for all distinct captions. The call switches padding and truncation off; a call of
+    `backend_tokenizer` would count whatever padding the previous call left switched on.
     """
     length = dict(known or {})
     new = [caption for caption in dict.fromkeys(chain.from_iterable(captions)) if caption not in length]
@@ -75,7 +75,7 @@ def text_lengths(
     return [[length[caption] for caption in sample] for sample in captions]
 
 
-@lru_cache(maxsize=256)  # photographs come in few sizes
+@lru_cache(maxsize=256)  # photos come in few sizes
 def _grid(
     source: tuple[int, int], size: tuple[int, int], cond_size: tuple[int, int], patch: int, aspect: str
 ) -> Grid | None:
@@ -89,7 +89,7 @@ def _grid(
 def _count_drawn(
     regions: Regions, size: tuple[int, int], cond_size: tuple[int, int], patch: int, aspect: str
 ) -> RegionCounts:
-    """The definition, for condition images of any size."""
+    """Count by the definition, for condition images of any size."""
     stored = regions.masks()
     rows, columns = window(regions.size, size, aspect)
     masks = resize_masks(stored[:, rows, columns], size)
@@ -122,7 +122,7 @@ def _count_labels(regions: LabelMap, grid: Grid) -> RegionCounts:
     is_centre = np.zeros(np.iinfo(labels.dtype).max + 1, bool)
     is_centre[_at_centres(labels, grid)] = True
     owning = is_centre[values]
-    # Most regions own a token, so only few are looked for in every pixel.
+    # Most regions own a token, so only few have to be searched for in all pixels.
     shown = np.array([owns or (labels == value).any() for value, owns in zip(values, owning, strict=True)], bool)
     stored = np.array([has or (regions.labels == value).any() for value, has in zip(values, shown, strict=True)], bool)
     edges = _unequal_to_a_neighbour(labels)
@@ -148,14 +148,17 @@ def _count_stack(regions: MaskStack, grid: Grid) -> RegionCounts:
 
 
 def _flags(stored: np.ndarray, shown: np.ndarray, owning: np.ndarray) -> int:
-    """Which regions bool [N] have pixels as stored, at the image's size, and at a token's centre."""
+    """Combine the flags of regions; bool [N] each: has pixels as stored, at the image's size, at a token's centre."""
     flags = EMPTY_REGION * bool((~stored).any())
     flags |= VANISHED_REGION * bool((stored & ~shown).any())
     return flags | REGION_WITHOUT_TOKEN * bool((shown & ~owning).any())
 
 
 def _resized(raster: np.ndarray, grid: Grid) -> np.ndarray:
-    """uint8 or uint16. Columns are picked as rows of the transpose: copying rows is faster than picking pixels."""
+    """Resize a raster of uint8 or uint16, nearest-exact.
+
+    Columns are picked as rows of the transpose, because copying rows is faster than picking pixels.
+    """
     rows, columns = grid.pixels
     return cv2.transpose(cv2.transpose(raster.take(rows, axis=0)).take(columns, axis=0))
 
@@ -165,7 +168,7 @@ def _at_centres(raster: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def _is_region(labels: np.ndarray, regions: LabelMap) -> np.ndarray:
-    """bool [H, W]: pixels whose label is one of the values."""
+    """Return bool [H, W]: pixels whose label is one of the values."""
     if regions.background is not None:
         return labels != regions.background
     table = np.zeros(np.iinfo(labels.dtype).max + 1, bool)
@@ -174,7 +177,7 @@ def _is_region(labels: np.ndarray, regions: LabelMap) -> np.ndarray:
 
 
 def _unequal_to_a_neighbour(labels: np.ndarray) -> np.ndarray:
-    """bool [H, W]: whether a 4-neighbour has another label; outside the picture is another label."""
+    """Return bool [H, W]: pixels with a 4-neighbour of another label, or at the border of the picture."""
     unequal = np.ones(labels.shape, bool)
     rows, columns = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     np.logical_or(rows[1:], rows[:-1], out=unequal[1:-1])
@@ -185,7 +188,7 @@ def _unequal_to_a_neighbour(labels: np.ndarray) -> np.ndarray:
 
 
 def _lacks_a_neighbour(bits: np.ndarray) -> np.ndarray:
-    """uint8 [H, W] -> bool: whether a 4-neighbour lacks any of the pixel's bits; outside the picture lacks all."""
+    """Return bool [H, W]: where a 4-neighbour in uint8 `bits` lacks any of the pixel's bits; the border lacks all."""
     everywhere = np.zeros_like(bits)
     everywhere[1:-1, 1:-1] = bits[:-2, 1:-1] & bits[2:, 1:-1] & bits[1:-1, :-2] & bits[1:-1, 2:]
     return (bits & ~everywhere) != 0

@@ -26,10 +26,10 @@ NO_IMAGE, NO_JSON, REPEATED = range(len(FAULTS), len(FAULTS) + 3)
 class SACap1MDataset:
     """Rows of the parquet `seg_caption_path` whose jpg and json lie in `image_root`/<image_group>.
 
-    Regions are in the order of the json, not of the parquet; masks of the json without a caption are no regions. Rows
-    without files, regions or captions are `left_out`, as found by listing the folders; `rows` int64 [n] says which
-    row each sample is. No json is opened for that: one that is damaged or lacks a mask raises SampleError when its
-    sample is read. `cache_root` keeps the table in a form that is not held in memory.
+    Regions are in the order of the json, not of the parquet; masks of the json without a caption are skipped.
+    `left_out` lists rows without files, regions or captions, found by listing the folders; `rows` int64 [n] is the row
+    of each sample. No json is opened for that: a json that is damaged or lacks a mask raises SampleError when its
+    sample is read. `cache_root` keeps the table in a form that need not be held in memory.
 
     Raises UserError if a file, folder or column is missing, and for the first bad row if `on_error` is "fail".
     """
@@ -72,11 +72,11 @@ class SACap1MDataset:
         return Annotation(path.stem, RunLengths(size, runs), captions, row.caption)
 
     def photo_digest(self, index: int) -> str:
-        """SA-1B's photos never change; a million are not read to know it."""
+        """Return "": SA-1B's photos never change, so a million need not be read."""
         return ""
 
     def fingerprint(self) -> str:
-        """Of the parquet's bytes and the rows in use. SA-1B's jsons never change; they are not read for it."""
+        """Return a digest of the parquet's bytes and the rows in use. SA-1B's jsons never change, so none is read."""
         return hashlib.sha256(self.table.digest().encode() + self.rows.astype("<i8").tobytes()).hexdigest()
 
     def _row(self, index: int) -> Row:
@@ -84,7 +84,7 @@ class SACap1MDataset:
 
 
 class _LeftOutRows(Sequence[LeftOut]):
-    """The bad rows, told one by one: there may be a million of them when only some groups were extracted."""
+    """Rows that are left out, each described on demand: a million if only some groups were extracted."""
 
     def __init__(self, table: CaptionTable, image_root: Path, faults: np.ndarray):
         self.table, self.image_root = table, image_root
@@ -112,12 +112,12 @@ def _photo(image_root: Path, row: Row) -> Path:
 
 
 def _faults(columns: pa.Table, image_root: Path) -> np.ndarray:
-    """uint8 [rows]: what is wrong with each, 0 for nothing. One listing per folder, no file is opened.
+    """Return uint8 [rows]: the fault of each row, 0 for none. Each folder is listed once, no file is opened.
 
-    Of all rows nothing but the names and some numbers is held at once: 70 MB for a million.
+    Only the names and some numbers of all rows are held at once: 70 MB for a million.
     """
     faults = columns["fault"].to_numpy().copy()
-    hashes = np.zeros(len(faults), np.int64)  # of names without suffix
+    hashes = np.zeros(len(faults), np.int64)  # of the names without suffix
     names = columns["imagename"].combine_chunks()
     for group, rows in _by_folder(columns["image_group"]):
         images, files = names.take(pa.array(rows)), _listing(image_root / group)
@@ -135,7 +135,7 @@ def _faults(columns: pa.Table, image_root: Path) -> np.ndarray:
 
 
 def _by_folder(groups: pa.ChunkedArray) -> Iterator[tuple[str, np.ndarray]]:
-    """Every group and the numbers of its rows, ascending."""
+    """Yield every group and the numbers of its rows, ascending."""
     numbers: dict[str, int] = {}
     codes = [np.zeros(0, np.int32)]
     for chunk in groups.chunks:
@@ -151,12 +151,12 @@ def _by_folder(groups: pa.ChunkedArray) -> Iterator[tuple[str, np.ndarray]]:
 
 
 def _stems(names: pa.Array) -> pa.Array:
-    """Names without their suffix."""
+    """Return the names without their suffix."""
     return pc.replace_substring_regex(names, r"\.[^.]*$", "")
 
 
 def _not_unique(values: np.ndarray) -> np.ndarray:
-    """int64 [K]: where the values that occur several times are, ascending."""
+    """Return int64 [K]: the positions of values that occur several times, ascending."""
     order = np.argsort(values, kind="stable")
     ordered = values[order]
     same = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -164,7 +164,7 @@ def _not_unique(values: np.ndarray) -> np.ndarray:
 
 
 def _listing(folder: Path) -> pa.Array:
-    """Names of the files; those that are not UTF-8 belong to no row."""
+    """List the names of the files; those that are not UTF-8 belong to no row."""
     try:
         names = os.listdir(folder)
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a group with a zero byte
@@ -179,17 +179,17 @@ def _listing(folder: Path) -> pa.Array:
 
 
 def _join(row: Row, document: object, path: Path) -> tuple[tuple[int, int], tuple[np.ndarray, ...], tuple[str, ...]]:
-    """(H, W), runs and captions of the row's regions, in the order of the json's `annotations`."""
+    """Return (H, W), runs and captions of the row's regions, in the order of the json's `annotations`."""
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
-        raise SampleError(f"{path}: holds no list of annotations; it is not SA-1B's json, extract it again")
+        raise SampleError(f"{path}: this is not SA-1B's json, it has no list of annotations; extract it again")
     caption_of = dict(zip(row.anno_ids, row.captions, strict=True))
     wanted = [(n, one) for n, one in enumerate(annotations) if _hashable(one.get("id")) in caption_of]
     found = {one["id"] for _, one in wanted}
     if len(found) < len(row.anno_ids) or len(found) < len(wanted):
         missing = [str(anno_id) for anno_id in row.anno_ids if anno_id not in found]
-        problem = f"has no annotation {', '.join(missing[:5])}" if missing else "names an annotation twice"
-        raise SampleError(f"{path}: {problem}, which the captions are about; extract it again")
+        problem = f"it lacks annotation {', '.join(missing[:5])}" if missing else "it has an annotation twice"
+        raise SampleError(f"{path}: {problem} that the captions describe; extract it again")
     decoded = [
         decode_runs(f"{path}: annotations[{n}]", one["segmentation"])
         if isinstance(one.get("segmentation"), dict)
@@ -204,5 +204,5 @@ def _join(row: Row, document: object, path: Path) -> tuple[tuple[int, int], tupl
 
 
 def _hashable(value: object) -> float | None:
-    """Some writers of json make every number a float; 5.0 finds 5."""
+    """Return a number as it is, also a float, because some writers of json write 5.0 for 5; else None."""
     return value if isinstance(value, int | float) else None

@@ -1,4 +1,4 @@
-"""Which samples form which batch: shuffled, similar lengths together, resumable from a number alone."""
+"""Form batches of samples: shuffled, similar lengths together, resumable from one number."""
 
 from __future__ import annotations
 
@@ -13,21 +13,22 @@ from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE, Process
 
 LEFT_OUT = -1
-WINDOW = 256  # batches of all ranks that are sorted by length together
-WINDOWS_PER_EPOCH = 8  # at least so many, or batches of a small data set would be the same in every epoch
+WINDOW = 256  # groups (a batch for every process) that are sorted by length together
+WINDOWS_PER_EPOCH = 8  # at least: with one window, a small data set would have the same batches in every epoch
 
 
 class BatchSampler:
-    """An endless iterator over this rank's batches of indices, epoch after epoch.
+    """An endless iterator over this process's batches of indices, epoch after epoch.
 
     lengths     int [n, 2]: text and condition tokens of every sample of the data set
-    batch_size  per rank
-    seed        of every epoch's order, which depends on (seed, epoch) only: all ranks know the whole of it
+    batch_size  samples of one process
+    seed        an epoch's order depends on (seed, epoch) only, so every process computes the whole order
+    process     which batch of each group is this process's
     buckets     int [n]: samples of different buckets have different image sizes, and no batch mixes them; samples in
-                bucket LEFT_OUT are in no batch. None: all have the same size
+                bucket LEFT_OUT are in no batch. None: all samples have the same size
 
-    The state is one number: how many batches this rank has handed out. With other samples, another batch size or
-    number of ranks the same number means another place, so `load_state_dict` refuses it.
+    The state is one number: the batches that this process has handed out. With other samples, another batch size or
+    another number of processes the number would mean another place, so `load_state_dict` refuses it.
 
     Raises UserError if there is no sample.
     """
@@ -44,7 +45,7 @@ class BatchSampler:
         self.buckets = np.zeros(len(lengths), np.int64) if buckets is None else np.asarray(buckets)
         present = np.flatnonzero(self.buckets != LEFT_OUT)
         if not len(present):
-            raise UserError("the data set has no sample to train on; see what was left out and why")
+            raise UserError("data set: no sample is left to train on; see what was left out and why")
         self.batch_size, self.seed, self.process, self.world = batch_size, seed, process, process.count
         classes = self._classes()[present]
         self.members = [present[classes == number] for number in np.unique(classes)]
@@ -53,20 +54,20 @@ class BatchSampler:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Of one rank."""
+        """Number of batches of one process."""
         raise NotImplementedError
 
     def epoch(self, number: int) -> np.ndarray:
-        """All batches of one epoch: int64 [batches_per_epoch, world, batch_size]."""
+        """Return all batches of one epoch: int64 [batches_per_epoch, world, batch_size]."""
         raise NotImplementedError
 
     @property
     def _group(self) -> int:
-        """Samples of one step on all ranks."""
+        """Number of samples of one step on all processes."""
         return self.batch_size * self.world
 
     def _classes(self) -> np.ndarray:
-        """int [n]: samples of different classes never share a batch."""
+        """Return int [n]: samples of different classes never share a batch."""
         raise NotImplementedError
 
     def set_epoch(self, number: int) -> None:
@@ -74,7 +75,7 @@ class BatchSampler:
         self.position = number * self.batches_per_epoch
 
     def ahead(self) -> BatchSampler:
-        """A sampler at the same place that can run ahead of this one."""
+        """Return a sampler at the same place that can run ahead of this one."""
         other = copy.copy(self)
         other._epoch = None
         return other
@@ -91,7 +92,7 @@ class BatchSampler:
 
     @cached_property
     def order(self) -> str:
-        """A digest of what decides the order besides batch size and number of ranks."""
+        """A digest of what decides the order besides batch size and number of processes."""
         digest = hashlib.sha256(f"{type(self).__name__} {self.seed}".encode())
         for numbers in (self.lengths, self.buckets):
             digest.update(numbers.astype("<i8").tobytes())
@@ -102,12 +103,12 @@ class BatchSampler:
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, int | str]) -> None:
-        """Raises UserError for the state of a sampler that made other batches."""
+        """Go to a saved place. Raises UserError for the state of a sampler with other batches."""
         now = self.state_dict()
         for key, what in (("batch_size", "batches of"), ("world", "processes:"), ("order", "lengths and order")):
             if state[key] != now[key]:
                 raise UserError(
-                    f"checkpoint: its batches were others, {what} {state[key]}, now {now[key]}; resume with the same "
+                    f"checkpoint: it has other batches ({what} {state[key]}, now {now[key]}); resume with the same "
                     "data, bucket map, trainer.sampler, batch size and number of processes"
                 )
         self.position = state["position"]
@@ -116,11 +117,11 @@ class BatchSampler:
 class LengthBatches(BatchSampler):
     """Batches of similar length in text and in condition.
 
-    Every epoch is a new permutation. Windows of it are ordered by length and cut into groups: one batch for every
-    rank, so that at each step all ranks have work of one length. The groups are shuffled.
+    Every epoch is a new permutation. Windows of it are ordered by length and cut into groups of one batch for every
+    process, so that at each step all processes have work of one length. The groups are shuffled.
 
-    No sample occurs twice in an epoch. What fills no group, fewer than `world * batch_size` samples of each bucket,
-    is left to the next epochs; a bucket that is smaller than one group repeats samples to fill it.
+    No sample occurs twice in an epoch. The rest that fills no group, fewer than `world * batch_size` samples of each
+    bucket, waits for the next epochs; a bucket that is smaller than one group repeats samples to fill it.
     """
 
     def _classes(self) -> np.ndarray:
@@ -136,7 +137,7 @@ class LengthBatches(BatchSampler):
         return shuffle(groups).reshape(-1, self.world, self.batch_size)
 
     def _groups(self, order: np.ndarray) -> np.ndarray:
-        """A permutation of one bucket -> [groups, world * batch_size]."""
+        """Cut a permutation of one bucket into groups: [groups, world * batch_size]."""
         n_groups = max(1, len(order) // self._group)
         order = np.resize(order, n_groups * self._group)
         window = min(WINDOW, -(-n_groups // WINDOWS_PER_EPOCH)) * self._group
@@ -144,8 +145,11 @@ class LengthBatches(BatchSampler):
         return np.concatenate(ordered).reshape(n_groups, self._group)
 
     def _by_length(self, window: np.ndarray) -> np.ndarray:
-        """Neighbours get similar lengths in both: strips of similar condition, each strip ordered by text, up and down
-        in turn. Sorting by the sum alone pads several times as much, because text and condition are padded apart."""
+        """Order samples so that neighbours have similar text and similar condition lengths.
+
+        Strips of similar condition are each ordered by text, ascending and descending in turn. Ordering by the sum pads
+        several times as much, because text and condition are padded separately.
+        """
         text, cond = self.lengths[window].T
         n_strips = max(1, round((len(window) / self._group) ** 0.5))
         rank = np.empty(len(window), np.int64)
@@ -155,17 +159,17 @@ class LengthBatches(BatchSampler):
 
 
 class PublishedBatches(BatchSampler):
-    """The batches of the published code, index by index.
+    """The batches of the published code, equal to them index by index.
 
     Samples of one length class form groups of `world * batch_size`; a class that does not fill its last group repeats
     random members of it, so rare lengths are seen more often. The published map counts text before it is cut.
 
-    Raises UserError if there are several sizes: the published code knows one.
+    Raises UserError if there are several image sizes: the published code supports one.
     """
 
     def _classes(self) -> np.ndarray:
         if len(np.unique(self.buckets[self.buckets != LEFT_OUT])) > 1:
-            raise UserError("trainer.sampler: published knows one image size; use length, or data.aspect stretch")
+            raise UserError("trainer.sampler: published needs one image size; use length, or data.aspect stretch")
         text, cond = self.lengths.T
         return published_length_class(cond, text)
 
@@ -174,7 +178,7 @@ class PublishedBatches(BatchSampler):
         return sum(-(-len(members) // self._group) for members in self.members)
 
     def epoch(self, number: int) -> np.ndarray:
-        # The generator of the published code, a private one: its sequence is the same in every version of NumPy.
+        # The published code's generator, made anew: RandomState's sequence is the same in every version of NumPy.
         random = np.random.RandomState(self.seed + number)
         filled = []
         for members in self.members:
@@ -186,13 +190,16 @@ class PublishedBatches(BatchSampler):
 
 
 def published_length_class(cond_tokens, text_tokens):
-    """The published code batches samples of one class: 50 tokens wide for condition tokens, and for text tokens."""
+    """Return the length class of the published code: 50 condition tokens wide and 50 text tokens high."""
     return cond_tokens // 50 + text_tokens // 50 * 1_000_000
 
 
 class _Shuffle:
-    """Permutations from (seed, epoch): raw numbers of PCG64, sorted. Unlike a generator's own `permutation`, these
-    never change with the version of NumPy, and a run may be resumed after an upgrade."""
+    """Permutations from (seed, epoch), by sorting raw numbers of PCG64.
+
+    Unlike a generator's `permutation`, they are the same in every version of NumPy, so a run may be resumed after an
+    upgrade.
+    """
 
     def __init__(self, seed: int, epoch: int):
         self.bits = np.random.PCG64(np.random.SeedSequence((seed, epoch)))

@@ -1,4 +1,4 @@
-"""`shapes`: a world small enough to know the truth. Deterministic 256 x 256 scenes of captioned figures.
+"""`shapes`: deterministic scenes of captioned figures, a world small enough to know the truth.
 
 Scene `i` of a split depends on (seed, split, kind, i) only. A tenth of the (colour, shape, pattern) combinations never
 occur in the training split (`held_out`), so a test scene can ask for something that was never seen.
@@ -9,11 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 
-from seg2any.data import shapes_draw
 from seg2any.data.dataset import Annotation, MaskStack, Sample
 from seg2any.data.shapes_draw import (
     BACKGROUNDS,
@@ -29,17 +27,18 @@ from seg2any.data.shapes_draw import (
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 
+DRAWING = 1  # raise it when scenes of the same parameters come out differently: fingerprints contain it
 SPLITS = ("train", "val", "test")
 MIN_VISIBLE = 0.55  # of a figure's own area, after everything above it is drawn
 MIXED = ("normal",) * 8 + ("thin", "crowded")  # scene i of kind "mixed" is of kind MIXED[i % 10]
 MAX_LISTED = 8  # more figures are not named one by one in the global caption
 MARGIN = 4  # pixels between a figure and the image border
-KEPT_SCENES = 2**15  # in memory, a kilobyte or two each: to place figures takes longer than to draw them
+KEPT_SCENES = 2**15  # in memory, a kilobyte or two each: placing figures takes longer than drawing them
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How scenes of one kind are drawn: number of entities, share of jagged and thin figures, chance of overlaps."""
+    """Settings of one kind of scene: bounds of the number of entities, shares of jagged and thin figures, overlaps."""
 
     entities: tuple[int, int]
     jagged: float = 0.15
@@ -59,7 +58,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """Figures in z order (later on top) on a named background."""
+    """Figures in z order (later ones on top) on a named background."""
 
     figures: tuple[Figure, ...]
     background: str
@@ -67,7 +66,7 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """Of the whole image, as the embedded model has learned it."""
+        """Caption of the whole image, in the form that the embedded model has learned."""
         if len(self.figures) > MAX_LISTED:
             return f"many figures on a {self.background} background"
         names = [figure.caption for figure in self.figures]
@@ -75,7 +74,7 @@ class Scene:
         return f"{listed} on a {self.background} background"
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:
-        """Image uint8 [size, size, 3] and visible masks bool [N, size, size] (disjoint, z order)."""
+        """Draw image uint8 [size, size, 3] and visible masks bool [N, size, size] (disjoint, z order)."""
         alphas = [draw_alpha(figure, self.size) for figure in self.figures]
         image = draw_background(self.background, self.size)
         for figure, alpha in zip(self.figures, alphas, strict=True):
@@ -84,14 +83,14 @@ class Scene:
         return np.round(image).astype(np.uint8), visible_masks([alpha > 0.5 for alpha in alphas])
 
     def sample(self, name: str = "", seed: int | None = None) -> Sample:
-        """Image and layout, drawn."""
+        """Draw image and layout."""
         image, masks = self.render()
         captions = tuple(figure.caption for figure in self.figures)
         return Sample(image, Layout(masks, captions, self.caption, seed=seed, name=name))
 
 
 def visible_masks(masks: list[np.ndarray]) -> np.ndarray:
-    """Each mask minus all later ones: bool [N, H, W]."""
+    """Subtract from each mask all later ones: bool [N, H, W]."""
     above = np.zeros_like(masks[0])
     visible = []
     for mask in reversed(masks):
@@ -101,16 +100,17 @@ def visible_masks(masks: list[np.ndarray]) -> np.ndarray:
 
 
 def held_out(figure: Figure) -> bool:
-    """True for the combinations of colour, shape and pattern that never occur in training."""
+    """Whether a figure's combination of colour, shape and pattern never occurs in training."""
     code = 7 * list(COLOURS).index(figure.colour) + 3 * SHAPES.index(figure.shape) + 5 * PATTERNS.index(figure.pattern)
     return code % 10 == 0
 
 
 class ShapesDataset:
-    """`n_scenes` scenes of one split and kind ("mixed": of several), optionally with other bounds on the number of
-    entities or of another edge length in pixels; figures and patterns keep their size.
+    """Scenes of one split and kind; samples have visible masks, one caption per figure and a global caption.
 
-    Items are `Sample`s: image uint8 [size, size, 3], visible masks, one caption per entity, a global caption.
+    kind      a key of KINDS, or "mixed"
+    entities  bounds of the number of figures; None: the kind's
+    size      edge of the square images in pixels; figures and patterns keep their size
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class ShapesDataset:
         return self.n_scenes
 
     def scene(self, index: int) -> Scene:
-        """What a sample shows, not yet drawn."""
+        """Return what sample `index` shows, not yet drawn."""
         if not 0 <= index < self.n_scenes:
             raise IndexError(index)
         name = MIXED[index % len(MIXED)] if self.kind == "mixed" else self.kind
@@ -162,10 +162,9 @@ class ShapesDataset:
         return Annotation(self.key(index), MaskStack(layout.masks), layout.captions, layout.caption)
 
     def fingerprint(self) -> str:
-        """Of the parameters and of the files that draw: a scene depends on nothing else."""
-        parts = [self.split, self.n_scenes, self.kind, self.entities, self.seed, self.size]
-        sources = (Path(__file__), Path(shapes_draw.__file__))
-        return hashlib.sha256(repr(parts).encode() + b"".join(path.read_bytes() for path in sources)).hexdigest()
+        """Return a digest of DRAWING and the parameters: a scene depends on nothing else."""
+        parts = [DRAWING, self.split, self.n_scenes, self.kind, self.entities, self.seed, self.size]
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
 @functools.lru_cache(maxsize=KEPT_SCENES)
@@ -214,7 +213,7 @@ def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: int,
 
 
 def _fits_on_top(figures: list[Figure], alphas: list[np.ndarray], figure: Figure, alpha: np.ndarray) -> bool:
-    """Whether the figure can cover others in part without hiding any of them."""
+    """Whether the figure can partly cover others without hiding any of them."""
     if any(_concentric(figure, other) for other in figures):
         return False
     shown = visible_masks([*alphas, alpha])
@@ -227,7 +226,7 @@ def _bounds(alpha: np.ndarray) -> tuple[slice, slice]:
 
 
 def _grow(mask: np.ndarray, pixels: int = 3) -> np.ndarray:
-    """A gap of some pixels keeps the outlines of neighbours apart."""
+    """Dilate a mask, so that the outlines of neighbours stay apart."""
     import cv2
 
     return cv2.dilate(mask.astype(np.uint8), np.ones((2 * pixels + 1, 2 * pixels + 1), np.uint8)) > 0

@@ -1,6 +1,6 @@
-"""Drawing for the `shapes` world: outlines, patterns, backgrounds. Everything is a function of a `Figure`.
+"""Draw the `shapes` world: outlines, patterns and backgrounds of figures.
 
-The numbers here are facts that the judge in `eval` reads too; change them and every measured bar changes.
+The judge of the `shapes` benchmark reads the numbers here; changing them changes every measured bar.
 """
 
 from __future__ import annotations
@@ -39,8 +39,14 @@ PERIOD = 18.0  # pixels per repeat of a pattern; a token is 16 px
 
 @dataclass(frozen=True)
 class Figure:
-    """One entity. `centre` (x, y) and `radius` in pixels, `angle` in radians, `stretch` = width / height,
-    `wobble` = relative amplitude of an irregular outline, `stroke` = ring width / radius."""
+    """One entity of a scene.
+
+    centre, radius  (x, y) and length in pixels
+    angle           in radians
+    stretch         width / height
+    wobble          relative amplitude of an irregular outline
+    stroke          ring width / radius
+    """
 
     shape: str
     colour: str
@@ -55,7 +61,7 @@ class Figure:
 
     @property
     def caption(self) -> str:
-        """What is to be seen, letter or colour, pattern and shape."""
+        """Description of the figure: colour, pattern and shape, or colour and letter of a badge."""
         if self.shape == "badge":
             return f"a {self.colour} badge with the letter {self.letter}"
         texture = "" if self.pattern == "plain" else f" {self.pattern}"
@@ -63,7 +69,7 @@ class Figure:
 
 
 def draw_alpha(figure: Figure, size: int) -> np.ndarray:
-    """Coverage float32 [size, size] in [0, 1] of the figure alone."""
+    """Draw the figure's coverage alone: float32 [size, size] in [0, 1]."""
     alpha = _fill(_outline(figure), size)
     if figure.shape == "ring":
         alpha = alpha - _fill(_outline(figure, scale=1.0 - figure.stroke), size)
@@ -71,7 +77,7 @@ def draw_alpha(figure: Figure, size: int) -> np.ndarray:
 
 
 def draw_texture(figure: Figure, size: int, window: tuple[slice, slice]) -> np.ndarray:
-    """Colours float32 [h, w, 3] in 0..255 of a window (rows, columns): the figure's colour and its pattern in INK."""
+    """Draw the figure's colour and its pattern in INK in a window (rows, columns): float32 [h, w, 3] in 0..255."""
     x, y = _own_axes(figure, window)
     ink = INK_SHARE[figure.pattern](x, y)
     if figure.shape == "badge":
@@ -81,7 +87,7 @@ def draw_texture(figure: Figure, size: int, window: tuple[slice, slice]) -> np.n
 
 
 def draw_background(name: str, size: int) -> np.ndarray:
-    """Colours float32 [size, size, 3]: the named tone, 6 % lighter at the top than at the bottom."""
+    """Draw the named tone, 6 % lighter at the top than at the bottom: float32 [size, size, 3] in 0..255."""
     shade = np.linspace(1.03, 0.97, size, dtype=np.float32)[:, None, None]
     return np.clip(np.float32(BACKGROUNDS[name]) * shade, 0, 255) * np.ones((1, size, 1), np.float32)
 
@@ -95,7 +101,7 @@ def _fill(points: np.ndarray, size: int) -> np.ndarray:
 
 
 def _outline(figure: Figure, scale: float = 1.0) -> np.ndarray:
-    """Polygon float [P, 2] in pixels, (x, y)."""
+    """Return the outline as a polygon, float [P, 2] in pixels, (x, y)."""
     points = _UNIT_OUTLINES[figure.shape]
     if figure.wobble:
         theta = np.arctan2(points[:, 1], points[:, 0])
@@ -119,7 +125,7 @@ def _soft_step(distance: np.ndarray) -> np.ndarray:
 
 
 def _triangle_wave(x: np.ndarray, period: float) -> np.ndarray:
-    """Signed distance in pixels to the nearest edge of a 50 % stripe pattern."""
+    """Return the signed distance in pixels to the nearest edge of a 50 % stripe pattern."""
     return period / 4 - np.abs((x / period) % 1 - 0.5) * period
 
 
@@ -142,7 +148,7 @@ INK_SHARE = {
 
 
 def _letter(figure: Figure, size: int) -> np.ndarray:
-    """Ink share float32 [size, size] of an upright capital that fills about half of the badge."""
+    """Draw an upright capital that fills about half of the badge: share of ink, float32 [size, size]."""
     canvas = np.zeros((size, size), np.uint8)
     font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(2, round(figure.radius / 6))
     (width, height), _ = cv2.getTextSize(figure.letter, font, 1.0, 1)
@@ -157,13 +163,13 @@ def _polar(radius: np.ndarray | float, theta: np.ndarray) -> np.ndarray:
 
 
 def _polygon(corners: np.ndarray, per_edge: int = 24) -> np.ndarray:
-    """Corners [K, 2] with points inserted along the edges, so that an outline can wobble."""
+    """Insert points along the edges between corners [K, 2], so that an outline can wobble."""
     steps = np.linspace(0, 1, per_edge, endpoint=False)[None, :, None]
     return (corners[:, None] * (1 - steps) + np.roll(corners, -1, 0)[:, None] * steps).reshape(-1, 2)
 
 
 def _unit_outlines() -> dict[str, np.ndarray]:
-    """Outlines inside about the unit disc, y down."""
+    """Return the outlines of all shapes, inside about the unit disc, y down."""
     turn = np.linspace(0, 2 * np.pi, 144, endpoint=False)
     up = -np.pi / 2
     circle = _polar(1.0, turn)

@@ -1,10 +1,10 @@
-"""Which condition tokens see any of an outline, by position alone.
+"""Find the condition tokens that see any of an outline, without making the condition image.
 
-A token keeps what the condition image shows of the outline in its patch. When the condition image has the image's size
-or half of it, the same tokens follow from the outline at the image's size:
+A token is kept if the condition image shows any of the outline in the token's patch. When the condition image has the
+image's size or half of it, the same tokens follow from the outline at the image's size:
 
 size  token t sees pixels [p t, p (t + 1)) of each axis, p = patch
-half  the bilinear filter spans 4 x 4 pixels of the image, and its least weight, 1/64 of 255, still rounds to 4:
+half  the bilinear filter spans 4 x 4 pixels of the image, and its least weight, 1/64 of 255, still rounds to 4, so
       token t sees pixels [2 p t - 1, 2 p (t + 1) + 1)
 """
 
@@ -19,13 +19,13 @@ from seg2any.layout.contour import nearest_exact
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where the pixels and tokens of an image come from, each for (rows, columns).
+    """How pixels and tokens of a resized image map to stored pixels, each for (rows, columns).
 
     pixels     source pixel of each image pixel, ascending
     centres    image pixel at the centre of each image token
     condition  number of condition tokens
     unit       image pixels per condition token
-    reach      image pixels beyond its own that a condition token sees
+    reach      image pixels beyond its unit that a condition token sees
     """
 
     pixels: tuple[np.ndarray, np.ndarray]
@@ -36,7 +36,7 @@ class Grid:
 
 
 def make_grid(pixels: tuple[np.ndarray, np.ndarray], cond_size: tuple[int, int], patch: int) -> Grid | None:
-    """None if the condition image has neither the size of the image nor half of it."""
+    """Return the grid; None if the condition image has neither the size of the image nor half of it."""
     height, width = map(len, pixels)
     for scale in (1, 2):
         if (height, width) == (scale * cond_size[0], scale * cond_size[1]):
@@ -46,9 +46,9 @@ def make_grid(pixels: tuple[np.ndarray, np.ndarray], cond_size: tuple[int, int],
 
 
 def tokens_of_intervals(column: np.ndarray, start: np.ndarray, stop: np.ndarray, grid: Grid) -> int:
-    """Condition tokens that see any of the pixels [start, stop) of `column`, all int [M].
+    """Count the condition tokens that see any of the pixels [start, stop) of `column`, all int [M].
 
-    Each interval covers a rectangle of tokens; its corners are marked and the rectangles come back as running sums.
+    Each interval covers a rectangle of tokens. Only its corners are marked; running sums fill the rectangles.
     """
     (n_rows, n_columns), unit, reach = grid.condition, grid.unit, grid.reach
     top = np.clip((start - reach) // unit, 0, n_rows)
@@ -64,7 +64,7 @@ def tokens_of_intervals(column: np.ndarray, start: np.ndarray, stop: np.ndarray,
 
 
 def tokens_of_raster(outline: np.ndarray, grid: Grid) -> int:
-    """Condition tokens that see any pixel of `outline`, bool [H, W]."""
+    """Count the condition tokens that see any pixel of `outline`, bool [H, W]."""
     seen = outline
     for number in grid.condition:  # rows of tokens, then, transposed, columns
         seen = np.ascontiguousarray(_seen_along_rows(seen, number, grid).T)
@@ -72,7 +72,7 @@ def tokens_of_raster(outline: np.ndarray, grid: Grid) -> int:
 
 
 def _seen_along_rows(pixels: np.ndarray, number: int, grid: Grid) -> np.ndarray:
-    """bool [H, W] -> [number, W]: any of the rows that each token sees."""
+    """Return bool [number, W]: any of the rows of bool [H, W] that each token sees."""
     unit = grid.unit
     blocks = pixels[: number * unit].reshape(number, unit, -1)
     seen = np.logical_or.reduce(blocks, axis=1)

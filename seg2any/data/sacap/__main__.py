@@ -1,4 +1,4 @@
-"""`python -m seg2any.data.sacap plan|extract|verify`."""
+"""Run `python -m seg2any.data.sacap plan`, `extract` or `verify`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,22 @@ from seg2any.system.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all is there and whole, 1 something is missing or broken, 2 wrong input, 130 interrupted."""
+    """Exit status: 0 everything is whole, 1 something is missing or broken, 2 wrong input, 130 interrupted."""
     options = parse_options(arguments)
-    advice = "the files written so far are whole, start again to go on"
+    advice = "the files written so far are whole; start again to go on"
     return exit_status("sacap", lambda: COMMANDS[options.command](options), advice)
 
 
 def run_plan(options: Namespace) -> int:
-    """Choose rows, write their table and which tars they need; exit status 1 if a tar at hand lacks any of them."""
+    """Choose rows, write them and the list of tars they need. Exit status 1 if a tar at hand lacks any of them."""
     annotations = _read(options.annotations)
     tars = find_tars(options.tar_dir)
     subset = Subset(options.groups, tuple(options.regions), options.limit, options.pick, options.seed)
     chosen = subset.choose(annotations, tars.keys() if options.only_present else None)
     if annotations.groups == ("",):
-        raise UserError(f"{options.annotations}: has no column image_group, so its images come from no tar")
+        raise UserError(
+            f"{options.annotations}: the column image_group is missing, so no tar is known; give the train split"
+        )
     lines, lacking = scan(annotations, chosen, tars, options.workers) if options.scan else ([], 0)
     tar_needs = needs(annotations, chosen, tars)
     print("\n".join([*table(tar_needs), *lines]))
@@ -49,17 +51,19 @@ def run_plan(options: Namespace) -> int:
 
 
 def run_extract(options: Namespace) -> int:
-    """Exit status: 0 all are there, 1 some are missing or broken. Raises UserError."""
+    """Extract images. Exit status 1 if some are missing or broken. Raises UserError."""
     annotations = _read(options.annotations)
     if annotations.groups == ("",):
-        raise UserError(f"{options.annotations}: has no column image_group, so its images come from no tar")
+        raise UserError(
+            f"{options.annotations}: the column image_group is missing, so no tar is known; give the train split"
+        )
     chosen = in_groups(annotations, options.groups)
     problems = extract(annotations, chosen, options.tar_dir, options.output, options.workers)
     return _conclude(options, int(chosen.sum()), problems, f"are in {options.output}")
 
 
 def run_verify(options: Namespace) -> int:
-    """Exit status: 0 all are whole, 1 some are missing or broken. Raises UserError."""
+    """Check images. Exit status 1 if some are missing or broken. Raises UserError."""
     annotations = _read(options.annotations)
     chosen = in_groups(annotations, options.groups)
     problems = verify(annotations, chosen, options.root, options.workers)
@@ -74,7 +78,7 @@ def run_verify(options: Namespace) -> int:
 
 
 def _read(path: Path) -> Annotations:
-    """The annotation file; says which of its rows cannot be used."""
+    """Read the annotation file, and print which of its rows cannot be used."""
     annotations = read_annotations(path)
     print("\n".join(annotations.left_out()), end="\n" if annotations.faults.any() else "")
     return annotations

@@ -1,4 +1,4 @@
-"""Images and jsons out of the tars, each checked before it gets its name. What has its name is done."""
+"""Extract images and jsons from the tars; each file is checked before it gets its final name."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from seg2any.data.sacap.check import Broken, check_jpeg, check_json
-from seg2any.data.sacap.report import Problem, in_bytes
+from seg2any.data.sacap.report import Meter, Problem, in_bytes, progress_bar, run_tasks
 from seg2any.data.sacap.table import Annotations, Images
 from seg2any.data.sacap.tars import Index, find_tars, index_tar, read_member
-from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
+from seg2any.data.sacap.verify import Broken, check_jpeg, check_json
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, remove_stale
 
-SPARE_BYTES = 1 << 28  # left free on the disk
+SPARE_BYTES = 1 << 28  # kept free on the disk
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Get `images` out of `tar` into `folder`."""
+    """Extract `images` from `tar` into `folder`."""
 
     tar: Path
     folder: Path
@@ -35,15 +34,15 @@ class Job:
 def extract(
     annotations: Annotations, chosen: np.ndarray, tar_dirs: Sequence[Path], root: Path, workers: int
 ) -> list[Problem]:
-    """Bring the images where bool [n] `chosen` to `root`/group/, and say which could not be.
+    """Extract the images where bool [n] `chosen` to `root`/group/, and list those that could not be extracted.
 
-    An image is a jpg and a json; files that are there are kept as they are. Raises UserError before anything is written
-    if no tar is there or the disk is too small, and when the disk is full.
+    An image is a jpg and a json; files that exist are kept as they are. Raises UserError before anything is written if
+    there is no tar or the disk is too small, and when the disk is full.
     """
     tars = find_tars(tar_dirs)
     problems, jobs, needed, done = [], [], 0, 0
     for group, rows in annotations.by_group(chosen):
-        todo = rows[[not there for there in _are_there(annotations.images(group, rows), root / group)]]
+        todo = rows[[not exists for exists in _exist(annotations.images(group, rows), root / group)]]
         done += len(rows) - len(todo)
         if len(todo) == 0:
             continue
@@ -55,7 +54,7 @@ def extract(
             reason = f"{group}.tar is not in {', '.join(map(str, tar_dirs))}"
             problems += [Problem(group, name, name, reason, True) for name in images.names]
     if problems and not jobs and not done:
-        raise UserError(f"--tar_dir: none of the {len({p.group for p in problems})} tars needed is there; see `plan`")
+        raise UserError(f"--tar_dir: it holds none of the {len({p.group for p in problems})} tars needed; see `plan`")
     _check_room(root, needed)
     with progress_bar(f"{len(jobs)} tars", int(chosen.sum()), done) as bar:
         for _, found in run_tasks(extract_tar, jobs, workers, bar):
@@ -64,13 +63,13 @@ def extract(
 
 
 def extract_tar(job: Job, meter: Meter) -> list[Problem]:
-    """The work of one process. Raises UserError if the disk is full or cannot be written."""
+    """Extract the images of one tar, in a worker process. Raises UserError if the disk cannot be written."""
     images = job.images
     try:
         index = index_tar(job.tar, {name for i in range(len(images)) for name in images.files(i)})
         with open(job.tar, "rb", buffering=0) as file:
             return _extract_images(job, index, file, meter)
-    except OSError as error:  # of the tar; a broken member or a full disk are handled below
+    except OSError as error:  # about the tar itself; broken members and a full disk are handled below
         reason = f"{job.tar} cannot be read ({error.strerror or error})"
         return [Problem(images.group, name, name, reason, True) for name in images.names]
 
@@ -78,7 +77,7 @@ def extract_tar(job: Job, meter: Meter) -> list[Problem]:
 def _extract_images(job: Job, index: Index, file: BinaryIO, meter: Meter) -> list[Problem]:
     images, problems = job.images, []
     at = [index.members[name].offset if name in index.members else 0 for name in images.names]
-    for i in np.argsort(at, kind="stable"):  # forwards through the tar
+    for i in np.argsort(at, kind="stable"):  # in the order of the tar
         if meter.stopped:
             break
         size = 0
@@ -92,11 +91,11 @@ def _extract_images(job: Job, index: Index, file: BinaryIO, meter: Meter) -> lis
 
 
 class Missing(UserError):
-    """A file that the tar does not have."""
+    """A file is not in the tar."""
 
 
 def _extract_file(job: Job, index: Index, file: BinaryIO, number: int, name: str) -> int:
-    """Bytes written: 0 if the file is there."""
+    """Extract one file, and return the number of bytes written: 0 if it exists. Raises Missing and Broken."""
     path = job.folder / name
     if path.exists():
         return 0
@@ -120,7 +119,7 @@ def _extract_file(job: Job, index: Index, file: BinaryIO, number: int, name: str
 
 
 def _size_there(path: Path) -> tuple[int, int]:
-    """(height, width) of a jpg on the disk, from its head."""
+    """Read (height, width) from the header of a jpg on the disk."""
     try:
         with Image.open(path) as image:
             return image.height, image.width
@@ -128,8 +127,8 @@ def _size_there(path: Path) -> tuple[int, int]:
         raise Broken(f"{path.name} on the disk is broken ({error}); run verify --delete_broken first") from None
 
 
-def _are_there(images: Images, folder: Path) -> list[bool]:
-    """Which images have both files in `folder`. Left-overs of writers that were killed are removed."""
+def _exist(images: Images, folder: Path) -> list[bool]:
+    """List which images have both files in `folder`; remove what killed writers left there."""
     try:
         names = set(os.listdir(folder))
     except FileNotFoundError:
@@ -145,6 +144,6 @@ def _check_room(root: Path, needed: int) -> None:
     free = shutil.disk_usage(existing).free - SPARE_BYTES
     if needed > max(0, free):
         raise UserError(
-            f"{root}: about {in_bytes(needed)} are to be written, {in_bytes(max(0, free))} are free; make room, choose "
+            f"{root}: about {in_bytes(needed)} are needed, but {in_bytes(max(0, free))} are free; make room, choose "
             "another --output, or plan less (--limit); `plan --scan` knows the sizes exactly"
         )

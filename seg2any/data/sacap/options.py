@@ -13,25 +13,26 @@ PROG = "python -m seg2any.data.sacap"
 RAW = Path("data/SACap-1M/raw")
 
 DESCRIPTION = """\
-SACap-1M's images are a tenth of SA-1B, which comes as 1,000 tars of 10 GB. Three steps bring them to where training
-looks for them:
+SACap-1M's images are a tenth of SA-1B, which comes as 1,000 tars of 10 GB. Three steps put them where training looks
+for them:
 
-  plan      which tars a subset needs, how many bytes; writes an annotation file of the subset
-  extract   its jpgs and jsons out of the tars into data/SACap-1M/raw, each checked; goes on after an interruption
-  verify    the extracted files against the annotation file
+  plan      finds the tars and bytes that a subset needs; writes an annotation file of the subset
+  extract   copies its jpgs and jsons from the tars into data/SACap-1M/raw, checked; goes on after an interruption
+  verify    checks the extracted files against the annotation file
 
-Rows that cannot be trained on (a region without id or caption, no region, no name) are named and left out by all three.
+Rows that cannot be trained on (a region without id or caption, no region, no name) are reported and left out by all
+three.
 
 Each has its own --help.
 """
 
 PLAN = """\
-Chooses rows of the annotation file and says which tars of SA-1B they need. Without a choice: all rows.
+Chooses rows of the annotation file and lists the tars of SA-1B they need. Without a choice: all rows.
 
 Writes three files, or two:
   OUTPUT                  the chosen rows with all their columns: an annotation file again. `extract` and `verify` take
                           it, and a training on the subset: --data.train.params.seg_caption_path=OUTPUT
-  OUTPUT's .tars.tsv      one line per tar: name, images, regions, bytes, path if it is at hand
+  OUTPUT's .tars.tsv      one line per tar: name, images, regions, bytes, path if the tar is at hand
   OUTPUT's .links.txt     with --links: the links of the tars that are needed and not at hand
 """
 PLAN_EXAMPLES = f"""\
@@ -52,9 +53,9 @@ Reads the tars (never changes them), and writes
   OUTPUT/sa_000000/sa_1.jpg     once it decodes to its end
   OUTPUT/sa_000000/sa_1.json    once it parses, has the size of the jpg and all masks that have a caption
 
-A file has its name only when it is whole, so a killed run goes on when started again: what is there is kept, and tars
-with nothing left to do are not opened. Only the last part of a member's name counts, and only names that the annotation
-file has: nothing is written outside OUTPUT. In a damaged tar, what lies before and behind the damage is found.
+A file gets its name only when it is whole, so a killed run goes on when started again: existing files are kept, and
+tars with nothing left to extract are not opened. Only the last part of a member's name counts, and only names that the
+annotation file has: nothing is written outside OUTPUT. Members before and behind the damage of a tar are found.
 Tars can come and go: run it for those that are at hand, delete them, download the next.
 """
 EXTRACT_EXAMPLES = f"""\
@@ -68,8 +69,8 @@ examples:
 """
 
 VERIFY = """\
-Reads every image that the annotation file names: is it there, does the jpg decode to its end, does the json parse, does
-it have the jpg's size and every captioned mask, with run lengths that fit. Works on any folder of this form, also on
+Reads every image that the annotation file names. It has to exist, its jpg to decode to the end, its json to parse and
+to have the jpg's size and every captioned mask with run lengths that fit. Works on any folder of this form, also on
 SA-1B tars that were unpacked as ROOT/sa_000000/. The test split has no groups: its images lie in ROOT itself.
 """
 VERIFY_EXAMPLES = f"""\
@@ -84,13 +85,11 @@ examples:
     {PROG} verify data/SACap-1M/annotations/subset.parquet --output data/SACap-1M/annotations/whole.parquet
 """
 
-STATUS = (
-    "\nExit status: 0 everything is there and whole, 1 something is missing or broken, 2 wrong input, 130 interrupted."
-)
+STATUS = "\nExit status: 0 everything is whole, 1 something is missing or broken, 2 wrong input, 130 interrupted."
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options of a command line, by default this process's; `command` is plan, extract or verify."""
+    """Parse a command line, by default this process's; `command` is plan, extract or verify."""
     parser = argparse.ArgumentParser(
         prog=PROG, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
@@ -124,30 +123,30 @@ def _plan(command: argparse.ArgumentParser) -> None:
     command.add_argument("--output", type=Path, required=True, help="the plan, a parquet file")
     command.add_argument("--limit", type=_positive, help="images at most (default: all)")
     command.add_argument(
-        "--pick", choices=PICKS, default="fewest_tars", help="which ones --limit takes (default: fewest_tars)"
+        "--pick", choices=PICKS, default="fewest_tars", help="which images --limit takes (default: fewest_tars)"
     )
-    command.add_argument("--seed", type=int, default=0, help="of --pick random (default: 0)")
+    command.add_argument("--seed", type=int, default=0, help="for --pick random (default: 0)")
     command.add_argument(
         "--regions",
         type=int,
         nargs=2,
         default=(0, 1 << 30),
         metavar=("LEAST", "MOST"),
-        help="only images with so many captioned masks",
+        help="only images with LEAST to MOST captioned masks",
     )
-    command.add_argument(
-        "--tar_dir", type=Path, nargs="+", default=[], help="folders with tars: says which are at hand"
-    )
+    command.add_argument("--tar_dir", type=Path, nargs="+", default=[], help="folders with the tars that are at hand")
     command.add_argument("--only_present", action="store_true", help="only images of the tars in --tar_dir")
     command.add_argument(
-        "--scan", action="store_true", help="read the tars' headers: exact sizes, what is lacking, damaged tars"
+        "--scan", action="store_true", help="read the tars' headers: exact sizes, lacking images, damaged tars"
     )
-    command.add_argument("--links", type=Path, help="SA-1B's list of links: writes those of the tars still to fetch")
+    command.add_argument(
+        "--links", type=Path, help="SA-1B's list of links; those of the tars still to fetch are written"
+    )
 
 
 def _extract(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--tar_dir", type=Path, nargs="+", required=True, help="folders with sa_000000.tar and its like"
+        "--tar_dir", type=Path, nargs="+", required=True, help="folders with sa_000000.tar, sa_000001.tar, ..."
     )
     command.add_argument("--output", type=Path, default=RAW, help="folder of the groups (default: %(default)s)")
     command.add_argument("--report", type=Path, help="write every problem to this file, as a table with tabs")

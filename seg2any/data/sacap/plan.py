@@ -1,4 +1,4 @@
-"""What a subset needs: which tars, how many bytes, what is at hand. Written as an annotation file of the subset."""
+"""Plan a subset: which tars and how many bytes it needs, and which tars are at hand."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from seg2any.data.sacap.report import in_bytes
+from seg2any.data.sacap.report import Meter, in_bytes, progress_bar, run_tasks
 from seg2any.data.sacap.table import Annotations, Images
 from seg2any.data.sacap.tars import index_tar
-from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 
@@ -21,7 +20,11 @@ MOST_SHOWN = 20
 
 @dataclass(frozen=True)
 class TarNeed:
-    """What is wanted of GROUP.tar. `bytes` to write, exact if `is_exact`; `tar` and `tar_bytes` if it is at hand."""
+    """What a subset needs of GROUP.tar.
+
+    bytes           to be written, exact if `is_exact`
+    tar, tar_bytes  path and size of the tar; None and 0 if it is not at hand
+    """
 
     group: str
     images: int
@@ -34,7 +37,7 @@ class TarNeed:
 
 @dataclass(frozen=True, eq=False)
 class Scan:
-    """Look for `images` in `tar`; `rows` are their numbers in the annotation file."""
+    """Look for `images` in `tar`; `rows` are their row numbers in the annotation file."""
 
     tar: Path
     images: Images
@@ -42,7 +45,7 @@ class Scan:
 
 
 def needs(annotations: Annotations, chosen: np.ndarray, tars: Mapping[str, Path]) -> list[TarNeed]:
-    """One entry per tar that the rows where bool [n] `chosen` are in, by name."""
+    """List the tars of the rows where bool [n] `chosen`, by name."""
     found, regions = [], annotations.regions
     for group, rows in annotations.by_group(chosen):
         tar = tars.get(group)
@@ -61,9 +64,9 @@ def needs(annotations: Annotations, chosen: np.ndarray, tars: Mapping[str, Path]
 
 
 def scan(annotations: Annotations, chosen: np.ndarray, tars: Mapping[str, Path], workers: int) -> tuple[list[str], int]:
-    """Write the sizes of the members into `annotations.sizes`, reading the headers of the `tars`.
+    """Read the headers of `tars` and write the sizes of their members into `annotations.sizes`.
 
-    Returns a line for every tar that is damaged or lacks images, and how many images are lacking.
+    Returns a line for every tar that lacks images, and the number of lacking images.
     """
     jobs = [
         Scan(tars[group], annotations.images(group, rows), rows)
@@ -84,7 +87,7 @@ def scan(annotations: Annotations, chosen: np.ndarray, tars: Mapping[str, Path],
 
 
 def scan_tar(job: Scan, meter: Meter) -> tuple[np.ndarray, str]:
-    """int64 [k, 2] bytes of jpg and json of every image, -1 where it is not in the tar; and what is wrong with it."""
+    """Return bytes of jpg and json of every image, int64 [k, 2], -1 if not in the tar; and the tar's damage."""
     files = [job.images.files(i) for i in range(len(job.images))]
     try:
         index = index_tar(job.tar, {name for pair in files for name in pair})
@@ -96,7 +99,7 @@ def scan_tar(job: Scan, meter: Meter) -> tuple[np.ndarray, str]:
 
 
 def table(tars: list[TarNeed]) -> list[str]:
-    """Lines for the console: the first MOST_SHOWN tars, and the sums."""
+    """Format a table for the console: the first MOST_SHOWN tars, and the sums."""
     lines = [_line("tar", "images", "regions", "to write", "tar at hand")]
     for need in tars[:MOST_SHOWN]:
         at_hand = in_bytes(need.tar_bytes) if need.tar else "-"
@@ -129,7 +132,7 @@ def _size(count: int, is_exact: bool) -> str:
 
 
 def write_tar_list(path: Path, tars: list[TarNeed]) -> None:
-    """A table with tabs, one line per tar, for scripts that fetch or delete tars."""
+    """Write a tab-separated table with one line per tar, for scripts that fetch or delete tars."""
     with atomic_write(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(["tar", "images", "regions", "bytes", "bytes_are", "path"])
@@ -139,8 +142,10 @@ def write_tar_list(path: Path, tars: list[TarNeed]) -> None:
 
 
 def write_links(source: Path, target: Path, tars: list[TarNeed]) -> list[str]:
-    """Copy from the list of links that Meta gives out (lines "sa_000000.tar<tab>https://...") those of tars that are
-    needed and not at hand, in the same form. Returns the tars that have no link."""
+    """Copy the links of tars that are needed and not at hand, and return the tars without a link.
+
+    `source` is the list that Meta provides, lines of "sa_000000.tar<tab>https://..."; `target` has the same form.
+    """
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
@@ -154,5 +159,5 @@ def write_links(source: Path, target: Path, tars: list[TarNeed]) -> list[str]:
 
 
 def beside(plan: Path, ending: str) -> Path:
-    """plan.parquet -> plan.tars.tsv."""
+    """Return the path of a file beside the plan: plan.parquet -> plan.tars.tsv."""
     return plan.with_name(f"{plan.stem}.{ending}")

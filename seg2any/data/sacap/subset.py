@@ -1,4 +1,4 @@
-"""Which rows of the annotation file a subset has."""
+"""Choose the rows of the annotation file that a subset has."""
 
 from __future__ import annotations
 
@@ -14,8 +14,13 @@ from seg2any.system.errors import UserError
 
 @dataclass(frozen=True)
 class Subset:
-    """`groups`: as `in_groups` reads it, None for all. `regions`: least and most captioned masks of an image. `limit`:
-    images at most, taken in the order `pick`, a key of PICKS. `seed`: of the pick `random`."""
+    """A choice of images.
+
+    groups   text for `in_groups`; None: all groups
+    regions  least and greatest number of captioned masks of an image
+    limit    images at most, taken in the order `pick`, a key of PICKS; None: all
+    seed     for the pick `random`
+    """
 
     groups: str | None = None
     regions: tuple[int, int] = (0, 1 << 30)
@@ -24,13 +29,13 @@ class Subset:
     seed: int = 0
 
     def choose(self, annotations: Annotations, present: Set[str] | None = None) -> np.ndarray:
-        """bool [n]: the rows of this subset, of groups in `present` only (None: of any). Raises UserError for none."""
+        """Return bool [n]: the chosen rows, of groups in `present` or, if None, of any. Raises UserError if empty."""
         low, high = self.regions
         chosen = in_groups(annotations, self.groups) & (annotations.regions >= low) & (annotations.regions <= high)
         if present is not None:
             chosen &= np.array([group in present for group in annotations.groups], bool)[annotations.codes]
         if not chosen.any():
-            raise UserError(f"{annotations.path}: no image fits; ask for other --groups, --regions or tars")
+            raise UserError(f"{annotations.path}: no image fits the choice; change --groups, --regions or the tars")
         if self.limit is not None:
             candidates = np.flatnonzero(chosen)
             order = PICKS[self.pick](annotations.codes[candidates], np.random.default_rng(self.seed))
@@ -40,7 +45,7 @@ class Subset:
 
 
 def _fewest_tars(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Fullest tar first, each in the order of the file."""
+    """Take the fullest tar first, and its images in the order of the file."""
     counts = np.bincount(codes)
     return np.lexsort((codes, -counts[codes]))
 
@@ -62,8 +67,10 @@ PICKS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def in_groups(annotations: Annotations, text: str | None) -> np.ndarray:
-    """bool [n]: rows of the groups that `text` names, "0-99,sa_000123": names, or numbers of the names' ends, or ranges
-    of both; None for all. Rows with a fault are in none. Raises UserError for what names no group of the file."""
+    """Return bool [n]: usable rows of the groups that `text` names, such as "0-99,sa_000123"; None: of all groups.
+
+    `text` lists names, numbers at the ends of names, or ranges of either. Raises UserError for an unknown group.
+    """
     usable = annotations.faults == 0
     if text is None:
         return usable
@@ -82,7 +89,7 @@ def in_groups(annotations: Annotations, text: str | None) -> np.ndarray:
             raise UserError(f"--groups {part}: no such group in {annotations.path}; write 0-99, or sa_000123, or both")
         wanted |= found
     if not wanted:
-        raise UserError(f"--groups {text!r}: names no group; write 0-99, or sa_000123, or both, or leave it out")
+        raise UserError(f"--groups {text!r}: it names no group; write 0-99, or sa_000123, or both, or leave it out")
     return usable & np.isin(annotations.codes, sorted(wanted))
 
 

@@ -1,4 +1,4 @@
-"""The annotation file, seen by the tools: which image of which tar, which of its masks. Captions are not kept."""
+"""The annotation file as the tools need it: images, their tars and the ids of their masks, without captions."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from seg2any.data.caption_table import FAULTS, SCHEMA, read_batches
 from seg2any.system.errors import UserError, shown
 from seg2any.system.files import atomic_write
 
-NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"  # names become paths, so they are nothing but a name
+NAME = r"^[A-Za-z0-9_-][A-Za-z0-9_.-]*$"  # names become paths, so they must not lead elsewhere
 NO_TEXT, NAMELESS = FAULTS.index("text is not UTF-8"), FAULTS.index("imagename is missing")
 SIZES = ("jpg_bytes", "json_bytes")
-PLAN_MARK = b"seg2any.data.sacap"  # metadata key of files that `plan` may overwrite
-PAIR_BYTES = 1_040_000  # jpg and json: 1.07 TB of the 1,029,250 images of SACap-1M
+PLAN_MARK = b"seg2any.data.sacap"  # metadata key of files that `plan` wrote and may overwrite
+PAIR_BYTES = 1_040_000  # jpg and json on average: 1.07 TB for the 1,029,250 images of SACap-1M
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images of one group, and which annotations of their json are wanted: `ids[offsets[i]:offsets[i + 1]]`."""
+    """Images of one group. The json of image i has to have the annotations `ids[offsets[i]:offsets[i + 1]]`."""
 
     group: str
     names: tuple[str, ...]
@@ -35,11 +35,11 @@ class Images:
         return len(self.names)
 
     def wanted(self, index: int) -> frozenset[int]:
-        """The ids of the annotations that an image needs."""
+        """Return the ids of the annotations that an image needs."""
         return frozenset(self.ids[self.offsets[index] : self.offsets[index + 1]].tolist())
 
     def files(self, index: int) -> tuple[str, str]:
-        """Names of the jpg and of the json beside it."""
+        """Return the names of the jpg and of the json beside it."""
         return self.names[index], json_name(self.names[index])
 
 
@@ -47,9 +47,9 @@ class Images:
 class Annotations:
     """Row i is image `names[i]` of group `groups[codes[i]]`, with annotations `ids[offsets[i]:offsets[i + 1]]`.
 
-    `groups` are sorted; the only group of a file without the column image_group is "". `sizes` int64 [n, 2] are the
-    bytes of jpg and json, -1 where unknown. `faults` uint8 [n] says, as index in FAULTS, why training leaves a row out;
-    the tools leave it out as well.
+    groups  sorted; a file without the column image_group has the one group ""
+    sizes   int64 [n, 2]: bytes of jpg and json, -1 where unknown
+    faults  uint8 [n]: index in FAULTS of why training, and so the tools, leave a row out; 0: it is used
     """
 
     path: Path
@@ -65,7 +65,7 @@ class Annotations:
         return len(self.names)
 
     def left_out(self) -> list[str]:
-        """A line for every kind of fault."""
+        """Return a line for every kind of fault that occurs."""
         lines = []
         for fault in np.unique(self.faults[self.faults > 0]):
             rows = np.flatnonzero(self.faults == fault)
@@ -76,16 +76,16 @@ class Annotations:
 
     @property
     def regions(self) -> np.ndarray:
-        """int64 [n]: captioned masks of each image."""
+        """Number of captioned masks of each image, int64 [n]."""
         return np.diff(self.offsets)
 
     def bytes(self, rows: np.ndarray) -> int:
-        """Of both files of all `rows` together, estimated where unknown."""
+        """Return the bytes of both files of all `rows`, estimated where unknown."""
         sizes = self.sizes[rows]
         return int(np.where((sizes >= 0).all(axis=1), sizes.sum(axis=1), PAIR_BYTES).sum())
 
     def by_group(self, chosen: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Group and row numbers int64 [k], for every group with rows in `chosen`, bool [n]."""
+        """Yield group and row numbers int64 [k] for every group with rows in `chosen`, bool [n]."""
         rows = np.flatnonzero(chosen)
         rows = rows[np.argsort(self.codes[rows], kind="stable")]
         starts = np.searchsorted(self.codes[rows], np.arange(len(self.groups) + 1))
@@ -94,19 +94,19 @@ class Annotations:
                 yield group, rows[start:end]
 
     def images(self, group: str, rows: np.ndarray) -> Images:
-        """The images of `rows`, all of `group`."""
+        """Return the images of `rows`, all of which belong to `group`."""
         ids = [self.ids[self.offsets[row] : self.offsets[row + 1]] for row in rows]
         offsets = np.concatenate([[0], np.cumsum([len(part) for part in ids])]).astype(np.int64)
         return Images(group, tuple(self.names[rows]), np.concatenate([self.ids[:0], *ids]), offsets)
 
 
 def json_name(image_name: str) -> str:
-    """Of an image's annotation beside it."""
+    """Return the name of the annotation file beside an image."""
     return Path(image_name).with_suffix(".json").name
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Raises UserError if the file is missing, damaged, lacks a column, or has names that are not plain file names."""
+    """Read the annotation file. Raises UserError if it is damaged, lacks a column, or has names that are paths."""
     file = _open(path)
     kept = ["imagename", "image_group", "anno_id", "fault"]
     table = pa.Table.from_batches(
@@ -134,13 +134,13 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def write_rows(source: Path, target: Path, chosen: np.ndarray, sizes: np.ndarray) -> None:
-    """Write the rows of `source` where bool [n] `chosen`, all columns and in the same order, and `sizes` int64 [n, 2]
-    (-1: unknown). The result is an annotation file again: for these tools, and for training on the subset.
+    """Write the rows of `source` where bool [n] `chosen`, with all columns and `sizes` int64 [n, 2] (-1: unknown).
 
-    Raises UserError for a disk that is full, and rather than overwrite an annotation file that was not made here.
+    The result is an annotation file again, for these tools and for training on the subset. Raises UserError if the disk
+    is full, or if `target` exists and was not written by `plan` or `verify`.
     """
     if target.exists() and PLAN_MARK not in (_open(target).schema_arrow.metadata or {}):
-        raise UserError(f"{target}: exists and was not made by this command; give another --output")
+        raise UserError(f"{target}: the file exists and was not made by this command; give another --output")
     file = _open(source)
     kept = [field for field in file.schema_arrow if field.name not in SIZES]
     metadata = {**(file.schema_arrow.metadata or {}), PLAN_MARK: source.name.encode()}
@@ -158,14 +158,14 @@ def write_rows(source: Path, target: Path, chosen: np.ndarray, sizes: np.ndarray
     except OSError as error:
         reason = shown(error.strerror or str(error))
         raise UserError(f"{target}: cannot be written ({reason}); make room, or choose another --output") from None
-    except pa.ArrowException as error:  # a column of a type that Arrow reads but does not pick rows of
+    except pa.ArrowException as error:  # Arrow can read some types of columns but not select their rows
         reason = shown(str(error))
         raise UserError(f"{source}: its rows cannot be copied ({reason}); write texts as plain strings") from None
 
 
 def _open(path: Path) -> pq.ParquetFile:
     if not path.is_file():
-        raise UserError(f"{path}: annotation file is missing; give the path of SACap-1M's parquet")
+        raise UserError(f"{path}: no such file; give the path of SACap-1M's parquet")
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -173,7 +173,7 @@ def _open(path: Path) -> pq.ParquetFile:
 
 
 def _check_names(path: Path, column: str, values: pa.ChunkedArray, needed: np.ndarray) -> None:
-    """Raises UserError unless every value where bool [n] `needed` is a plain file name."""
+    """Raise UserError unless every value where bool [n] `needed` is a plain file name."""
     good = pc.match_substring_regex(values, NAME).to_numpy()
     wrong = np.flatnonzero(~good & needed)
     if len(wrong):

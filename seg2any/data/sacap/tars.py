@@ -1,6 +1,6 @@
-"""Tars from the network: cut off, with holes, with hostile names, or no tars at all. They are only ever read.
+"""Read tars from the network, which may be cut off, have holes or hostile names, or not be tars at all.
 
-`tarfile` stops without a word at the first damaged header; here the members behind the damage are found again.
+`tarfile` stops silently at the first damaged header; here the members behind the damage are found again.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ from typing import BinaryIO
 from seg2any.system.errors import UserError
 
 BLOCK = 512
-MAGIC, MAGIC_AT = b"ustar", 257  # in every header block
+MAGIC, MAGIC_AT = b"ustar", 257  # bytes of every header block, and where they stand
 CHUNK = 1 << 20
-EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)  # of what follows
+# Entries that describe the member after them.
+EXTENSIONS = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE)
 MAX_NAME_BYTES = 1 << 16
-MAX_MEMBER_BYTES = 1 << 26  # a picture or a json
+MAX_MEMBER_BYTES = 1 << 26  # more than any image or json of SA-1B
 
 
 @dataclass(frozen=True)
 class Member:
-    """A file of a tar, and where its bytes lie in that."""
+    """A file in a tar: its bytes are `offset` to `offset + size` of the tar."""
 
     name: str
     offset: int
@@ -33,26 +34,28 @@ class Member:
 
 @dataclass(frozen=True)
 class Index:
-    """`members`: the wanted ones, by their own name without folders. `damage`: what is wrong with the tar, or ""."""
+    """The wanted `members` of a tar by name without folders, and its `damage` in words, "" for none."""
 
     members: dict[str, Member]
     damage: str
 
 
 def find_tars(folders: Sequence[Path]) -> dict[str, Path]:
-    """Group -> tar, of all GROUP.tar directly in `folders`; the first folder wins. Raises UserError for no folder."""
+    """Find every GROUP.tar directly in `folders`: group -> tar; the first folder wins. Raises UserError."""
     found: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
-            raise UserError(f"--tar_dir {folder}: is not a folder; give the folder of sa_000000.tar and its like")
+            raise UserError(f"--tar_dir {folder}: not a folder; give the folder of sa_000000.tar and its like")
         for path in sorted(folder.glob("*.tar")):
             found.setdefault(path.stem, path)
     return found
 
 
 def index_tar(path: Path, wanted: Set[str]) -> Index:
-    """Where the `wanted` file names are in the tar, reading headers only. Of equal names the last one counts, as for
-    tar itself. Raises OSError if the file cannot be read."""
+    """Find the `wanted` file names in a tar, reading headers only. Raises OSError if the tar cannot be read.
+
+    Of equal names the last one counts, as for tar itself.
+    """
     size = path.stat().st_size
     found, damage = {}, ""
     with open(path, "rb", buffering=0) as file:
@@ -65,7 +68,7 @@ def index_tar(path: Path, wanted: Set[str]) -> Index:
 
 
 def read_member(file: BinaryIO, member: Member) -> bytes:
-    """Raises OSError if it cannot be read, or if fewer bytes are left than there should be."""
+    """Read a member's bytes. Raises OSError if it is too large, cut off or cannot be read."""
     if member.size > MAX_MEMBER_BYTES:
         raise OSError(f"has {member.size} bytes, more than {MAX_MEMBER_BYTES >> 20} MiB")
     file.seek(member.offset)
@@ -76,12 +79,12 @@ def read_member(file: BinaryIO, member: Member) -> bytes:
 
 
 def _is_harmless(name: str) -> bool:
-    """Only the last part of a name is ever used, so that no name leads anywhere; those that try are not trusted."""
+    """Whether a name stays below its folder. Only its last part is ever used; names that lead out are skipped."""
     return not name.startswith("/") and ".." not in name.split("/")
 
 
 def _walk(file: BinaryIO, size: int) -> Iterator[Member | str]:
-    """Every whole regular file, and a text about every damage. `size` is the tar's, in bytes."""
+    """Yield every whole regular file, and a text for every damage. `size` is the tar's, in bytes."""
     position, long_name, ended = 0, "", False
     while position + BLOCK <= size:
         file.seek(position)
@@ -92,7 +95,7 @@ def _walk(file: BinaryIO, size: int) -> Iterator[Member | str]:
             after = _next_header(file, position + BLOCK)
             ended = not any(block)
             if position == 0:
-                yield f"no tar archive (it begins with {block[:16]!r})"
+                yield f"not a tar archive (it begins with {block[:16]!r})"
             elif not ended:
                 yield f"damaged at byte {position}"
             elif after < size or after - position > CHUNK:  # the end of a tar is short
@@ -116,7 +119,7 @@ def _walk(file: BinaryIO, size: int) -> Iterator[Member | str]:
 
 
 def _next_header(file: BinaryIO, position: int) -> int:
-    """Where the next block that looks like a header begins, else the end of the file."""
+    """Return where the next block that looks like a header begins, or the end of the file."""
     file.seek(position)
     while chunk := file.read(CHUNK):
         at = -1

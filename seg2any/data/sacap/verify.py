@@ -1,30 +1,91 @@
-"""A folder of images against the annotation file: what is missing, what is broken."""
+"""Check files of SA-1B: one file before it gets its final name, or a folder against the annotation file."""
 
 from __future__ import annotations
 
+import io
+import warnings
+from collections.abc import Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from seg2any.data.sacap.check import Broken, check_jpeg, check_json
-from seg2any.data.sacap.report import Problem
+from seg2any.data.sacap.report import Meter, Problem, progress_bar, run_tasks
 from seg2any.data.sacap.table import Annotations, Images
-from seg2any.data.sacap.workers import Meter, progress_bar, run_tasks
+from seg2any.layout.document import decode_json
+from seg2any.layout.images import ImageError, decode_roughly, opened_image
+from seg2any.layout.rle import decode_runs
+from seg2any.system.errors import UserError, shown
 
-IMAGES_PER_JOB = 500  # more and smaller tasks than groups: all processes end at the same time
+IMAGES_PER_JOB = 500  # smaller tasks than groups, so that all processes end at about the same time
+# A part of a file that never arrived is zeros. No JPEG contains so many: at 2 bits or more per block they would be
+# 65,536 blocks without any detail.
+HOLE = bytes(16384)
+
+
+class Broken(UserError):
+    """A file is damaged. The message says how, without the file's name."""
+
+
+def check_jpeg(data: bytes) -> tuple[int, int]:
+    """Return (height, width) of a JPEG. Raises Broken unless it decodes to its end."""
+    if not data:
+        raise Broken("the file is empty")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about size, which is checked here
+            with opened_image(io.BytesIO(data), "get it again", ("JPEG",)) as image:
+                height, width = decode_roughly(image)
+    except ImageError as error:
+        raise Broken(str(error)) from None
+    if HOLE in data:
+        raise Broken(f"the file has a hole of {len(HOLE)} zeros or more")
+    return height, width
+
+
+def check_json(data: bytes, size: tuple[int, int], wanted: Set[int]) -> None:
+    """Check the json beside an image of `size` (height, width). Raises Broken.
+
+    It has to parse, to state this size, and to have every `wanted` annotation with run lengths that cover exactly this
+    size.
+    """
+    try:
+        content = decode_json(data)
+        image, annotations = content["image"], content["annotations"]
+        stated = (image["height"], image["width"])
+        named = [annotation["id"] for annotation in annotations if annotation["id"] in wanted]
+        by_id = {annotation["id"]: annotation["segmentation"] for annotation in annotations}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise Broken(f"not a json of SA-1B ({type(error).__name__}: {shown(str(error))})") from None
+    if stated != size:
+        raise Broken(
+            f"the json describes an image of {shown(stated[1])}x{shown(stated[0])}, the jpg has {size[1]}x{size[0]}"
+        )
+    if missing := sorted(wanted - by_id.keys()):
+        raise Broken(f"the json lacks {len(missing)} of the {len(wanted)} annotations, among them id {missing[0]}")
+    if len(named) > len(wanted):
+        raise Broken("the json has an annotation twice")
+    for anno_id in sorted(wanted):
+        if not isinstance(by_id[anno_id], dict):
+            raise Broken(f"annotation {anno_id} has no run lengths")
+        try:
+            _, mask_size = decode_runs(f"annotation {anno_id}", by_id[anno_id])
+        except UserError as error:
+            raise Broken(str(error)) from None
+        if mask_size != size:
+            raise Broken(f"annotation {anno_id} is {mask_size[1]}x{mask_size[0]}, the image {size[1]}x{size[0]}")
 
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """Look at `images` in `folder`."""
+    """Check `images` in `folder`."""
 
     folder: Path
     images: Images
 
 
 def verify(annotations: Annotations, chosen: np.ndarray, root: Path, workers: int) -> list[Problem]:
-    """Read every file of the images where bool [n] `chosen`. At most one problem per file."""
+    """Read every file of the images where bool [n] `chosen`, and list at most one problem per file."""
     jobs = []
     for group, rows in annotations.by_group(chosen):
         for start in range(0, len(rows), IMAGES_PER_JOB):
@@ -37,7 +98,7 @@ def verify(annotations: Annotations, chosen: np.ndarray, root: Path, workers: in
 
 
 def verify_images(job: Job, meter: Meter) -> list[Problem]:
-    """The work of one process."""
+    """Check the images of one task, in a worker process."""
     problems = []
     for i in range(len(job.images)):
         if meter.stopped:
@@ -49,10 +110,10 @@ def verify_images(job: Job, meter: Meter) -> list[Problem]:
                 meter.add(0, len(data))
                 if name == job.images.names[i]:
                     size = check_jpeg(data)
-                elif size is not None:  # without it there is nothing to check the json against
+                elif size is not None:  # the json is checked against the size of the jpg
                     check_json(data, size, job.images.wanted(i))
             except FileNotFoundError:
-                problems.append(Problem(job.images.group, job.images.names[i], name, "not there", True))
+                problems.append(Problem(job.images.group, job.images.names[i], name, "missing", True))
             except OSError as error:
                 reason = f"cannot be read ({error.strerror})"
                 problems.append(Problem(job.images.group, job.images.names[i], name, reason, False))
@@ -63,7 +124,7 @@ def verify_images(job: Job, meter: Meter) -> list[Problem]:
 
 
 def whole_rows(annotations: Annotations, chosen: np.ndarray, problems: list[Problem]) -> np.ndarray:
-    """bool [n]: the rows of `chosen` whose image has no problem."""
+    """Return bool [n]: the rows of `chosen` whose image has no problem."""
     bad = {(problem.group, problem.image) for problem in problems}
     whole = chosen.copy()
     for row in np.flatnonzero(chosen):
@@ -72,8 +133,10 @@ def whole_rows(annotations: Annotations, chosen: np.ndarray, problems: list[Prob
 
 
 def delete_broken(root: Path, problems: list[Problem]) -> int:
-    """Remove both files of every image with a broken one: it is not known which of the two is wrong. Returns how many
-    images."""
+    """Remove both files of every image with a broken one, and return the number of images.
+
+    Either of the two may be the wrong one.
+    """
     images = {(problem.group, problem.image) for problem in problems if not problem.missing}
     for group, name in images:
         path = root / group / name
