@@ -1,8 +1,9 @@
-"""The image that benchmarks make: ellipses in rows and columns, each with a caption, and their contours."""
+"""Make the image that benchmarks use: ellipses in rows and columns, each with a caption, and their contours."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -16,7 +17,7 @@ NAME_TOKENS = (0, 4)  # ADE20K and COCO-Stuff: class names, no caption of the wh
 
 
 def ellipses(side: int, n: int) -> np.ndarray:
-    """bool [n, side, side]: n ellipses that touch each other, together pi / 4 of the image whatever n is."""
+    """Draw n touching ellipses, bool [n, side, side]; together they cover pi / 4 of the image for every n."""
     rows = round(math.sqrt(n))
     masks = np.zeros((n, side, side), bool)
     y, x = (np.arange(side)[:, None] + 0.5) / side * rows, (np.arange(side) + 0.5) / side
@@ -24,6 +25,19 @@ def ellipses(side: int, n: int) -> np.ndarray:
         for column, entity in enumerate(entities):
             masks[entity] = (2 * (y - row) - 1) ** 2 + (2 * (x * len(entities) - column) - 1) ** 2 < 1
     return masks
+
+
+Entities = tuple[np.ndarray, tuple[int, ...]]  # masks, bool [N, side, side], and text tokens: (global, each region)
+
+
+def tokens_of(samples: Sequence[Entities], side: int, patch: int, settings: ConditionSettings) -> TokenLayout:
+    """Turn masks and text lengths into a batch of tokens, as generation does before it encodes anything."""
+    tokens = []
+    for masks, lengths in samples:
+        drawn = draw_layout(masks, (side, side), patch, settings)
+        coverage = None if drawn.coverage is None else drawn.coverage.numpy()
+        tokens.append(SampleTokens(lengths, drawn.masks, np.argwhere(drawn.kept), coverage))
+    return layout_tokens(tokens, settings.cond_scale_factor)
 
 
 def scene(
@@ -34,13 +48,12 @@ def scene(
     batch_size: int = 1,
     n_ellipses: int | None = None,
 ) -> TokenLayout:
-    """The tokens of an image of side x side pixels, all that generation does before the first step but the encoders.
+    """Make the tokens of an image of side x side pixels, filled with touching ellipses.
 
-    text_tokens  of the image's caption, and of each region's
-    n_ellipses   shared out to the entities; None: one for each
+    text_tokens  tokens of the image's caption, and of each region's
+    n_ellipses   number of ellipses, shared out to the entities; None: one for each
     """
     groups = np.array_split(ellipses(side, n_ellipses or n_entities), n_entities)
-    drawn = draw_layout(np.stack([group.any(0) for group in groups]), (side, side), PATCH, settings)
+    masks = np.stack([group.any(0) for group in groups])
     lengths = (text_tokens[0],) + (text_tokens[1],) * n_entities
-    sample = SampleTokens(lengths, drawn.masks, np.argwhere(drawn.kept))
-    return layout_tokens([sample] * batch_size, settings.cond_scale_factor)
+    return tokens_of([(masks, lengths)] * batch_size, side, PATCH, settings)

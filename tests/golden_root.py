@@ -1,4 +1,4 @@
-"""Where the recorded behaviour of the published implementation lies."""
+"""Find the recorded behaviour of the published implementation, and FLUX.1's T5 tokenizer."""
 
 from __future__ import annotations
 
@@ -10,12 +10,26 @@ SUBSET = REPOSITORY / "tests" / "golden"
 
 
 def golden_root() -> Path:
-    """The folder named by SEG2ANY_GOLDEN, else `../shared/golden` beside the repository, else the committed subset."""
-    named = os.environ.get("SEG2ANY_GOLDEN")
-    if named:
-        root = Path(named).expanduser().resolve()
-        if not root.is_dir():
-            raise FileNotFoundError(f"SEG2ANY_GOLDEN={named}: no folder {root}; name a golden root or unset it")
-        return root
-    shared = REPOSITORY.parent / "shared" / "golden"
-    return shared if shared.is_dir() else SUBSET
+    """Return the folder of SEG2ANY_GOLDEN, else `../shared/golden` beside the repository, else the committed subset.
+
+    Raises FileNotFoundError if SEG2ANY_GOLDEN names no folder.
+    """
+    return _named_or_shared("SEG2ANY_GOLDEN", "golden") or SUBSET
+
+
+def t5_tokenizer_folder() -> Path | None:
+    """Return the folder of SEG2ANY_T5_TOKENIZER, else `../shared/t5_tokenizer` beside the repository, else None.
+
+    Raises FileNotFoundError if SEG2ANY_T5_TOKENIZER names no folder.
+    """
+    return _named_or_shared("SEG2ANY_T5_TOKENIZER", "t5_tokenizer")
+
+
+def _named_or_shared(variable: str, name: str) -> Path | None:
+    if named := os.environ.get(variable):
+        folder = Path(named).expanduser().resolve()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{variable}={named}: not a folder; name another one or unset {variable}")
+        return folder
+    shared = REPOSITORY.parent / "shared" / name
+    return shared if shared.is_dir() else None

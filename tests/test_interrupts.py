@@ -94,7 +94,7 @@ def test_a_background_job_goes_on_ignoring_it():
     assert (status, output) == (0, "went on\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("event", "every"), [("import", 200), ("call", 200_003)])
 def test_infer_can_be_interrupted_at_any_moment(tmp_path: Path, event: str, every: int):
     layout("a").write(tmp_path / "masks" / "a.json")

@@ -1,11 +1,18 @@
-"""The frozen base in parts (FSDP2): two processes train, validate and resume as under DDP, bit by bit."""
+"""The frozen base in parts (FSDP2): two processes train, validate and resume as under DDP, up to rounding.
+
+The last bits of some products (of one row, in fp32) depend on the address of the weight, and a gathered weight lies
+elsewhere than a whole one: losses may differ by 2e-5 on one machine and be equal on another. A fault, such as gradients
+that are not averaged, changes them by 1e-2 and more.
+"""
 
 from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from seg2any.system.errors import UserError
 from seg2any.training import config
@@ -15,6 +22,7 @@ from tests import forked, tiny_run
 from tests.tiny_run import rows, same
 
 SHARDED = "--trainer.shard_base=true"
+LOSSES, WEIGHTS, PIXELS = 1e-4, 0.02, 0.5  # relative, relative to the norm, mean of 255
 FOUND = ("loss", "val_loss", "val_loss_s0.25", "val_loss_s1.00")
 
 
@@ -57,12 +65,32 @@ def test_a_base_in_parts_trains_validates_and_resumes_as_a_whole_one(tiny_model,
         statuses = forked.run(lambda rank, now=arguments: train(now), log, 2)
         assert statuses == [0, 0], log.read_text()[-4000:]
     folders = [tmp_path / name / "run" for name in ("whole", "parts")]
-    numbers = [[[row.get(key) for key in FOUND] for row in rows(folder) if "run" not in row] for folder in folders]
-    assert numbers[0] == numbers[1] and len(numbers[0]) == 4
-    assert same(*(read_state(folder / "checkpoint-2" / "training_state.safetensors") for folder in folders))
+    numbers = [
+        [{key: row[key] for key in FOUND if key in row} for row in rows(folder) if "run" not in row]
+        for folder in folders
+    ]
+    assert len(numbers[0]) == len(numbers[1]) == 4
+    for ours, theirs in zip(*numbers, strict=True):
+        assert ours == pytest.approx(theirs, rel=LOSSES)
+    states = [read_state(folder / "checkpoint-2" / "training_state.safetensors") for folder in folders]
+    assert_same_up_to_rounding(*states)
     images = [sorted((folder / "gen_imgs" / "step-2").glob("*.png")) for folder in folders]
-    assert [path.read_bytes() for path in images[0]] == [path.read_bytes() for path in images[1]]
-    assert len(images[1]) == 3
+    assert [path.name for path in images[0]] == [path.name for path in images[1]] and len(images[1]) == 3
+    for pair in zip(*images, strict=True):
+        ours, theirs = (np.asarray(Image.open(path)).astype(int) for path in pair)
+        assert np.abs(ours - theirs).mean() < PIXELS
+
+
+def assert_same_up_to_rounding(ours, theirs):
+    """Compare nested states: float tensors by the norm of their difference, everything else exactly."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_same_up_to_rounding(ours[key], theirs[key])
+    elif isinstance(ours, torch.Tensor) and ours.is_floating_point():
+        assert (ours - theirs).norm() <= WEIGHTS * theirs.norm()
+    else:
+        assert same(ours, theirs)
 
 
 @pytest.mark.parametrize(

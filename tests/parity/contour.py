@@ -1,14 +1,13 @@
 """Golden contours: resized masks, outlines, condition images and kept tokens, byte for byte.
 
-Text was counted with FLUX.1's T5 tokenizer, which is no part of the golden data: those counts are checked where
-SEG2ANY_T5_TOKENIZER names its folder (`tokenizer_2` of FLUX.1-dev).
+Text was counted with FLUX.1's T5 tokenizer, which is not part of the golden data: those counts are checked only where
+`golden_root.t5_tokenizer_folder` finds it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 import warnings
@@ -24,10 +23,10 @@ from safetensors.numpy import load_file
 from seg2any.data.regions import text_lengths
 from seg2any.layout import Layout
 from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks, to_signed
+from tests.golden_root import t5_tokenizer_folder
 
-T5_VARIABLE = "SEG2ANY_T5_TOKENIZER"
-T5_TOKENIZER = os.environ.get(T5_VARIABLE)
-WITHOUT_TOKENIZER = f"counted with FLUX.1's T5 tokenizer; name its folder with {T5_VARIABLE} to check"
+T5_TOKENIZER = t5_tokenizer_folder()
+WITHOUT_TOKENIZER = "counted with FLUX.1's T5 tokenizer; name its folder with SEG2ANY_T5_TOKENIZER to check"
 LENGTHS = "t5_token_len.json"
 PATCH = 16  # the reference counts tokens for FLUX.1: VAE factor 8, 2x2 packing
 
