@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Benchmarks, one function each: images, numbers with 95 % intervals, a page with pictures.
+# Run a benchmark: make its images, measure them with 95 % intervals, and write a page with pictures.
 #
 #   bash eval.sh shapes                                      offline on a CPU, with the model in examples/shapes
 #   LORA=ckpt/ade20k/checkpoint-20000 bash eval.sh ade20k
 #   LORA=ckpt/coco_stuff/checkpoint-20000 bash eval.sh coco_stuff
 #   LORA=ckpt/sacap_1m/checkpoint-20000 PROCESSES=4 bash eval.sh sacap
 #
-# Further arguments go to eval/generate_image.py (to `python -m seg2any.evaluation.shapes` for shapes):
+# Further arguments go to eval/generate_image.py, for shapes to `python -m seg2any.evaluation.shapes`:
 # bash eval.sh ade20k --limit 100
-# Interrupted, the same command goes on. The README's section on evaluation says what to download.
+# After an interruption the same command resumes. The README's section on evaluation lists what to download.
 #
 #   MODEL      folder or hub id of FLUX.1-dev        LORA       folder with default/ and cond/
-#   OUT        folder for results (result/NAME)      PROCESSES  GPUs to generate on (1)
+#   OUT        folder for results (result/NAME)      PROCESSES  number of GPUs that generate (1)
 #   JUDGES     flags of `python -m seg2any.evaluation.runners`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
-#   CONFIG     another config than config/seg2any_NAME.yaml          PYTHON   python of the environment
+#   CONFIG     config instead of config/seg2any_NAME.yaml            PYTHON   python of the environment
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -24,7 +24,7 @@ usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"; }
 
 fail() { echo "eval.sh: $1" >&2; exit 2; }
 
-# Options of the launcher come before -m: after it they would be the script's.
+# Options of the launcher have to come before -m, because all behind it go to the script.
 launch() {
     if [ "$PROCESSES" -gt 1 ]; then
         "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" -m "$@"
@@ -62,5 +62,5 @@ case "${1:-}" in
     ade20k | coco_stuff | sacap | shapes) "$@" ;;
     -h | --help) usage ;;
     "") usage >&2; exit 2 ;;
-    *) fail "no benchmark $1; choose ade20k, coco_stuff, sacap or shapes" ;;
+    *) fail "there is no benchmark $1; choose ade20k, coco_stuff, sacap or shapes" ;;
 esac

@@ -1,4 +1,4 @@
-"""The images of a benchmark: one folder per repetition, an image per sample in each.
+"""Make the images of a benchmark: one folder per repetition, an image per sample in each.
 
 python eval/generate_image.py config/seg2any_ade20k.yaml --lora_ckpt_path ckpt/ade20k --output_path result/ade20k
 accelerate launch --num_processes 4 eval/generate_image.py config/seg2any_ade20k.yaml ...
@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # heavy: not before --help is answered
     from seg2any.generate.choices import Machine
 
 WEIGHTS_READ_WITHIN = timedelta(hours=2)  # from a slow disk
-# Flags that are infer.py's own, with the key of the config that holds their default.
+# Flags of infer.py whose default is a value of the config -> its key.
 OF_CONFIG = {
     "pretrained_model_name_or_path": "model.pretrained_model_name_or_path",
     "lora_ckpt_path": "model.lora_ckpt_path",
@@ -39,12 +39,12 @@ OF_CONFIG = {
 OF_RUN = ("device", "weight_dtype", "batch_size", "overwrite")
 
 DETAILS = """\
-CONFIG is a file of training: its data.val is the benchmark, its resolution, seed and eval section say how images are
-made, and --section.key=value changes it, as for train.py. Adapters with a card are used as they were trained; published
-ones have none and follow the config.
+CONFIG is a config of training: its data.val is the benchmark, its resolution, seed and eval section are the settings of
+the images, and --section.key=value changes it, as for train.py. Adapters with a card are used as they were trained;
+published ones have no card and follow the config.
 
-The seed of image k of a sample depends on the config's seed, the sample's name and k only. So the images do not depend
-on the number of processes or on interruptions: start the same command again, and what is missing is made.
+The seed of image k of a sample depends on the config's seed, the sample's name and k only. So neither the number of
+processes nor an interruption changes an image: start the same command again, and it makes what is missing.
 
 Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
 """
@@ -52,7 +52,7 @@ Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
 
 @dataclass(frozen=True)
 class Request:
-    """What to generate: a config, and the options of infer.py where they apply."""
+    """A config, and the options of infer.py that apply to benchmarks."""
 
     config: Config
     options: Options
@@ -61,7 +61,10 @@ class Request:
 
 
 def parse_request(arguments: Sequence[str] | None = None) -> Request:
-    """The command line, by default this process's. Raises UserError for what is wrong in a config."""
+    """Parse a command line, by default this process's.
+
+    Raises UserError for an error in the config.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m seg2any.evaluation.generate_image",
         usage="%(prog)s CONFIG.yaml ... [--section.key=value ...] --output_path FOLDER [flags]",
@@ -70,9 +73,9 @@ def parse_request(arguments: Sequence[str] | None = None) -> Request:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--base", action="append", default=[], metavar="CONFIG", help="the published way to say CONFIG")
+    parser.add_argument("--base", action="append", default=[], metavar="CONFIG", help="the published name of CONFIG")
     parser.add_argument("--output_path", type=Path, required=True, help="folder for the images")
-    parser.add_argument("--limit", type=whole(1), help="only the first so many samples")
+    parser.add_argument("--limit", type=whole(1), help="number of samples, counted from the first (default: all)")
     parser.add_argument(
         "--published_jpeg",
         action="store_true",
@@ -80,11 +83,11 @@ def parse_request(arguments: Sequence[str] | None = None) -> Request:
     )
     for field in dataclasses.fields(Options):
         if field.name in (*OF_CONFIG, *OF_RUN):
-            told = {**field.metadata}
+            flag = {**field.metadata}
             if field.name in OF_CONFIG:
-                told["help"] = f"{told['help'].split(' (default')[0]} (default: {OF_CONFIG[field.name]})"
+                flag["help"] = f"{flag['help'].split(' (default')[0]} (default: {OF_CONFIG[field.name]})"
             default = None if field.name in OF_CONFIG else field.default
-            parser.add_argument(f"--{field.name}", default=default, **told)
+            parser.add_argument(f"--{field.name}", default=default, **flag)
     add_setting_flags(parser)
     given, rest = parser.parse_known_args(arguments)
     names = (*(field.name for field in dataclasses.fields(Options)), *NAMES)
@@ -99,12 +102,15 @@ def parse_request(arguments: Sequence[str] | None = None) -> Request:
     if named["lora_ckpt_path"] is not None:
         named["lora_ckpt_path"] = Path(named["lora_ckpt_path"])
     if config.data.aspect != "stretch":
-        raise UserError(f"data.aspect: {config.data.aspect} is for training; benchmarks stretch images to a square")
+        raise UserError(f"data.aspect: {config.data.aspect} is for training only; use stretch, as benchmarks do")
     return Request(config, options_of(named), given.limit, given.published_jpeg)
 
 
 def generate(request: Request) -> None:
-    """Make this process's share of the images; the first process notes the run. Raises UserError, MemoryError."""
+    """Make this process's share of the images; the first process writes run.json.
+
+    Raises UserError and MemoryError.
+    """
     from accelerate import PartialState
 
     from seg2any.evaluation.generated import Generated, discard_leftovers, write_run
@@ -131,7 +137,7 @@ def generate(request: Request) -> None:
         warn(remarks)
         write_run(folder, describe(request, data, settings, machine), options.overwrite)
         discard_leftovers(folder)
-    processes.wait_for_everyone()  # the first one has read all weights to name them in the recipe
+    processes.wait_for_everyone()  # the first one reads all weights, whose digests stand in the recipe
     run = Generated.read(folder).run
     sizes = (run["samples"], run["groups"], run["format"], tuple(run["size"]))
     task = Task(data, folder, *sizes, run["seed"], run["recipe"])
@@ -145,21 +151,21 @@ def generate(request: Request) -> None:
             pipeline = load_pipeline(model, adapter, machine.dtype, machine.device)
             make_images(task, blocks, pipeline, settings, shown=process.is_first)
     print(f"{process}images are in {folder}")
-    processes.destroy_process_group()  # no waiting: the others may have more to do
+    processes.destroy_process_group()  # without waiting for the others, which may have more to do
 
 
 def open_data(config: Config) -> DataSet:
-    """The data set of `data.val`. Raises UserError."""
+    """Open the data set of `data.val`. Raises UserError."""
     from seg2any.data.catalog import data_set_name, open_data_set
 
     name = data_set_name(config.data.val.type, config.data.val.target)
     if name is None:
-        raise UserError("data.val.type: no data set chosen; for example --data.val.type=shapes")
+        raise UserError("data.val.type: no data set is chosen; give one, for example --data.val.type=shapes")
     return open_data_set(name, config.data.val.params, config.data.on_error)
 
 
 def describe(request: Request, data: DataSet, settings: ConditionSettings, machine: Machine) -> dict:
-    """The content of run.json."""
+    """Build the content of run.json."""
     from seg2any.data.catalog import data_set_name
     from seg2any.generate.choices import shared_recipe
     from seg2any.system.provenance import circumstances
@@ -181,7 +187,10 @@ def describe(request: Request, data: DataSet, settings: ConditionSettings, machi
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
 
     def run() -> None:
         request = parse_request(arguments)

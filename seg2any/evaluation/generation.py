@@ -1,4 +1,4 @@
-"""Which images of a benchmark are still to be made, and making them: the same images whoever makes them and when.
+"""The missing images of a benchmark, and making them.
 
 Images are made in blocks of `batch_size`, counted over the whole data set. A block's members never change: if one image
 of it is missing, it is made among the same neighbours as the first time, and so comes out the same to the last bit.
@@ -25,7 +25,7 @@ from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError
 from seg2any.system.processes import Process
 
-PIL_QUALITY = 75  # Pillow's default for JPEG: what the published images were saved with
+PIL_QUALITY = 75  # Pillow's default for JPEG, with which the published images were saved
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Wanted:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is to be generated, for which samples, and what all images share.
+    """The images to make, and what they share.
 
+    size     (H, W) of the images; masks are stretched to it, as in training
     recipe   settings, model, adapter and so on, written into every image
-    size     (H, W): masks are brought there, stretching them as in training
     """
 
     data: DataSet
@@ -56,7 +56,7 @@ class Task:
     recipe: dict
 
     def wanted(self) -> list[Wanted]:
-        """Every image, sample by sample."""
+        """List every image, sample by sample. Raises UserError if two would share a file."""
         found = []
         for index in range(self.samples):
             key = self.data.key(index)
@@ -64,16 +64,16 @@ class Task:
                 path = image_path(self.folder, number, key, self.image_format)
                 found.append(Wanted(index, number, image_seed(self.seed, key, number), path))
         if len({image.path for image in found}) != len(found):
-            raise UserError("two samples of the data set have one name, and would share a file; rename one")
+            raise UserError("two samples of the data set have one name and would share a file; rename one")
         return found
 
     def layout(self, index: int) -> Layout:
-        """The sample's layout, masks at the size of the image, nearest-exact."""
+        """Return the sample's layout with masks at the size of the image, nearest-exact."""
         layout = self.data.annotation(index).layout
         return replace(layout, masks=resize_masks(layout.masks, self.size))
 
     def recipe_of(self, image: Wanted, layout: Layout) -> dict:
-        """Everything that decides how an image looks, to be kept inside it."""
+        """Build the recipe that the image file holds: everything that decides how it looks."""
         asked = {"name": layout.name, "caption": layout.caption, "captions": list(layout.captions)}
         own = {"layout": {"sha256": layout.digest(), **asked}, "seed": image.seed, "size": list(self.size)}
         return {**own, "image": image.number, **self.recipe}
@@ -81,14 +81,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Block:
-    """Images made together, and which of them are missing."""
+    """Images that are made together, and the missing ones among them."""
 
     images: tuple[Wanted, ...]
     missing: frozenset[Wanted]
 
 
 def plan(task: Task, batch_size: int, process: Process, overwrite: bool) -> tuple[list[Block], int]:
-    """The blocks of `process` that lack an image, and how many images it has already.
+    """List the blocks of `process` that lack an image, and count its finished images.
 
     Raises UserError for images of another run, which would spoil every mean over the folder.
     """
@@ -111,22 +111,22 @@ def _is_finished(task: Task, image: Wanted) -> bool:
     except BrokenImage:
         return False
     if recipe is None:
-        raise UserError(f"{image.path}: was not made by this program; use --overwrite or another folder")
+        raise UserError(f"{image.path}: another program made the image; use --overwrite or another folder")
     other = differences(recipe, task.recipe_of(image, task.layout(image.index)))
     if other:
-        raise UserError(f"{image.path}: was made with another {', '.join(other[:4])}; use --overwrite")
+        raise UserError(f"{image.path}: the image was made with another {', '.join(other[:4])}; use --overwrite")
     return True
 
 
 def make_images(
     task: Task, blocks: Sequence[Block], pipeline: Seg2AnyPipeline, settings: ConditionSettings, shown: bool
 ) -> None:
-    """Block by block, each image written, whole or not at all, as soon as its block is done."""
+    """Make the images block by block; each is written, whole or not at all, after its block."""
     pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step", disable=not shown)
     known_texts = TextCache(pipeline)
     n_images = sum(len(block.missing) for block in blocks)
     with tqdm(total=n_images, desc="images", unit="image", disable=not shown) as bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore", TruncationWarning)  # class names are short, and captions of data sets are given
+        warnings.simplefilter("ignore", TruncationWarning)  # a data set's captions cannot be changed
         for block in blocks:
             layouts = {image.index: task.layout(image.index) for image in block.images}
             made = pipeline(

@@ -60,10 +60,10 @@ def region_overlap(name: str, images: Iterable[FoundRegions], source: str = "gen
 def class_agnostic_iou(
     generated: Callable[[], Iterable[Item]], real: Callable[[], Iterable[Item]], segmenter: Segmenter
 ) -> list[Result]:
-    """Measure the overlap of regions in generated, real and grey images, and in images of other samples.
+    """Measure the overlap of regions in generated images, with its ceiling and floors.
 
-    The last are measured only if there are several samples. `generated` and `real` return their items from the start
-    at every call; the items have layouts. Raises UserError as `region_overlap` does.
+    Ceiling: real images. Floors: grey images, and images of other samples if there are several. `generated` and `real`
+    return their items from the start at every call; the items have layouts. Raises UserError as `region_overlap` does.
     """
 
     def measured(source: str, items: Iterable[Item]) -> list[Result]:
