@@ -1,0 +1,1 @@
+"""Label maps converted for the closed-set judges."""

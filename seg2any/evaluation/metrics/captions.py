@@ -10,12 +10,12 @@ from PIL import Image
 
 from seg2any.evaluation.judges.clip import Clip, Preference
 from seg2any.evaluation.metrics.item import Item, layout_of
-from seg2any.evaluation.metrics.result import Result, mean
+from seg2any.evaluation.metrics.result import GENERATED, Result, mean
 from seg2any.evaluation.metrics.sets import batches
 from seg2any.system.errors import UserError
 
 
-def clip_score(items: Iterable[Item], clip: Clip, source: str = "generated") -> list[Result]:
+def clip_score(items: Iterable[Item], clip: Clip, source: str = GENERATED) -> list[Result]:
     """Measure the CLIP score: 100 times the mean cosine of image and global caption, at least 0.
 
     The first result's captions keep their end token, the second's are cut as published. `extra` counts the captions
@@ -45,7 +45,7 @@ def clip_score(items: Iterable[Item], clip: Clip, source: str = "generated") -> 
     ]
 
 
-def preference_score(name: str, items: Iterable[Item], score: Preference, source: str = "generated") -> Result:
+def preference_score(name: str, items: Iterable[Item], score: Preference, source: str = GENERATED) -> Result:
     """Average a score of images and their global captions.
 
     Raises UserError for a sample without a global caption.

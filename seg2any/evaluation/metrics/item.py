@@ -11,8 +11,7 @@ from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 
 GREY = 128
-GENERATED = "generated"  # sources of images: a model,
-REAL, EMPTY, SHUFFLED = "real images", "grey images", "shuffled images"  # the ceiling and two floors
+REAL, EMPTY, SHUFFLED = "real images", "grey images", "shuffled images"  # sources of images: ceiling and two floors
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import numpy as np
 from seg2any.evaluation.judges.clip import Clip
 from seg2any.evaluation.metrics.item import GREY, Item, layout_of
 from seg2any.evaluation.metrics.overlap import box_with_margin, shift_border
-from seg2any.evaluation.metrics.result import RegionMean, Result
+from seg2any.evaluation.metrics.result import GENERATED, RegionMean, Result
 from seg2any.layout.contour import resize_masks
 
 # The eleven basic colour terms of English, with typical values in sRGB.
@@ -52,7 +52,7 @@ def nearest_colours(pixels: np.ndarray) -> np.ndarray:
     return np.linalg.norm(lab[:, None] - tones, axis=-1).argmin(1)
 
 
-def colour_leak(items: Iterable[Item], source: str = "generated") -> list[Result]:
+def colour_leak(items: Iterable[Item], source: str = GENERATED) -> list[Result]:
     """Measure which shares of a region's pixels have a wrong or the right colour.
 
     "colour leak" counts colours named only by other captions of the image, "colour fit" those named by the region's
@@ -78,7 +78,7 @@ def colour_leak(items: Iterable[Item], source: str = "generated") -> list[Result
     return [leaks.result("colour leak", source, "lower"), fits.result("colour fit", source, "higher")]
 
 
-def caption_leak(items: Iterable[Item], clip: Clip, source: str = "generated") -> Result:
+def caption_leak(items: Iterable[Item], clip: Clip, source: str = GENERATED) -> Result:
     """Measure the share of regions that, cut out, fit another caption better than their own.
 
     CLIP judges. Chance is (N - 1) / N for N different captions. Means over regions in images with several captions.

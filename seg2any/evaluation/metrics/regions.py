@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seg2any.evaluation.metrics.item import EMPTY, GENERATED, REAL, SHUFFLED, Item, grey, layout_of, shuffled
+from seg2any.evaluation.metrics.item import EMPTY, REAL, SHUFFLED, Item, grey, layout_of, shuffled
 from seg2any.evaluation.metrics.overlap import SIZES, band_width, boundary_iou, iou, is_thin, size_class
-from seg2any.evaluation.metrics.result import RegionMean, Result
+from seg2any.evaluation.metrics.result import GENERATED, RegionMean, Result
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.segment.segmenter import Prompt, Segmenter
@@ -32,7 +32,7 @@ class FoundRegions:
     found: np.ndarray
 
 
-def region_overlap(name: str, images: Iterable[FoundRegions], source: str = "generated") -> list[Result]:
+def region_overlap(name: str, images: Iterable[FoundRegions], source: str = GENERATED) -> list[Result]:
     """Average the IoU over all regions, over those of one size, and over bands at the outlines.
 
     The results are called `name`, "name, outlines" (Boundary IoU, bands of 2 % of the diagonal), "name, small",

@@ -10,6 +10,7 @@ import numpy as np
 
 from seg2any.system.errors import UserError
 
+GENERATED = "generated"  # the source of a model's own images
 Parts = Mapping[str, Mapping[str, tuple[float, float]]]  # sample key -> class -> (numerator, denominator)
 
 
@@ -33,7 +34,7 @@ class Result:
     value: float
     per_sample: dict[str, float]
     extra: dict = field(default_factory=dict)
-    source: str = "generated"
+    source: str = GENERATED
     better: str = "higher"
     parts: Parts = field(default_factory=dict)
     resamples: tuple[float, ...] = ()
@@ -41,7 +42,7 @@ class Result:
 
 
 def pooled(
-    name: str, parts: Parts, *, extra: dict | None = None, source: str = "generated", better: str = "higher"
+    name: str, parts: Parts, *, extra: dict | None = None, source: str = GENERATED, better: str = "higher"
 ) -> Result:
     """Build the Result whose value is the mean over classes of quotients of sums.
 
@@ -55,7 +56,7 @@ def pooled(
     return Result(name, value, own, extra or {}, source, better, parts)
 
 
-def mean(name: str, per_sample: Mapping[str, float], *, source: str = "generated", better: str = "higher") -> Result:
+def mean(name: str, per_sample: Mapping[str, float], *, source: str = GENERATED, better: str = "higher") -> Result:
     """Build the Result whose value is the mean over the samples."""
     return pooled(name, {key: {"": (value, 1.0)} for key, value in per_sample.items()}, source=source, better=better)
 

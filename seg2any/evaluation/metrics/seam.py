@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 
 from seg2any.evaluation.metrics.item import Item, layout_of
-from seg2any.evaluation.metrics.result import Result, mean
+from seg2any.evaluation.metrics.result import GENERATED, Result, mean
 from seg2any.layout.contour import resize_masks
 
 REACH = 6  # pixels on each side of an outline, in an image whose shorter side is 512
 
 
-def seam_score(items: Iterable[Item], source: str = "generated") -> Result:
+def seam_score(items: Iterable[Item], source: str = GENERATED) -> Result:
     """Average the score over the images of each sample, then over the samples.
 
     Images without an outline do not count. Raises UserError if no image has one.

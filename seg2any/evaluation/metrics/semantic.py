@@ -13,7 +13,7 @@ import numpy as np
 
 from seg2any.evaluation.judges.label_map import LabelJudge
 from seg2any.evaluation.metrics.item import Item
-from seg2any.evaluation.metrics.result import Result, pooled
+from seg2any.evaluation.metrics.result import GENERATED, Result, pooled
 from seg2any.system.errors import UserError
 
 IGNORED = 255
@@ -31,7 +31,7 @@ def confusion(wanted: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
-def semantic_iou(items: Iterable[Item], judge: LabelJudge, names: Sequence[str], source: str = "generated") -> Result:
+def semantic_iou(items: Iterable[Item], judge: LabelJudge, names: Sequence[str], source: str = GENERATED) -> Result:
     """Measure the mIoU of items with labels; `extra` holds a table per class and accuracies.
 
     `names` are the classes in order. Raises UserError for items without labels, labels of another size than the image,

@@ -11,7 +11,8 @@ from typing import Protocol, TypeVar
 import numpy as np
 
 from seg2any.evaluation.metrics.bootstrap import draws
-from seg2any.evaluation.metrics.item import EMPTY, GENERATED, GREY, Item
+from seg2any.evaluation.metrics.item import EMPTY, GREY, Item
+from seg2any.evaluation.metrics.result import GENERATED
 from seg2any.system.errors import UserError
 
 BATCH = 32

@@ -1,0 +1,1 @@
+"""Results on disk, the pictures beside them, and pages about them."""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from seg2any.evaluation.metrics.result import GENERATED
 from seg2any.evaluation.report.results import Row, Run, read_run
 
-GENERATED = "generated"  # the source of a model's own images, as in seg2any.evaluation.metrics.result
 COLOURS = "abcd"  # classes of the style sheet, one per run
 ROW_HEIGHT, LEFT, RIGHT, WIDTH = 20, 150, 8, 350  # of the chart; its unit is a pixel on a phone
 # Markers of a model's images, and of ceiling and floors.

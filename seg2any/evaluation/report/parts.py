@@ -8,7 +8,8 @@ from html import escape
 from pathlib import Path
 
 from seg2any.evaluation.compare import Compared, compare
-from seg2any.evaluation.report.numbers import GENERATED, Evaluation, interval, number
+from seg2any.evaluation.metrics.result import GENERATED
+from seg2any.evaluation.report.numbers import Evaluation, interval, number
 from seg2any.evaluation.report.pictures import Shown, folder_of, read_pictures
 
 

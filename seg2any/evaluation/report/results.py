@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seg2any.evaluation.metrics.bootstrap import interval
-from seg2any.evaluation.metrics.result import Parts, Result
+from seg2any.evaluation.metrics.result import GENERATED, Parts, Result
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.system.provenance import circumstances
@@ -38,7 +38,7 @@ class Row:
     low: float | None
     high: float | None
     n: int
-    source: str = "generated"
+    source: str = GENERATED
     better: str = "higher"
     extra: dict = field(default_factory=dict)
 
@@ -67,14 +67,14 @@ class Run:
     parts: dict[str, Parts]
     resamples: dict[str, list[float]]
 
-    def row(self, name: str, source: str = "generated") -> Row:
+    def row(self, name: str, source: str = GENERATED) -> Row:
         """Find a row. Raises KeyError if there is none."""
         return {row.label: row for row in self.rows}[label(name, source)]
 
 
 def label(name: str, source: str) -> str:
     """Name a row as files do: the bare name for generated images, else "name [source]"."""
-    return name if source == "generated" else f"{name} [{source}]"
+    return name if source == GENERATED else f"{name} [{source}]"
 
 
 def make_run(

@@ -1,1 +1,1 @@
-"""What the benchmarks measure, and of which images."""
+"""Runners: the images of a benchmark measured, from the folder to numbers, pictures and a page."""

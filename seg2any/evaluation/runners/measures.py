@@ -18,10 +18,10 @@ from seg2any.evaluation.judges.label_map import LabelJudge
 from seg2any.evaluation.judges.mask2former import Mask2FormerJudge
 from seg2any.evaluation.metrics.captions import clip_score, preference_score
 from seg2any.evaluation.metrics.distances import cmmd, frechet
-from seg2any.evaluation.metrics.item import GENERATED, REAL, SHUFFLED, Item, shuffled
+from seg2any.evaluation.metrics.item import REAL, SHUFFLED, Item, shuffled
 from seg2any.evaluation.metrics.leakage import caption_leak, colour_leak
 from seg2any.evaluation.metrics.regions import class_agnostic_iou, find_again, without_empty
-from seg2any.evaluation.metrics.result import Result
+from seg2any.evaluation.metrics.result import GENERATED, Result
 from seg2any.evaluation.metrics.seam import seam_score
 from seg2any.evaluation.metrics.semantic import semantic_iou
 from seg2any.evaluation.runners.items import Benchmark

@@ -1,0 +1,1 @@
+"""Quality on the `shapes` world, whose images are judged by their pixels."""

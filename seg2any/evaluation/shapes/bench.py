@@ -12,6 +12,7 @@ from seg2any.data.shapes import ShapesDataset
 from seg2any.evaluation.generated import Generated, discard_leftovers, read_image, write_run
 from seg2any.evaluation.generation import Task, make_images, plan
 from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.metrics.result import GENERATED
 from seg2any.evaluation.report.results import Run, bar_lines, make_run
 from seg2any.evaluation.runners.finish import Gallery, finish
 from seg2any.evaluation.shapes.drawn import Attributes, drawn_shapes
@@ -21,7 +22,6 @@ from seg2any.evaluation.shapes.results import bars, results, table
 from seg2any.evaluation.shapes.sources import (
     CEILING,
     EMPTY,
-    GENERATED,
     OTHER_SCENE,
     ROUND_TRIP,
     SIZE,

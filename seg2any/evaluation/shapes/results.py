@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from seg2any.evaluation.metrics.result import Result, pooled
+from seg2any.evaluation.metrics.result import GENERATED, Result, pooled
 from seg2any.evaluation.report.results import Bar, Row, Run
 from seg2any.evaluation.shapes.judge import Verdict
-from seg2any.evaluation.shapes.sources import GENERATED, ROUND_TRIP
+from seg2any.evaluation.shapes.sources import ROUND_TRIP
 
 OF_REGION = {  # field of a region's verdict -> name of the number
     "colour_right": "colour",
@@ -23,7 +23,7 @@ FRACTIONS = ("IoU", "boundary IoU")  # the other numbers are shown in per cent
 LOWER_IS_BETTER = ("leak", LEAK_WHERE_COLOURED, "clutter")
 
 
-def results(verdicts: Mapping[str, Sequence[Verdict]], source: str = "generated") -> list[Result]:
+def results(verdicts: Mapping[str, Sequence[Verdict]], source: str = GENERATED) -> list[Result]:
     """Average the verdicts over all regions or over all images, in 0..1.
 
     `verdicts` maps sample keys to the verdicts on the sample's images. Numbers that no verdict mentions, such as the

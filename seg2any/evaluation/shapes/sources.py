@@ -18,7 +18,7 @@ from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError
 from seg2any.system.precision import has_fast_bfloat16
 
-CEILING, ROUND_TRIP, GENERATED = "rendered (ceiling)", "VAE round trip", "generated"
+CEILING, ROUND_TRIP = "rendered (ceiling)", "VAE round trip"
 OTHER_SCENE, EMPTY = "another scene (floor)", "grey image (floor)"
 SIZE = (256, 256)
 GUIDANCE_SCALE = 3.5
