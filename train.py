@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
         print(__doc__.strip(), file=sys.stderr)
         return 2
     if {"-h", "--help"} & {*arguments}:
-        from seg2any.training.config_help import explained_defaults
+        from seg2any.training.config import explained_defaults
 
         print(f"{__doc__}\nAll keys with their defaults:\n\n{explained_defaults()}")
         return 0

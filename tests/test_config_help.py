@@ -3,8 +3,7 @@
 from omegaconf import OmegaConf
 
 import train
-from seg2any.training.config import Config, load
-from seg2any.training.config_help import explained_defaults
+from seg2any.training.config import Config, explained_defaults, load
 
 
 def test_the_explained_defaults_are_the_defaults(tmp_path):

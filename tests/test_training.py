@@ -218,10 +218,10 @@ def test_published_layer_keys_must_choose_the_published_layers(arguments):
         r"\.ff\.net\.(2|0\.proj)|.*single_transformer_blocks\.[0-9]+\.(norm\.linear|proj_mlp|proj_out|attn\.to_[kqv]))"
     )
     settings = config.load(arguments)
-    settings.model.cond_lora_layers = published
+    settings.compatibility.cond_lora_layers = published
     pipeline = build.load_pipeline(settings, make_strategy(settings))
     build.attach_adapters(pipeline.transformer, settings)
-    settings.model.cond_lora_layers = "regular_expression:.*to_k"
+    settings.compatibility.cond_lora_layers = "regular_expression:.*to_k"
     pipeline = build.load_pipeline(settings, make_strategy(settings))
     with pytest.raises(UserError, match="model.cond_lora_layers"):
         build.attach_adapters(pipeline.transformer, settings)

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Preparation:
-    """How samples come to their size: `resolution` and `aspect` of the config, `patch` pixels per token side."""
+    """The size at which samples are trained: `resolution` and `aspect` of the config, `patch` pixels per token side."""
 
     resolution: int
     aspect: str
@@ -51,17 +51,18 @@ class Preparation:
     settings: ConditionSettings
 
     def size(self, stored: tuple[int, int]) -> tuple[int, int]:
-        """(H, W) at which a photo of that size is trained."""
+        """Return the (H, W) at which a photo of size `stored` is trained."""
         multiple = self.patch * self.settings.cond_scale_factor
         return target_size(stored, self.resolution, self.aspect, multiple)
 
 
 @dataclass(frozen=True, eq=False)
 class ReadSample:
-    """A sample as a reading process hands it over: arrays and strings only, cheap to move between processes.
+    """A sample as read from its files or caches: arrays and strings only, cheap to move between processes.
 
-    It has the entry of the latents' cache, or else its pixels uint8 [H, W, 3] and its regions drawn for their size; and
-    the entry of the texts' cache, which may be empty.
+    latents        entry of the latents' cache; without one:
+    pixels, drawn  uint8 [H, W, 3], and the regions drawn for that size
+    texts          entry of the texts' cache, may be empty
     """
 
     index: int
@@ -74,13 +75,13 @@ class ReadSample:
 
 
 class Reader:
-    """Reads samples by index, from caches where there are any and from the files of `data` where not."""
+    """Reads samples by index, from the caches if there are any, else from the files of `data`."""
 
     def __init__(self, data: DataSet, preparation: Preparation, latents: Store | None, texts: Store | None):
         self.data, self.preparation, self.latents, self.texts = data, preparation, latents, texts
 
     def __call__(self, index: int) -> ReadSample:
-        """Raises SampleError if the sample cannot be used."""
+        """Read sample `index`. Raises SampleError if it cannot be used."""
         key = self.data.key(index)
         texts = _stored(self.texts, key_of(key)) if self.texts else {}
         if self.latents:
@@ -94,7 +95,7 @@ class Reader:
         return ReadSample(index, key, captions, pixels=fitted.image, drawn=drawn, texts=texts)
 
     def captions(self, index: int) -> Captions:
-        """Without the pixels. Raises as reading the whole sample does."""
+        """Read the captions of sample `index` only. Raises SampleError if it cannot be used."""
         if self.latents:
             return captions_of_entry(_stored(self.latents, latents_key(self.data, index)))
         annotation = self.data.annotation(index)
@@ -102,13 +103,13 @@ class Reader:
 
 
 def latents_key(data: DataSet, index: int) -> bytes:
-    """Of a sample in the latents' cache: another photo of the same name is another sample."""
+    """Return a sample's key in the latents' cache; another photo under the same name has another key."""
     return key_of(*filter(None, (data.key(index), data.photo_digest(index))))
 
 
 def fault_entry(error: UserError) -> Entry:
-    """What a cache holds of a sample that cannot be used, so that it is not tried again at every start."""
-    line = f"{error} (known from trainer.cache_dir: once it is mended, remove the cache)"
+    """Pack the error of an unusable sample, so that it is not tried again at every start."""
+    line = f"{error} (known from trainer.cache_dir; after repairing the file, remove the cache)"
     return {"fault": np.frombuffer(line.encode(), np.uint8)}
 
 
@@ -119,15 +120,15 @@ def _stored(store: Store, key: bytes) -> Entry:
     return entry
 
 
-LAST_STEP_SECONDS = 60  # so long a reader lives after SIGTERM
+LAST_STEP_SECONDS = 60  # how long a reading process lives on after SIGTERM
 
 
 def read_ahead(
     read: Callable[[int], T], batches: Iterable[Sequence[int]], workers: int
 ) -> Iterator[list[T | UserError]]:
-    """What `read` makes of each index, batch by batch and in order. `workers` processes read ahead; 0: none does.
+    """Yield the results of `read` batch by batch, in order; `workers` processes read ahead, none with 0.
 
-    A UserError that `read` raises comes in place of its result: what to do about it is not the readers' business.
+    A UserError that `read` raises takes the place of its result, for the caller to handle.
     """
     loader = DataLoader(
         _Reading(read),
@@ -135,7 +136,7 @@ def read_ahead(
         num_workers=workers,
         collate_fn=list,
         worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else starting to read would use up global random numbers
+        generator=torch.Generator(),  # else starting to read would draw from the global generator
     )
     return iter(loader)
 
@@ -152,9 +153,9 @@ class _Reading(Dataset):
 
 
 def _start_worker(number: int) -> None:
-    """A signal to the whole group stops the run at the end of a step; until then it needs its readers.
+    """Keep a reading process alive after SIGTERM and SIGINT, which stop the run only at the end of its step.
 
-    Not for ever: a run that ends by an error terminates its readers and waits for them.
+    The time is limited, because a run that ends with an error terminates its readers and waits for them.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_STEP_SECONDS))
@@ -162,13 +163,13 @@ def _start_worker(number: int) -> None:
 
 
 class SkippedSampleWarning(UserWarning):
-    """A sample turned out to be unusable when its step came; its batch is smaller."""
+    """A sample turned out to be unusable when its step came, so its batch is smaller."""
 
 
 class Encoder:
-    """Runs whatever of the networks the caches do not replace. Embeddings and latents are rounded as stored ones are.
+    """Runs the frozen networks that caches do not replace; results are rounded as cached ones are.
 
-    known           embeddings to keep at hand, such as those of class names
+    known           embeddings known beforehand, such as those of class names
     drops_captions  whether `EncodedSample.without_caption` will be called
     """
 
@@ -196,11 +197,11 @@ class Encoder:
 
 
 class TrainingSet:
-    """The samples of a data set, encoded.
+    """The encoded samples of a data set of any size.
 
     counts   tokens and size of every sample
-    skips    whether an unusable sample makes its batch smaller, with a warning, instead of ending the run
-    workers  processes that read ahead
+    skips    True: an unusable sample makes its batch smaller, with a warning; False: it ends the run
+    workers  number of processes that read ahead
     """
 
     def __init__(self, reader: Reader, encode: Encoder, counts: TokenCounts, skips: bool, workers: int):
@@ -213,16 +214,16 @@ class TrainingSet:
         return self.encode([self.reader(index)])[0]
 
     def key(self, index: int) -> str:
-        """Of a sample in its data set."""
+        """Return the name of a sample in its data set."""
         return self.reader.data.key(index)
 
     @property
     def lengths(self) -> np.ndarray:
-        """int64 [n, 3]: text, image and condition tokens of each sample."""
+        """Text, image and condition tokens of each sample, int64 [n, 3]."""
         return np.stack([self.counts.text, self.counts.image, self.counts.condition], axis=1)
 
     def sampler(self, kind: str, batch_size: int, seed: int = 0, process: Process = ALONE) -> BatchSampler:
-        """The order of training; `kind` is trainer.sampler of the config."""
+        """Order the samples for training; `kind` is trainer.sampler of the config."""
         counts = self.counts
         buckets = np.where(counts.usable, counts.buckets, LEFT_OUT)
         if kind == "published":
@@ -232,8 +233,10 @@ class TrainingSet:
         return LengthBatches(lengths, batch_size, seed, process, buckets)
 
     def batches(self, sampler: BatchSampler) -> Iterator[Batch]:
-        """The batches from `sampler.position` on, endlessly. Reading runs ahead of training; `sampler.position` does
-        not: it is the number of batches handed out here, so a checkpoint resumes with the batch after the last used.
+        """Yield batches from `sampler.position` on, endlessly.
+
+        Reading runs ahead of training, but `sampler.position` counts the batches yielded here, so a resumed run
+        continues with the batch after the last one used.
 
         Raises UserError for a sample that cannot be used, if all of a batch cannot, and for a damaged cache.
         """
@@ -241,16 +244,14 @@ class TrainingSet:
             sampler.position += 1
             places = [place for place, read in enumerate(reads) if is_usable(read, self.skips, "its batch")]
             if not places:
-                others = "it is all of its batch" if len(reads) == 1 else "so it is with all of its batch"
-                raise SampleError(
-                    f"{reads[0]}; {others}, and without one no step can be made: mend it, or drop its row"
-                )
+                others = "" if len(reads) == 1 else f", as all {len(reads)} samples of its batch"
+                raise SampleError(f"{reads[0]}; it cannot be used{others}, so its batch is empty; repair or remove it")
             usable = [reads[place] for place in places]
             yield Batch(places, [r.index for r in usable], [r.key for r in usable], self.encode(usable))
 
 
 def is_usable(read: object | UserError, skips: bool, left_out_of: str) -> bool:
-    """Warns of an unusable sample, or raises what is wrong with it unless it `skips`, or if it is a damaged cache."""
+    """Return True for a sample, and False with a warning for a UserError; raise it if not `skips`, or for a cache."""
     if not isinstance(read, UserError):
         return True
     if isinstance(read, CacheError) or not skips:

@@ -114,7 +114,7 @@ def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None =
     trainable_parameters(transformer)
     transformer.train()  # switches LoRA dropout on; FLUX has none of its own
     for adapter, key in ((DEFAULT, "default_lora_layers"), (COND, "cond_lora_layers")):
-        _check_layers(transformer, adapter, key, getattr(model, key))
+        _check_layers(transformer, adapter, key, getattr(config.compatibility, key))
 
 
 def _set_dropout(transformer: nn.Module, share: float) -> None:

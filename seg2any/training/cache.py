@@ -1,4 +1,4 @@
-"""Everything frozen, computed once: how caches are named, filled by all processes together, and found complete."""
+"""Cache what frozen networks compute: name caches, fill them with all processes together, and find them complete."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from seg2any.training.samples import Captions, add_embeddings, encode_latents, l
 from seg2any.training.store import Entry, MemoryStore, ShardStore, Store
 
 FORMAT = 3  # raise it when entries or what they mean change
-KNOWN_BYTES = 1 << 30  # of embeddings kept while a cache is filled, so that repeated captions are encoded once
+KNOWN_BYTES = 1 << 30  # embeddings kept while filling a cache, so that repeated captions are encoded once
 
-# From positions of missing entries to (position, entry), in any order.
+# Positions of missing entries -> (position, entry), in any order.
 Make = Callable[[Sequence[int]], Iterable[tuple[int, Entry]]]
 
 
@@ -62,12 +62,12 @@ def _add(store: Store, keys: Sequence[bytes], positions: list[int], make: Make, 
 
 
 def open_store(cache_dir: str | None, kind: str, fingerprint: str) -> Store:
-    """In memory without a `cache_dir`."""
+    """Open the cache named by `fingerprint` in `cache_dir`; without a `cache_dir`, one in memory."""
     return ShardStore(Path(cache_dir) / f"{kind}-{fingerprint[:16]}") if cache_dir else MemoryStore()
 
 
 def check_space(store: Store, n_bytes: int, what: str) -> str:
-    """One line that says how large a cache will become. Raises UserError if the disk has no room for it."""
+    """Describe the size of a cache in one line. Raises UserError if the disk has no room for it."""
     line = f"cache of {what}: about {n_bytes / 1e9:.3g} GB"
     if not isinstance(store, ShardStore):
         return f"{line} in memory; trainer.cache_dir would keep it on the disk"
@@ -82,7 +82,7 @@ def check_space(store: Store, n_bytes: int, what: str) -> str:
 
 
 def make_latents(reader: Reader, encoders: Encoders, with_std: bool, skips: bool, workers: int) -> Make:
-    """Entries of the latents' cache for samples by index, read by `workers` processes."""
+    """Return what makes entries of the latents' cache; `workers` processes read the samples."""
 
     def make(indices: Sequence[int]) -> Iterator[tuple[int, Entry]]:
         for index, (read,) in zip(indices, read_ahead(reader, [[i] for i in indices], workers), strict=True):
@@ -98,7 +98,7 @@ def make_latents(reader: Reader, encoders: Encoders, with_std: bool, skips: bool
 def make_texts(
     reader: Reader, encoders: Encoders, elsewhere: dict[TextKey, Tensor], batch_size: int, skips: bool, workers: int
 ) -> Make:
-    """Entries of the texts' cache. What `elsewhere` holds is not stored with every sample."""
+    """Return what makes entries of the texts' cache; embeddings in `elsewhere` are not stored with samples."""
     settings = reader.preparation.settings
 
     def make(indices: Sequence[int]) -> Iterator[tuple[int, Entry]]:
@@ -122,7 +122,7 @@ def _fault(error: UserError, skips: bool) -> Entry:
 
 
 def latents_fingerprint(data: str, preparation: Preparation, encoders: Encoders) -> str:
-    """What latents and drawn regions depend on. `data` is the data set's own fingerprint."""
+    """Digest everything latents and drawn regions depend on; `data` is the data set's fingerprint."""
     settings, vae = preparation.settings, encoders.vae
     drawn = ("is_use_cond_token", "is_filter_cond_token", "cond_scale_factor", "region_assignment", "vae_posterior")
     soft = settings.attention_mask_method == "place"
@@ -132,7 +132,7 @@ def latents_fingerprint(data: str, preparation: Preparation, encoders: Encoders)
 
 
 def texts_fingerprint(data: str, settings: ConditionSettings, encoders: Encoders) -> str:
-    """What embeddings depend on, besides the captions that are part of `data`."""
+    """Digest everything embeddings depend on; `data` is the data set's fingerprint, which covers captions."""
     lengths = [settings.max_sequence_length, settings.regional_max_sequence_length]
     digest = _digest(data, lengths, settings.is_plain)
     for tokenizer in (encoders.tokenizer, encoders.tokenizer_2):

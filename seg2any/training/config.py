@@ -1,17 +1,19 @@
-"""What a training run is: typed dataclasses <- yaml files <- --a.b=c. Key names are those of the published configs.
+"""Describe a training run: typed dataclasses <- yaml files <- --a.b=c, under the key names of the published configs.
 
 A key that does not exist, a wrong type and an impossible value are one-line errors. The files under config/ hold only
-what differs from the defaults below.
+what differs from the defaults below. `train.py --help` prints every key with its default and the comment beside it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Sequence
+import inspect
+import json
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,53 +22,50 @@ from seg2any.attention.settings import CONFIG_ROOT_NAMES, NAMES, ConditionSettin
 from seg2any.generate.memory_modes import IN_TRAINING, NOT_IN_TRAINING
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
-from seg2any.training.config_values import check_values
+from seg2any.training.config_check import check_keys, check_values, read_sources
+
+COMMENT = re.compile(r"^    (\w+): .*?(?:  # (.*))?$", re.M)  # a key of a dataclass, and the comment beside it
 
 
 @dataclass
 class Project:
-    """Where a run writes, and who is told."""
+    """Output folder and experiment tracker."""
 
     tracker_project_name: str = "seg2any"
     output_dir: str = "runs/seg2any"
-    logging_dir: str = "logs"  # trackers, inside output_dir
-    gen_image_dir: str = "gen_imgs"  # validation images, inside output_dir
-    report_to: str | None = None  # tensorboard, wandb; the plain log.jsonl is always written
+    logging_dir: str = "logs"  # of the tracker, inside output_dir
+    gen_image_dir: str = "gen_imgs"  # of validation images, inside output_dir
+    report_to: str | None = None  # tensorboard or wandb; log.jsonl is always written
 
 
 @dataclass
-class DataSet:
+class DataSection:
     """One data set, by `type` or else by `target`."""
 
     type: str | None = None  # a name of seg2any.data.catalog
-    target: str | None = None  # the published way to say `type`: dotted path of a data set class
+    target: str | None = None  # the published form of `type`: dotted path of a data set class
     params: dict[str, Any] = field(default_factory=dict)  # arguments of that data set
 
 
 @dataclass
 class Data:
-    """What is trained on, and what validation sees."""
+    """The data sets of training and validation."""
 
-    train: DataSet = field(default_factory=DataSet)
-    val: DataSet = field(default_factory=DataSet)
+    train: DataSection = field(default_factory=DataSection)
+    val: DataSection = field(default_factory=DataSection)
     on_error: str = "skip"  # unreadable or unlabelled samples are listed and left out; fail: they end the run
     aspect: str = "stretch"  # to a square, as published; bucket: sizes of equal area near the image's own proportions
 
 
 @dataclass
 class Model:
-    """The base, who attends to whom, the adapters, and how noise levels are drawn."""
+    """The base model, its condition settings, the adapters, and the distribution of noise levels."""
 
     pretrained_model_name_or_path: str = "black-forest-labs/FLUX.1-dev"
-    condition: ConditionSettings = field(
-        default_factory=ConditionSettings
-    )  # in files, its keys stand in `model` itself
+    condition: ConditionSettings = field(default_factory=ConditionSettings)  # see MOVED
     rank: int = 64
-    lora_alpha: int | None = None  # None: the rank
+    lora_alpha: int | None = None  # null: the rank
     lora_dropout: float = 0.0
-    default_lora_layers: str | None = None  # null, or the published value: only the published layers are trained
-    cond_lora_layers: str | None = None
-    use_lora_bias: bool = False
     gaussian_init_lora: bool = False
     lora_ckpt_path: str | None = None  # start from these adapters; a new run, not a resume
     num_inference_steps: int = 32  # of validation images
@@ -78,7 +77,7 @@ class Model:
 
 @dataclass
 class Optimizer:
-    """AdamW's numbers."""
+    """AdamW's numbers, and the norm to which gradients are clipped."""
 
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -89,57 +88,70 @@ class Optimizer:
 
 @dataclass
 class Scheduler:
-    """How the learning rate goes on."""
+    """Learning-rate schedule."""
 
     lr_scheduler: str = "constant"  # any name of diffusers.optimization
     lr_warmup_steps: int = 0  # in optimizer steps
     lr_num_cycles: int = 1
     lr_power: float = 1.0
-    lr_step_rules: str | None = None  # of piecewise_constant: 1:1000,0.1:2000,0.01 are factors, each up to its step
+    lr_step_rules: str | None = None  # for piecewise_constant: 1:1000,0.1:2000,0.01 are factors, each up to its step
 
 
 @dataclass
-class Trainer:
-    """Steps, memory, and what is kept."""
+class TrainerOptions:
+    """Steps, batches, memory, validation, checkpoints and caches."""
 
     guidance_scale: float = 1.0  # the guidance embedding during training
     train_batch_size: int = 4  # per process
-    optimizer: str = "adamw"  # adamw8bit: its state in 8 bit, by bitsandbytes
+    optimizer: str = "adamw"  # adamw8bit: state in 8 bit, by bitsandbytes
     learning_rate: float = 1e-4
     scale_lr: bool = False  # learning rate x processes x batch x accumulation
     gradient_accumulation_steps: int = 1
     gradient_checkpointing: bool = True
-    offload: bool = False  # published key; here the encoders always leave the device once the cache is built
     compile: bool = False  # torch.compile of the blocks
-    shard_base: bool = False  # each process keeps a part of the frozen transformer only (FSDP2, with DDP)
+    shard_base: bool = False  # each process keeps only a part of the frozen transformer (FSDP2, with DDP)
     base_quantization: str = "none"  # of the frozen transformer: 8bit or nf4, by bitsandbytes
     allow_tf32: bool = False
     caption_dropout: float = 0.0  # share of samples that lose their global caption
     cond_dropout: float = 0.0  # share of samples that lose their contour tokens
-    ema_decay: float = 0.0  # 0: off. The average is what checkpoints publish and validation sees
-    num_train_epochs: int = 1  # counts only while max_train_steps is null
+    ema_decay: float = 0.0  # 0: off. The average is what checkpoints publish and validation measures
+    num_train_epochs: int = 1  # used only if max_train_steps is null
     max_train_steps: int | None = 20000
-    max_skipped_steps: int = 20  # stop after so many non-finite losses or gradients in a row
+    max_skipped_steps: int = 20  # stop after this many steps in a row with a non-finite loss or gradient
     checkpointing_steps: int = 1000
     checkpoints_total_limit: int | None = None
     num_validation_images: int = 4
-    validation_steps: int = 2000  # images
-    validation_loss_steps: int = 500  # loss at fixed noise
+    validation_steps: int = 2000  # interval of validation images
+    validation_loss_steps: int = 500  # interval of the loss at fixed noise
     num_validation_samples: int = 64  # samples behind that loss
     log_steps: int = 10
     sampler: str = "length"  # published: groups of equal length class, their tails filled with repetitions
-    cache_text: str = "classes"  # which T5 embeddings are kept: none, classes (of closed sets), all
-    cache_latents: bool = False  # keep what the VAE says about images and contours
-    cache_dir: str | None = None  # caches are kept here and reused; null: only in memory
+    cache_text: str = "classes"  # T5 embeddings to keep: none, classes (of closed sets), all
+    cache_latents: bool = False  # keep the VAE's encodings of images and contours
+    cache_dir: str | None = None  # keep caches here for later runs; null: only in memory
     cache_batch_size: int = 32
 
 
 @dataclass
 class Eval:
-    """How `seg2any.evaluation.generate_image` makes images."""
+    """Image generation by `seg2any.evaluation.generate_image`."""
 
     guidance_scale: float = 3.5
     num_images_per_prompt: int = 1
+
+
+@dataclass
+class Compatibility:
+    """Published keys that change nothing here: accepted so that published files load, and written back."""
+
+    default_lora_layers: str | None = None  # for compatibility: null, or the published layers, the only ones trained
+    cond_lora_layers: str | None = None  # likewise
+    use_lora_bias: bool = False  # for compatibility: only false
+    offload: bool = False  # for compatibility: encoders always leave the device once the caches are complete
+
+    def __post_init__(self):
+        if self.use_lora_bias:
+            raise UserError("model.use_lora_bias: adapters have no bias; set it to False, or leave it out")
 
 
 @dataclass
@@ -152,8 +164,9 @@ class Config:
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
-    trainer: Trainer = field(default_factory=Trainer)
+    trainer: TrainerOptions = field(default_factory=TrainerOptions)
     eval: Eval = field(default_factory=Eval)
+    compatibility: Compatibility = field(default_factory=Compatibility)  # see MOVED
     dataloader_num_workers: int = 0
     seed: int = 42
     mixed_precision: str = "bf16"  # no, fp16, bf16; auto: bf16 where the device computes in it, else no
@@ -161,16 +174,17 @@ class Config:
     dry_run: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Return every key under its published name and in its published place."""
+        """Return every key under its published name and in its published section."""
         flat = OmegaConf.to_container(OmegaConf.structured(self))
-        nested = flat["model"].pop("condition")
-        condition = {name: list(value) if isinstance(value, tuple) else value for name, value in nested.items()}
-        flat |= {name: condition.pop(name) for name in CONFIG_ROOT_NAMES}
-        flat["model"] |= condition
+        condition, compatibility = flat["model"].pop("condition"), flat.pop("compatibility")
+        for (section, key), holder in MOVED.items():
+            place = flat[section] if section else flat
+            value = (condition if holder is ConditionSettings else compatibility)[key]
+            place[key] = list(value) if isinstance(value, tuple) else value
         return flat
 
     def to_yaml(self) -> str:
-        """Write every key, for `load` to read again."""
+        """Format every key as yaml that `load` reads again."""
         return OmegaConf.to_yaml(OmegaConf.create(self.to_dict()))
 
     def save(self, path: str | Path) -> None:
@@ -179,128 +193,95 @@ class Config:
             temporary.write_text(self.to_yaml(), encoding="utf-8")
 
 
-EXAMPLES = {
-    list: "a list such as [19,37]",
-    tuple: "a list such as [19,37]",
-    dict: "names with values such as {split: val}",
+# Published section ("" is the top level) and key -> the dataclass that holds the key here.
+MOVED = {("" if name in CONFIG_ROOT_NAMES else "model", name): ConditionSettings for name in NAMES} | {
+    ("model", "default_lora_layers"): Compatibility,
+    ("model", "cond_lora_layers"): Compatibility,
+    ("model", "use_lora_bias"): Compatibility,
+    ("trainer", "offload"): Compatibility,
 }
 
 
 def load(arguments: Sequence[str]) -> Config:
-    """`CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins. Raises UserError."""
+    """Read `CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins. Raises UserError."""
     merged = OmegaConf.structured(Config)
     OmegaConf.set_readonly(merged.model.condition, False)  # frozen dataclasses start read-only
-    for source, values in _sources(list(arguments)):
+    for source, values in read_sources(list(arguments)):
         try:
             content = OmegaConf.to_container(values, resolve=True) if values is not None else {}
             if not isinstance(content, dict):
-                raise UserError(f"{source}: a config is a mapping of keys to values")
+                raise UserError(f"{source}: a config must be a mapping of keys to values")
             _translate_memory(content, source)
-            _check_keys(content, Config, source)
-            _nest_condition(content)
+            check_keys(content, _published_types(Config), source)
+            _move(content)
             if content.get("mixed_precision") is False:  # yaml reads an unquoted `no` as false
                 content["mixed_precision"] = "no"
             merged = OmegaConf.merge(merged, content)
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
     check_values(merged)
-    return OmegaConf.to_object(merged)  # ConditionSettings checks itself
+    return OmegaConf.to_object(merged)  # ConditionSettings and Compatibility check themselves
 
 
-def _nest_condition(content: dict) -> None:
-    """Move the published keys of `ConditionSettings` from the top and from `model` into `model.condition`."""
-    model = content.get("model", {})
-    found = {name: content.pop(name) for name in CONFIG_ROOT_NAMES if name in content}
-    found |= {name: model.pop(name) for name in NAMES if name in model}
-    if found:
-        content.setdefault("model", {})["condition"] = found
+def _move(content: dict[str, Any]) -> None:
+    """Move keys from their published sections into the dataclasses that hold them here."""
+    for (section, key), holder in MOVED.items():
+        place = content.get(section, {}) if section else content
+        if key in place:
+            value = place.pop(key)
+            if holder is ConditionSettings:
+                content.setdefault("model", {}).setdefault("condition", {})[key] = value
+            else:
+                content.setdefault("compatibility", {})[key] = value
 
 
-def _translate_memory(content: dict, source: str) -> None:
-    """`memory`, the flag of infer.py, is another word for trainer.base_quantization, where a mode can train."""
+def _translate_memory(content: dict[str, Any], source: str) -> None:
+    """Translate `memory`, a flag of infer.py, to trainer.base_quantization. Raises UserError if it cannot train."""
     if "memory" not in content:
         return
     mode = content.pop("memory")
     if mode in NOT_IN_TRAINING:
         raise UserError(f"{source}: memory {mode} cannot train: {NOT_IN_TRAINING[mode]}; use full, int8 or nf4")
     if mode not in IN_TRAINING:
-        raise UserError(f"{source}: memory is {mode!r}; use one of {', '.join(IN_TRAINING)}")
+        raise UserError(f"{source}: memory {mode!r} does not exist; use one of {', '.join(IN_TRAINING)}")
     content.setdefault("trainer", {})["base_quantization"] = IN_TRAINING[mode]
 
 
-def _sources(arguments: list[str]):
-    """(name, content) of every yaml file and every command line override, in order."""
-    while arguments:
-        argument = arguments.pop(0)
-        if not argument.startswith("--"):
-            yield argument, _read(Path(argument))
+def _published_types(schema: type, section: str = "") -> dict[str, Any]:
+    """Map every published key to its type, and every section to such a mapping."""
+    types = {}
+    for name, hint in get_type_hints(schema).items():
+        if hint not in MOVED.values():
+            types[name] = _published_types(hint, name) if dataclasses.is_dataclass(hint) else hint
+    return types | {key: get_type_hints(holder)[key] for (place, key), holder in MOVED.items() if place == section}
+
+
+def explained_defaults() -> str:
+    """Write a config file with every key at its default, and its meaning as a comment."""
+    return "\n".join(_explained(Config(), ""))
+
+
+def _explained(options: object, section: str) -> Iterator[str]:
+    indent = "  " if section else ""
+    for one in dataclasses.fields(options):
+        value = getattr(options, one.name)
+        if type(value) in MOVED.values():
             continue
-        key, has_value, value = argument[2:].partition("=")
-        if not has_value:
-            value = arguments.pop(0) if arguments and not arguments[0].startswith("--") else "true"
-        yield f"--{key}", _parse(f"--{key}", lambda pair=f"{key}={value}": OmegaConf.from_dotlist([pair]))
+        if dataclasses.is_dataclass(value):
+            yield f"{indent}{one.name}:"
+            yield from (f"{indent}{line}" for line in _explained(value, one.name))
+        else:
+            yield _line(indent, one.name, options)
+    for (place, key), holder in MOVED.items():
+        if place == section:
+            yield _line(indent, key, holder())
 
 
-def _read(path: Path):
-    if not path.is_file():
-        raise UserError(f"{path}: no such config file; give a yaml file such as config/seg2any_shapes.yaml")
-    return _parse(str(path), lambda: OmegaConf.load(path))
-
-
-def _parse(source: str, read: Callable[[], Any]):
-    try:
-        return read()
-    except Exception as error:  # yaml's errors have no common user-facing form
-        raise UserError(f"{source}: not readable as yaml: {' '.join(str(error).split())}") from None
-
-
-def _check_keys(content: dict, schema: type, source: str, prefix: str = "") -> None:
-    """Raise on the first key of `content` that the dataclass `schema` does not have."""
-    hints = _published_hints(schema)
-    for key, value in content.items():
-        path = f"{prefix}{key}"
-        if key not in hints:
-            raise UserError(f"{source}: unknown key '{path}'{_nearest(path)}")
-        if dataclasses.is_dataclass(hints[key]):
-            if not isinstance(value, dict):
-                raise UserError(f"{source}: '{path}' is a section; set its keys, such as '{path}.{_first(hints[key])}'")
-            _check_keys(value, hints[key], source, f"{path}.")
-        origin = get_origin(hints[key])
-        if origin in EXAMPLES and not isinstance(value, list if origin is tuple else origin):
-            raise UserError(f"{source}: '{path}' is {value!r}; give {EXAMPLES[origin]}")
-
-
-def _published_hints(schema: type) -> dict[str, Any]:
-    """Return the type of every key of a section, under the names and in the places of published files."""
-    hints = get_type_hints(schema)
-    condition = get_type_hints(ConditionSettings)
-    if schema is Config:
-        hints |= {name: condition[name] for name in CONFIG_ROOT_NAMES}
-    if hints.get("condition") is ConditionSettings:
-        del hints["condition"]
-        hints |= {name: hint for name, hint in condition.items() if name not in CONFIG_ROOT_NAMES}
-    return hints
-
-
-def _nearest(path: str) -> str:
-    """The existing key that was probably meant: close as a whole, or with the same last name elsewhere."""
-    paths = list(_paths(Config))
-    if path in paths:
-        return ": in a file, write it as a section, such as 'model: {rank: 8}'"
-    same_name = [p for p in paths if p.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
-    close = same_name or difflib.get_close_matches(path, paths, n=1, cutoff=0.5)
-    if not close:
-        names = {p.rsplit(".", 1)[-1]: p for p in paths}
-        close = [names[n] for n in difflib.get_close_matches(path.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)]
-    return f"; did you mean '{close[0]}'?" if close else "; see seg2any/training/config.py for all keys"
-
-
-def _paths(schema: type, prefix: str = ""):
-    for name, hint in _published_hints(schema).items():
-        yield f"{prefix}{name}"
-        if dataclasses.is_dataclass(hint):
-            yield from _paths(hint, f"{prefix}{name}.")
-
-
-def _first(schema: type) -> str:
-    return dataclasses.fields(schema)[0].name
+def _line(indent: str, key: str, options: object) -> str:
+    """Format one key; its meaning is the field's metadata, else the comment beside it in the source."""
+    value = getattr(options, key)
+    about = next(one.metadata for one in dataclasses.fields(options) if one.name == key)
+    meaning = about.get("help") or dict(COMMENT.findall(inspect.getsource(type(options))))[key]
+    if about.get("choices"):
+        meaning += f" ({', '.join(about['choices'])})"
+    return f"{indent}{key}: {value if isinstance(value, str) else json.dumps(value)}" + (meaning and f"  # {meaning}")

@@ -1,6 +1,6 @@
-"""A training sample after the frozen networks, and how it is stored.
+"""Encode training samples with the frozen networks, and convert them to and from the entries of a cache.
 
-Whatever the networks say is rounded to fp16 at once, whether it will be stored or not, so that training reads the same
+Outputs of the networks are rounded to fp16 at once, whether they will be stored or not, so that training reads the same
 numbers with and without caches. Latents and embeddings are of order 1, where fp16's 11 bits are finer than bf16's 8.
 """
 
@@ -27,12 +27,12 @@ Entry = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class EncodedSample:
-    """One training sample without its pixels.
+    """One training sample as encoded by the frozen networks.
 
     image                   posterior of the image, [I, 4C]
     layout                  the encoded layout
-    pooled_without_caption  [P]: CLIP's vector of the sample if it had no global caption; None if it has none, or if
-                            captions are never dropped
+    pooled_without_caption  [P]: CLIP's vector for the sample without its global caption; None if it has no global
+                            caption, or if captions are never dropped
     """
 
     image: Posterior
@@ -41,14 +41,14 @@ class EncodedSample:
 
     @property
     def lengths(self) -> tuple[int, int, int]:
-        """Text, image and condition tokens, without padding."""
+        """Count text, image and condition tokens, without padding."""
         contour = self.layout.contour
         return sum(self.layout.text.lengths), len(self.image.mean), 0 if contour is None else len(contour.positions)
 
     def without_caption(self) -> EncodedSample:
-        """As if there had never been a global caption, in T5's rows and in CLIP's vector.
+        """Remove the global caption from T5's rows and from CLIP's vector.
 
-        Unchanged if there is none, or no region: then nothing would be left to read.
+        Without a global caption, or without a region to keep, the sample is unchanged.
         """
         text = self.layout.text
         if self.pooled_without_caption is None:
@@ -57,7 +57,7 @@ class EncodedSample:
         return EncodedSample(self.image, replace(self.layout, text=text))
 
     def without_contour(self) -> EncodedSample:
-        """No condition tokens."""
+        """Remove the condition tokens."""
         contour = self.layout.contour
         if contour is None:
             return self
@@ -67,13 +67,13 @@ class EncodedSample:
 
 @dataclass(frozen=True)
 class Captions:
-    """What is said about a sample: a global caption or None, and one of each region."""
+    """The captions of a sample: a global one or None, and one for each region."""
 
     caption: str | None
     regions: tuple[str, ...]
 
     def texts(self, settings: ConditionSettings) -> Texts:
-        """What has to be encoded, with what is needed in place of a dropped caption."""
+        """List the texts to encode, including the one that replaces a dropped caption."""
         prompt = prompt_for(self.caption, self.regions, settings)
         if self.caption is None or not prompt.regions:
             return Texts(prompt, None)
@@ -82,7 +82,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class Texts:
-    """The embeddings that a sample needs, and the pooled one it would have without its global caption."""
+    """Keys of the embeddings that a sample needs, and of its pooled one without the global caption."""
 
     prompt: Prompt
     pooled_without_caption: TextKey | None
@@ -95,7 +95,7 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class Latents:
-    """What the VAE says about a sample, and what is drawn of its regions, as in `EncodedLayout`."""
+    """A sample as encoded by the VAE, and its regions as drawn, as in `EncodedLayout`."""
 
     image: Posterior
     contour: EncodedContour | None
@@ -103,14 +103,16 @@ class Latents:
     coverage: Tensor | None = None
 
     def sample(self, texts: Texts, known: Mapping[TextKey, Tensor]) -> EncodedSample:
-        """With the embeddings that `known` holds. Without a vector for a dropped caption, none can be dropped."""
+        """Add the embeddings in `known`; if the one for a dropped caption is missing, no caption can be dropped."""
         layout = EncodedLayout(text_of(texts.prompt, known), self.contour, self.masks, self.coverage)
         return EncodedSample(self.image, layout, known.get(texts.pooled_without_caption))
 
 
 def encode_latents(pixels: np.ndarray, drawn: DrawnLayout, vae: AutoencoderKL, with_std: bool) -> Latents:
-    """Run the VAE on an image uint8 [H, W, 3] and its contour, both at once if they have one size. One sample at a
-    time: its latents are the same whatever it is batched with."""
+    """Run the VAE on an image uint8 [H, W, 3] and its contour, in one batch if they have one size.
+
+    Samples are never batched together, so latents do not depend on the batch.
+    """
     image = image_of(pixels)
     if drawn.condition is None:
         return latents_of(drawn, encode_images(image, vae)[0], None, with_std)
@@ -122,12 +124,12 @@ def encode_latents(pixels: np.ndarray, drawn: DrawnLayout, vae: AutoencoderKL, w
 
 
 def image_of(pixels: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] -> as the VAE takes it, [1, 3, H, W] in [-1, 1]."""
+    """Convert uint8 [H, W, 3] to the VAE's input [1, 3, H, W] in [-1, 1]."""
     return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
 
 
 def latents_of(drawn: DrawnLayout, image: Posterior, contour: Posterior | None, with_std: bool) -> Latents:
-    """What the VAE says about a sample's image, [I, 4C], and about its `contour_image`, [h * w, 4C]."""
+    """Round posteriors of an image [I, 4C] and of its contour [h * w, 4C], of which the kept tokens remain."""
     tokens = None
     if contour is not None:
         tokens = kept_of(drawn, contour)
@@ -141,12 +143,12 @@ def _rounded(posterior: Posterior, with_std: bool) -> Posterior:
 
 
 def latents_entry(latents: Latents, captions: Captions, with_std: bool) -> Entry:
-    """Everything of a sample but its embeddings; the captions come along, so that no file has to be read for them."""
+    """Pack latents, regions and captions, so that no file of the data set has to be read again."""
     masks = latents.masks
     entry = {
         "captions": np.frombuffer(json.dumps([captions.caption, *captions.regions]).encode(), np.uint8),
         "grid": np.array(masks.shape[1:], np.int32),
-        "masks": np.packbits(masks.reshape(len(masks), math.prod(masks.shape[1:])), axis=1),  # there may be none
+        "masks": np.packbits(masks.reshape(len(masks), math.prod(masks.shape[1:])), axis=1),  # 0 regions are possible
         **_posterior_entry("image", latents.image, with_std),
     }
     if latents.coverage is not None:
@@ -159,13 +161,13 @@ def latents_entry(latents: Latents, captions: Captions, with_std: bool) -> Entry
 
 
 def captions_of_entry(entry: Entry) -> Captions:
-    """The captions in what `latents_entry` made."""
+    """Unpack the captions of `latents_entry`."""
     caption, *regions = json.loads(entry["captions"].tobytes())
     return Captions(caption, tuple(regions))
 
 
 def latents_of_entry(entry: Entry) -> Latents:
-    """The latents in what `latents_entry` made, in fp32."""
+    """Unpack the latents of `latents_entry`, in fp32."""
     grid = tuple(entry["grid"].tolist())
     masks = np.unpackbits(entry["masks"], axis=1, count=grid[0] * grid[1]).astype(bool).reshape(-1, *grid)
     contour = None
@@ -188,16 +190,16 @@ def _posterior_of(entry: Entry, name: str) -> Posterior:
 
 
 def texts_entry(texts: Texts, known: Mapping[TextKey, Tensor], elsewhere: Mapping[TextKey, Tensor]) -> Entry:
-    """The embeddings of a sample by their number in `texts`, less those that are kept `elsewhere`."""
+    """Pack the embeddings of a sample by their number in `texts`, except those kept `elsewhere`."""
     return {str(n): known[key].numpy() for n, key in enumerate(texts) if key not in elsewhere}
 
 
 def texts_of_entry(texts: Texts, entry: Entry) -> dict[TextKey, Tensor]:
-    """The inverse of `texts_entry`: what was stored with the sample, in fp16."""
+    """Unpack the embeddings of `texts_entry`, in fp16."""
     return {key: torch.from_numpy(entry[str(n)]) for n, key in enumerate(texts) if str(n) in entry}
 
 
 def add_embeddings(known: dict[TextKey, Tensor], keys: Iterable[TextKey], encoders: TextEncoders) -> None:
-    """Encode those of `keys` that are not yet known, rounded as they are stored."""
+    """Encode those of `keys` that `known` lacks, round them to fp16 and add them."""
     missing = list(dict.fromkeys(key for key in keys if key not in known))
     known.update((key, embeds.to(STORED)) for key, embeds in encode_keys(missing, encoders))

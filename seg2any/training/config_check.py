@@ -1,0 +1,144 @@
+"""Read config files and flags; refuse unknown keys, wrong types and impossible values, each in one line."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_origin
+
+from omegaconf import DictConfig, OmegaConf
+
+from seg2any.system.errors import UserError
+
+EXAMPLES = {
+    list: "a list such as [19,37]",
+    tuple: "a list such as [19,37]",
+    dict: "names with values such as {split: val}",
+}
+# Values that nothing else checks; the others are checked by the objects that are made of them.
+CHOICES = {
+    "mixed_precision": ("auto", "no", "fp16", "bf16"),
+    "project.report_to": (None, "tensorboard", "wandb"),
+    "data.on_error": ("skip", "fail"),
+    "data.aspect": ("stretch", "bucket"),
+    "trainer.optimizer": ("adamw", "adamw8bit"),
+    "trainer.base_quantization": ("none", "8bit", "nf4"),
+    "trainer.sampler": ("length", "published"),
+    "trainer.cache_text": ("none", "classes", "all"),
+}
+AT_LEAST_ONE = (
+    *("resolution", "model.rank", "model.lora_alpha", "model.num_inference_steps"),
+    "eval.num_images_per_prompt",
+    *("trainer.train_batch_size", "trainer.gradient_accumulation_steps", "trainer.num_train_epochs"),
+    *("trainer.max_train_steps", "trainer.checkpointing_steps", "trainer.checkpoints_total_limit"),
+    *("trainer.validation_steps", "trainer.validation_loss_steps", "trainer.num_validation_samples"),
+    *("trainer.log_steps", "trainer.cache_batch_size", "trainer.max_skipped_steps", "scheduler.lr_num_cycles"),
+)
+AT_LEAST_ZERO = (
+    *("seed", "dataloader_num_workers", "scheduler.lr_warmup_steps", "trainer.num_validation_images"),
+    *("optimizer.adam_weight_decay", "trainer.guidance_scale", "eval.guidance_scale", "scheduler.lr_power"),
+    "model.logit_std",
+)
+POSITIVE = ("trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
+FINITE = ("model.logit_mean", "model.mode_scale")
+PROBABILITIES = ("trainer.caption_dropout", "trainer.cond_dropout")
+DECAYS = ("optimizer.adam_beta1", "optimizer.adam_beta2", "trainer.ema_decay", "model.lora_dropout")
+SEEDS = ("seed",)  # the range of torch's generators
+BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
+    (AT_LEAST_ONE, lambda value: value >= 1, "it must be at least 1"),
+    (AT_LEAST_ZERO, lambda value: 0 <= value < math.inf, "it must be at least 0"),
+    (FINITE, math.isfinite, "it must be finite"),
+    (SEEDS, lambda value: value < 2**63, "it must be less than 2^63"),
+    (POSITIVE, lambda value: 0 < value < math.inf, "it must be positive"),
+    (PROBABILITIES, lambda value: 0 <= value <= 1, "it must lie in [0, 1]"),
+    (DECAYS, lambda value: 0 <= value < 1, "it must be at least 0 and less than 1"),
+)
+
+
+def check_values(config: DictConfig) -> None:
+    """Raise UserError for the first impossible value; `config` has the keys of `seg2any.training.config.Config`."""
+
+    def wrong(key: str, rule: str) -> UserError:
+        return UserError(f"{key}: {OmegaConf.select(config, key)!r} is not possible; {rule}")
+
+    for key, choices in CHOICES.items():
+        if OmegaConf.select(config, key) not in choices:
+            raise wrong(key, f"choose one of {', '.join('null' if c is None else str(c) for c in choices)}")
+    for keys, is_possible, rule in BOUNDS:
+        for key in keys:
+            value = OmegaConf.select(config, key)
+            if value is not None and not is_possible(value):  # a key that may be null gives it a meaning of its own
+                raise wrong(key, rule)
+
+
+def read_sources(arguments: list[str]) -> Iterator[tuple[str, DictConfig]]:
+    """Yield name and content of every yaml file and every command-line override, in order. Raises UserError."""
+    while arguments:
+        argument = arguments.pop(0)
+        if not argument.startswith("--"):
+            yield argument, _read(Path(argument))
+            continue
+        key, has_value, value = argument[2:].partition("=")
+        if not has_value:
+            value = arguments.pop(0) if arguments and not arguments[0].startswith("--") else "true"
+        yield f"--{key}", _parse(f"--{key}", lambda pair=f"{key}={value}": OmegaConf.from_dotlist([pair]))
+
+
+def _read(path: Path) -> DictConfig:
+    if not path.is_file():
+        raise UserError(f"{path}: this config file does not exist; give one such as config/seg2any_shapes.yaml")
+    return _parse(str(path), lambda: OmegaConf.load(path))
+
+
+def _parse(source: str, read: Callable[[], DictConfig]) -> DictConfig:
+    try:
+        return read()
+    except Exception as error:  # yaml's errors have no common user-facing form
+        raise UserError(f"{source}: not readable as yaml: {' '.join(str(error).split())}") from None
+
+
+def check_keys(content: Mapping[str, Any], types: Mapping[str, Any], source: str) -> None:
+    """Raise UserError for the first unknown key of `content`, or the first value that is not a section, list or mapping
+    where one is needed.
+
+    types  maps every key to its type, and every section to such a mapping
+    """
+    paths = list(_paths(types))
+    for path, value, hint in _typed(content, types, ""):
+        if hint is None:
+            raise UserError(f"{source}: unknown key '{path}'{_nearest(path, paths)}")
+        if isinstance(hint, Mapping) and not isinstance(value, dict):
+            raise UserError(f"{source}: '{path}' is a section; set its keys, such as '{path}.{next(iter(hint))}'")
+        origin = get_origin(hint)
+        if origin in EXAMPLES and not isinstance(value, list if origin is tuple else origin):
+            raise UserError(f"{source}: '{path}' is {value!r}; give {EXAMPLES[origin]}")
+
+
+def _typed(content: Mapping[str, Any], types: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
+    """Yield path, value and type of every key, sections before their keys; the type of an unknown key is None."""
+    for key, value in content.items():
+        hint = types.get(key)
+        yield f"{prefix}{key}", value, hint
+        if isinstance(hint, Mapping):
+            yield from _typed(value, hint, f"{prefix}{key}.")
+
+
+def _paths(types: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, hint in types.items():
+        yield f"{prefix}{name}"
+        if isinstance(hint, Mapping):
+            yield from _paths(hint, f"{prefix}{name}.")
+
+
+def _nearest(path: str, paths: list[str]) -> str:
+    """Suggest the key that was probably meant: close as a whole, or with the same last name elsewhere."""
+    if path in paths:
+        return ": in a file, write it as a section, such as 'model: {rank: 8}'"
+    same_name = [p for p in paths if p.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
+    close = same_name or difflib.get_close_matches(path, paths, n=1, cutoff=0.5)
+    if not close:
+        names = {p.rsplit(".", 1)[-1]: p for p in paths}
+        close = [names[n] for n in difflib.get_close_matches(path.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)]
+    return f"; did you mean '{close[0]}'?" if close else "; see seg2any/training/config.py for all keys"
