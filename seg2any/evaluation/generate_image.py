@@ -170,10 +170,10 @@ def describe(request: Request, data: DataSet, settings: ConditionSettings, machi
     from seg2any.generate.choices import shared_recipe
     from seg2any.system.provenance import circumstances
 
-    told, side = request.config.data.val, request.config.resolution
-    name, about = data_set_name(told.type, told.target), circumstances(machine.device)
+    chosen, side = request.config.data.val, request.config.resolution
+    name, about = data_set_name(chosen.type, chosen.target), circumstances(machine.device)
     return {
-        "data": {"type": name, "params": dict(told.params), "fingerprint": data.fingerprint()},
+        "data": {"type": name, "params": dict(chosen.params), "fingerprint": data.fingerprint()},
         "left_out": len(getattr(data, "left_out", ())),  # samples that cannot be used
         "samples": len(data) if request.limit is None else min(request.limit, len(data)),
         "groups": request.options.num_images_per_prompt,

@@ -89,10 +89,10 @@ class Generated:
 
     def open_data(self) -> DataSet:
         """Open the data set of the images. Raises UserError if it has changed since."""
-        told = self.run["data"]
-        data = open_data_set(told["type"], told["params"])
-        if data.fingerprint() != told["fingerprint"]:
-            raise UserError(f"{self.folder / RUN_FILE}: data set {told['type']} has changed since; generate again")
+        data_set = self.run["data"]
+        data = open_data_set(data_set["type"], data_set["params"])
+        if data.fingerprint() != data_set["fingerprint"]:
+            raise UserError(f"{self.folder / RUN_FILE}: data set {data_set['type']} has changed since; generate again")
         return data
 
     def keys(self, data: DataSet) -> list[str]:

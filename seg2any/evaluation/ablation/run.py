@@ -43,10 +43,10 @@ def run(options: Options) -> None:
     runs = {} if options.document_only else _measured(ablation, units)
     missing = _read(ablation, [unit for unit in units if _key(ablation, unit) not in runs], runs)
     if missing and not options.document_only:
-        print(f"another process measures {_told(ablation, missing)}; the last to finish writes the document")
+        print(f"another process measures {_listed(ablation, missing)}; the last to finish writes the document")
         return
     if missing:
-        print(f"not finished: {_told(ablation, missing)}")
+        print(f"not finished: {_listed(ablation, missing)}")
     _write(ablation, runs)
 
 
@@ -55,7 +55,7 @@ def _key(ablation: Ablation, unit: Unit) -> tuple[str, str]:
     return kind, ablation.name(row)
 
 
-def _told(ablation: Ablation, units: Sequence[Unit]) -> str:
+def _listed(ablation: Ablation, units: Sequence[Unit]) -> str:
     return "; ".join(f"{name}, {kind}" for kind, name in (_key(ablation, unit) for unit in units))
 
 

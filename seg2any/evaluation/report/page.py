@@ -34,9 +34,9 @@ def page(evaluations: Sequence[Evaluation]) -> str:
         title += f": {' against '.join(one.name for one in evaluations)}"
     sections = [_section("Numbers", cards(evaluations), parts.folded("All numbers", parts.numbers_table(evaluations)))]
     for other in evaluations[1:]:
-        told = f"A is {evaluations[0].name}, B is {other.name}; both on the same samples"
+        explained = f"A is {evaluations[0].name}, B is {other.name}; both on the same samples"
         table = parts.comparison_table(evaluations[0], other)
-        sections.append(_section("Differences", f'<p class="soft">{escape(told)}</p>', table))
+        sections.append(_section("Differences", f'<p class="soft">{escape(explained)}</p>', table))
     for one in evaluations:
         name = f": {one.name}" if len(evaluations) > 1 else ""
         if classes := parts.class_tables(one):

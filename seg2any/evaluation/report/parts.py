@@ -94,11 +94,11 @@ def _sample(sample: Shown, folder: Path) -> str:
         f"<figcaption>{escape(title)}</figcaption></figure>"
         for title, file in sample.pictures.items()
     )
-    told = f"<p>{escape(sample.caption)}</p>" if sample.caption else ""
+    caption = f"<p>{escape(sample.caption)}</p>" if sample.caption else ""
     regions = "".join(f"<li>{escape(text)}</li>" for text in sample.captions)
     return (
         f'<article class="card"><h3>{escape(sample.key)} <span class="soft">{escape(sample.metric)} '
-        f'{number(sample.value)}</span></h3><div class="pictures">{figures}</div>{told}'
+        f'{number(sample.value)}</span></h3><div class="pictures">{figures}</div>{caption}'
         f'<ol class="captions">{regions}</ol></article>'
     )
 
