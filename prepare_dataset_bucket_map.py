@@ -71,7 +71,10 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
 
 
 def with_shard(shard: str, process: Process) -> Process:
-    """Return the place of `process` among all processes of all shards; `shard` is "i/n". Raises UserError."""
+    """Return the place of `process` among the processes of all shards; `shard` is "i/n".
+
+    Raises UserError for an impossible shard.
+    """
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     number, shards = map(int, match.groups()) if match else (0, 0)
     if number >= shards:

@@ -88,7 +88,7 @@ def test_a_plan_says_what_is_lacking_and_where_to_get_it(source: Path, tmp_path:
     arguments = ["--tar_dir", str(tmp_path / "tars"), "--scan", "--workers", "1", "--links", str(links)]
     assert main(["plan", str(whole), "--output", str(plan), *arguments]) == 1
     out = capsys.readouterr().out
-    assert "sa_000000.tar: lacks" in out and "cut off at byte 12000" in out
+    assert "sa_000000.tar: it lacks" in out and "cut off at byte 12000" in out
     assert "1 tars have no link" in out and "sa_000002.tar" in out
     assert (tmp_path / "plan.links.txt").read_text() == "file_name\tcdn_link\nsa_000001.tar\thttps://x/1\n"
 

@@ -38,7 +38,7 @@ def target_size(size: tuple[int, int], resolution: int, aspect: str, multiple: i
 
 @lru_cache
 def bucket_sizes(resolution: int, multiple: int) -> tuple[tuple[int, int], ...]:
-    """List the buckets (H, W) from flat to tall: 1:2 to 2:1, at most resolution x resolution pixels.
+    """List the buckets (H, W), flat to tall: 1:2 to 2:1, at most resolution^2 pixels.
 
     Both sides are multiples of `multiple`. Each bucket is the widest of its height and the tallest of its width. Raises
     UserError if there is none.
@@ -71,7 +71,9 @@ def window(size: tuple[int, int], target: tuple[int, int], aspect: str) -> tuple
 
 
 def fit(sample: Sample, target: tuple[int, int], aspect: str) -> Sample:
-    """Bring a sample to `target` (H, W): the image with PIL BILINEAR, as published, the masks with nearest-exact.
+    """Bring a sample to `target` (H, W).
+
+    The image is resized with PIL BILINEAR, as published, the masks with nearest-exact.
 
     A region may become empty; it is kept, so that regions and captions stay in order.
     """

@@ -1,4 +1,4 @@
-"""The bucket map: how many tokens each sample of a data set has, in a parquet file beside the data.
+"""Read and write the bucket map: a parquet file with the token counts of every sample.
 
 Columns, one row per sample in the order of the data set:
 
@@ -85,7 +85,10 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class BucketMap:
-    """The columns of a map without its keys, each [n]. In a published map `txt_len_trunc` equals `txt_seq_len`."""
+    """The columns of a map without its keys, each [n].
+
+    Of a published map, `txt_len_trunc` is `txt_seq_len`.
+    """
 
     cond_seq_len: np.ndarray
     txt_seq_len: np.ndarray
@@ -155,7 +158,10 @@ class BucketMap:
 
 
 def _check_rows(path: Path, cond: np.ndarray, text: np.ndarray, count: Callable[[Sequence[int]], pa.Table]) -> None:
-    """Count CHECKED_ROWS samples, spread over the data set, again. Raises UserError if the file differs."""
+    """Count CHECKED_ROWS samples again, spread over the data set.
+
+    Raises UserError if the file has other counts.
+    """
     chosen = sorted({n * (len(cond) - 1) // (CHECKED_ROWS - 1) for n in range(CHECKED_ROWS)})
     for n, row in zip(chosen, count(chosen).to_pylist(), strict=True):
         published, counted = (int(cond[n]), int(text[n])), (row["cond_seq_len"], row["txt_seq_len"])
@@ -180,7 +186,10 @@ def write_tables(path: Path, origin: Origin, tables: Iterable[pa.Table]) -> None
 
 
 def read_origin(path: Path) -> Origin | None:
-    """Read what a map was counted from; None for a published map. Raises UserError if the file is not a map."""
+    """Read what a map was counted from; None for a published map.
+
+    Raises UserError if the file is not a map.
+    """
     return _open(path)[1]
 
 

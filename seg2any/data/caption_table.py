@@ -1,4 +1,6 @@
-"""Read the caption table of SACap-1M: a parquet file of a million rows, checked once and then read row by row.
+"""Read the caption table of SACap-1M, a parquet file of a million rows.
+
+All rows are checked once, and then read one by one.
 
 Rows are kept as Arrow columns, never as Python objects. With a cache folder they lie in a file that is mapped into
 memory, so any number of processes share one copy, and opening the file again is instant.
@@ -46,7 +48,10 @@ FAULTS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One image of the table: `captions[i]` describes the mask with id `anno_ids[i]`; `caption` is global or None."""
+    """One image of the table: `captions[i]` describes the mask with id `anno_ids[i]`.
+
+    caption  describes the whole image; None: there is none
+    """
 
     imagename: str
     image_group: str
@@ -56,7 +61,9 @@ class Row:
 
 
 class CaptionTable:
-    """The rows of the parquet file `path`, as Arrow columns in memory, or mapped from a file in `cache_root`.
+    """The rows of the parquet file `path`, as Arrow columns.
+
+    They are in memory, or mapped from a file in `cache_root`.
 
     Raises UserError for a file that is missing, not parquet, or lacks a column.
     """
@@ -104,7 +111,7 @@ class CaptionTable:
 
 
 def _map(kept: Path, stamp: str) -> pa.Table | None:
-    """Map the columns in the file `kept` into memory; None if there is no whole file with this stamp."""
+    """Map the columns of the file `kept` into memory; None without a whole file of this stamp."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(kept)))
     except (OSError, pa.ArrowException):
@@ -121,7 +128,7 @@ def _convert(path: Path, kept: Path, metadata: dict[str, str]) -> None:
 
 
 def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of a parquet file in batches of SCHEMA. Raises UserError as CaptionTable does.
+    """Yield the rows of a parquet file in batches of SCHEMA. Raises as CaptionTable does.
 
     Training and the tools that extract the images both read through here, so they leave out the same rows.
     """
@@ -135,7 +142,7 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
 
 
 def _needed(path: Path, schema: pa.Schema) -> list[str]:
-    """List the columns to read. Raises UserError for a column that is missing or of a wrong type."""
+    """List the columns to read. Raises UserError for a missing column or a wrong type."""
     for name in ("imagename", "caption", "segments_info"):
         if name not in schema.names:
             raise UserError(f"{path}: column '{name}' is missing; it has {', '.join(schema.names)}")
@@ -148,7 +155,7 @@ def _needed(path: Path, schema: pa.Schema) -> list[str]:
 
 
 def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Convert a batch of the parquet file to SCHEMA, with the first of FAULTS that applies to each row."""
+    """Convert a batch of the file to SCHEMA, with the first of FAULTS that fits each row."""
     segments = batch["segments_info"]
     counts = pc.fill_null(pc.list_value_length(segments), 0).to_numpy(zero_copy_only=False)
     offsets = pa.array(np.concatenate([[0], np.cumsum(counts)]), pa.int32())

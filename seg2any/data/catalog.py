@@ -30,7 +30,9 @@ REPEATED = ("resolution", "cond_scale_factor", "is_group_bucket")
 
 
 def data_set_name(type_name: str | None, target: str | None) -> str | None:
-    """Return the name in CATALOG for `type` and `target` of a config's section; published class paths are translated.
+    """Return the name in CATALOG for `type` and `target` of a config's section.
+
+    Published class paths are translated.
 
     A name that CATALOG lacks is returned as it is: `open_data_set` refuses it.
     """
@@ -38,7 +40,9 @@ def data_set_name(type_name: str | None, target: str | None) -> str | None:
 
 
 def open_data_set(name: str | None, params: dict, on_error: str = "skip") -> DataSet:
-    """Open the data set `name` with `params`; parameters of REPEATED that the data set does not take are dropped.
+    """Open the data set `name` with `params`.
+
+    Parameters of REPEATED that the data set does not take are dropped.
 
     on_error  "skip" or "fail", for data sets that read files; `params` may say otherwise
 
@@ -75,7 +79,7 @@ def _instead(key: str, accepted: Iterable[str]) -> str:
 
 
 def _is_a(value: object, hint: Any) -> bool:
-    """Whether `value`, read from yaml, suits a parameter's type: lists count as tuples, texts as paths."""
+    """Whether `value` from yaml suits a parameter's type: lists are tuples, texts are paths."""
     origin, parts = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, UnionType):
         return any(_is_a(value, part) for part in parts)

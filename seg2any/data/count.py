@@ -1,4 +1,4 @@
-"""Count the tokens of a whole data set: by several processes, on several machines, interrupted and continued.
+"""Count the tokens of a data set with several processes, interrupted and continued.
 
 The rows are cut into parts of PART rows. A part is counted by one process, and its file is complete or absent. Whoever
 finds all parts there puts them together; the result does not depend on who counted what, or how often it was begun.
@@ -34,7 +34,9 @@ MERGED = 256  # parts that are put together at a time
 
 @dataclass(frozen=True, eq=False)
 class RowCounter:
-    """Counts samples of `data` for the sizes and limits in `origin`. Picklable, for worker processes.
+    """A function that counts samples of `data` for the sizes and limits in `origin`.
+
+    Picklable, for worker processes.
 
     tokenizer  T5's
     on_error   skip: samples whose annotation cannot be read are flagged UNUSABLE; fail: they raise SampleError
@@ -98,7 +100,10 @@ class RowCounter:
 
 @dataclass(frozen=True)
 class Parts:
-    """The files of an unfinished map, in a folder beside `path`; parts of another origin lie in another folder."""
+    """The files of an unfinished map, in a folder beside `path`.
+
+    Parts of another origin lie in another folder.
+    """
 
     path: Path
     origin: Origin
@@ -124,12 +129,15 @@ class Parts:
         return [rows for rows in ranges if self.file(rows).name not in present]
 
     def others(self) -> str:
-        """Describe parts of another origin, or return "": a shard that was started with other data is missing here."""
+        """Describe parts of another origin: a shard was started with other data or settings.
+
+        Returns "" if there are none.
+        """
         found = sorted(set(self.path.parent.glob(f"{self.path.stem}-parts-*")) - {self.folder})
         return f"; {found[0].name} holds parts of other data or settings, which do not count" if found else ""
 
     def is_finished(self) -> bool:
-        """Whether the map itself exists, whole and of this origin; otherwise it has to be made again."""
+        """Whether the map exists, whole and of this origin; if not, it has to be made again."""
         try:
             if not self.path.is_file() or read_origin(self.path) != self.origin:
                 return False

@@ -1,4 +1,4 @@
-"""What every data set offers: samples, and their annotations without the pixels.
+"""Define what a data set offers: samples, and their annotations without the pixels.
 
 Counting the tokens of a million samples must not draw a million stacks of masks, so an annotation keeps its regions in
 their stored form. Every form can draw itself (`masks`), which is the definition that faster code is checked against.
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class LabelMap:
-    """Disjoint regions: `labels` uint8 or uint16 [H, W], region i is where it equals `values[i]`.
+    """Disjoint regions: region i is where `labels` uint8 or uint16 [H, W] is `values[i]`.
 
     background  the only other value in `labels`; None if there may be several
     """
@@ -89,7 +89,10 @@ Regions = LabelMap | RunLengths | MaskStack
 
 @dataclass(frozen=True, eq=False)
 class Annotation:
-    """Everything about sample `key` but its pixels: regions with one caption each, and a global caption or None."""
+    """Everything about sample `key` but its pixels.
+
+    Every region has a caption; the global caption may be None.
+    """
 
     key: str
     regions: Regions
@@ -98,12 +101,15 @@ class Annotation:
 
     @cached_property
     def layout(self) -> Layout:
-        """The layout, masks drawn at their stored size. Raises UserError without regions or captions."""
+        """Draw the masks at their stored size. Raises UserError without regions or captions."""
         return Layout(self.regions.masks(), self.captions, self.caption, name=self.key)
 
 
 class DataSet(Protocol):
-    """`len(data)` samples in a fixed order. Picklable, keeps no file open: several processes may use it at once."""
+    """`len(data)` samples in a fixed order.
+
+    Picklable and without open files, so that several processes may use it at once.
+    """
 
     def __len__(self) -> int: ...
 
@@ -117,7 +123,7 @@ class DataSet(Protocol):
         """Read everything but the image. Raises SampleError."""
 
     def photo_digest(self, index: int) -> str:
-        """Return a digest that differs for different photos of one key; "" where photos never change."""
+        """Return a digest that another photo of this key changes; "" where photos never change."""
 
     def fingerprint(self) -> str:
         """Return a sha256 hex digest that changes when keys, captions or regions change."""
@@ -125,6 +131,6 @@ class DataSet(Protocol):
 
 @runtime_checkable
 class ClosedSet(Protocol):
-    """A data set without global captions, whose regions' captions are all among `class_captions`."""
+    """A data set without global captions; its regions have captions of `class_captions`."""
 
     class_captions: tuple[str, ...]

@@ -18,7 +18,9 @@ from seg2any.system.weights import file_digest
 
 
 class FolderDataset:
-    """Layouts in `layout_root` (files, or folders with one JSON) and photos of the same names in `image_root`.
+    """Layouts in `layout_root` and photos of the same names in `image_root`.
+
+    A layout is a file, or a folder with one JSON.
 
     All files are read when the data set is opened, so it is meant for thousands of samples. `left_out` lists what
     cannot be used: photos or layouts without the other, of different sizes, damaged.

@@ -15,7 +15,7 @@ from seg2any.data.dataset import RunLengths
 
 @dataclass(frozen=True, eq=False)
 class Intervals:
-    """Pixels [start, stop) of `column` belong to `region`; all int64 [M]. No two of them touch or overlap.
+    """Pixels [start, stop) of `column` belong to `region`; all int64 [M], none touch.
 
     size  (H, W) of the picture
     """
@@ -28,7 +28,7 @@ class Intervals:
 
 
 def resized_intervals(regions: RunLengths, pixels: tuple[np.ndarray, np.ndarray]) -> Intervals:
-    """Return the regions on a resized image: pixel (i, j) shows the stored pixel (pixels[0][i], pixels[1][j])."""
+    """Resize regions: pixel (i, j) shows the stored pixel (pixels[0][i], pixels[1][j])."""
     region, column, start, stop = _stored_intervals(regions)
     rows, columns = pixels
     height, width = regions.size
@@ -55,7 +55,9 @@ def resized_intervals(regions: RunLengths, pixels: tuple[np.ndarray, np.ndarray]
 
 
 def outline(intervals: Intervals) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the pixels with a 4-neighbour outside their region, as intervals: column, start and stop, int64 [K].
+    """Return the pixels with a 4-neighbour outside their region, as intervals.
+
+    Column, start and stop are int64 [K].
 
     Pixels beyond the picture are outside. Intervals may overlap; their union equals `seg2any.layout.contour.outline`.
     """
@@ -101,7 +103,10 @@ def _stored_intervals(regions: RunLengths) -> tuple[np.ndarray, np.ndarray, np.n
 
 
 def _numbered(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Repeat entry i counts[i] times and number its copies: [2, 0, 3] -> [0, 0, 2, 2, 2] and [0, 1, 0, 1, 2]."""
+    """Repeat entry i counts[i] times, and number its copies.
+
+    [2, 0, 3] -> [0, 0, 2, 2, 2] and [0, 1, 0, 1, 2].
+    """
     which = np.repeat(np.arange(len(counts)), counts)
     first = np.cumsum(counts) - counts
     return which, np.arange(len(which)) - first[which]

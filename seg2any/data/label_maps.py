@@ -28,22 +28,25 @@ def read_class_captions(name: str) -> dict[int, str]:
 
 @dataclass(frozen=True)
 class Legend:
-    """The meaning of a label map's values: `captions` by value, and the value of `background`, which is no class."""
+    """The meaning of a label map's values: `captions` by value, and that of `background`."""
 
     captions: dict[int, str]
     background: int
 
     def values(self, labels: np.ndarray, path: Path) -> tuple[int, ...]:
-        """List the classes in `labels` uint8 [H, W], ascending. Raises SampleError for unknown, no or too many ones."""
+        """List the classes in `labels` uint8 [H, W], ascending.
+
+        Raises SampleError for unknown ones, for none, and for more than MAX_ENTITIES.
+        """
         values = tuple(value for value in _present(labels) if value != self.background)
         unknown = [value for value in values if value not in self.captions]
         if unknown:
             known = f"{min(self.captions)} to {max(self.captions)} and {self.background} for background"
-            raise SampleError(f"{path}: holds the unknown label {', '.join(map(str, unknown[:5]))}; known are {known}")
+            raise SampleError(f"{path}: unknown label {', '.join(map(str, unknown[:5]))}; known are {known}")
         if not values:
-            raise SampleError(f"{path}: holds no label, only background")
+            raise SampleError(f"{path}: it has no label, only background; leave it out")
         if len(values) > MAX_ENTITIES:
-            raise SampleError(f"{path}: holds {len(values)} labels, but {MAX_ENTITIES} is the most; merge some")
+            raise SampleError(f"{path}: it has {len(values)} labels, but {MAX_ENTITIES} is the most; merge some")
         return values
 
 
@@ -153,7 +156,7 @@ class ADE20KDataset(LabelMapDataset):
 
 
 class COCOStuffDataset(LabelMapDataset):
-    """COCO-Stuff 164K: 182 class ids of which 171 are in use, stored as id - 1; 255 is unlabelled.
+    """COCO-Stuff 164K: 182 class ids, 171 in use, stored as id - 1; 255 is unlabelled.
 
     image_root  train2017 or val2017
     segm_root   stuffthingmaps/train2017 or stuffthingmaps/val2017

@@ -1,4 +1,6 @@
-"""Samples that cannot be used: found when a data set is opened or counted, left out, never replaced by others.
+"""Leave out samples that cannot be used, and say which; they are never replaced.
+
+They are found when a data set is opened or counted.
 
 The order of the remaining samples depends on the files alone, so it is the same in every process and every run.
 """
@@ -26,7 +28,7 @@ LISTED = 10_000  # lines at most: a million images of SACap-1M are left out if t
 
 @dataclass(frozen=True)
 class LeftOut:
-    """The key of a sample that cannot be used, and one line that says what is wrong with which file."""
+    """A sample that cannot be used, and one line that says what is wrong with which file."""
 
     key: str
     reason: str
@@ -70,7 +72,10 @@ def check_left_out(
 
 
 def _write_list(path: Path, left_out: Sequence[LeftOut]) -> bool:
-    """Write at most LISTED lines, or remove the file if there are none. False if the folder cannot be written."""
+    """Write at most LISTED lines; without any, remove the file.
+
+    Returns False if the folder cannot be written.
+    """
     lines = [f"{one.key}\t{' '.join(one.reason.split())}\n" for one in islice(left_out, LISTED)]
     if len(left_out) > LISTED:
         lines.append(f"...\tand {len(left_out) - LISTED} more\n")
@@ -87,7 +92,9 @@ def _write_list(path: Path, left_out: Sequence[LeftOut]) -> bool:
 
 
 def check_unreadable(name: str, data: DataSet, rows: BucketMap, path: Path, on_error: str) -> None:
-    """Warn of the samples that `rows`, the bucket map in `path`, flags UNUSABLE; list them beside it if it is kept.
+    """Warn of the samples that the bucket map `rows` flags UNUSABLE.
+
+    They are listed beside `path`, the file of the map, if its folder is kept.
 
     Raises UserError as `check_left_out` does.
     """
@@ -97,7 +104,7 @@ def check_unreadable(name: str, data: DataSet, rows: BucketMap, path: Path, on_e
 
 
 class _Unreadable(Sequence[LeftOut]):
-    """Samples flagged UNUSABLE; the reason is found by reading a sample again, when it is asked for."""
+    """Samples flagged UNUSABLE; asking for one reads it again to find the reason."""
 
     def __init__(self, data: DataSet, indices: np.ndarray, path: Path):
         self.data, self.indices, self.path = data, indices, path
@@ -111,4 +118,4 @@ class _Unreadable(Sequence[LeftOut]):
             self.data.annotation(index)
         except SampleError as error:
             return LeftOut(self.data.key(index), str(error))
-        return LeftOut(self.data.key(index), f"was damaged when it was counted; remove {self.path} to count again")
+        return LeftOut(self.data.key(index), f"it was damaged when it was counted; remove {self.path} to count again")

@@ -1,4 +1,4 @@
-"""Read photos and label maps into arrays. Whatever is wrong with a file is raised as one SampleError."""
+"""Read photos and label maps into arrays; any fault of a file is one SampleError."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _refuse_grey_palette(path: Path, image: Image.Image, labels: np.ndarray) -> 
 
 
 def _refuse_deep(path: Path, image: Image.Image) -> None:
-    """Raise SampleError for more than 8 bits per channel: Pillow would turn nearly every pixel white."""
+    """Raise SampleError for over 8 bits per channel: Pillow would make most pixels white."""
     if image.mode.startswith(("I", "F")):
         raise SampleError(f"{path}: it has {image.mode} pixels (over 8 bits); save the photo with 8 bits per channel")
 
@@ -100,7 +100,7 @@ def is_utf8(name: str) -> bool:
 def sizes_differ(path: Path, size: tuple[int, int], photo: Path, photo_size: tuple[int, int]) -> str:
     """Describe masks and a photo of different sizes (H, W)."""
     hint = "; EXIF turns are not followed, so turn the photo's pixels" if size == photo_size[::-1] else ""
-    return f"{path}: is {in_words(size)}, but {photo} is {in_words(photo_size)}{hint}"
+    return f"{path}: it is {in_words(size)}, but {photo} is {in_words(photo_size)}{hint}"
 
 
 def in_words(size: tuple[int, int]) -> str:

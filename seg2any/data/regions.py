@@ -1,4 +1,4 @@
-"""Count the tokens of a sample from its annotation alone: no image is read, no mask drawn or resized.
+"""Count the tokens of a sample from its annotation, without reading or drawing images.
 
 The definition is what training does: masks are brought to the image's size (nearest-exact), their outline to the size
 of the condition image (bilinear), and tokens that hold any of it are kept. The counts here are equal and many times
@@ -28,7 +28,7 @@ REGION_WITHOUT_TOKEN = 4  # a region with pixels there covers no image token's c
 
 @dataclass(frozen=True)
 class RegionCounts:
-    """Kept condition tokens of one sample, and the sum of the flags above that apply to any of its regions."""
+    """Kept condition tokens of one sample, and the sum of the flags of its regions."""
 
     condition: int
     flags: int
@@ -37,8 +37,9 @@ class RegionCounts:
 def condition_length(
     regions: Regions, size: tuple[int, int], cond_size: tuple[int, int], patch: int = 16, aspect: str = "stretch"
 ) -> int:
-    """Count the kept condition tokens of an image of `size` (H, W) with a condition image of `cond_size`, in pixels.
+    """Count the kept condition tokens of an image of `size` (H, W).
 
+    cond_size  (H, W) of the condition image, in pixels
     patch   pixels per token side: VAE scale factor times 2, 16 for FLUX.1
     aspect  how stored pixels become `size`, see `seg2any.data.aspect`
     """
@@ -60,7 +61,7 @@ def count_regions(
 def text_lengths(
     captions: Sequence[Sequence[str]], tokenizer: object, known: Mapping[str, int] | None = None
 ) -> list[list[int]]:
-    """Count the T5 tokens of every caption of every sample, `</s>` included, nothing cut or padded.
+    """Count the T5 tokens of all captions of all samples, with `</s>`, uncut, not padded.
 
     known  lengths of captions that need not be counted again
 
@@ -148,7 +149,7 @@ def _count_stack(regions: MaskStack, grid: Grid) -> RegionCounts:
 
 
 def _flags(stored: np.ndarray, shown: np.ndarray, owning: np.ndarray) -> int:
-    """Combine the flags of regions; bool [N] each: has pixels as stored, at the image's size, at a token's centre."""
+    """Combine flags: which regions bool [N] have pixels as stored, resized, at a centre."""
     flags = EMPTY_REGION * bool((~stored).any())
     flags |= VANISHED_REGION * bool((stored & ~shown).any())
     return flags | REGION_WITHOUT_TOKEN * bool((shown & ~owning).any())
@@ -177,7 +178,7 @@ def _is_region(labels: np.ndarray, regions: LabelMap) -> np.ndarray:
 
 
 def _unequal_to_a_neighbour(labels: np.ndarray) -> np.ndarray:
-    """Return bool [H, W]: pixels with a 4-neighbour of another label, or at the border of the picture."""
+    """Return bool [H, W]: pixels with a 4-neighbour of another label, or at the border."""
     unequal = np.ones(labels.shape, bool)
     rows, columns = labels[1:] != labels[:-1], labels[:, 1:] != labels[:, :-1]
     np.logical_or(rows[1:], rows[:-1], out=unequal[1:-1])
@@ -188,7 +189,10 @@ def _unequal_to_a_neighbour(labels: np.ndarray) -> np.ndarray:
 
 
 def _lacks_a_neighbour(bits: np.ndarray) -> np.ndarray:
-    """Return bool [H, W]: where a 4-neighbour in uint8 `bits` lacks any of the pixel's bits; the border lacks all."""
+    """Return bool [H, W]: pixels of uint8 `bits` with a 4-neighbour that lacks a bit of theirs.
+
+    Beyond the border, all bits are lacking.
+    """
     everywhere = np.zeros_like(bits)
     everywhere[1:-1, 1:-1] = bits[:-2, 1:-1] & bits[2:, 1:-1] & bits[1:-1, :-2] & bits[1:-1, 2:]
     return (bits & ~everywhere) != 0

@@ -24,7 +24,7 @@ NO_IMAGE, NO_JSON, REPEATED = range(len(FAULTS), len(FAULTS) + 3)
 
 
 class SACap1MDataset:
-    """Rows of the parquet `seg_caption_path` whose jpg and json lie in `image_root`/<image_group>.
+    """Rows of the parquet `seg_caption_path`; jpgs and jsons lie in `image_root`/<image_group>.
 
     Regions are in the order of the json, not of the parquet; masks of the json without a caption are skipped.
     `left_out` lists rows without files, regions or captions, found by listing the folders; `rows` int64 [n] is the row
@@ -54,7 +54,9 @@ class SACap1MDataset:
         photo = _photo(self.image_root, self._row(index))
         image, layout = read_photo(photo), self.annotation(index).layout
         if image.shape[:2] != layout.size:
-            raise SampleError(f"{photo}: is {in_words(image.shape)} but its json's masks are {in_words(layout.size)}")
+            raise SampleError(
+                f"{photo}: it is {in_words(image.shape)}, but its json's masks are {in_words(layout.size)}"
+            )
         return Sample(image, layout)
 
     def key(self, index: int) -> str:
@@ -76,7 +78,10 @@ class SACap1MDataset:
         return ""
 
     def fingerprint(self) -> str:
-        """Return a digest of the parquet's bytes and the rows in use. SA-1B's jsons never change, so none is read."""
+        """Return a digest of the parquet's bytes and the rows in use.
+
+        SA-1B's jsons never change, so none is read.
+        """
         return hashlib.sha256(self.table.digest().encode() + self.rows.astype("<i8").tobytes()).hexdigest()
 
     def _row(self, index: int) -> Row:
@@ -84,7 +89,7 @@ class SACap1MDataset:
 
 
 class _LeftOutRows(Sequence[LeftOut]):
-    """Rows that are left out, each described on demand: a million if only some groups were extracted."""
+    """Rows that are left out, described on demand: there may be a million of them."""
 
     def __init__(self, table: CaptionTable, image_root: Path, faults: np.ndarray):
         self.table, self.image_root = table, image_root
@@ -112,7 +117,9 @@ def _photo(image_root: Path, row: Row) -> Path:
 
 
 def _faults(columns: pa.Table, image_root: Path) -> np.ndarray:
-    """Return uint8 [rows]: the fault of each row, 0 for none. Each folder is listed once, no file is opened.
+    """Return uint8 [rows]: the fault of each row, 0 for none.
+
+    Each folder is listed once; no file is opened.
 
     Only the names and some numbers of all rows are held at once: 70 MB for a million.
     """
@@ -179,7 +186,7 @@ def _listing(folder: Path) -> pa.Array:
 
 
 def _join(row: Row, document: object, path: Path) -> tuple[tuple[int, int], tuple[np.ndarray, ...], tuple[str, ...]]:
-    """Return (H, W), runs and captions of the row's regions, in the order of the json's `annotations`."""
+    """Return (H, W), runs and captions of the row's regions, in the order of the json."""
     annotations = document.get("annotations") if isinstance(document, dict) else None
     if not isinstance(annotations, list) or not all(isinstance(one, dict) for one in annotations):
         raise SampleError(f"{path}: this is not SA-1B's json, it has no list of annotations; extract it again")
@@ -204,5 +211,5 @@ def _join(row: Row, document: object, path: Path) -> tuple[tuple[int, int], tupl
 
 
 def _hashable(value: object) -> float | None:
-    """Return a number as it is, also a float, because some writers of json write 5.0 for 5; else None."""
+    """Return a number as it is, or None: some writers of json write 5.0 for the id 5."""
     return value if isinstance(value, int | float) else None

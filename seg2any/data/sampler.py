@@ -190,7 +190,7 @@ class PublishedBatches(BatchSampler):
 
 
 def published_length_class(cond_tokens, text_tokens):
-    """Return the length class of the published code: 50 condition tokens wide and 50 text tokens high."""
+    """Return the length class of the published code, 50 condition and 50 text tokens wide."""
     return cond_tokens // 50 + text_tokens // 50 * 1_000_000
 
 

@@ -1,4 +1,4 @@
-"""`shapes`: deterministic scenes of captioned figures, a world small enough to know the truth.
+"""Make `shapes`: deterministic scenes of captioned figures, whose truth is known.
 
 Scene `i` of a split depends on (seed, split, kind, i) only. A tenth of the (colour, shape, pattern) combinations never
 occur in the training split (`held_out`), so a test scene can ask for something that was never seen.
@@ -38,7 +38,10 @@ KEPT_SCENES = 2**15  # in memory, a kilobyte or two each: placing figures takes 
 
 @dataclass(frozen=True)
 class Kind:
-    """Settings of one kind of scene: bounds of the number of entities, shares of jagged and thin figures, overlaps."""
+    """Settings of one kind of scene.
+
+    entities  least and greatest number; jagged, thin: shares of figures; overlapping: share of scenes
+    """
 
     entities: tuple[int, int]
     jagged: float = 0.15
@@ -74,7 +77,7 @@ class Scene:
         return f"{listed} on a {self.background} background"
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:
-        """Draw image uint8 [size, size, 3] and visible masks bool [N, size, size] (disjoint, z order)."""
+        """Draw image uint8 [size, size, 3] and visible, disjoint masks bool [N, size, size]."""
         alphas = [draw_alpha(figure, self.size) for figure in self.figures]
         image = draw_background(self.background, self.size)
         for figure, alpha in zip(self.figures, alphas, strict=True):
@@ -106,7 +109,9 @@ def held_out(figure: Figure) -> bool:
 
 
 class ShapesDataset:
-    """Scenes of one split and kind; samples have visible masks, one caption per figure and a global caption.
+    """Scenes of one split and kind.
+
+    Samples have visible masks, one caption per figure and a global caption.
 
     kind      a key of KINDS, or "mixed"
     entities  bounds of the number of figures; None: the kind's

@@ -77,7 +77,7 @@ def draw_alpha(figure: Figure, size: int) -> np.ndarray:
 
 
 def draw_texture(figure: Figure, size: int, window: tuple[slice, slice]) -> np.ndarray:
-    """Draw the figure's colour and its pattern in INK in a window (rows, columns): float32 [h, w, 3] in 0..255."""
+    """Draw colour and pattern in a window (rows, columns): float32 [h, w, 3] in 0..255."""
     x, y = _own_axes(figure, window)
     ink = INK_SHARE[figure.pattern](x, y)
     if figure.shape == "badge":
@@ -87,7 +87,7 @@ def draw_texture(figure: Figure, size: int, window: tuple[slice, slice]) -> np.n
 
 
 def draw_background(name: str, size: int) -> np.ndarray:
-    """Draw the named tone, 6 % lighter at the top than at the bottom: float32 [size, size, 3] in 0..255."""
+    """Draw a tone, 6 % lighter at the top: float32 [size, size, 3] in 0..255."""
     shade = np.linspace(1.03, 0.97, size, dtype=np.float32)[:, None, None]
     return np.clip(np.float32(BACKGROUNDS[name]) * shade, 0, 255) * np.ones((1, size, 1), np.float32)
 
@@ -148,7 +148,7 @@ INK_SHARE = {
 
 
 def _letter(figure: Figure, size: int) -> np.ndarray:
-    """Draw an upright capital that fills about half of the badge: share of ink, float32 [size, size]."""
+    """Draw an upright capital, about half of the badge: share of ink, float32 [size, size]."""
     canvas = np.zeros((size, size), np.uint8)
     font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(2, round(figure.radius / 6))
     (width, height), _ = cv2.getTextSize(figure.letter, font, 1.0, 1)

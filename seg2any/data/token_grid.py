@@ -19,7 +19,7 @@ from seg2any.layout.contour import nearest_exact
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """How pixels and tokens of a resized image map to stored pixels, each for (rows, columns).
+    """Maps from pixels and tokens of a resized image to stored pixels, for (rows, columns).
 
     pixels     source pixel of each image pixel, ascending
     centres    image pixel at the centre of each image token
@@ -36,7 +36,7 @@ class Grid:
 
 
 def make_grid(pixels: tuple[np.ndarray, np.ndarray], cond_size: tuple[int, int], patch: int) -> Grid | None:
-    """Return the grid; None if the condition image has neither the size of the image nor half of it."""
+    """Return the grid; None if the condition image is neither as large as the image nor half."""
     height, width = map(len, pixels)
     for scale in (1, 2):
         if (height, width) == (scale * cond_size[0], scale * cond_size[1]):
@@ -46,7 +46,7 @@ def make_grid(pixels: tuple[np.ndarray, np.ndarray], cond_size: tuple[int, int],
 
 
 def tokens_of_intervals(column: np.ndarray, start: np.ndarray, stop: np.ndarray, grid: Grid) -> int:
-    """Count the condition tokens that see any of the pixels [start, stop) of `column`, all int [M].
+    """Count the condition tokens that see pixels [start, stop) of `column`, all int [M].
 
     Each interval covers a rectangle of tokens. Only its corners are marked; running sums fill the rectangles.
     """

@@ -13,7 +13,9 @@ MOST_BYTES = 2**30  # larger allocations are few
 
 
 def keep_freed_memory() -> bool:
-    """Make malloc keep freed memory from now on. Returns whether the C library can: glibc can, others cannot.
+    """Make malloc keep freed memory from now on.
+
+    Returns whether the C library can: glibc can; those of macOS and Windows, and musl, cannot.
 
     The process then stays at the size of its peak, so programs call this and libraries do not.
     """

@@ -2,7 +2,7 @@
 
 
 class UserError(ValueError):
-    """Bad input. The message is one line that names the file or flag, what is wrong with it, and the fix."""
+    """Bad input. The message is one line: the file or flag, what is wrong, and the fix."""
 
 
 def shown(value: object, limit: int = 60) -> str:

@@ -1,4 +1,4 @@
-"""Files that are complete or absent, never half-written, and locks that tell which process works on something."""
+"""Write files that are complete or absent, and lock files against other processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RUNNING = ".running"  # the lock file of a folder that one process at a time wor
 
 @contextlib.contextmanager
 def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it replaces `path` on success and is removed on any error.
+    """Yield a temporary path; it replaces `path` on success and is removed on any error.
 
     The temporary name keeps the suffix, because image libraries choose the format from it; it is unique, so several
     writers may race for the same file; and it is short, so that it is legal wherever `path` is. The file gets the
@@ -72,7 +72,7 @@ def sort_metadata(path: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, shared: bool = False) -> Iterator[bool]:
-    """Lock `path`, creating it, until the end of the block; yield False if another process holds the lock.
+    """Lock `path`, creating it, during the block; yield False if another process holds it.
 
     shared  several processes may hold the lock, if all of them ask for it `shared`
 

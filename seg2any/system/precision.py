@@ -22,7 +22,10 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Return True on accelerators, and on CPUs with bfloat16 instructions (AVX512-BF16 or AMX on x86, BF16 on Arm)."""
+    """Return True on accelerators, and on CPUs with bfloat16 instructions.
+
+    These are AVX512-BF16 and AMX on x86, BF16 on Arm.
+    """
     import torch
 
     if torch.device(device).type != "cpu":

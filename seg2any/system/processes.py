@@ -1,4 +1,4 @@
-"""The processes of one run: who each is, which items it takes, and how it waits for the work of the others."""
+"""Share the work of a run between its processes, and wait for the others."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ POLL_SECONDS = 0.5
 
 @dataclass(frozen=True)
 class Process:
-    """Process `index` of the `count` processes of a run; `local` of `local_count` on its machine. Alone by default."""
+    """Process `index` of the `count` processes of a run; alone by default.
+
+    On its machine, it is number `local` of `local_count`.
+    """
 
     index: int = 0
     count: int = 1
@@ -28,7 +31,7 @@ class Process:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Process:
-        """Read the variables of torchrun and accelerate's launcher; alone without WORLD_SIZE, whatever RANK says.
+        """Read the variables of torchrun and accelerate's launcher; without WORLD_SIZE, alone.
 
         Raises UserError for a launcher that contradicts itself.
         """
@@ -50,23 +53,23 @@ class Process:
         return f"process {self.index + 1} of {self.count}: " if self.count > 1 else ""
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """Return every `count`-th item from item `index` on; each item is in the share of exactly one process."""
+        """Return every `count`-th item from `index` on: each item belongs to one process."""
         return items[self.index :: self.count]
 
     def consecutive_share(self, n_items: int) -> range:
-        """Return the indices of this process's share, one after the other; the first processes may get one more."""
+        """Return this process's share of range(n_items), in one piece; sizes differ by at most 1."""
         size, larger = divmod(n_items, self.count)
         start = self.index * size + min(self.index, larger)
         return range(start, start + size + (self.index < larger))
 
     @property
     def cores(self) -> int:
-        """The number of CPU cores for this process, if the run's processes on this machine share them; at least 1."""
+        """Number of CPU cores per process of this run on this machine; at least 1."""
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, usable // self.local_count)
 
     def device_name(self, asked: str | None) -> str | None:
-        """Return the value of --device for this process: with several processes, each has a GPU of its own.
+        """Return the value of --device for this process; of several, each has its own GPU.
 
         Raises UserError if there are fewer GPUs than processes, or if one GPU is named for all of them.
         """

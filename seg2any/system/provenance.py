@@ -1,4 +1,7 @@
-"""Where a number comes from: commit, versions, machine, launch; written beside results and into every run's log."""
+"""Record where a number comes from: commit, versions, machine and launch.
+
+The record is written beside every result and into every run's log.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,7 @@ def run_info(device: torch.device | str, processes: int, distributed_type: str) 
 
 
 def commit(folder: Path = Path(__file__).parent) -> str:
-    """Return the commit of the working tree, with "+" if files differ from it; "unknown" outside of git."""
+    """Return the commit, with "+" if files differ from it; "unknown" outside of git."""
 
     def git(*arguments: str) -> str:
         return subprocess.run(

@@ -1,4 +1,4 @@
-"""Digests of files and models: what tells one set of weights, or one tokenizer, from another.
+"""Digest files, weights and tokenizers, to tell one from another.
 
 file_digest          every byte of one file
 folder_digest        every byte of the safetensors files of a folder: `sha256` in recipes
@@ -33,7 +33,7 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return the sha256 hex digest of the safetensors files of a folder, in the order of their paths."""
+    """Return the sha256 hex digest of a folder's safetensors files, in order of their paths."""
     return _digest_of(sorted(folder.rglob("*.safetensors")))
 
 
@@ -48,7 +48,10 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 def module_samples(module: nn.Module) -> Iterator[bytes]:
-    """Yield name, shape, dtype and SAMPLED_NUMBERS to twice as many numbers of every tensor of a network."""
+    """Yield name, shape, dtype and at least SAMPLED_NUMBERS numbers of every tensor.
+
+    Smaller tensors are yielded whole.
+    """
     for name, tensor in module.state_dict().items():
         spread = tensor.flatten()[:: max(1, tensor.numel() // SAMPLED_NUMBERS)].float().cpu()
         yield f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode() + spread.numpy().tobytes()
@@ -60,7 +63,10 @@ def vocabulary(tokenizer: object) -> list[tuple[str, int]]:
 
 
 def tokenizer_digest(tokenizer: object) -> str:
-    """Return the sha256 hex digest of the vocabulary and of the tokens of PROBES: nothing that a library may reword."""
+    """Return the sha256 hex digest of the vocabulary and of the tokens of PROBES.
+
+    A library may reword everything else that a tokenizer says of itself.
+    """
     ids = [tokenizer(text, padding=False, truncation=False, verbose=False).input_ids for text in PROBES]
     return hashlib.sha256(repr((vocabulary(tokenizer), ids)).encode()).hexdigest()
 
@@ -75,7 +81,7 @@ def _digest_of(paths: Iterable[Path]) -> str:
 
 
 def _network_lines(folder: Path) -> Iterator[str]:
-    """Yield name, size and digest of some bytes of every tensor of one network, in the order of the files."""
+    """Yield name, size and digest of some bytes of every tensor of one network."""
     files = [path for path in folder.glob("*") if WEIGHTS.fullmatch(path.name)]
     safe = [path for path in files if path.suffix == ".safetensors"]  # preferred where there are both
     for path in safe or files:

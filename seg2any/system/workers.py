@@ -22,7 +22,7 @@ QUEUED_PER_WORKER = 4  # tasks: enough that no worker waits, few enough to look 
 
 
 class WorkerPool:
-    """Worker processes that all hold one object, `shared`; to be used in a `with` block, whose end stops them.
+    """Worker processes that all hold one object, `shared`, until the end of a `with` block.
 
     count    worker processes
     shared   pickled once per worker; the first argument of the work
@@ -96,14 +96,14 @@ def _work(work: Callable[[Any, Task], Result], task: Task) -> Result:
 
 
 def _die_with_parent() -> None:
-    """End this process with its parent: a parent that was killed cannot, and the next task would never come."""
+    """End this process with its parent: a killed parent cannot stop its workers."""
     multiprocessing.parent_process().join()
     os._exit(1)
 
 
 @contextmanager
 def _ctrl_c_waits() -> Iterator[None]:
-    """Hold Ctrl-C back until the end of the block, so that processes started inside are born deaf to it.
+    """Hold Ctrl-C back during the block, so that processes started inside never see it.
 
     Blocking the signal is not enough: the kernel may deliver it to another thread, such as the progress bar's, and
     Python would interrupt this one all the same. Only the main thread can do so, and Windows cannot.

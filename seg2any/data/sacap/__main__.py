@@ -20,14 +20,20 @@ from seg2any.system.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 everything is whole, 1 something is missing or broken, 2 wrong input, 130 interrupted."""
+    """Run a command line, by default this process's.
+
+    Exit status: 0 everything is whole, 1 something is missing or broken, 2 wrong input, 130 interrupted.
+    """
     options = parse_options(arguments)
     advice = "the files written so far are whole; start again to go on"
     return exit_status("sacap", lambda: COMMANDS[options.command](options), advice)
 
 
 def run_plan(options: Namespace) -> int:
-    """Choose rows, write them and the list of tars they need. Exit status 1 if a tar at hand lacks any of them."""
+    """Choose rows, and write them and the list of tars they need.
+
+    Exit status 1 if a tar at hand lacks any of them.
+    """
     annotations = _read(options.annotations)
     tars = find_tars(options.tar_dir)
     subset = Subset(options.groups, tuple(options.regions), options.limit, options.pick, options.seed)

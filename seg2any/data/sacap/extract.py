@@ -1,4 +1,4 @@
-"""Extract images and jsons from the tars; each file is checked before it gets its final name."""
+"""Extract images and jsons from the tars, each checked before it gets its final name."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Job:
 def extract(
     annotations: Annotations, chosen: np.ndarray, tar_dirs: Sequence[Path], root: Path, workers: int
 ) -> list[Problem]:
-    """Extract the images where bool [n] `chosen` to `root`/group/, and list those that could not be extracted.
+    """Extract the images where bool [n] `chosen` to `root`/group/, and list problems.
 
     An image is a jpg and a json; files that exist are kept as they are. Raises UserError before anything is written if
     there is no tar or the disk is too small, and when the disk is full.
@@ -63,7 +63,7 @@ def extract(
 
 
 def extract_tar(job: Job, meter: Meter) -> list[Problem]:
-    """Extract the images of one tar, in a worker process. Raises UserError if the disk cannot be written."""
+    """Extract the images of one tar. Raises UserError if the disk cannot be written."""
     images = job.images
     try:
         index = index_tar(job.tar, {name for i in range(len(images)) for name in images.files(i)})
@@ -95,7 +95,10 @@ class Missing(UserError):
 
 
 def _extract_file(job: Job, index: Index, file: BinaryIO, number: int, name: str) -> int:
-    """Extract one file, and return the number of bytes written: 0 if it exists. Raises Missing and Broken."""
+    """Extract one file, and return the bytes written: 0 if it exists.
+
+    Raises Missing and Broken.
+    """
     path = job.folder / name
     if path.exists():
         return 0

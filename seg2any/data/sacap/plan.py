@@ -20,7 +20,7 @@ MOST_SHOWN = 20
 
 @dataclass(frozen=True)
 class TarNeed:
-    """What a subset needs of GROUP.tar.
+    """The needs of a subset from GROUP.tar.
 
     bytes           to be written, exact if `is_exact`
     tar, tar_bytes  path and size of the tar; None and 0 if it is not at hand
@@ -81,13 +81,16 @@ def scan(annotations: Annotations, chosen: np.ndarray, tars: Mapping[str, Path],
             lacking += lacks
             if lacks:
                 lines.append(
-                    f"{job.tar}: lacks {lacks:,} of {len(job.rows):,} images" + (damage and f"; it is {damage}")
+                    f"{job.tar}: it lacks {lacks:,} of {len(job.rows):,} images" + (damage and f"; it is {damage}")
                 )
     return sorted(lines), lacking
 
 
 def scan_tar(job: Scan, meter: Meter) -> tuple[np.ndarray, str]:
-    """Return bytes of jpg and json of every image, int64 [k, 2], -1 if not in the tar; and the tar's damage."""
+    """Return the bytes of jpg and json of every image, int64 [k, 2], and the tar's damage.
+
+    Files that are not in the tar have -1 bytes.
+    """
     files = [job.images.files(i) for i in range(len(job.images))]
     try:
         index = index_tar(job.tar, {name for pair in files for name in pair})
@@ -142,7 +145,7 @@ def write_tar_list(path: Path, tars: list[TarNeed]) -> None:
 
 
 def write_links(source: Path, target: Path, tars: list[TarNeed]) -> list[str]:
-    """Copy the links of tars that are needed and not at hand, and return the tars without a link.
+    """Copy the links of needed tars that are not at hand; return the tars without a link.
 
     `source` is the list that Meta provides, lines of "sa_000000.tar<tab>https://..."; `target` has the same form.
     """

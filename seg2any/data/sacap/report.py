@@ -1,4 +1,4 @@
-"""Progress of the tools while they work, and problems at the end: for people and for programs."""
+"""Show the tools' progress while they work, and report problems at the end."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class Meter:
 
 
 def progress_bar(title: str, images: int, done: int = 0) -> tqdm:
-    """Return a bar for `images` images, `done` of them finished before. Renewed seldom where stderr is a file."""
+    """Return a progress bar for `images` images, `done` of which were finished before.
+
+    It is renewed seldom where stderr is a file.
+    """
     interval = REFRESH_SECONDS if sys.stderr.isatty() else FILE_REFRESH_SECONDS
     return tqdm(desc=title, total=images, initial=done, unit="image", smoothing=0.05, mininterval=interval)
 

@@ -29,7 +29,10 @@ class Subset:
     seed: int = 0
 
     def choose(self, annotations: Annotations, present: Set[str] | None = None) -> np.ndarray:
-        """Return bool [n]: the chosen rows, of groups in `present` or, if None, of any. Raises UserError if empty."""
+        """Return bool [n]: the chosen rows. Raises UserError if there is none.
+
+        present  take rows of these groups only; None: of any
+        """
         low, high = self.regions
         chosen = in_groups(annotations, self.groups) & (annotations.regions >= low) & (annotations.regions <= high)
         if present is not None:
@@ -67,7 +70,7 @@ PICKS: dict[str, Callable[[np.ndarray, np.random.Generator], np.ndarray]] = {
 
 
 def in_groups(annotations: Annotations, text: str | None) -> np.ndarray:
-    """Return bool [n]: usable rows of the groups that `text` names, such as "0-99,sa_000123"; None: of all groups.
+    """Return bool [n]: usable rows of the groups that `text` names; None: of all groups.
 
     `text` lists names, numbers at the ends of names, or ranges of either. Raises UserError for an unknown group.
     """

@@ -1,4 +1,4 @@
-"""The annotation file as the tools need it: images, their tars and the ids of their masks, without captions."""
+"""Read the annotation file for the tools: images, their tars, ids of masks; no captions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAIR_BYTES = 1_040_000  # jpg and json on average: 1.07 TB for the 1,029,250 ima
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images of one group. The json of image i has to have the annotations `ids[offsets[i]:offsets[i + 1]]`."""
+    """Images of one group; that of image i needs annotations `ids[offsets[i]:offsets[i + 1]]`."""
 
     group: str
     names: tuple[str, ...]
@@ -45,7 +45,9 @@ class Images:
 
 @dataclass(frozen=True, eq=False)
 class Annotations:
-    """Row i is image `names[i]` of group `groups[codes[i]]`, with annotations `ids[offsets[i]:offsets[i + 1]]`.
+    """The rows of an annotation file: row i is image `names[i]` of `groups[codes[i]]`.
+
+    Its annotations are `ids[offsets[i]:offsets[i + 1]]`.
 
     groups  sorted; a file without the column image_group has the one group ""
     sizes   int64 [n, 2]: bytes of jpg and json, -1 where unknown
@@ -106,7 +108,10 @@ def json_name(image_name: str) -> str:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Read the annotation file. Raises UserError if it is damaged, lacks a column, or has names that are paths."""
+    """Read the annotation file.
+
+    Raises UserError if it is damaged, lacks a column, or has names that are paths.
+    """
     file = _open(path)
     kept = ["imagename", "image_group", "anno_id", "fault"]
     table = pa.Table.from_batches(
@@ -134,7 +139,9 @@ def read_annotations(path: Path) -> Annotations:
 
 
 def write_rows(source: Path, target: Path, chosen: np.ndarray, sizes: np.ndarray) -> None:
-    """Write the rows of `source` where bool [n] `chosen`, with all columns and `sizes` int64 [n, 2] (-1: unknown).
+    """Write the rows of `source` where bool [n] `chosen`, with all columns and `sizes`.
+
+    sizes  int64 [n, 2]: bytes of jpg and json, -1 where unknown
 
     The result is an annotation file again, for these tools and for training on the subset. Raises UserError if the disk
     is full, or if `target` exists and was not written by `plan` or `verify`.

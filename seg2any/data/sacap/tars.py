@@ -1,4 +1,4 @@
-"""Read tars from the network, which may be cut off, have holes or hostile names, or not be tars at all.
+"""Read tars that may be cut off, have holes or hostile names, or not be tars at all.
 
 `tarfile` stops silently at the first damaged header; here the members behind the damage are found again.
 """
@@ -34,14 +34,17 @@ class Member:
 
 @dataclass(frozen=True)
 class Index:
-    """The wanted `members` of a tar by name without folders, and its `damage` in words, "" for none."""
+    """The wanted `members` of a tar by name without folders, and its `damage`, "" for none."""
 
     members: dict[str, Member]
     damage: str
 
 
 def find_tars(folders: Sequence[Path]) -> dict[str, Path]:
-    """Find every GROUP.tar directly in `folders`: group -> tar; the first folder wins. Raises UserError."""
+    """Find every GROUP.tar directly in `folders`: group -> tar; the first folder wins.
+
+    Raises UserError for a folder that does not exist.
+    """
     found: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -52,7 +55,7 @@ def find_tars(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def index_tar(path: Path, wanted: Set[str]) -> Index:
-    """Find the `wanted` file names in a tar, reading headers only. Raises OSError if the tar cannot be read.
+    """Find the `wanted` file names in a tar, reading headers only. Raises OSError.
 
     Of equal names the last one counts, as for tar itself.
     """
@@ -70,21 +73,27 @@ def index_tar(path: Path, wanted: Set[str]) -> Index:
 def read_member(file: BinaryIO, member: Member) -> bytes:
     """Read a member's bytes. Raises OSError if it is too large, cut off or cannot be read."""
     if member.size > MAX_MEMBER_BYTES:
-        raise OSError(f"has {member.size} bytes, more than {MAX_MEMBER_BYTES >> 20} MiB")
+        raise OSError(f"it has {member.size} bytes, more than {MAX_MEMBER_BYTES >> 20} MiB")
     file.seek(member.offset)
     data = file.read(member.size)
     if len(data) < member.size:
-        raise OSError("is cut off")
+        raise OSError("it is cut off")
     return data
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether a name stays below its folder. Only its last part is ever used; names that lead out are skipped."""
+    """Whether a name stays below its folder.
+
+    Only its last part is ever used, but names that lead out are not trusted.
+    """
     return not name.startswith("/") and ".." not in name.split("/")
 
 
 def _walk(file: BinaryIO, size: int) -> Iterator[Member | str]:
-    """Yield every whole regular file, and a text for every damage. `size` is the tar's, in bytes."""
+    """Yield every whole regular file, and a text for every damage.
+
+    size  the tar's bytes
+    """
     position, long_name, ended = 0, "", False
     while position + BLOCK <= size:
         file.seek(position)

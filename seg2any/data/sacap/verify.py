@@ -1,4 +1,4 @@
-"""Check files of SA-1B: one file before it gets its final name, or a folder against the annotation file."""
+"""Check files of SA-1B: a single file, or a folder against the annotation file."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Job:
 
 
 def verify(annotations: Annotations, chosen: np.ndarray, root: Path, workers: int) -> list[Problem]:
-    """Read every file of the images where bool [n] `chosen`, and list at most one problem per file."""
+    """Read all files of the images where bool [n] `chosen`; list one problem per bad file."""
     jobs = []
     for group, rows in annotations.by_group(chosen):
         for start in range(0, len(rows), IMAGES_PER_JOB):
