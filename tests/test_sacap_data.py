@@ -108,7 +108,7 @@ def every_region(made: Synthetic) -> list[dict]:
 def test_a_photo_of_another_size_or_damaged_is_said_when_it_is_read(tmp_path: Path):
     made = synthetic_data.make_sacap_1m(tmp_path, n=2)
     Image.new("RGB", (9, 7)).save(made.truths[0].image)
-    assert f"{made.truths[0].image}: is 9x7" in refused("sacap_1m", made.params)
+    assert f"{made.truths[0].image}: it is 9x7" in refused("sacap_1m", made.params)
     made.truths[0].image.write_bytes(b"\xff\xd8\xff")
     assert "cannot be read as an image" in refused("sacap_1m", made.params)
 

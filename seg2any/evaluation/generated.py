@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from seg2any.data.catalog import open_data_set
 from seg2any.data.dataset import DataSet
 from seg2any.generate.recipe import differences
 from seg2any.layout.checks import MAX_SEED
+from seg2any.layout.images import ImageError, opened_image
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 
@@ -117,10 +117,10 @@ class Generated:
 def read_image(path: Path) -> np.ndarray:
     """Read an image as uint8 [H, W, 3]. Raises UserError for an incomplete file."""
     try:
-        with Image.open(path) as image:
+        with opened_image(path, "delete it and generate again") as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); delete it and generate again") from error
+    except ImageError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def write_run(folder: Path, run: dict, overwrite: bool) -> None:

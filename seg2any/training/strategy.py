@@ -188,7 +188,7 @@ def _is_deepspeed_launch() -> bool:
 
 def _is_ddp_on_cpu() -> bool:
     """Tell whether accelerate needs `cpu=True`; without it, each process would silently train alone."""
-    has_others = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    has_others = Process.of(os.environ).count > 1
     return has_others and not torch.accelerator.is_available() and not _is_deepspeed_launch()
 
 

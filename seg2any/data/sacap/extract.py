@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from seg2any.data.sacap.report import Meter, Problem, in_bytes, progress_bar, run_tasks
 from seg2any.data.sacap.table import Annotations, Images
 from seg2any.data.sacap.tars import Index, find_tars, index_tar, read_member
 from seg2any.data.sacap.verify import Broken, check_jpeg, check_json
+from seg2any.layout.images import ImageError, opened_image
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, remove_stale
 
@@ -124,10 +124,10 @@ def _extract_file(job: Job, index: Index, file: BinaryIO, number: int, name: str
 def _size_there(path: Path) -> tuple[int, int]:
     """Read (height, width) from the header of a jpg on the disk."""
     try:
-        with Image.open(path) as image:
+        with opened_image(path, "run verify --delete_broken first", ("JPEG",)) as image:
             return image.height, image.width
-    except OSError as error:
-        raise Broken(f"{path.name} on the disk is broken ({error}); run verify --delete_broken first") from None
+    except ImageError as error:
+        raise Broken(f"{path.name} on the disk {error}") from None
 
 
 def _exist(images: Images, folder: Path) -> list[bool]:

@@ -1,0 +1,61 @@
+"""Processes share a run's work without gap or overlap, and do each other's when no one else does."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from seg2any.system.errors import UserError
+from seg2any.system.processes import ALONE, Process, wait_for_others
+from seg2any.system.workers import WorkerPool
+
+
+@pytest.mark.parametrize(("n_items", "count"), [(0, 1), (1, 3), (5, 3), (9, 3), (10, 4)])
+def test_every_item_belongs_to_one_process(n_items: int, count: int):
+    processes, items = [Process(index, count) for index in range(count)], list(range(n_items))
+    assert sorted(item for process in processes for item in process.share(items)) == items
+    in_order = [process.consecutive_share(n_items) for process in processes]
+    assert [item for part in in_order for item in part] == items
+    assert max(map(len, in_order)) - min(map(len, in_order)) <= 1
+    assert ALONE.share(items) == list(ALONE.consecutive_share(n_items)) == items
+
+
+def test_a_rank_without_a_world_is_alone():
+    assert Process.of({"RANK": "3"}) == ALONE
+    assert Process.of({"RANK": "3", "ACCELERATE_USE_CPU": "True"}).is_on_cpu
+
+
+def test_nothing_is_done_here_while_others_make_progress():
+    left = iter([3, 2, 2, 1, 0])
+    wait_for_others(lambda: next(left), lambda: pytest.fail("the others were at work"), patience=1.0)
+
+
+def test_the_rest_is_done_here_when_nobody_makes_progress():
+    work = [1, 2, 3]
+    wait_for_others(lambda: len(work), work.clear, patience=0.01)
+    assert not work
+
+
+def _add(shared: int, task: int) -> int:
+    if task == 13:
+        os._exit(1)
+    if task < 0:
+        raise UserError(f"task {task}: negative")
+    return shared + task
+
+
+@pytest.mark.parametrize("preload", [(), ("json",)])  # spawned workers, and forked by a server
+def test_a_pool_works_through_more_tasks_than_it_queues(preload: tuple[str, ...]):
+    with WorkerPool(2, shared=100, preload=preload) as pool:
+        assert sorted(pool.results(_add, range(20, 40))) == [(task, 100 + task) for task in range(20, 40)]
+
+
+@pytest.mark.parametrize(("task", "named"), [(-1, "task -1"), (13, "worker process was killed")])
+def test_the_fault_of_a_worker_ends_the_work(task: int, named: str):
+    with pytest.raises(UserError, match=named), WorkerPool(1) as pool:
+        list(pool.results(_add_to_none, [task, 1]))
+
+
+def _add_to_none(shared: None, task: int) -> int:
+    return _add(0, task)
