@@ -6,7 +6,7 @@ Train Seg2Any's adapters.
     python train.py config/seg2any_shapes.yaml --resume_from_checkpoint latest
     python train.py config/seg2any_shapes.yaml --dry_run
 
-Files from left to right, then keys: each changes what was before it. The rest stays at its default.
+Files and keys are applied from left to right, each over the ones before it; other keys keep their defaults.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from seg2any.system.interrupts import run_command
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status: 0 trained to the end, 1 out of memory, 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM."""
+    """Return the exit status: 0 complete, 1 out of memory, 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM."""
     if not arguments:
         print(__doc__.strip(), file=sys.stderr)
         return 2
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
 
 @plain_messages()
 def run(arguments: list[str]) -> int:
-    """Exit status, or 128 and the signal that ended the run. Raises UserError."""
+    """Train, or describe the run; return 0, or 128 plus the signal that stopped it. Raises UserError."""
     from seg2any.training import config
 
     settings = config.load(arguments)

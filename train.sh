@@ -7,17 +7,17 @@
 #   bash train.sh sacap_1m config/memory_24gb.yaml           on one GPU of 24 GB
 #   bash train.sh shapes                                     offline on a CPU, with the model in examples/shapes
 #
-# Further arguments go to train.py: bash train.sh ade20k --trainer.learning_rate=5e-5. Interrupted, the same command with
-# --resume_from_checkpoint=latest goes on. With other numbers of GPUs, keep the number of samples per step with
-# --trainer.train_batch_size and --trainer.gradient_accumulation_steps.
+# Further arguments go to train.py: bash train.sh ade20k --trainer.learning_rate=5e-5. After an interruption, add
+# --resume_from_checkpoint=latest to the same command. With another number of GPUs, keep the number of samples per step
+# with --trainer.train_batch_size and --trainer.gradient_accumulation_steps.
 #
 #   PROCESSES  GPUs to train on, of all machines together (1)
-#   LAUNCHER   config/accelerate.yaml: DDP, with --trainer.shard_base=true for the frozen weights in parts;
+#   LAUNCHER   config/accelerate.yaml: DDP; with --trainer.shard_base=true the frozen weights are sharded;
 #              config/deepspeed_stage2.yaml: ZeRO-2
 #   MACHINES   further options of `accelerate launch`        PYTHON   python of the environment
 #
 # Several machines: the same command on each, with the address of the first, its own rank, and project.output_dir on a
-# disk that all of them see. On the first of 2 machines with 8 GPUs each, and with --machine_rank 1 on the second:
+# disk that they share. On the first of 2 machines with 8 GPUs each, and with --machine_rank 1 on the second:
 #
 #   PROCESSES=16 MACHINES="--num_machines 2 --machine_rank 0 --main_process_ip 10.0.0.1 --main_process_port 29500" \
 #       bash train.sh sacap_1m
@@ -33,7 +33,7 @@ LAUNCHER=${LAUNCHER:-config/accelerate.yaml}
 
 usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"; }
 
-# Ends as train.py: whoever stops this script stops the training.
+# Replace this shell by train.py, so that stopping the script stops the training.
 launch() {
     if [ "$PROCESSES" -gt 1 ]; then
         # shellcheck disable=SC2086  # MACHINES holds several words
@@ -48,7 +48,7 @@ ade20k() { launch config/seg2any_ade20k.yaml "$@"; }
 
 coco_stuff() { launch config/seg2any_coco_stuff.yaml "$@"; }
 
-# Tokens of a million samples are counted first, once, by all cores.
+# Count the tokens of a million samples first, once, on all cores.
 sacap_1m() {
     "$PYTHON" prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --data.train.params.is_group_bucket=True "$@"
     launch config/seg2any_sacap_1m.yaml --data.train.params.is_group_bucket=True "$@"

@@ -35,6 +35,13 @@ def test_a_checkpoint_that_knows_no_weights_is_resumed_with_a_warning():
         Identity({"seed": 1, WEIGHTS: "a"}).load_state_dict({"seed": 1, WEIGHTS: "b"})
 
 
+def test_a_checkpoint_older_than_a_key_had_its_default():
+    key = "model.cond2image_attention_weight"
+    Identity({"seed": 1, key: 1.0}).load_state_dict({"seed": 1})
+    with pytest.raises(UserError, match=f"{key}: 1.0 in the checkpoint, 0.5 now"):
+        Identity({"seed": 1, key: 0.5}).load_state_dict({"seed": 1})
+
+
 def folder_of(path, *files, part="transformer"):
     """Each of `files` is (name, tensors)."""
     (path / part).mkdir(parents=True)

@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Preparation:
-    """The size at which samples are trained: `resolution` and `aspect` of the config, `patch` pixels per token side."""
+    """Sizes of training: `resolution` and `aspect` of the config, `patch` pixels per token side."""
 
     resolution: int
     aspect: str
@@ -58,7 +58,7 @@ class Preparation:
 
 @dataclass(frozen=True, eq=False)
 class ReadSample:
-    """A sample as read from its files or caches: arrays and strings only, cheap to move between processes.
+    """A sample as read from its files or caches: arrays and strings, cheap to send.
 
     latents        entry of the latents' cache; without one:
     pixels, drawn  uint8 [H, W, 3], and the regions drawn for that size
@@ -103,7 +103,10 @@ class Reader:
 
 
 def latents_key(data: DataSet, index: int) -> bytes:
-    """Return a sample's key in the latents' cache; another photo under the same name has another key."""
+    """Return a sample's key in the latents' cache.
+
+    Another photo under the same name has another key.
+    """
     return key_of(*filter(None, (data.key(index), data.photo_digest(index))))
 
 
@@ -126,7 +129,9 @@ LAST_STEP_SECONDS = 60  # how long a reading process lives on after SIGTERM
 def read_ahead(
     read: Callable[[int], T], batches: Iterable[Sequence[int]], workers: int
 ) -> Iterator[list[T | UserError]]:
-    """Yield the results of `read` batch by batch, in order; `workers` processes read ahead, none with 0.
+    """Yield the results of `read` batch by batch, in order.
+
+    `workers` processes read ahead, none with 0.
 
     A UserError that `read` raises takes the place of its result, for the caller to handle.
     """
@@ -153,7 +158,7 @@ class _Reading(Dataset):
 
 
 def _start_worker(number: int) -> None:
-    """Keep a reading process alive after SIGTERM and SIGINT, which stop the run only at the end of its step.
+    """Keep a reading process alive after SIGTERM and SIGINT, until its run ends the step.
 
     The time is limited, because a run that ends with an error terminates its readers and waits for them.
     """
@@ -167,7 +172,9 @@ class SkippedSampleWarning(UserWarning):
 
 
 class Encoder:
-    """Runs the frozen networks that caches do not replace; results are rounded as cached ones are.
+    """Runs the frozen networks that caches do not replace.
+
+    Results are rounded as cached ones are.
 
     known           embeddings known beforehand, such as those of class names
     drops_captions  whether `EncodedSample.without_caption` will be called
@@ -251,7 +258,10 @@ class TrainingSet:
 
 
 def is_usable(read: object | UserError, skips: bool, left_out_of: str) -> bool:
-    """Return True for a sample, and False with a warning for a UserError; raise it if not `skips`, or for a cache."""
+    """Return True for a sample, and False with a warning for a UserError.
+
+    Raise it if not `skips`, or for a cache.
+    """
     if not isinstance(read, UserError):
         return True
     if isinstance(read, CacheError) or not skips:

@@ -1,4 +1,4 @@
-"""Build the network of a run: the frozen base on its device, quantised if asked for, with adapters to train."""
+"""Build the network of a run: the frozen base, perhaps quantised, with adapters to train."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MODES = {"8bit": "int8", "nf4": "nf4"}  # trainer.base_quantization -> memory mo
 
 @contextlib.contextmanager
 def finding_model(config: Config) -> Iterator[str]:
-    """Yield the base model's name, and turn the libraries' errors about a missing model into a UserError."""
+    """Yield the base model's name, and turn errors about a missing model into a UserError."""
     name = config.model.pretrained_model_name_or_path
     try:
         yield name
@@ -37,13 +37,13 @@ def finding_model(config: Config) -> Iterator[str]:
 
 
 def base_fingerprint(config: Config) -> str:
-    """Return `weights_fingerprint` of the base model, which is downloaded unless it is a local folder."""
+    """Return `weights_fingerprint` of the base model; download it unless it is a local folder."""
     with finding_model(config) as name:
         return weights_fingerprint(Path(name if Path(name).is_dir() else Seg2AnyPipeline.download(name)))
 
 
 def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
-    """Load FLUX frozen, its transformer in the strategy's dtype, and place it as the strategy says."""
+    """Load FLUX frozen, its transformer in the strategy's dtype, and place it."""
     dtype = strategy.dtype
     # bf16 moves latents by a third of what sampling their posterior does; fp16 overflows in FLUX's VAE.
     vae = torch.float32 if dtype == torch.float16 else dtype
@@ -63,7 +63,9 @@ def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
 
 
 def quantization_config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig | None:
-    """Translate trainer.base_quantization for `from_pretrained`; matrix products are computed in `dtype`.
+    """Translate trainer.base_quantization for `from_pretrained`.
+
+    Matrix products are computed in `dtype`.
 
     Raises UserError if bitsandbytes or its device is missing.
     """
@@ -91,7 +93,9 @@ def _lower(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.T
 
 
 def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None = None) -> None:
-    """Add `default` and, with condition tokens, `cond`; or load both to start from. They are trained in fp32.
+    """Add `default` and, with condition tokens, `cond`; or load both to start from.
+
+    They are trained in fp32.
 
     saved  folder of the checkpoint to resume; its adapters have the same sizes as model.lora_ckpt_path, which may be
            gone by now
@@ -118,7 +122,7 @@ def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None =
 
 
 def _set_dropout(transformer: nn.Module, share: float) -> None:
-    """Replace the dropout that loaded adapters bring from their file by that of this run's config."""
+    """Replace the dropout in the files of loaded adapters by that of this run's config."""
     for name in {DEFAULT, COND} & transformer.peft_config.keys():
         transformer.peft_config[name].lora_dropout = share
         for layer in transformer.modules():
@@ -171,7 +175,10 @@ def n_blocks(transformer: nn.Module) -> int:
 
 
 def apply_memory_options(transformer: nn.Module, config: Config) -> None:
-    """Switch on tf32, gradient checkpointing and compiling as configured. Raises UserError for compiling on a CPU."""
+    """Switch on tf32, gradient checkpointing and compiling as configured.
+
+    Raises UserError for compiling on a CPU.
+    """
     torch.backends.cuda.matmul.allow_tf32 = config.trainer.allow_tf32
     if config.trainer.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()

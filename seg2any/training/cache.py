@@ -1,4 +1,4 @@
-"""Cache what frozen networks compute: name caches, fill them with all processes together, and find them complete."""
+"""Cache what frozen networks compute: name caches, and fill them with all processes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Make = Callable[[Sequence[int]], Iterable[tuple[int, Entry]]]
 def complete(
     store: Store, keys: Sequence[bytes], make: Make, what: str, process: Process, patience: float = PATIENCE
 ) -> None:
-    """Return when `store` has an entry for every one of `keys`, each made by one of the run's processes.
+    """Fill `store` with an entry for each of `keys`, together with the run's other processes.
 
     Each process makes the missing entries of its share. If the others, which may belong to another node with a folder
     of its own or to a run that was killed, make no progress for `patience` seconds, this one makes theirs as well.
@@ -62,7 +62,10 @@ def _add(store: Store, keys: Sequence[bytes], positions: list[int], make: Make, 
 
 
 def open_store(cache_dir: str | None, kind: str, fingerprint: str) -> Store:
-    """Open the cache named by `fingerprint` in `cache_dir`; without a `cache_dir`, one in memory."""
+    """Open the cache named by `fingerprint` in `cache_dir`.
+
+    Without a `cache_dir`, one in memory.
+    """
     return ShardStore(Path(cache_dir) / f"{kind}-{fingerprint[:16]}") if cache_dir else MemoryStore()
 
 
@@ -98,7 +101,10 @@ def make_latents(reader: Reader, encoders: Encoders, with_std: bool, skips: bool
 def make_texts(
     reader: Reader, encoders: Encoders, elsewhere: dict[TextKey, Tensor], batch_size: int, skips: bool, workers: int
 ) -> Make:
-    """Return what makes entries of the texts' cache; embeddings in `elsewhere` are not stored with samples."""
+    """Return what makes entries of the texts' cache.
+
+    Embeddings in `elsewhere` are not stored with samples.
+    """
     settings = reader.preparation.settings
 
     def make(indices: Sequence[int]) -> Iterator[tuple[int, Entry]]:
@@ -122,7 +128,10 @@ def _fault(error: UserError, skips: bool) -> Entry:
 
 
 def latents_fingerprint(data: str, preparation: Preparation, encoders: Encoders) -> str:
-    """Digest everything latents and drawn regions depend on; `data` is the data set's fingerprint."""
+    """Digest everything latents and drawn regions depend on.
+
+    `data` is the data set's fingerprint.
+    """
     settings, vae = preparation.settings, encoders.vae
     drawn = ("is_use_cond_token", "is_filter_cond_token", "cond_scale_factor", "region_assignment", "vae_posterior")
     soft = settings.attention_mask_method == "place"
@@ -132,7 +141,10 @@ def latents_fingerprint(data: str, preparation: Preparation, encoders: Encoders)
 
 
 def texts_fingerprint(data: str, settings: ConditionSettings, encoders: Encoders) -> str:
-    """Digest everything embeddings depend on; `data` is the data set's fingerprint, which covers captions."""
+    """Digest everything embeddings depend on.
+
+    `data` is the data set's fingerprint, which covers captions.
+    """
     lengths = [settings.max_sequence_length, settings.regional_max_sequence_length]
     digest = _digest(data, lengths, settings.is_plain)
     for tokenizer in (encoders.tokenizer, encoders.tokenizer_2):

@@ -1,4 +1,6 @@
-"""Write and read checkpoints: each is a folder that is complete or absent; the newest complete one is always kept.
+"""Write and read checkpoints: each is a folder that is complete or absent.
+
+The newest complete one is always kept.
 
 output_dir/checkpoint-1000/default/pytorch_lora_weights.safetensors   the published layout
                            cond/pytorch_lora_weights.safetensors
@@ -43,7 +45,7 @@ class Checkpoints:
         return dict(sorted(found.items()))
 
     def save(self, step: int, write: Callable[[Path], None], state: dict[str, Any]) -> Path:
-        """Let `write` fill a temporary folder, add the run's state, and rename the folder to checkpoint-`step`.
+        """Let `write` fill a temporary folder, add the state, and rename it to checkpoint-`step`.
 
         Raises UserError if it cannot be written, for example on a full disk, and leaves nothing behind.
         """
@@ -94,7 +96,10 @@ class Checkpoints:
             )
 
     def plain(self, wanted: str | None, name: str) -> Any:
-        """Return the tensor-free value `name` of the checkpoint that `load` would return; None without a checkpoint."""
+        """Return the tensor-free value `name` of the checkpoint that `load` would return.
+
+        None without a checkpoint.
+        """
         found = self._newest(wanted, name)
         return found and found[1]
 
@@ -104,7 +109,7 @@ class Checkpoints:
         return found and found[0]
 
     def _newest(self, wanted: str | None, name: str) -> tuple[Path, Any] | None:
-        """Find the checkpoint that `load` would return, judged by file sizes, and its tensor-free value `name`."""
+        """Find the checkpoint that `load` would return, by file sizes, and its tensor-free `name`."""
         path = check_path(wanted)
         candidates = [] if wanted is None else [path] if path else reversed(self.steps().values())
         for path in candidates:
@@ -114,7 +119,9 @@ class Checkpoints:
         return None
 
     def load(self, wanted: str) -> tuple[Path, dict[str, Any]] | None:
-        """Read folder and state, by name, of `latest` or of any path; None if `latest` finds no checkpoint.
+        """Read folder and state, by name, of `latest` or of any path.
+
+        None if `latest` finds no checkpoint.
 
         `latest` skips damaged checkpoints with a warning. Raises UserError if a path is not a complete checkpoint, and
         if `latest` finds only damaged ones.
@@ -133,7 +140,10 @@ class Checkpoints:
 
 
 def check_path(wanted: str | None) -> Path | None:
-    """Return the folder that `resume_from_checkpoint` names; None for `latest` and null. Raises UserError."""
+    """Return the folder that `resume_from_checkpoint` names; None for `latest` and null.
+
+    Raises UserError.
+    """
     if wanted in (None, "latest"):
         return None
     path = Path(wanted)

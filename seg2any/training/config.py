@@ -1,4 +1,4 @@
-"""Describe a training run: typed dataclasses <- yaml files <- --a.b=c, under the key names of the published configs.
+"""Describe a training run: typed dataclasses <- yaml files <- --a.b=c, with published keys.
 
 A key that does not exist, a wrong type and an impossible value are one-line errors. The files under config/ hold only
 what differs from the defaults below. `train.py --help` prints every key with its default and the comment beside it.
@@ -59,7 +59,7 @@ class Data:
 
 @dataclass
 class Model:
-    """The base model, its condition settings, the adapters, and the distribution of noise levels."""
+    """The base model, its condition settings, the adapters, and how noise levels are drawn."""
 
     pretrained_model_name_or_path: str = "black-forest-labs/FLUX.1-dev"
     condition: ConditionSettings = field(default_factory=ConditionSettings)  # see MOVED
@@ -142,7 +142,7 @@ class Eval:
 
 @dataclass
 class Compatibility:
-    """Published keys that change nothing here: accepted so that published files load, and written back."""
+    """Published keys that change nothing here, accepted so that published files load."""
 
     default_lora_layers: str | None = None  # for compatibility: null, or the published layers, the only ones trained
     cond_lora_layers: str | None = None  # likewise
@@ -203,7 +203,10 @@ MOVED = {("" if name in CONFIG_ROOT_NAMES else "model", name): ConditionSettings
 
 
 def load(arguments: Sequence[str]) -> Config:
-    """Read `CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins. Raises UserError."""
+    """Read `CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins.
+
+    Raises UserError.
+    """
     merged = OmegaConf.structured(Config)
     OmegaConf.set_readonly(merged.model.condition, False)  # frozen dataclasses start read-only
     for source, values in read_sources(list(arguments)):
@@ -236,7 +239,10 @@ def _move(content: dict[str, Any]) -> None:
 
 
 def _translate_memory(content: dict[str, Any], source: str) -> None:
-    """Translate `memory`, a flag of infer.py, to trainer.base_quantization. Raises UserError if it cannot train."""
+    """Translate `memory`, a flag of infer.py, to trainer.base_quantization.
+
+    Raises UserError if it cannot train.
+    """
     if "memory" not in content:
         return
     mode = content.pop("memory")
@@ -278,7 +284,7 @@ def _explained(options: object, section: str) -> Iterator[str]:
 
 
 def _line(indent: str, key: str, options: object) -> str:
-    """Format one key; its meaning is the field's metadata, else the comment beside it in the source."""
+    """Format one key; its meaning is the field's metadata, else the comment beside it."""
     value = getattr(options, key)
     about = next(one.metadata for one in dataclasses.fields(options) if one.name == key)
     meaning = about.get("help") or dict(COMMENT.findall(inspect.getsource(type(options))))[key]

@@ -1,4 +1,7 @@
-"""Read config files and flags; refuse unknown keys, wrong types and impossible values, each in one line."""
+"""Read config files and flags.
+
+Refuse unknown keys, wrong types and impossible values, each in one line.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,10 @@ BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
 
 
 def check_values(config: DictConfig) -> None:
-    """Raise UserError for the first impossible value; `config` has the keys of `seg2any.training.config.Config`."""
+    """Raise UserError for the first impossible value.
+
+    `config` has the keys of `seg2any.training.config.Config`.
+    """
 
     def wrong(key: str, rule: str) -> UserError:
         return UserError(f"{key}: {OmegaConf.select(config, key)!r} is not possible; {rule}")
@@ -74,7 +80,10 @@ def check_values(config: DictConfig) -> None:
 
 
 def read_sources(arguments: list[str]) -> Iterator[tuple[str, DictConfig]]:
-    """Yield name and content of every yaml file and every command-line override, in order. Raises UserError."""
+    """Yield name and content of every yaml file and every command-line override, in order.
+
+    Raises UserError.
+    """
     while arguments:
         argument = arguments.pop(0)
         if not argument.startswith("--"):
@@ -100,8 +109,7 @@ def _parse(source: str, read: Callable[[], DictConfig]) -> DictConfig:
 
 
 def check_keys(content: Mapping[str, Any], types: Mapping[str, Any], source: str) -> None:
-    """Raise UserError for the first unknown key of `content`, or the first value that is not a section, list or mapping
-    where one is needed.
+    """Raise UserError for the first unknown key of `content`, or the first value of wrong form.
 
     types  maps every key to its type, and every section to such a mapping
     """
@@ -117,7 +125,10 @@ def check_keys(content: Mapping[str, Any], types: Mapping[str, Any], source: str
 
 
 def _typed(content: Mapping[str, Any], types: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any, Any]]:
-    """Yield path, value and type of every key, sections before their keys; the type of an unknown key is None."""
+    """Yield path, value and type of every key, sections before their keys.
+
+    The type of an unknown key is None.
+    """
     for key, value in content.items():
         hint = types.get(key)
         yield f"{prefix}{key}", value, hint
@@ -133,7 +144,7 @@ def _paths(types: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _nearest(path: str, paths: list[str]) -> str:
-    """Suggest the key that was probably meant: close as a whole, or with the same last name elsewhere."""
+    """Suggest the key that was probably meant: a close one, or the same name elsewhere."""
     if path in paths:
         return ": in a file, write it as a section, such as 'model: {rank: 8}'"
     same_name = [p for p in paths if p.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]

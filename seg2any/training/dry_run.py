@@ -1,4 +1,4 @@
-"""Print what `--dry_run` tells: the resolved config, parameters, tokens per sample, GPU memory; load no weights.
+"""Describe a run without loading weights: config, parameters, tokens per sample, memory.
 
 The memory is estimated from sizes alone, to know whether a step fits before 24 GB are loaded.
 
@@ -56,7 +56,7 @@ BYTES_OF_MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 
 def describe(config: Config) -> str:
-    """Describe the run. Raises UserError for everything in config and data that the run itself would refuse."""
+    """Describe the run. Raises UserError for everything that the run itself would refuse."""
     strategy, settings = make_strategy(config), config.model.condition
     make_objective(config)
     check_path(config.resume_from_checkpoint)
@@ -87,7 +87,10 @@ def describe(config: Config) -> str:
 
 
 def _pipeline_of(config: Config) -> Seg2AnyPipeline:
-    """Build the run's networks with adapters on the meta device. Raises UserError for what does not suit them."""
+    """Build the run's networks with adapters on the meta device.
+
+    Raises UserError for what does not suit them.
+    """
     settings = config.model.condition
     with build.finding_model(config) as name:
         pipeline = weightless_pipeline(name)
@@ -114,7 +117,10 @@ def _size(network: nn.Module) -> int:
 
 @dataclass(frozen=True)
 class Encoders:
-    """Parameters of the frozen networks that stay on the GPU during training; 0: a cache replaces them."""
+    """Parameters of the frozen networks that stay on the GPU during training.
+
+    0: a cache replaces them.
+    """
 
     text: int = 0
     vae: int = 0
@@ -135,7 +141,10 @@ class Launch:
 
 
 def estimate(config: Config, transformer: nn.Module, tokens: int, encoders: Encoders, launch: Launch) -> dict[str, int]:
-    """Estimate bytes on one GPU by use; `transformer` has its adapters and may be on the meta device."""
+    """Estimate bytes on one GPU by use.
+
+    `transformer` has its adapters and may be on the meta device.
+    """
     trainer, width = config.trainer, launch.width
     trained = sum(p.numel() for p in transformer.parameters() if p.requires_grad)
     shares = launch.processes if launch.sharded else 1

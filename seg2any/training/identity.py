@@ -1,4 +1,4 @@
-"""What makes a run what it is: a resumed run must share it with the run that wrote the checkpoint."""
+"""Compare a resumed run with the run of its checkpoint, and name the first difference."""
 
 from __future__ import annotations
 
@@ -20,12 +20,17 @@ TRAINER = (
     *("optimizer", "learning_rate", "scale_lr", "train_batch_size", "gradient_accumulation_steps", "guidance_scale"),
     *("caption_dropout", "cond_dropout", "ema_decay", "base_quantization", "sampler"),
 )
+# Keys that older checkpoints lack, with the value that their runs used.
+ADDED = {"model.cond2image_attention_weight": 1.0}
 # Schedules whose shape does not depend on the length of the run.
 OPEN_ENDED = ("constant", "constant_with_warmup", "piecewise_constant")
 
 
 class Identity:
-    """The values that must not change in the middle of a run. Loading compares them instead of overwriting them."""
+    """The values that must not change in the middle of a run.
+
+    Loading compares them instead of overwriting them.
+    """
 
     def __init__(self, values: Mapping[str, Any]):
         self.values = dict(values)
@@ -35,10 +40,14 @@ class Identity:
         return self.values
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raise UserError for the first difference; warn if the checkpoint has no fingerprint of the weights."""
+        """Raise UserError for the first difference.
+
+        Warn if the checkpoint has no fingerprint of the weights.
+        """
         if WEIGHTS in self.values and WEIGHTS not in state:
             warnings.warn(f"the checkpoint has no fingerprint of {WEIGHTS}, so it is not compared", stacklevel=2)
             state = {**state, WEIGHTS: self.values[WEIGHTS]}
+        state = {**{key: value for key, value in ADDED.items() if key in self.values}, **state}
         for key in sorted((self.values.keys() | state.keys()) - FREE):
             before, now = state.get(key), self.values.get(key)
             if before != now:
@@ -49,7 +58,7 @@ class Identity:
 
 
 def run_identity(config: Config, task: Mapping[str, object], strategy: Strategy) -> dict[str, Any]:
-    """Collect by config key what the config, the task (`Task.identity`) and the strategy fix for a run.
+    """Collect by config key what config, task (`Task.identity`) and strategy fix for a run.
 
     Of mixed_precision it is the resolved value, since `auto` may mean another one on another machine.
     """

@@ -1,4 +1,4 @@
-"""Report a run: a progress bar for people, log.jsonl for programs, TensorBoard or W&B by accelerate's trackers."""
+"""Report a run: a progress bar, log.jsonl, and TensorBoard or W&B through accelerate."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunLog:
         self._seconds = 0.0
 
     def begin(self) -> None:
-        """Start the clock of a step; time between steps (validation, checkpoints) does not count in the speed."""
+        """Start the clock of a step; speed excludes the time between steps, as for validation."""
         self._began = time.monotonic()
 
     def measure(self, loss: Tensor, lengths: Sequence[Sequence[int]]) -> None:
@@ -60,7 +60,7 @@ class RunLog:
         self._computed += len(lengths) * sum(map(max, zip(*lengths, strict=True)))
 
     def step(self, step: int, every: int, **values: float) -> None:
-        """Count an optimizer step; every `every`-th writes `values` and the measurements since the last row.
+        """Count an optimizer step; every `every`-th writes `values` and what was measured since.
 
         Only finite losses count; the others belong to skipped steps, which `values` counts.
         """
@@ -87,7 +87,10 @@ class RunLog:
         self._restart()
 
     def start(self, step: int, info: dict[str, object]) -> None:
-        """Write the row that begins every start of the run; see `seg2any.system.provenance.run_info`."""
+        """Write the row that begins every start of the run.
+
+        See `seg2any.system.provenance.run_info`.
+        """
         if self.accelerator.is_main_process:
             self._append({"step": step, "run": info})
 
@@ -124,7 +127,10 @@ class RunLog:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    """Drop rows after `step`, since a resumed run repeats those steps; step 0 begins an empty log."""
+    """Drop rows after `step`, since a resumed run repeats those steps.
+
+    Step 0 begins an empty log.
+    """
     lines = path.read_text().splitlines() if path.exists() and step else []
     with atomic_write(path) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in lines if _step(line) <= step))
@@ -138,7 +144,7 @@ def _step(line: str) -> float:
 
 
 def check_tracker(config: Config) -> None:
-    """Raise UserError if the configured tracker is not installed: accelerate would silently go on without it."""
+    """Raise UserError if the tracker is not installed: accelerate would silently ignore it."""
     name = config.project.report_to
     if name is not None and importlib.util.find_spec(TRACKERS[name]) is None:
         raise UserError(f"project.report_to: {name} is not installed; pip install {name}, or use null")

@@ -1,4 +1,4 @@
-"""Open the data sets of a run, fill the configured caches, and let go of networks that nothing needs any more."""
+"""Open the data sets of a run, fill its caches, and drop networks that the caches replace."""
 
 from __future__ import annotations
 
@@ -133,7 +133,10 @@ class DataSources:
         return TrainingSet(reader, encode, counts, self.skips, self.workers)
 
     def samples(self, data: DataSet, count: int) -> list[EncodedSample]:
-        """Encode the first `count` samples into memory; they are cached as well, for a faster next start."""
+        """Encode the first `count` samples into memory.
+
+        They are cached as well, for a faster next start.
+        """
         reader, encode = self._reading(data, count, None)
         encoded = []
         for (read,) in read_ahead(reader, [[index] for index in range(count)], self.workers):
@@ -147,7 +150,10 @@ class DataSources:
         return TokenCounts.of(rows, self.settings, patch)
 
     def _reading(self, data: DataSet, count: int, counts: TokenCounts | None) -> tuple[Reader, Encoder]:
-        """Make the reader of the first `count` samples and their encoder; complete their caches first."""
+        """Make the reader of the first `count` samples and their encoder.
+
+        Complete their caches first.
+        """
         latents = self._latents(data, count, counts) if self.options.cache_latents else None
         names = self._class_names(data) if self.options.cache_text != "none" else {}
         texts = self._texts(data, count, counts, latents, names) if self.options.cache_text == "all" else None

@@ -1,4 +1,4 @@
-"""Everything an optimizer step changes, with its state: trained parameters, their average, AdamW, the schedule."""
+"""Hold what an optimizer step changes: parameters, their average, AdamW, the schedule."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Trainable:
 
 
 class Average:
-    """Exponential moving average of parameters, in fp32: a <- d a + (1 - d) p, with d growing to `decay`.
+    """Moving average of parameters, in fp32: a <- d a + (1 - d) p, with d growing to `decay`.
 
     With decay 0 the average is the parameters themselves and takes neither memory nor time.
     """
@@ -63,7 +63,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Put the average into the model inside this context, and the model's own weights back after it."""
+        """Put the average into the model inside this context, and its own weights back after it."""
         if not self.decay:
             yield
             return
@@ -91,7 +91,9 @@ class Average:
 
 
 def make_optimizer(config: Config, parameters: list[nn.Parameter], processes: int) -> torch.optim.Optimizer:
-    """Make AdamW over `parameters`, with 8-bit state if trainer.optimizer says so; scale_lr needs `processes`.
+    """Make AdamW over `parameters`, with 8-bit state if trainer.optimizer says so.
+
+    scale_lr needs `processes`.
 
     Raises UserError if bitsandbytes is missing.
     """
@@ -121,7 +123,7 @@ def _adamw_8bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> tor
 
 
 class OptimizerState:
-    """AdamW's moments by parameter name, in the same form under DDP and ZeRO for any number of processes.
+    """AdamW's moments by parameter name, in one form for DDP, ZeRO and any number of processes.
 
     parameters   by name, in the order in which the optimizer received them
     is_sharded   True under ZeRO, which gives every process a part of the moments: all processes have to call
@@ -155,7 +157,7 @@ class OptimizerState:
             self.optimizer.state[p] = {key: _moved(value, p.device) for key, value in moments.items()}
 
     def _load_shards(self, state: dict[str, dict[str, Any]]) -> None:
-        """Load moments and weights: ZeRO steps its own copy of the weights, which still holds the initial values."""
+        """Load moments and weights: ZeRO's own copy of the weights still holds the initial ones."""
         from deepspeed.utils import (
             lazy_init_hp_params_optimizer_state,
             safe_set_full_fp32_param,
@@ -196,7 +198,10 @@ def number_of_steps(config: Config, batches_per_epoch: int) -> int:
 def make_schedule(
     config: Config, optimizer: torch.optim.Optimizer, last_step: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Make the learning-rate schedule up to `last_step`. Raises UserError for what diffusers refuses."""
+    """Make the learning-rate schedule up to `last_step`.
+
+    Raises UserError for what diffusers refuses.
+    """
     schedule = config.scheduler
     if schedule.lr_scheduler not in SCHEDULES:
         known = ", ".join(SCHEDULES)

@@ -1,4 +1,4 @@
-"""Encode training samples with the frozen networks, and convert them to and from the entries of a cache.
+"""Encode training samples, and convert them to and from the entries of a cache.
 
 Outputs of the networks are rounded to fp16 at once, whether they will be stored or not, so that training reads the same
 numbers with and without caches. Latents and embeddings are of order 1, where fp16's 11 bits are finer than bf16's 8.
@@ -82,7 +82,7 @@ class Captions:
 
 @dataclass(frozen=True)
 class Texts:
-    """Keys of the embeddings that a sample needs, and of its pooled one without the global caption."""
+    """Keys of the embeddings of a sample, and of the pooled one without the global caption."""
 
     prompt: Prompt
     pooled_without_caption: TextKey | None
@@ -103,13 +103,16 @@ class Latents:
     coverage: Tensor | None = None
 
     def sample(self, texts: Texts, known: Mapping[TextKey, Tensor]) -> EncodedSample:
-        """Add the embeddings in `known`; if the one for a dropped caption is missing, no caption can be dropped."""
+        """Add the embeddings in `known`.
+
+        If the one for a dropped caption is missing, no caption can be dropped.
+        """
         layout = EncodedLayout(text_of(texts.prompt, known), self.contour, self.masks, self.coverage)
         return EncodedSample(self.image, layout, known.get(texts.pooled_without_caption))
 
 
 def encode_latents(pixels: np.ndarray, drawn: DrawnLayout, vae: AutoencoderKL, with_std: bool) -> Latents:
-    """Run the VAE on an image uint8 [H, W, 3] and its contour, in one batch if they have one size.
+    """Run the VAE on an image uint8 [H, W, 3] and its contour, together if of one size.
 
     Samples are never batched together, so latents do not depend on the batch.
     """
@@ -129,7 +132,7 @@ def image_of(pixels: np.ndarray) -> Tensor:
 
 
 def latents_of(drawn: DrawnLayout, image: Posterior, contour: Posterior | None, with_std: bool) -> Latents:
-    """Round posteriors of an image [I, 4C] and of its contour [h * w, 4C], of which the kept tokens remain."""
+    """Round posteriors of an image [I, 4C] and of the kept tokens of its contour [h * w, 4C]."""
     tokens = None
     if contour is not None:
         tokens = kept_of(drawn, contour)

@@ -1,4 +1,4 @@
-"""Store nested states in a safetensors file, which holds no code: tensors as such, the rest as json metadata."""
+"""Store nested states in a safetensors file: tensors as such, the rest as json metadata."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def _without_tensors(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """Read a state, with tensors on the CPU and tuples as lists. Raises FileNotFoundError or DamagedState."""
+    """Read a state, with tensors on the CPU and tuples as lists.
+
+    Raises FileNotFoundError or DamagedState.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

@@ -1,4 +1,4 @@
-"""Store arrays by key, for caches: on the disk for any number of processes and runs, or in memory for one.
+"""Store arrays by key: on the disk for any number of processes and runs, or in memory.
 
 A store on the disk is a folder of shards, each a safetensors file with keys, the ends and CRC-32 of the entries, and
 the entries one after another. A shard is written under another name, synced and renamed, so it is complete or absent;
@@ -37,7 +37,10 @@ class DamagedShardWarning(UserWarning):
 
 
 class CacheError(UserError):
-    """A cache cannot be written, or was altered during the run. Not specific to one sample, so never skipped."""
+    """A cache cannot be written, or was altered during the run.
+
+    Not specific to one sample, so never skipped.
+    """
 
 
 def key_of(*parts: object) -> bytes:
@@ -91,7 +94,10 @@ class MemoryStore:
 
 
 class ShardStore:
-    """Entries in the shards of `folder`, which need not exist yet. Can be sent to other processes."""
+    """Entries in the shards of `folder`, which need not exist yet.
+
+    Can be sent to other processes.
+    """
 
     is_shared = True
 
@@ -199,7 +205,10 @@ class ShardStore:
 
 
 def _read_index(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Read keys, ends and CRC-32 of a shard's entries; remove a damaged shard with a warning and return None."""
+    """Read keys, ends and CRC-32 of a shard's entries.
+
+    Remove a damaged shard with a warning and return None.
+    """
     try:
         with safe_open(path, framework="np") as file:
             keys, ends, sums = map(file.get_tensor, ("keys", "ends", "sums"))

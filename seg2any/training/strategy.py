@@ -1,4 +1,4 @@
-"""How a run is spread over processes: alone, DDP, DeepSpeed ZeRO, or DDP over a sharded base.
+"""Spread a run over processes: one, DDP, DeepSpeed ZeRO, or DDP over a sharded base.
 
 accelerate's launcher decides, and training gives the same numbers in each.
 """
@@ -38,7 +38,7 @@ DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Strategy:
-    """One process, or DDP: every process holds the whole network and trains on its own part of each batch.
+    """One process, or DDP: each holds the whole network and trains on its part of a batch.
 
     precision  no, fp16 or bf16: what mixed_precision means on this device
     """
@@ -85,7 +85,7 @@ class DeepSpeed(Strategy):
 
 
 class ShardedBase(Strategy):
-    """DDP with FSDP2 for the frozen weights: a process keeps a part of each block and gathers a block to compute it.
+    """DDP, with the frozen weights sharded by FSDP2: blocks are gathered to compute them.
 
     Adapters stay whole on every process and get the gradients that DDP would give them, so their average, optimizer and
     checkpoints are those of DDP. This saves memory of frozen weights: FLUX.1's 24 GB become 6 on each of 4 GPUs.
@@ -94,7 +94,7 @@ class ShardedBase(Strategy):
 
     @property
     def validation_process(self) -> Process:
-        """A lone process: shares differ in size, and a process with fewer samples would leave the others waiting."""
+        """A lone process: with shares of different size, some processes would wait for ever."""
         return ALONE
 
     def place(self, pipeline: DiffusionPipeline) -> None:
@@ -104,7 +104,7 @@ class ShardedBase(Strategy):
                 module.to(self.device)
 
     def split(self, transformer: nn.Module) -> None:
-        """Move adapters to the device and this process's part of the frozen weights, which are the same everywhere."""
+        """Move adapters and this process's part of the frozen weights to the device."""
         # Nothing here works in place on a block's output.
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
         mesh = init_device_mesh(self.device.type, (self.process.count,))
@@ -115,12 +115,14 @@ class ShardedBase(Strategy):
             fully_shard(module, mesh=mesh, ignored_params=adapters)
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Wrap the optimizer only: DDP's wrapper would average gradients in the middle of FSDP's collectives."""
+        """Wrap the optimizer only: DDP's wrapper would average during FSDP's collectives."""
         return network, self.accelerator.prepare(optimizer, device_placement=[False])
 
     def average(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Average after the backward pass: during it, processes would start DDP's and FSDP's collectives in different
-        orders and mix them up."""
+        """Average after the backward pass.
+
+        During it, processes would start the collectives of DDP and of FSDP in different orders and mix them up.
+        """
         reductions = []
         for parameter in parameters:
             parameter.grad /= self.process.count
@@ -130,7 +132,10 @@ class ShardedBase(Strategy):
 
 
 def make_strategy(config: Config) -> Strategy:
-    """Choose the strategy that the launcher and trainer.shard_base ask for. Raises UserError for what cannot be."""
+    """Choose the strategy that the launcher and trainer.shard_base ask for.
+
+    Raises UserError for what cannot be.
+    """
     accelerator = make_accelerator(config)
     kind = ShardedBase if shards_base(config, accelerator) else Strategy
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -140,7 +145,10 @@ def make_strategy(config: Config) -> Strategy:
 
 
 def shards_base(config: Config, accelerator: Accelerator) -> bool:
-    """Tell whether to shard the base; a single process keeps it whole. Raises UserError for options that exclude it."""
+    """Tell whether to shard the base; a single process keeps it whole.
+
+    Raises UserError for options that exclude it.
+    """
     trainer = config.trainer
     if not trainer.shard_base or accelerator.num_processes == 1:
         return False
@@ -187,7 +195,10 @@ def _is_deepspeed_launch() -> bool:
 
 
 def _is_ddp_on_cpu() -> bool:
-    """Tell whether accelerate needs `cpu=True`; without it, each process would silently train alone."""
+    """Tell whether accelerate needs `cpu=True`.
+
+    Without it, each process would silently train alone.
+    """
     has_others = Process.of(os.environ).count > 1
     return has_others and not torch.accelerator.is_available() and not _is_deepspeed_launch()
 
@@ -203,7 +214,10 @@ def _handlers() -> list[KwargsHandler]:
 
 
 def _configure_deepspeed(deepspeed: dict, config: Config) -> None:
-    """Copy the config's numbers into DeepSpeed's; the launcher's file decides only stage and buckets."""
+    """Copy the config's numbers into DeepSpeed's.
+
+    The launcher's file decides only stage and buckets.
+    """
     zero = deepspeed["zero_optimization"]
     if zero["stage"] not in (1, 2):
         reason = f"{SPLITS_ADAPTERS}; {INSTEAD}, or" if zero["stage"] == 3 else "is not supported;"
@@ -226,7 +240,10 @@ def _precision(config: Config, device: torch.device) -> str:
 
 
 class Interrupt:
-    """Inside this context the first SIGTERM or SIGINT is only remembered; a second one acts as usual."""
+    """Inside this context the first SIGTERM or SIGINT is only remembered.
+
+    A second one acts as usual.
+    """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
@@ -253,7 +270,10 @@ class Interrupt:
         self._previous = {}
 
     def requested(self) -> bool:
-        """Tell whether any process got a signal; every process must ask at the same moments, and all get one answer."""
+        """Tell whether any process got a signal.
+
+        Every process must ask at the same moments, and all get one answer.
+        """
         if self._signal is not None:
             self.accelerator.set_trigger()
         self._requested = self.accelerator.check_trigger() or self._requested
@@ -261,5 +281,8 @@ class Interrupt:
 
     @property
     def signal(self) -> signal.Signals | None:
-        """The signal that stopped the run, SIGTERM if only another process got it; None while nothing is requested."""
+        """The signal that stopped the run, SIGTERM if only another process got it.
+
+        None while nothing is requested.
+        """
         return (self._signal or signal.SIGTERM) if self._requested else None

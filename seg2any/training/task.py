@@ -1,4 +1,4 @@
-"""What a run trains. The trainer knows a network only through this protocol."""
+"""Define `Task`: all that the trainer knows of a network, its data, loss and files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ class Sample(Protocol):
 
     @property
     def lengths(self) -> Sequence[int]:
-        """Count its tokens without padding, stream by stream; samples of one batch are padded stream by stream."""
+        """Count its tokens without padding, stream by stream.
+
+        Samples of one batch are padded stream by stream.
+        """
 
 
 @dataclass(frozen=True)
@@ -74,23 +77,34 @@ class Task(Protocol):
     data: TrainingData
 
     def identity(self) -> Mapping[str, object]:
-        """Fingerprint what a resumed run has to share with the first, by config key; load no weights."""
+        """Fingerprint what a resumed run has to share with the first, by config key.
+
+        Load no weights.
+        """
 
     def load(self, strategy: Strategy, saved: Path | None) -> None:
-        """Load the network and the data, onto the strategy's device; `saved` is the checkpoint to resume, if any."""
+        """Load the network and the data, onto the strategy's device.
+
+        `saved` is the checkpoint to resume, if any.
+        """
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
         """Name the parameters to train: adapters, a head, a whole network."""
 
     def loss(self, network: nn.Module, samples: Sequence[Any], generators: Sequence[torch.Generator]) -> Tensor:
-        """Compute a scalar from a batch. `network` is `self.network` or a wrapper of it; each sample has a generator
-        for all its random numbers."""
+        """Compute a scalar from a batch. `network` is `self.network` or a wrapper of it.
+
+        Each sample has a generator for all its random numbers.
+        """
 
     def validation_losses(self) -> Mapping[str, float]:
         """Measure the network as it is, over all processes together; empty without validation data."""
 
     def validation_images(self, folder: Path) -> Sequence[Image.Image]:
-        """Write images that show the network's work to `folder`; the main process returns them for the trackers."""
+        """Write images that show the network's work to `folder`.
+
+        The main process returns them for the trackers.
+        """
 
     def save(self, folder: Path, step: int) -> None:
         """Write the trained parameters as users need them; only the main process calls this."""
@@ -116,7 +130,7 @@ class Randomness:
         return [torch.Generator().manual_seed(self._seed(SAMPLE, first + i)) for i in range(self.batch_size)]
 
     def seed_layers(self, micro_step: int) -> None:
-        """Seed torch's global generator, from which dropout layers draw for a whole batch of one process."""
+        """Seed torch's global generator, from which dropout layers draw for a whole batch."""
         torch.manual_seed(self._seed(PROCESS, micro_step, self.process.index))
 
     def _seed(self, *key: int) -> int:

@@ -1,4 +1,4 @@
-"""Token counts of the training samples, known before any is encoded: from the bucket map, or counted now."""
+"""Count the tokens of training samples before encoding any, or read the bucket map."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class TokenCounts:
     text_uncut  int [n], decides the published length classes
     image, condition  int [n]
     size        int [n, 2]: height and width in pixels
-    usable      bool [n]: the others are not to be trained on
+    usable      bool [n]: False for samples that are left out of training
     """
 
     text: np.ndarray
@@ -41,7 +41,10 @@ class TokenCounts:
 
     @classmethod
     def of(cls, rows: BucketMap, settings: ConditionSettings, patch: int) -> TokenCounts:
-        """The map counts kept condition tokens and unpadded text; other settings read more or less of both."""
+        """Convert a map's counts to these settings.
+
+        The map counts kept condition tokens and unpadded text; other settings read more or less of both.
+        """
         size = np.stack([rows.height, rows.width], axis=1).astype(np.int64)
         text, condition = rows.txt_len_trunc.astype(np.int64), rows.cond_seq_len.astype(np.int64)
         if not settings.is_filter_cond_token:
@@ -62,7 +65,9 @@ class TokenCounts:
 def read_or_count(
     data: DataSet, tokenizer: object, patch: int, config: Config, process: Process, patience: float = PATIENCE
 ) -> BucketMap:
-    """Read the bucket map if `is_group_bucket` is on; else count with all processes together, and keep it in the cache.
+    """Read the bucket map if `is_group_bucket` is on.
+
+    Else count with all processes together, and keep it in the cache.
 
     Warns of samples that cannot be read. Raises UserError for a map that is missing or belongs to other data or other
     settings, and for samples as `check_unreadable` does.
@@ -113,7 +118,9 @@ def map_path(config: Config) -> Path:
 
 
 def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> Origin:
-    """Return what a bucket map of `data` depends on. `tokenizer` is T5's, `patch` the pixels per token side.
+    """Return what a bucket map of `data` depends on.
+
+    `tokenizer` is T5's, `patch` the pixels per token side.
 
     Raises UserError for sizes that hold no token, and for sizes that data.*.params contradict.
     """
@@ -138,7 +145,10 @@ def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> O
 
 
 def _check_repeated(config: Config) -> None:
-    """Refuse sizes among a data set's parameters that contradict the run's; published configs repeat them there."""
+    """Refuse sizes among a data set's parameters that contradict the run's.
+
+    Published configs repeat them there.
+    """
     used = {"resolution": config.resolution, "cond_scale_factor": config.model.condition.cond_scale_factor}
     for side, section in (("train", config.data.train), ("val", config.data.val)):
         for name, value in used.items():

@@ -1,4 +1,7 @@
-"""Train a task: steps, checkpoints, validation, resuming and stopping. It knows the network only through `Task`."""
+"""Train a task: steps, checkpoints, validation, resuming and stopping.
+
+It knows the network only through `Task`.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ from seg2any.training.task import Randomness, Task
 
 @dataclass
 class Progress:
-    """Optimizer steps so far, and steps skipped for a non-finite gradient: in all, and since the last good step."""
+    """Numbers of steps, of steps skipped for a non-finite gradient, and of these in a row."""
 
     step: int = 0
     skipped: int = 0
@@ -51,7 +54,7 @@ class Progress:
 
 
 class Trainer:
-    """One run of a task. `fit` trains to the end, or to the first SIGTERM or SIGINT, and leaves a checkpoint."""
+    """One run of a task; `fit` trains to the end, or to a signal, and leaves a checkpoint."""
 
     def __init__(self, config: Config, task: Task):
         self.config, self.options, self.task = config, config.trainer, task
@@ -80,7 +83,10 @@ class Trainer:
         self.progress = Progress()
 
     def _checked_identity(self) -> Identity:
-        """Compare with the checkpoint to resume before anything is loaded. Raises UserError for a difference."""
+        """Compare with the checkpoint to resume before anything is loaded.
+
+        Raises UserError for a difference.
+        """
         identity = Identity(run_identity(self.config, self.task.identity(), self.strategy))
         before = self.checkpoints.plain(self.config.resume_from_checkpoint, "identity")
         if before is not None:
@@ -89,7 +95,10 @@ class Trainer:
 
     @property
     def state(self) -> dict[str, Any]:
-        """Everything a resumed run needs, by name. Random numbers need no state: they follow from the step."""
+        """Everything a resumed run needs, by name.
+
+        Random numbers need no state: they follow from the step.
+        """
         scaler = self.accelerator.scaler  # only fp16 has one
         return {
             "identity": self.identity,
@@ -103,7 +112,7 @@ class Trainer:
         }
 
     def fit(self) -> Signals | None:
-        """Train. Return the signal that stopped the run before its last step, None if the run is complete."""
+        """Train; return the signal that stopped the run, None if it reached its last step."""
         with held(self.folder) if self.accelerator.is_main_process else contextlib.nullcontext():
             return self._fit()
 
@@ -131,7 +140,7 @@ class Trainer:
         return stopped
 
     def step(self, log: RunLog) -> None:
-        """Make one update: `gradient_accumulation_steps` micro-steps, clipping, AdamW, schedule, average."""
+        """Make one update: micro-steps, clipping, AdamW, schedule, average."""
         accelerator, options, progress = self.accelerator, self.options, self.progress
         log.begin()
         keys = []
@@ -158,7 +167,7 @@ class Trainer:
         log.step(progress.step, every=options.log_steps, lr=self.schedule.get_last_lr()[0], skipped=progress.skipped)
 
     def _update(self) -> bool:
-        """Clip and step. Return False, with nothing changed on any process, if the gradient was not finite.
+        """Clip and step; return False, with nothing changed, if the gradient was not finite.
 
         Gradients, and so their norm, are the same on every process; a loss that is not finite makes them so, too.
         """
@@ -197,7 +206,7 @@ class Trainer:
                 log.images(step, self.task.validation_images(folder))
 
     def save(self) -> int:
-        """Write checkpoint-N: the task's files hold the average, the state holds the weights as they are."""
+        """Write checkpoint-N: the task's files with the average, the state with the weights."""
 
         def write(folder: Path) -> None:
             self.config.save(folder / "config.yaml")
@@ -211,7 +220,10 @@ class Trainer:
         return self.progress.step
 
     def resume(self) -> str:
-        """Continue from config.resume_from_checkpoint if there is one; return one line about it for the log."""
+        """Continue from config.resume_from_checkpoint if there is one.
+
+        Return one line about it for the log.
+        """
         wanted = self.config.resume_from_checkpoint
         found = self.checkpoints.load(wanted) if wanted else None
         if found is None:

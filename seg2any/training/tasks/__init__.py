@@ -1,1 +1,1 @@
-"""What a run can train; each module is one `seg2any.training.task.Task`, with its parts."""
+"""Tasks that a run can train; `generation` is the task of Seg2Any's adapters."""

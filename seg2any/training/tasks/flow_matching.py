@@ -1,4 +1,4 @@
-"""The loss of generation (paper section 3.4), and the same loss at fixed noise for validation.
+"""Compute the loss of generation (paper section 3.4), and validate it at fixed noise.
 
 Shape suffixes: B batch, I image tokens, D channels, C latent channels.
 """
@@ -36,7 +36,7 @@ class Velocity(nn.Module):
         self.transformer, self.guidance_scale, self.dtype = transformer, guidance_scale, dtype
 
     def forward(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
-        """Predict dx/ds [B, I, D] in fp32 on the transformer's device from x [B, I, D] and s [B] in 0..1."""
+        """Predict dx/ds [B, I, D] in fp32, on the network's device, from x [B, I, D] and s [B]."""
         device = self.transformer.device
         condition = condition.to(device, torch.float32)
         guidance = None
@@ -55,7 +55,10 @@ class Velocity(nn.Module):
 
 
 def sample_losses(predict: Predict, x0: Tensor, noise: Tensor, s: Tensor, condition: Condition) -> Tensor:
-    """Compute || v(x_s, s, y) - (e - x0) ||^2 of each sample, [B]; x0 and noise e [B, I, D], s [B]."""
+    """Compute || v(x_s, s, y) - (e - x0) ||^2 of each sample, [B].
+
+    X0 and noise e [B, I, D], s [B].
+    """
     prediction = predict(flow.interpolate(x0, noise, s), s, condition)
     return flow.sample_losses(prediction, flow.velocity(x0, noise).to(prediction.device))
 
@@ -76,7 +79,10 @@ class Objective:
     def __call__(
         self, predict: Predict, samples: Sequence[EncodedSample], generators: Sequence[torch.Generator]
     ) -> Tensor:
-        """Return the loss of a batch, a scalar. Each sample draws all its random numbers from its own generator."""
+        """Return the loss of a batch, a scalar.
+
+        Each sample draws all its random numbers from its own generator.
+        """
         samples = [self.dropped_out(sample, g) for sample, g in zip(samples, generators, strict=True)]
         condition = assemble([sample.layout for sample in samples], self.settings, generators)
         images, shapes = [sample.image for sample in samples], [sample.image.mean.shape for sample in samples]
@@ -87,7 +93,7 @@ class Objective:
         return (self.weighting.loss_weight(s).to(losses.device) * losses).mean()
 
     def dropped_out(self, sample: EncodedSample, generator: torch.Generator) -> EncodedSample:
-        """Drop the global caption and the contour tokens of a sample with the configured probabilities."""
+        """Drop the global caption and the contour tokens, each with its probability."""
         drop_caption, drop_contour = torch.rand(2, generator=generator).tolist()
         if drop_caption < self.caption_dropout:
             sample = sample.without_caption()
@@ -109,7 +115,7 @@ def fixed_losses(
     predict: Predict,
     batch_size: int,
 ) -> Tensor:
-    """Sum losses and count samples per interval of the noise level, [BINS, 2], over samples `indices`.
+    """Sum losses and count samples per interval of the noise level: [BINS, 2].
 
     Sample i always has the same noise and the same level, (i + 1/2) / n spread over the whole range, so two numbers of
     one data set can be compared whatever the batch size and the number of processes.
@@ -138,12 +144,15 @@ def _of_one_size(samples: Sequence[EncodedSample], indices: Sequence[int], batch
 
 
 def _stride(n: int) -> int:
-    """Find a number coprime to n and far from 1, so that neighbouring samples get distant noise levels."""
+    """Find a number coprime to n and far from 1, to give neighbours distant noise levels."""
     return next(stride for stride in range(max(1, int(n * 0.618)), n + 1) if math.gcd(stride, n) == 1 or stride == n)
 
 
 def named_losses(totals: Tensor) -> dict[str, float]:
-    """Name the mean loss `val_loss`, and that of each interval by its upper noise level; totals [BINS, 2]."""
+    """Name the mean loss `val_loss`, and that of each interval by its upper noise level.
+
+    Totals [BINS, 2].
+    """
     named = {"val_loss": (totals[:, 0].sum() / totals[:, 1].sum()).item()}
     for index, (total, count) in enumerate(totals.tolist()):
         if count:

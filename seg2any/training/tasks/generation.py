@@ -1,4 +1,4 @@
-"""Train Seg2Any's adapters: FLUX is frozen, two LoRA adapters learn to draw layouts (paper section 3.4)."""
+"""Train Seg2Any's adapters: FLUX is frozen, two LoRA adapters learn (paper section 3.4)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ from seg2any.training.tasks.flow_matching import Objective, Velocity, fixed_loss
 
 
 class Generation:
-    """The task of a run that trains the adapters `default` and `cond`; see `seg2any.training.task.Task`."""
+    """The task of a run that trains the adapters `default` and `cond`.
+
+    See `seg2any.training.task.Task`.
+    """
 
     pipeline: Seg2AnyPipeline
     network: Velocity
@@ -79,7 +82,10 @@ class Generation:
         return self.objective(network, samples, generators)
 
     def validation_losses(self) -> Mapping[str, float]:
-        """Measure the loss at fixed noise; processes of unequal shares may not wait for each other's passes."""
+        """Measure the loss at fixed noise.
+
+        Processes of unequal shares may not wait for each other's passes.
+        """
         samples = self.inputs.val
         if samples is None:
             return {}
@@ -89,7 +95,10 @@ class Generation:
         return named_losses(self.strategy.accelerator.reduce(totals.to(self.strategy.device)).cpu())
 
     def validation_images(self, folder: Path) -> list[Image.Image]:
-        """Draw the first validation layouts with the network as it is; return their panels on the main process."""
+        """Draw the first validation layouts with the network as it is.
+
+        Return their panels on the main process.
+        """
         shown = self.inputs.shown
         mine = {n: self._image(n) for n in self.strategy.validation_process.share(range(len(shown)))}
         images = dict(gather_object(list(mine.items())))
@@ -130,7 +139,10 @@ def make_objective(config: Config) -> Objective:
 
 
 def write_images(images: Mapping[int, Image.Image], layouts: Sequence[Layout], folder: Path) -> list[Image.Image]:
-    """Write NNN.png, and panels/NNN.png with contour, overlay and legend beside it; return the panels in order."""
+    """Write NNN.png, and panels/NNN.png with contour, overlay and legend beside it.
+
+    Return the panels in order.
+    """
     panels = {number: panel(layouts[number], image) for number, image in sorted(images.items())}
     for place, pictures in ((folder, images), (folder / "panels", panels)):
         for number, picture in pictures.items():
