@@ -43,6 +43,7 @@ class StubJudge(ThreadingHTTPServer):
         self.open = self.most_open = 0
         self.delay = 0.0
         self.lock = threading.Lock()
+        self.closing = threading.Event()
 
     @property
     def url(self) -> str:
@@ -92,15 +93,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _misbehave(self, fault: str, reply: bytes) -> None:
         if fault == "silent":
-            time.sleep(1.5)
+            self.server.closing.wait()
         elif fault == "dripping":
             self.send_response(200)
             self.end_headers()
-            for _ in range(30):
+            while not self.server.closing.wait(0.05):  # ends with an error as soon as the client has hung up
                 self.wfile.write(b" ")
                 self.wfile.flush()
-                time.sleep(0.05)
-            self.wfile.write(reply)
         elif fault == "hangs up":
             self.connection.close()
         elif fault == "cut off":
@@ -133,5 +132,6 @@ def stub_judge(*faults: Fault, p_yes: float = 0.9) -> Iterator[StubJudge]:
     try:
         yield server
     finally:
+        server.closing.set()
         server.shutdown()
         server.server_close()

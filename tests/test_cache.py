@@ -320,10 +320,10 @@ def squares(wanted):
 KEYS = [key_of("number", number) for number in range(40)]
 
 
-def fill(folder, rank, world, patience, slow=0.0):
+def fill(folder, rank, world, patience, before=lambda folder: None):
     def make(wanted):
         for at, one in squares(wanted):
-            time.sleep(slow)
+            before(folder)
             yield at, one
 
     cache.complete(ShardStore(folder), KEYS, make, "squares", Process(rank, world), patience)
@@ -354,14 +354,17 @@ def test_each_process_does_its_share_first(tmp_path):
     assert asked == [list(range(14, 27)), [*range(14), *range(27, 40)]]
 
 
+def die_after_a_shard(folder):
+    if list(folder.glob("[0-9]*")):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_the_share_of_a_killed_process_is_done_by_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_SECONDS", 0.05)
-    killed = multiprocessing.get_context("fork").Process(target=fill, args=(tmp_path, 1, 2, 60.0, 0.02))
+    monkeypatch.setattr(store, "SHARD_SECONDS", 0)  # every entry is written at once
+    killed = multiprocessing.get_context("fork").Process(target=fill, args=(tmp_path, 1, 2, 60.0, die_after_a_shard))
     killed.start()
-    while not list(tmp_path.glob("[0-9]*")):
-        time.sleep(0.01)
-    os.kill(killed.pid, signal.SIGKILL)
     killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     before = ShardStore(tmp_path).missing(KEYS)
     assert 20 < len(before) < 40
     fill(tmp_path, 0, 2, patience=0.05)

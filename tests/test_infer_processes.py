@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from seg2any.system.errors import UserError
 from seg2any.system.processes import Process
 from tests import forked
 from tests.golden_root import REPOSITORY
-from tests.infer_command import command, environment, files, layout
+from tests.infer_command import command, environment, layout
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # --multi_gpu: on machines without a GPU, accelerate's launcher starts one process otherwise
@@ -89,22 +88,23 @@ def test_after_a_kill_two_processes_make_the_rest_and_each_image_once(masks: Pat
     assert pixels(two).keys() == expected.keys()
 
 
-def test_the_failure_of_one_process_ends_the_run_with_an_error_and_soon(masks: Path, tmp_path: Path):
+def test_the_failure_of_one_process_ends_the_run_with_an_error(masks: Path, tmp_path: Path):
     broken = tmp_path / "fails.py"
     broken.write_text(
-        "import os, runpy, sys\n"
-        "if os.environ['RANK'] == '1': sys.exit(7)\n"
+        "import os, pathlib, runpy, sys, time\n"
+        "out = pathlib.Path(sys.argv[sys.argv.index('--output_path') + 1])\n"
+        "if os.environ['RANK'] == '1':\n"
+        "    while not list(out.glob('*.png')): time.sleep(0.05)\n"
+        "    sys.exit(7)\n"
         f"sys.path.insert(0, {str(REPOSITORY)!r})\n"
         f"runpy.run_path({str(REPOSITORY / 'infer.py')!r}, run_name='__main__')\n"
     )
     flags = {"seg_mask_path": masks, "output_path": tmp_path / "out", "num_images_per_prompt": 500}
-    began = time.monotonic()
     words = [*TORCHRUN, str(broken), *command(**flags)[2:]]
     failed = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment())
     assert failed.returncode != 0 and "exitcode  : 7" in failed.stderr
-    assert time.monotonic() - began < 200
-    names = files(tmp_path / "out") if (tmp_path / "out").exists() else []
-    assert all(name.endswith(".png") for name in names), "nothing half-written"
+    made = pixels(tmp_path / "out")  # decodes every image
+    assert 1 <= len(made) < 2500, "the other process was ended before its last image"
 
 
 class Item:
