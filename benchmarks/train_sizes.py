@@ -25,7 +25,7 @@ from seg2any.system.errors import UserError
 from seg2any.training import config as configs
 from seg2any.training.build import follow_autocast
 from seg2any.training.config import Config
-from seg2any.training.dry_run import GIB, Encoders, Launch, estimate
+from seg2any.training.dry_run import GIB, EncoderSizes, Launch, estimate
 from seg2any.training.optimizer import make_optimizer
 from seg2any.training.tasks.flow_matching import Velocity
 
@@ -76,7 +76,7 @@ def measure_row(row: Row, size: Size, side: int, rounds: int, device: torch.devi
     with published_scheme(size.n_heads) if row.published else contextlib.nullcontext():
         (seconds,) = in_turn({row.name: step}, rounds, device).values()
     tokens = given.condition().tokens.kind.shape[1]
-    expected = estimate(config, transformer, tokens, Encoders(), Launch())
+    expected = estimate(config, transformer, tokens, EncoderSizes(), Launch())
     return {
         "row": row.name,
         "preset": row.preset,

@@ -14,7 +14,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
 from seg2any.training import build, config
-from seg2any.training.dry_run import Encoders, Launch, estimate
+from seg2any.training.dry_run import EncoderSizes, Launch, estimate
 from tests import tiny_flux
 
 CONFIGS = Path(__file__).parents[1] / "config"
@@ -41,7 +41,7 @@ def preset(*names, data_set="sacap_1m"):
 
 def test_sizes_are_those_of_flux_and_of_the_published_adapters(flux):
     assert build.parameter_counts(flux) == {"frozen": 11_901_408_320, "default": 343_670_784, "cond": 250_482_688}
-    rows = estimate(preset("memory_48gb"), flux, sum(TOKENS), Encoders(), Launch())
+    rows = estimate(preset("memory_48gb"), flux, sum(TOKENS), EncoderSizes(), Launch())
     trained = 343_670_784 + 250_482_688
     assert rows["frozen weights"] == 2 * 11_901_408_320
     assert (rows["gradients"], rows["optimizer"], rows["adapters"]) == (4 * trained, 8 * trained, 6 * trained)
@@ -49,16 +49,16 @@ def test_sizes_are_those_of_flux_and_of_the_published_adapters(flux):
 
 def test_presets_fit_the_cards_they_are_named_after(flux):
     t5, clip, vae = 4_762_310_656, 123_060_480, 83_819_683
-    for name, encoders in (("24gb", Encoders()), ("48gb", Encoders()), ("80gb", Encoders(t5 + clip, vae))):
+    for name, encoders in (("24gb", EncoderSizes()), ("48gb", EncoderSizes()), ("80gb", EncoderSizes(t5 + clip, vae))):
         total = sum(estimate(preset(f"memory_{name}"), flux, sum(TOKENS), encoders, Launch()).values())
         assert total < 0.9 * int(name[:-2]) * 1e9, f"{name}: {total / 1e9:.1f} GB"
-    plain = sum(estimate(preset(), flux, sum(TOKENS), Encoders(t5 + clip, vae), Launch()).values())
+    plain = sum(estimate(preset(), flux, sum(TOKENS), EncoderSizes(t5 + clip, vae), Launch()).values())
     assert plain > 24e9
 
 
 def test_zero_shares_gradients_and_optimizer(flux):
-    alone = estimate(preset(), flux, 1, Encoders(), Launch())
-    shared = estimate(preset(), flux, 1, Encoders(), Launch(processes=4, sharded=True))
+    alone = estimate(preset(), flux, 1, EncoderSizes(), Launch())
+    shared = estimate(preset(), flux, 1, EncoderSizes(), Launch(processes=4, sharded=True))
     assert shared["gradients"] * 4 == alone["gradients"] and shared["optimizer"] == alone["optimizer"] * 12 / 8 / 4
     assert shared["frozen weights"] == alone["frozen weights"]
 
@@ -93,7 +93,7 @@ def test_activations_are_what_autograd_keeps(double, single, checkpointing):
     settings = config.load(["--trainer.train_batch_size=2", "--model.rank=4"])
     settings.trainer.gradient_checkpointing = checkpointing
     tokens = given.prompt_embeds.shape[1] + 12 + given.tokens.n_cond
-    rows = estimate(settings, transformer, tokens, Encoders(), FP32)
+    rows = estimate(settings, transformer, tokens, EncoderSizes(), FP32)
     expected = rows["kept activations"] + rows["attention masks"]
     assert expected == pytest.approx(kept_by_autograd(transformer, given), rel=0.25)
 

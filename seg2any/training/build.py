@@ -16,6 +16,7 @@ from torch import nn
 from seg2any.adapters.files import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
 from seg2any.data.catalog import data_set_name
 from seg2any.generate import memory
+from seg2any.generate.memory_modes import IN_TRAINING
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError
 from seg2any.system.precision import best_device
@@ -23,7 +24,7 @@ from seg2any.system.weights import weights_fingerprint
 from seg2any.training.config import Config
 from seg2any.training.strategy import Strategy
 
-MODES = {"8bit": "int8", "nf4": "nf4"}  # trainer.base_quantization -> memory mode
+MODES = {quantization: mode for mode, quantization in IN_TRAINING.items()}  # trainer.base_quantization -> memory mode
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ from typing import Any, get_origin
 
 from omegaconf import DictConfig, OmegaConf
 
+from seg2any.generate.memory_modes import IN_TRAINING
 from seg2any.system.errors import UserError
 
 EXAMPLES = {
@@ -27,7 +28,7 @@ CHOICES = {
     "data.on_error": ("skip", "fail"),
     "data.aspect": ("stretch", "bucket"),
     "trainer.optimizer": ("adamw", "adamw8bit"),
-    "trainer.base_quantization": ("none", "8bit", "nf4"),
+    "trainer.base_quantization": tuple(IN_TRAINING.values()),
     "trainer.sampler": ("length", "published"),
     "trainer.cache_text": ("none", "classes", "all"),
 }

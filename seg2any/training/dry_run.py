@@ -101,14 +101,14 @@ def _pipeline_of(config: Config) -> Seg2AnyPipeline:
     return pipeline
 
 
-def _encoders(config: Config, pipeline: Seg2AnyPipeline, train: DataSet) -> Encoders:
+def _encoders(config: Config, pipeline: Seg2AnyPipeline, train: DataSet) -> EncoderSizes:
     """Count the parameters of the encoders that the configured caches leave on the GPU."""
     text, trainer = 0, config.trainer
     if trainer.cache_text != "all":
         text += _size(pipeline.text_encoder)
         if not (isinstance(train, ClosedSet) and trainer.cache_text == "classes"):
             text += _size(pipeline.text_encoder_2)
-    return Encoders(text=text, vae=0 if trainer.cache_latents else _size(pipeline.vae))
+    return EncoderSizes(text=text, vae=0 if trainer.cache_latents else _size(pipeline.vae))
 
 
 def _size(network: nn.Module) -> int:
@@ -116,7 +116,7 @@ def _size(network: nn.Module) -> int:
 
 
 @dataclass(frozen=True)
-class Encoders:
+class EncoderSizes:
     """Parameters of the frozen networks that stay on the GPU during training.
 
     0: a cache replaces them.
@@ -140,7 +140,9 @@ class Launch:
     sharded: bool = False
 
 
-def estimate(config: Config, transformer: nn.Module, tokens: int, encoders: Encoders, launch: Launch) -> dict[str, int]:
+def estimate(
+    config: Config, transformer: nn.Module, tokens: int, encoders: EncoderSizes, launch: Launch
+) -> dict[str, int]:
     """Estimate bytes on one GPU by use.
 
     `transformer` has its adapters and may be on the meta device.
@@ -179,7 +181,7 @@ def estimate(config: Config, transformer: nn.Module, tokens: int, encoders: Enco
 def frozen_bytes(transformer: nn.Module, quantization: str, width: int) -> int:
     """Estimate bytes of the frozen weights; biases and norms are never quantised."""
     linear, other = count_linear(transformer)
-    return int(linear * BYTES_OF_LINEAR.get(build.MODES.get(quantization), width)) + other * width
+    return int(linear * BYTES_OF_LINEAR.get(build.MODES[quantization], width)) + other * width
 
 
 def _largest_block(transformer: nn.Module) -> int:

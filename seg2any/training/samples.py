@@ -20,9 +20,9 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.latents import Posterior, encode_images
 from seg2any.bases.flux1.text import Prompt, TextEncoders, TextKey, encode_keys, text_of
 from seg2any.diffusion.prepare import DrawnLayout, EncodedContour, EncodedLayout, contour_image, kept_of, prompt_for
+from seg2any.training.store import Entry
 
 STORED = torch.float16
-Entry = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
