@@ -31,7 +31,7 @@ from seg2any.system.precision import has_fast_bfloat16
 from seg2any.system.processes import ALONE, Process
 from seg2any.training.config import Config
 
-# The routing of adapters would survive sharding (it calls every layer as a module); the work between steps would not.
+# Adapters in parts could be trained, since every layer is called as a module, but not averaged or written.
 SPLITS_ADAPTERS = "leaves each process a part of every parameter, but checkpoints and the average need whole adapters"
 INSTEAD = "use DDP (config/accelerate.yaml); with trainer.shard_base=true it shards the frozen weights"
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -57,7 +57,7 @@ class Strategy:
 
     @property
     def validation_process(self) -> Process:
-        """The process whose share of the validation samples is this process's."""
+        """The process whose share of the validation samples is measured here."""
         return self.process
 
     def place(self, pipeline: DiffusionPipeline) -> None:
@@ -81,6 +81,7 @@ class DeepSpeed(Strategy):
     optimizer_is_sharded = True
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """Wrap both; DeepSpeed moves them itself."""
         return self.accelerator.prepare(network, optimizer)
 
 

@@ -70,41 +70,39 @@ class Task(Protocol):
     """A network, its data, its loss, its validation and its files.
 
     The trainer calls `identity`, then `load`; everything else, `network` and `data` included, comes after `load`.
-    Methods without `step` in their arguments are called on every process at the same time.
+    Every process calls all methods but `save` at the same time.
     """
 
     network: nn.Module  # the loss passes through it once per micro-step; DDP wraps it
     data: TrainingData
 
     def identity(self) -> Mapping[str, object]:
-        """Fingerprint what a resumed run has to share with the first, by config key.
-
-        Load no weights.
-        """
+        """Fingerprint by config key, without loading weights, what a resumed run shares with the first."""
 
     def load(self, strategy: Strategy, saved: Path | None) -> None:
-        """Load the network and the data, onto the strategy's device.
+        """Load the network, onto the strategy's device, and the data.
 
-        `saved` is the checkpoint to resume, if any.
+        saved  folder of the checkpoint to resume, None for a new run; the trainer loads the parameters themselves
         """
 
     def trainable(self) -> Mapping[str, nn.Parameter]:
-        """Name the parameters to train: adapters, a head, a whole network."""
+        """Name the parameters to train: adapters, a head, a whole network.
+
+        Every loss must give each of them a gradient, or DDP waits for ever.
+        """
 
     def loss(self, network: nn.Module, samples: Sequence[Any], generators: Sequence[torch.Generator]) -> Tensor:
-        """Compute a scalar from a batch. `network` is `self.network` or a wrapper of it.
+        """Compute the loss of a batch, a scalar.
 
-        Each sample has a generator for all its random numbers.
+        network     `self.network`, or the launcher's wrapper of it
+        generators  one for each sample, to draw all its random numbers from
         """
 
     def validation_losses(self) -> Mapping[str, float]:
         """Measure the network as it is, over all processes together; empty without validation data."""
 
     def validation_images(self, folder: Path) -> Sequence[Image.Image]:
-        """Write images that show the network's work to `folder`.
-
-        The main process returns them for the trackers.
-        """
+        """Write images that show what the network does to `folder`; return them on the main process."""
 
     def save(self, folder: Path, step: int) -> None:
         """Write the trained parameters as users need them; only the main process calls this."""
