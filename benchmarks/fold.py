@@ -26,9 +26,7 @@ import torch
 
 from benchmarks.clock import CLOCKS, in_turn
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.base import Condition
-from seg2any.bases.flux1.latents import pixels_per_token
-from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.bases.base import Base, Condition
 from seg2any.diffusion.cond_cache import with_keys
 from seg2any.diffusion.prepare import assemble, encode_layouts, image_size
 from seg2any.generate.model import choose_device
@@ -53,26 +51,17 @@ def load(options: argparse.Namespace, adapted: bool) -> Seg2AnyPipeline:
 
 def prepare(pipe: Seg2AnyPipeline, layout: Layout, settings: ConditionSettings) -> Condition:
     """The condition of one image of the layout, at the layout's size rounded down to whole tokens."""
-    size = image_size([layout], None, None, pixels_per_token(pipe.vae) * settings.cond_scale_factor)
-    encoded = encode_layouts([layout], size, pipe, settings)
+    size = image_size([layout], None, None, pipe.base.geometry.pixels_per_token * settings.cond_scale_factor)
+    encoded = encode_layouts([layout], size, pipe.base, settings)
     generators = [torch.Generator().manual_seed(0)]
     return assemble(encoded, settings, generators).to(pipe.device, pipe.transformer.dtype)
 
 
 @torch.no_grad()
-def step(transformer: Seg2AnyTransformer2DModel, condition: Condition) -> torch.Tensor:
-    """The velocity of noise in the middle of the way, [1, image tokens, channels]."""
-    tokens, embeds = condition.tokens, condition.prompt_embeds
-    latents = embeds.new_ones(1, tokens.n_image, transformer.config.in_channels)
-    return transformer(
-        hidden_states=latents,
-        timestep=embeds.new_full([1], 0.5),
-        guidance=embeds.new_full([1], GUIDANCE) if transformer.config.guidance_embeds else None,
-        encoder_hidden_states=embeds,
-        pooled_projections=condition.pooled_prompt_embeds,
-        joint_attention_kwargs={"condition": condition},
-        return_dict=False,
-    )[0]
+def step(base: Base, condition: Condition) -> torch.Tensor:
+    """Predict the velocity of noise in the middle of the way, [1, image tokens, channels]."""
+    latents = condition.text.new_ones(1, condition.tokens.n_image, base.geometry.channels)
+    return base.velocity(latents, latents.new_full([1], 0.5), condition, GUIDANCE)
 
 
 def check_equal(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -90,19 +79,19 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
     settings = routed.settings
     isolated = settings.override({"cond_attention": "isolated"})
     condition, alone = prepare(routed, layout, settings), prepare(folded, layout, isolated)
-    kept = with_keys(folded.transformer, alone, GUIDANCE)
+    kept = with_keys(folded.base, alone, GUIDANCE)
     given = {
         "plain": (plain, prepare(plain, layout, settings.override({"attention_mask_method": "none"}))),
         "unfolded": (routed, condition),
         "folded": (folded, condition),
         "kept": (folded, kept),
     }
-    check_equal("folded", step(folded.transformer, condition), step(routed.transformer, condition))
-    check_equal("kept", step(folded.transformer, kept), step(folded.transformer, alone))
+    check_equal("folded", step(folded.base, condition), step(routed.base, condition))
+    check_equal("kept", step(folded.base, kept), step(folded.base, alone))
     works: dict[str, Callable[[], object]] = {
-        name: lambda pipe=pipe, given=given: step(pipe.transformer, given) for name, (pipe, given) in given.items()
+        name: lambda pipe=pipe, given=given: step(pipe.base, given) for name, (pipe, given) in given.items()
     }
-    works["once"] = lambda: with_keys(folded.transformer, alone, GUIDANCE)
+    works["once"] = lambda: with_keys(folded.base, alone, GUIDANCE)
     seconds = in_turn(works, options.rounds, options.device, options.clock)
     tokens = condition.tokens
     return {

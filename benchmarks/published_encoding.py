@@ -8,11 +8,10 @@ from unittest import mock
 
 import torch
 
-from seg2any.bases.flux1.latents import encode_images
-from seg2any.diffusion.prepare import contour_image
+from seg2any.diffusion.prepare import CondTokens, as_image
 from seg2any.training import batches
 from seg2any.training.batches import Encoder, ReadSample
-from seg2any.training.samples import EncodedSample, Latents, image_of, latents_of
+from seg2any.training.samples import EncodedSample, Latents, latents_of
 
 
 class PublishedEncoder(Encoder):
@@ -24,12 +23,10 @@ class PublishedEncoder(Encoder):
             return [sample for read in reads for sample in super(PublishedEncoder, self).__call__([read])]
 
     def _latents(self, reads: Sequence[ReadSample]) -> list[Latents]:
-        vae, with_std = self.encoders.vae, self.settings.vae_posterior == "sample"
-        images = encode_images(torch.cat([image_of(read.pixels) for read in reads]), vae)
-        contours = None
+        with_std = self.settings.vae_posterior == "sample"
+        images = self.base.encode_images(torch.cat([as_image(read.pixels) for read in reads]))
+        cond = [None] * len(reads)
         if reads[0].drawn.condition is not None:
-            contours = encode_images(torch.cat([contour_image(read.drawn) for read in reads]), vae)
-        return [
-            latents_of(read.drawn, images[n], None if contours is None else contours[n], with_std)
-            for n, read in enumerate(reads)
-        ]
+            contours = self.base.encode_images(torch.cat([as_image(read.drawn.condition) for read in reads]))
+            cond = [CondTokens.of(read.drawn.kept, contours[n]) for n, read in enumerate(reads)]
+        return [latents_of(read.drawn, images[n], cond[n], with_std) for n, read in enumerate(reads)]

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens
+from seg2any.attention.tokens import TokenLayout, layout_tokens
 from seg2any.diffusion.prepare import draw_layout
 
 PATCH = 16  # pixels per token side of FLUX.1
 CAPTION_TOKENS = (80, 20)  # of T5: SACap-1M's mean captions have 58.6 words, of a region 14.1
 NAME_TOKENS = (0, 4)  # ADE20K and COCO-Stuff: class names, no caption of the whole image
+
+
+@dataclass(frozen=True)
+class SampleTokens:
+    """A sample before batching, by numbers alone; see `seg2any.attention.tokens.Sample`."""
+
+    text_lengths: tuple[int, ...]
+    masks: np.ndarray
+    cond_positions: np.ndarray | None = None
+    coverage: np.ndarray | None = None
 
 
 def ellipses(side: int, n: int) -> np.ndarray:

@@ -5,7 +5,7 @@
 
 The same unseen scenes of the `shapes` world are made without a cache and with each, in turn, and judged from their
 pixels as by `python -m seg2any.evaluation.shapes`. The last line is JSON. `--calibrate` measures what cache `mag` has
-to know of a model instead, and prints the line that `seg2any/diffusion/step_cache.py` lacks.
+to know of a model instead, and prints the line that `seg2any/bases/flux1/base.py` lacks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import io
 import json
 import statistics
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +28,10 @@ from tqdm import tqdm
 
 from benchmarks.clock import CLOCKS, timed
 from benchmarks.result_lines import check_place, leave
-from seg2any.bases.text_cache import TextCache
+from seg2any.bases.text import TextCache
 from seg2any.data.dataset import Sample
 from seg2any.data.shapes import ShapesDataset
-from seg2any.diffusion.step_cache import STEP_CACHES, sizes_of
+from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.evaluation.shapes.judge import Verdict, judge
 from seg2any.evaluation.shapes.results import results
 from seg2any.evaluation.shapes.sources import open_pipeline
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     scenes = ShapesDataset("test", options.scenes)
     samples = [scenes[index] for index in range(len(scenes))]
     if options.calibrate:
-        print(f"    {sizes_of(pipe.transformer)}: {calibrate(pipe, samples, options.num_inference_steps)},")
+        print(f"    {sizes_of(pipe.transformer.config)}: {calibrate(pipe, samples, options.num_inference_steps)},")
         return
     measured = measure(pipe, samples, options.num_inference_steps, options.clock)
     report = summary(measured) | {
@@ -93,7 +94,7 @@ def run(options: argparse.Namespace) -> None:
 
 def measure(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int, clock: str) -> dict[str, Measured]:
     """Every scene with every cache, one image at a time; the first scene once more before anything counts."""
-    texts, device = TextCache(pipe), pipe.vae.device
+    texts, device = TextCache(pipe.base), pipe.vae.device
     seconds: dict[str, list[float]] = {name: [] for name in STEP_CACHES}
     verdicts: dict[str, dict[str, list[Verdict]]] = {name: {} for name in STEP_CACHES}
 
@@ -121,6 +122,12 @@ def measure(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int, clock: str
         cache: Measured(seconds[cache], {result.name: result.value for result in results(verdicts[cache])})
         for cache in STEP_CACHES
     }
+
+
+def sizes_of(config: Mapping[str, int]) -> tuple[int, int, int]:
+    """Double blocks, single blocks and width."""
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    return config["num_layers"], config["num_single_layers"], width
 
 
 def calibrate(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int) -> tuple[float, ...]:

@@ -16,18 +16,20 @@ import copy
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
 from benchmarks.published_scheme import published_scheme
-from benchmarks.scenes import CAPTION_TOKENS, PATCH, scene
+from benchmarks.scenes import CAPTION_TOKENS, PATCH, SampleTokens, scene
 from seg2any.adapters.files import add_adapters
 from seg2any.adapters.fold import fold
 from seg2any.attention.settings import ConditionSettings
-from seg2any.attention.tokens import SampleTokens, layout_tokens
+from seg2any.attention.tokens import layout_tokens
 from seg2any.bases.base import Condition
+from seg2any.bases.flux1.base import Flux1, velocity
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion.cond_cache import with_keys
 
@@ -221,7 +223,9 @@ def tokens_of_step(prepared: object, case: Case) -> int:
 
 def isolated(given: Given) -> Condition:
     """A condition whose contour tokens are computed already, before the first step."""
-    return with_keys(given.models.folded, given.condition(cond_attention="isolated"), GUIDANCE)
+    return with_keys(
+        Flux1(SimpleNamespace(transformer=given.models.folded)), given.condition(cond_attention="isolated"), GUIDANCE
+    )
 
 
 def regional_step(
@@ -230,12 +234,7 @@ def regional_step(
     """A step of a model of ours: condition, latents [B, I, C], time -> prediction [B, I, C]."""
 
     def step(condition: Condition, latents: torch.Tensor, time: float) -> torch.Tensor:
-        return model(
-            hidden_states=latents,
-            encoder_hidden_states=condition.prompt_embeds,
-            joint_attention_kwargs={"condition": condition},
-            **given.shared(time),
-        )[0]
+        return velocity(model, latents, latents.new_full([len(latents)], time), condition, GUIDANCE)
 
     return step
 

@@ -11,6 +11,7 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -19,6 +20,7 @@ from benchmarks.clock import in_turn
 from benchmarks.published_scheme import published_scheme
 from benchmarks.step_schemes import SIZES, Case, Given, Models, Size
 from seg2any.adapters.files import add_adapters, trainable_parameters
+from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion import flow
 from seg2any.system.errors import UserError
@@ -127,7 +129,7 @@ def training_step(transformer: nn.Module, config: Config, given: Given) -> Calla
     """What the trainer does with a sample that caches hold."""
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, parameters, 1)
-    velocity = Velocity(transformer, config.trainer.guidance_scale, torch.bfloat16)
+    velocity = Velocity(Flux1(SimpleNamespace(transformer=transformer)), config.trainer.guidance_scale, torch.bfloat16)
     x0, noise = given.latents(), given.tensor(*given.latents().shape, seed=4)
     s = torch.full((len(x0),), 0.5, device=x0.device)
 

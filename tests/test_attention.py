@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from seg2any.attention import pattern as pattern_module
-from seg2any.attention.attend import AttentionPlan, attend, attention_weights
+from seg2any.attention.attend import AttentionPlan, attend
 from seg2any.attention.pattern import additive_mask
 from seg2any.attention.picture import picture
 from seg2any.attention.rules import may_attend
 from seg2any.attention.settings import Attention, ConditionSettings
-from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens
+from seg2any.attention.tokens import TokenLayout, layout_tokens
 from seg2any.system.errors import UserError
+from tests.tiny_flux import SampleTokens
 
 
 def random_sample(rng: np.random.Generator, n: int, grid: tuple[int, int]) -> SampleTokens:
@@ -190,18 +191,6 @@ def test_place_without_coverage_is_said():
     tokens = layout_tokens([SampleTokens((1, 1), np.ones((1, 2, 2), bool))])
     with pytest.raises(UserError, match="place"):
         AttentionPlan(tokens, ConditionSettings("place")).mask(0)
-
-
-def test_the_tap_sees_every_block_before_its_attention():
-    tokens, seen = layout_tokens([random_sample(np.random.default_rng(4), 2, (2, 2))]), []
-    plan = AttentionPlan(tokens, ConditionSettings("hard", (1, 1)), lambda *call: seen.append(call))
-    query, key, value = torch.randn(3, 1, tokens.kind.shape[1], 2, 4)
-    for block in range(2):
-        plan.attend(block, query, key, value)
-    assert [call[0] for call in seen] == [0, 1]
-    weights = attention_weights(*seen[1][1:])
-    torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]))
-    assert torch.equal(weights[:, :1] > 0, seen[1][3].isfinite())
 
 
 def test_picture_colours_what_is_seen():

@@ -22,9 +22,10 @@ from seg2any.attention.grouped import grouping
 from seg2any.attention.names import BACKEND_NAMES
 from seg2any.attention.pattern import AttentionPattern, additive_mask
 from seg2any.attention.settings import Attention, ConditionSettings
-from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens
+from seg2any.attention.tokens import TokenLayout, layout_tokens
 from seg2any.system.errors import UserError
 from tests.test_attention import OPTIONS, random_sample
+from tests.tiny_flux import SampleTokens
 from tests.tracked_memory import TrackedMemory
 
 TRAIN_HERE = [name for name in BACKENDS if name != "flex"]

@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.flux1.latents import encode_images
 from seg2any.data.catalog import open_data_set
 from seg2any.diffusion.prepare import encode_layouts
@@ -43,7 +44,7 @@ def loading(pipe, settings=SETTINGS, folder=None, text="none", latents=False, **
     options.model.condition = settings
     chosen = {"cache_text": text, "cache_latents": latents, "cache_dir": folder and str(folder), **trainer}
     options.trainer = dataclasses.replace(options.trainer, **chosen)
-    return DataSources(options, pipe, ALONE)
+    return DataSources(options, Flux1(pipe), ALONE)
 
 
 def same(a, b):
@@ -72,7 +73,7 @@ def test_samples_are_what_the_networks_say(data, stock_pipe, settings, tmp_path)
     source = loading(stock_pipe, settings, tmp_path, "all", latents=True).training_set(data)
     for index in (0, 3):
         ours, sample = source[index], data[index]
-        (layout,) = encode_layouts([_resized(sample.layout)], (64, 64), stock_pipe, settings)
+        (layout,) = encode_layouts([_resized(sample.layout)], (64, 64), Flux1(stock_pipe), settings)
         pixels = Image.fromarray(sample.image).resize((64, 64), Image.Resampling.BILINEAR)
         signed = torch.from_numpy((np.asarray(pixels, np.float32) / 255 - 0.5) / 0.5).permute(2, 0, 1)
         posterior = encode_images(signed[None], stock_pipe.vae)[0]
@@ -84,11 +85,11 @@ def test_samples_are_what_the_networks_say(data, stock_pipe, settings, tmp_path)
         torch.testing.assert_close(ours.layout.text.pooled.float(), layout.text.pooled, **HALF)
         assert np.array_equal(ours.layout.masks, layout.masks)
         assert same(ours.layout.coverage, layout.coverage)
-        assert (ours.layout.contour is None) == (layout.contour is None)
-        if layout.contour is not None:
-            assert torch.equal(ours.layout.contour.positions, layout.contour.positions)
-            assert ours.layout.contour.grid == tuple(layout.contour.grid)
-            torch.testing.assert_close(ours.layout.contour.posterior.mean, layout.contour.posterior.mean, **HALF)
+        assert (ours.layout.cond is None) == (layout.cond is None)
+        if layout.cond is not None:
+            assert np.array_equal(ours.layout.cond.positions, layout.cond.positions)
+            assert ours.layout.cond.grid == tuple(layout.cond.grid)
+            torch.testing.assert_close(ours.layout.cond.posterior.mean, layout.cond.posterior.mean, **HALF)
         assert ours.lengths == tuple(source.lengths[index])
 
 
@@ -105,7 +106,7 @@ def test_cached_and_live_samples_are_the_same(data, stock_pipe, tmp_path, text, 
     cached = loading(stock_pipe, SETTINGS, tmp_path, text, latents, caption_dropout=0.1).training_set(data)
     for index in range(len(data)):
         a, b = live[index], cached[index]
-        assert same(a.image, b.image) and same(a.layout.contour, b.layout.contour)
+        assert same(a.image, b.image) and same(a.layout.cond, b.layout.cond)
         assert same(a.layout.masks, b.layout.masks) and a.lengths == b.lengths == tuple(cached.lengths[index])
         for x, y in (
             (a.layout.text.embeds, b.layout.text.embeds),
@@ -126,7 +127,7 @@ class Blind:
     """Has the weights, for the fingerprints, but runs none of the networks."""
 
     def __init__(self, pipe):
-        for name in ("tokenizer", "tokenizer_2"):
+        for name in ("tokenizer", "tokenizer_2", "transformer"):
             setattr(self, name, getattr(pipe, name))
         for name in ("vae", "text_encoder", "text_encoder_2"):
             module = copy.deepcopy(getattr(pipe, name))
@@ -144,23 +145,23 @@ class Unreadable:
 
 
 def test_a_cache_is_used_only_for_the_same_data_settings_and_weights(data, stock_pipe, monkeypatch):
-    preparation = loading(stock_pipe).preparation
+    base, preparation = Flux1(stock_pipe), loading(stock_pipe).preparation
     changed = [dataclasses.replace(preparation, resolution=128), dataclasses.replace(preparation, aspect="bucket")]
     for settings in (*list(ALL_SETTINGS.values())[1:], dataclasses.replace(SETTINGS, is_filter_cond_token=False)):
         changed.append(dataclasses.replace(preparation, settings=settings))
-    prints = [cache.latents_fingerprint("a", one, stock_pipe) for one in (preparation, *changed)]
-    prints += [cache.latents_fingerprint("b", preparation, stock_pipe)]
-    texts = [cache.texts_fingerprint(*pair, stock_pipe) for pair in (("a", SETTINGS), ("b", SETTINGS))]
-    texts += [cache.texts_fingerprint("a", dataclasses.replace(SETTINGS, max_sequence_length=40), stock_pipe)]
+    prints = [cache.latents_fingerprint("a", one, base) for one in (preparation, *changed)]
+    prints += [cache.latents_fingerprint("b", preparation, base)]
+    texts = [cache.texts_fingerprint(*pair, base) for pair in (("a", SETTINGS), ("b", SETTINGS))]
+    texts += [cache.texts_fingerprint("a", dataclasses.replace(SETTINGS, max_sequence_length=40), base)]
     isolated = SETTINGS.override({"hard_attn_block_range": (1, 2)})
     same_drawing = dataclasses.replace(preparation, settings=isolated)
-    assert cache.latents_fingerprint("a", same_drawing, stock_pipe) == prints[0]
-    assert cache.texts_fingerprint("a", isolated, stock_pipe) == texts[0]
+    assert cache.latents_fingerprint("a", same_drawing, base) == prints[0]
+    assert cache.texts_fingerprint("a", isolated, base) == texts[0]
     for name in ("vae", "text_encoder_2"):
         monkeypatch.setattr(stock_pipe, name, copy.deepcopy(getattr(stock_pipe, name)))
         next(getattr(stock_pipe, name).parameters()).data += 1
-    prints += [cache.latents_fingerprint("a", preparation, stock_pipe)]
-    texts += [cache.texts_fingerprint("a", SETTINGS, stock_pipe)]
+    prints += [cache.latents_fingerprint("a", preparation, base)]
+    texts += [cache.texts_fingerprint("a", SETTINGS, base)]
     assert len(set(prints)) == len(prints) and len(set(texts)) == len(texts)
 
 
@@ -180,7 +181,7 @@ def test_a_photo_that_is_replaced_is_encoded_again_and_no_other(make, stock_pipe
     Image.fromarray(255 - np.asarray(Image.open(photo))).save(photo)
     after = opened()[0]
     assert len(encoded) == 4 and not same(after.image, before.image)
-    assert same(after.layout.contour, before.layout.contour)
+    assert same(after.layout.cond, before.layout.cond)
 
 
 def test_dropping_the_caption_leaves_a_sample_that_never_had_one(data, stock_pipe):

@@ -16,12 +16,12 @@ from seg2any.attention.attend import BACKENDS, AttentionPlan
 from seg2any.attention.flex import BLOCK
 from seg2any.attention.settings import ConditionSettings
 from seg2any.diffusion import cond_cache
-from seg2any.diffusion.cond_cache import ConditionCache, can_keep, with_keys
+from seg2any.diffusion.cond_cache import ConditionCache, with_keys
 from seg2any.generate.recipe import read_recipe
 from tests import tiny_run
 from tests.test_attention_backends import named, random_batch, random_leaves
 from tests.test_fold import copied
-from tests.tiny_flux import RULES, adapted, add_style, condition, inputs, run, sample
+from tests.tiny_flux import RULES, adapted, add_style, base_of, condition, inputs, run, sample
 from tests.tiny_pipeline import CARD, MANY, ONE, THREE, latents_of
 
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
@@ -61,7 +61,7 @@ def test_a_step_with_kept_keys_is_the_step_with_tokens(model, method):
         covered = [torch.rand(each.masks.shape, generator=rng).numpy() for each in samples]
         samples = [dataclasses.replace(each, coverage=part) for each, part in zip(samples, covered, strict=True)]
     given = condition(samples, rules)
-    known = with_keys(model, given, 1.0)
+    known = with_keys(base_of(model), given, 1.0)
     assert sorted(known.cond_keys.of_block) == [0, 1, 2, 3] and given.cond_keys is None
     with torch.no_grad():
         for time in (0.25, 0.75):
@@ -74,13 +74,15 @@ def test_kept_keys_are_those_of_every_step(model, dtype):
     """Read from the attention of whole steps, at two times."""
     given = condition(SAMPLES, ISOLATED).to("cpu", dtype)
     low = copy.deepcopy(model).to(dtype)
-    known, seen = with_keys(low, given, 1.0).cond_keys, []
-    tapped = dataclasses.replace(given, tap=lambda block, query, key, mask: seen.append(key[:, -4:]))
-    assert not can_keep(tapped), "who taps wants to see the tokens"
+    known, seen = with_keys(base_of(low), given, 1.0).cond_keys, []
+
+    def tap(block, query, key, pattern):
+        seen.append(key[:, -4:])
+
     for time in (0.125, 0.5):
         image = inputs(4, seed=int(8 * time))["hidden_states"].to(dtype)
         with torch.no_grad():
-            run(low, tapped, hidden_states=image, timestep=torch.full((4,), time, dtype=dtype))
+            run(low, given, hidden_states=image, timestep=torch.full((4,), time, dtype=dtype), tap=tap)
     tolerance = CLOSE if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.1}
     for number, key in enumerate(seen):
         torch.testing.assert_close(known.of_block[number % 4][0], key, **tolerance)
@@ -94,15 +96,15 @@ def test_folded_and_with_a_style():
     add_style(model, 0.5)
     with torch.no_grad():
         expected = run(model, given)
-        torch.testing.assert_close(run(model, with_keys(model, given, 1.0)), expected, **CLOSE)
+        torch.testing.assert_close(run(model, with_keys(base_of(model), given, 1.0)), expected, **CLOSE)
         fold(model)
-        torch.testing.assert_close(run(model, with_keys(model, given, 1.0)), expected, **CLOSE)
+        torch.testing.assert_close(run(model, with_keys(base_of(model), given, 1.0)), expected, **CLOSE)
 
 
 def test_only_isolated_conditions_are_kept_and_only_while_the_guidance_stays(model, monkeypatch):
     made = []
     monkeypatch.setattr(cond_cache, "with_keys", lambda *given: made.append(given) or with_keys(*given))
-    cache = ConditionCache(model)
+    cache = ConditionCache(base_of(model))
     bidirectional, empty = condition(SAMPLES), condition([sample(0, n_cond=None)], ISOLATED)
     assert cache.of(bidirectional, 1.0) is bidirectional and cache.of(empty, 1.0) is empty and not made
     given = condition(SAMPLES, ISOLATED)
@@ -117,7 +119,7 @@ def test_what_is_not_isolated_does_depend_on_the_step(model):
     """The check that the tests above can fail: kept keys of bidirectional tokens are wrong."""
     given = condition(SAMPLES, RULES)
     with torch.no_grad():
-        assert not torch.allclose(run(model, with_keys(model, given, 1.0)), run(model, given), atol=1e-3)
+        assert not torch.allclose(run(model, with_keys(base_of(model), given, 1.0)), run(model, given), atol=1e-3)
 
 
 class TestPipeline:

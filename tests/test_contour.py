@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks, to_signed
+from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks
 
 
 def random_masks(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -90,15 +90,6 @@ def test_condition_image():
     np.testing.assert_array_equal(half, np.array(by_pil))
     covered = outline(masks).reshape(32, 2, 48, 2).any(axis=(1, 3))
     assert (half > 0)[covered].all()  # no line is lost
-
-
-def test_to_signed_bit_by_bit():
-    image = np.arange(256, dtype=np.uint8).reshape(8, 32)
-    signed = to_signed(image)
-    assert signed.shape == (1, 8, 32) and signed.dtype == torch.float32
-    expected = (image.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    np.testing.assert_array_equal(signed[0].numpy(), expected)
-    assert signed.min() == -1 and signed.max() == 1
 
 
 @pytest.mark.parametrize("patch", [1, 4, 16])

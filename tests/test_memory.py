@@ -92,7 +92,7 @@ def test_activations_are_what_autograd_keeps(double, single, checkpointing):
     given = tiny_flux.condition([tiny_flux.sample(seed, 8, 60) for seed in (0, 1)], ConditionSettings("hard", (2, 5)))
     settings = config.load(["--trainer.train_batch_size=2", "--model.rank=4"])
     settings.trainer.gradient_checkpointing = checkpointing
-    tokens = given.prompt_embeds.shape[1] + 12 + given.tokens.n_cond
+    tokens = given.text.shape[1] + 12 + given.tokens.n_cond
     rows = estimate(settings, transformer, tokens, EncoderSizes(), FP32)
     expected = rows["kept activations"] + rows["attention masks"]
     assert expected == pytest.approx(kept_by_autograd(transformer, given), rel=0.25)

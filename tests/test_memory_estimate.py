@@ -14,7 +14,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from examples.shapes.make import build
 from seg2any.adapters.fold import fold
 from seg2any.attention.settings import ConditionSettings
-from seg2any.attention.tokens import SampleTokens
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion.cond_cache import with_keys
 from seg2any.diffusion.prepare import encode_layouts
@@ -31,6 +30,7 @@ from seg2any.generate.memory_estimate import (
 )
 from seg2any.generate.memory_modes import MEMORY_MODES
 from tests import tiny_flux
+from tests.tiny_flux import SampleTokens
 from tests.tiny_pipeline import FAST, HARD, THREE, fresh_pipe, images_of
 from tests.tracked_memory import TrackedMemory
 
@@ -75,7 +75,7 @@ def test_a_pass_of_the_transformer(width, heads, n_cond, batch, method, cond_att
     given = tiny_flux.condition([SampleTokens((20, 10, 10), masks, positions)] * batch, rules).to("cpu", dtype)
     inputs = {name: x.to(dtype) for name, x in tiny_flux.inputs(batch).items()}
     with torch.no_grad(), TrackedMemory() as tracked:
-        tiny_flux.run(model, with_keys(model, given, 1.0) if n_kept else given, **inputs)
+        tiny_flux.run(model, with_keys(tiny_flux.base_of(model), given, 1.0) if n_kept else given, **inputs)
     request = dataclasses.replace(ONE_IMAGE, batch=batch, n_tokens=480 + 40 + n_cond, n_cond=n_cond, n_kept=n_kept)
     n_copied = copied_rows(Networks(model, (), None, 1, folded), request)
     predicted = activation_bytes(model.config, batch, request.n_tokens, width, n_kept=n_kept, n_copied=n_copied)
@@ -142,7 +142,7 @@ def test_a_whole_image(stock_pipe):
         images_of(pipe, layout, **run)
     networks = (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.vae)
     weights = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
-    (encoded,) = encode_layouts([layout], layout.size, pipe, ConditionSettings())
+    (encoded,) = encode_layouts([layout], layout.size, pipe.base, ConditionSettings())
     request = Request(layout.size, 1, encoded.n_tokens, 3 * 12, 24)
     stages = predict(Networks(pipe.transformer, networks[1:3], pipe.vae), request, "full", 4)
     assert max(stages.values()) == near(weights + tracked.peak)

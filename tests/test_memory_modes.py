@@ -221,7 +221,7 @@ class TestTrueCfg:
         monkeypatch.setattr(
             pipe.transformer,
             "forward",
-            lambda **k: (seen.append(k["joint_attention_kwargs"]["condition"].cond_hidden_states), forward(**k))[1],
+            lambda **k: (seen.append(k["joint_attention_kwargs"]["condition"].cond), forward(**k))[1],
         )
         for in_one_pass in (False, True):
             latents_of(pipe, [ONE, THREE], **self.STEERED, num_inference_steps=1, cfg_in_one_pass=in_one_pass)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from seg2any.bases.flux1.latents import Posterior
+from seg2any.bases.base import Posterior
 from seg2any.system.errors import UserError
 from tests import forked, tiny_run
 

@@ -173,16 +173,16 @@ def test_two_images_of_a_scene_count_as_one_scene():
     assert found.value == pytest.approx(np.mean(regions)) and len(found.per_sample) == 2
 
 
-def test_round_trip_of_an_identity_autoencoder_is_the_image(monkeypatch: pytest.MonkeyPatch):
-    config = SimpleNamespace(block_out_channels=(1,))
+def test_round_trip_of_an_identity_autoencoder_is_the_image():
     processor = SimpleNamespace(
         postprocess=lambda images, output_type: (images / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy()
     )
-    pipeline = SimpleNamespace(vae=SimpleNamespace(config=config, dtype=torch.float32), image_processor=processor)
-    monkeypatch.setattr(
-        "seg2any.evaluation.shapes.sources.encode_images", lambda images, vae: SimpleNamespace(mean=images)
+    base = SimpleNamespace(
+        geometry=SimpleNamespace(pixels_per_token=2),
+        encode_images=lambda images: SimpleNamespace(mean=images),
+        decode=lambda tokens, grid: tokens,
     )
-    monkeypatch.setattr("seg2any.evaluation.shapes.sources.decode_latents", lambda tokens, grid, vae: tokens)
+    pipeline = SimpleNamespace(base=base, image_processor=processor)
     images = [np.random.default_rng(seed).integers(0, 256, (6, 4, 3), dtype=np.uint8) for seed in range(10)]
     found = list(round_trip(images, pipeline))
     assert len(found) == 10 and all((a == b).all() for a, b in zip(found, images, strict=True))

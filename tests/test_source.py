@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import os
 import signal
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from seg2any.bases.flux1.text import TextKey, TruncationWarning, encode_keys
+from seg2any.bases.flux1.text import encode_keys
+from seg2any.bases.text import TextKey, TruncationWarning
 from seg2any.data.bucket_map import UNUSABLE
 from seg2any.data.catalog import open_data_set
 from seg2any.data.dataset import ClosedSet, SampleError
@@ -214,14 +216,14 @@ class Closed(Unreadable):
 def test_networks_that_nothing_needs_are_gone_before_training(data, stock_pipe, tmp_path, cls, text, gone):
     from seg2any.generate.pipeline import Seg2AnyPipeline
 
-    parts = {**stock_pipe.components, "transformer": None}
+    parts = {**stock_pipe.components, "transformer": copy.deepcopy(stock_pipe.transformer)}
     pipe = Seg2AnyPipeline(**parts)
     made = loading(pipe, SETTINGS, tmp_path, text, latents=True)
     made.config.trainer = made.options
 
     raw = RawData(cls(data), data)
     made.config.trainer.num_validation_samples = 2
-    run = load_data(raw, made.config, pipe, ALONE)
+    run = load_data(raw, made.config, pipe.base, ALONE)
     assert {name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name) is None} == set(gone)
     assert pipe.vae is not None and len(run.val) == 2 and len(run.shown) == 4
     with_all = loading(stock_pipe, SETTINGS).training_set(cls(data))

@@ -10,8 +10,8 @@ import torch
 from diffusers import FluxPipeline
 
 from seg2any import Layout, Seg2AnyPipeline
-from seg2any.bases.flux1.text import Prompt, TextKey, encode_texts
-from seg2any.bases.text_cache import TextCache
+from seg2any.bases.flux1.base import Flux1
+from seg2any.bases.text import Prompt, TextCache, TextKey, encode_texts
 from tests.tiny_pipeline import FAST, HARD, MANY, fresh_pipe, images_of
 
 ROW = torch.zeros(4)  # 16 bytes
@@ -29,7 +29,7 @@ def encoders(stock_pipe: FluxPipeline) -> SimpleNamespace:
 
 
 def test_the_least_recently_used_leaves(encoders):
-    cache = TextCache(encoders, max_bytes=3 * ROW.nbytes)
+    cache = TextCache(Flux1(encoders), max_bytes=3 * ROW.nbytes)
     for name in "abc":
         cache[key(name)] = ROW
     assert cache[key("a")] is ROW
@@ -42,7 +42,7 @@ def test_the_least_recently_used_leaves(encoders):
 
 
 def test_caption_length_kind_and_encoder_are_told_apart(encoders):
-    cache = TextCache(encoders)
+    cache = TextCache(Flux1(encoders))
     cache[key("a")] = ROW
     assert key("a") in cache
     assert not any(other in cache for other in (key("b"), key("a", 9), key("a", kind="t5_padded"), key("a", 0, "clip")))
@@ -58,9 +58,9 @@ def test_caption_length_kind_and_encoder_are_told_apart(encoders):
 
 def test_a_cache_too_small_for_one_call_still_serves_it(encoders):
     prompts = [Prompt(key("a red circle"), (key("a star"), key("a heart")), key("a red circle", 0, "clip"))]
-    expected = encode_texts(prompts, encoders)[0]
-    cache = TextCache(encoders, max_bytes=1)
-    found = encode_texts(prompts, encoders, cache)[0]
+    expected = encode_texts(prompts, Flux1(encoders))[0]
+    cache = TextCache(Flux1(encoders), max_bytes=1)
+    found = encode_texts(prompts, Flux1(encoders), cache)[0]
     assert torch.equal(found.embeds, expected.embeds) and len(cache) == 0
 
 
@@ -74,6 +74,6 @@ def test_a_run_encodes_each_caption_once(stock_pipe, monkeypatch):
     def images(pipe: Seg2AnyPipeline, layouts: list[Layout], known) -> torch.Tensor:
         return torch.cat([images_of(pipe, layout, **FAST, **HARD, known_texts=known) for layout in layouts])
 
-    found = images(pipe, MANY * 2, TextCache(pipe))
+    found = images(pipe, MANY * 2, TextCache(pipe.base))
     assert len(read) == len(set(read)) == 5  # two global captions, three of regions
     assert torch.equal(found[:3], found[3:]) and torch.equal(found[:3], images(pipe, MANY, None))

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from seg2any.attention.tokens import Kind, SampleTokens, layout_tokens, token_coverage, token_masks
+from seg2any.attention.tokens import Kind, layout_tokens, token_coverage, token_masks
 from seg2any.system.errors import UserError
+from tests.tiny_flux import SampleTokens
 
 
 def random_masks(rng: np.random.Generator, n: int, size: tuple[int, int]) -> np.ndarray:
@@ -52,12 +53,12 @@ def test_entity_bits_of_63_overlapping_regions():
         assert bool(image_token >> entity & 1) == masks[entity, row, col]
         assert tokens.entities[0, entity].item() == 1 << entity
     with pytest.raises(UserError, match="at most 63"):
-        SampleTokens((0,) + (1,) * 64, np.zeros((64, 1, 1), bool))
+        layout_tokens([SampleTokens((0,) + (1,) * 64, np.zeros((64, 1, 1), bool))])
 
 
 def test_what_does_not_fit_together_is_refused():
     with pytest.raises(UserError, match="2 masks need 3 text lengths"):
-        SampleTokens((1, 1), np.zeros((2, 1, 1), bool))
+        layout_tokens([SampleTokens((1, 1), np.zeros((2, 1, 1), bool))])
     with pytest.raises(UserError, match="one image size"):
         layout_tokens([SampleTokens((1,), np.zeros((0, 1, 2), bool)), SampleTokens((1,), np.zeros((0, 2, 1), bool))])
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from seg2any.bases.flux1.latents import Posterior
+from seg2any.bases.base import Posterior
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError
 from seg2any.training import build, config

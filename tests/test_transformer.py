@@ -8,6 +8,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.hooks._helpers import TransformerBlockRegistry
 
+from seg2any.attention.attend import attention_weights
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
@@ -163,8 +164,8 @@ def test_attributes_are_isolated_where_the_rules_say_so(model):
     start = sum(one.text_lengths[:2])
     for rules, leaks in ((ConditionSettings("hard", (0, 3)), False), (ConditionSettings("base"), True)):
         given = condition([one], rules)
-        changed = dataclasses.replace(given, prompt_embeds=given.prompt_embeds.clone())
-        changed.prompt_embeds[:, start:] += 1
+        changed = dataclasses.replace(given, text=given.text.clone())
+        changed.text[:, start:] += 1
         with torch.no_grad():
             difference = (run(model, given) - run(model, changed))[0, own].abs().max()
         assert (difference > 1e-4) == leaks
@@ -218,7 +219,13 @@ def test_scale_scales_the_adapters_for_one_call(model):
     plain = tiny()
     with torch.no_grad():
         full, none = run(model, given), run(plain, given)
-        scaled = run(model, given, joint_attention_kwargs={"condition": given, "scale": 1e-4})
+        scaled = model(
+            **inputs(1),
+            encoder_hidden_states=given.text,
+            pooled_projections=given.pooled,
+            joint_attention_kwargs={"condition": given, "scale": 1e-4},
+            return_dict=False,
+        )[0]
         torch.testing.assert_close(scaled, none, rtol=1e-2, atol=1e-2)
         assert not torch.allclose(full, none, atol=1e-2)
         torch.testing.assert_close(run(model, given), full, rtol=1e-6, atol=1e-7)
@@ -231,7 +238,7 @@ def test_unusable_arguments_are_refused(model):
     with pytest.raises(UserError, match="prepared for"):
         run(model, given, hidden_states=torch.ones(1, 11, 16))
     with pytest.raises(UserError, match="token layout says"):
-        dataclasses.replace(given, cond_hidden_states=None)
+        dataclasses.replace(given, cond=None)
     with pytest.raises(UserError, match="flash"):
         model.set_attention_backend("flash")
     with pytest.raises(UserError, match="pipe.settings.override"):
@@ -244,3 +251,17 @@ def test_the_caller_keeps_its_arguments(model):
     kwargs = {"condition": given, "scale": 0.5}
     run(model, given, joint_attention_kwargs=kwargs)
     assert kwargs == {"condition": given, "scale": 0.5}
+
+
+def test_the_tap_sees_every_block_before_its_attention_and_changes_nothing():
+    model, given, seen = adapted(), condition([sample(0, 2, 4), sample(1, 3, 2)]), []
+    with torch.no_grad():
+        expected = run(model, given)
+        assert torch.equal(run(model, given, tap=lambda *call: seen.append(call)), expected)
+    assert [call[0] for call in seen] == list(range(4))
+    for block, query, key, pattern in seen:
+        assert query.shape == key.shape == (2, given.tokens.kind.shape[1], 2, 16)
+        assert pattern.attention is RULES.attention_of(block)
+        weights = attention_weights(query[:, :3], key, pattern.rows(slice(3)))
+        torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:3]))
+        assert torch.equal(weights[:, :1] > 0, pattern.mask()[:, :, :3].isfinite())

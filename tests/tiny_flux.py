@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from peft import LoraConfig
 
 from seg2any.adapters.files import add_adapters
 from seg2any.attention.settings import ConditionSettings
-from seg2any.attention.tokens import SampleTokens, layout_tokens
+from seg2any.attention.tokens import layout_tokens
 from seg2any.bases.base import Condition
+from seg2any.bases.flux1.base import Flux1, velocity
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
 CONFIG = {
@@ -26,6 +30,16 @@ CONFIG = {
 GRID = (4, 3)
 RULES = ConditionSettings("hard", (1, 2))
 STYLE = ["to_q", "to_v", "proj_mlp", "ff.net.2", "x_embedder", "norm_out.linear"]
+
+
+@dataclass(frozen=True)
+class SampleTokens:
+    """A sample before batching, by numbers alone; see `seg2any.attention.tokens.Sample`."""
+
+    text_lengths: tuple[int, ...]
+    masks: np.ndarray
+    cond_positions: np.ndarray | None = None
+    coverage: np.ndarray | None = None
 
 
 def tiny(cls: type = Seg2AnyTransformer2DModel, seed: int = 0, **config) -> torch.nn.Module:
@@ -103,13 +117,14 @@ def plain_inputs(batch: int = 2, n_text: int = 5) -> dict[str, torch.Tensor]:
     }
 
 
+def base_of(model: torch.nn.Module) -> Flux1:
+    """A base that has a transformer and nothing else."""
+    return Flux1(SimpleNamespace(transformer=model))
+
+
 def run(model: torch.nn.Module, given: Condition | None = None, **changed) -> torch.Tensor:
     """The model's prediction for a condition, or without one."""
     if given is None:
         return model(**(plain_inputs() | changed), return_dict=False)[0]
-    arguments = inputs(given.tokens.batch_size) | {
-        "encoder_hidden_states": given.prompt_embeds,
-        "pooled_projections": given.pooled_prompt_embeds,
-        "joint_attention_kwargs": {"condition": given},
-    }
-    return model(**(arguments | changed), return_dict=False)[0]
+    told = inputs(given.tokens.batch_size) | changed
+    return velocity(model, told["hidden_states"], told["timestep"], given, float(told["guidance"][0]), told.get("tap"))

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -32,33 +30,10 @@ __all__ = ["COND", "DEFAULT", "AdapterCard", "add_adapters", "load_adapters", "s
 
 WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
 PREFIX = "transformer."
-CONDITION_LAYERS = {
-    "transformer_blocks": ("norm1.linear", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj")
-    + ("ff.net.2",),
-    "single_transformer_blocks": ("norm.linear", "proj_mlp", "proj_out", "attn.to_q", "attn.to_k", "attn.to_v"),
-}
-
-
-def target_layers(transformer: FluxTransformer2DModel, adapter: str) -> list[str]:
-    """Names of the layers of `default` or `cond`, spec section 5."""
-    if adapter == COND:
-        return ["x_embedder", *_condition_layers(transformer)]
-    return [
-        f"{stack}.{name.removesuffix('.base_layer')}"
-        for stack in CONDITION_LAYERS
-        for name, module in getattr(transformer, stack).named_modules()
-        if isinstance(module, nn.Linear) and ".lora_" not in name
-    ]
-
-
-def _condition_layers(transformer: FluxTransformer2DModel) -> Iterator[str]:
-    for stack, layers in CONDITION_LAYERS.items():
-        for block in range(len(getattr(transformer, stack))):
-            yield from (f"{stack}.{block}.{layer}" for layer in layers)
 
 
 def add_adapters(
-    transformer: FluxTransformer2DModel,
+    transformer: nn.Module,
     rank: int = 64,
     alpha: float | None = None,
     dropout: float = 0.0,
@@ -78,13 +53,13 @@ def add_adapters(
             lora_alpha=rank if alpha is None else alpha,
             lora_dropout=dropout,
             init_lora_weights=init_lora_weights,
-            target_modules=target_layers(transformer, name),
+            target_modules=transformer.adapter_layers[name],
         )
         transformer.add_adapter(config, name)
     trainable_parameters(transformer)
 
 
-def trainable_parameters(transformer: FluxTransformer2DModel) -> list[nn.Parameter]:
+def trainable_parameters(transformer: nn.Module) -> list[nn.Parameter]:
     """Make exactly our adapters trainable, in float32 whatever the base weights are, and list their parameters.
 
     Raises UserError for a folded model, whose `default` acts through the base weights."""
@@ -98,7 +73,7 @@ def trainable_parameters(transformer: FluxTransformer2DModel) -> list[nn.Paramet
     return chosen
 
 
-def switched_off(transformer: FluxTransformer2DModel) -> list[str]:
+def switched_off(transformer: nn.Module) -> list[str]:
     """Those of ours that are loaded and not active; none if all adapters are disabled, which nobody does unawares."""
     layer = next((module for module in transformer.modules() if isinstance(module, BaseTunerLayer)), None)
     if layer is None or layer.disable_adapters:
@@ -106,9 +81,7 @@ def switched_off(transformer: FluxTransformer2DModel) -> list[str]:
     return [name for name in (DEFAULT, COND) if name in transformer.peft_config and name not in layer.active_adapters]
 
 
-def load_adapters(
-    transformer: FluxTransformer2DModel, folder: str | os.PathLike, dtype: torch.dtype | None = None
-) -> AdapterCard:
+def load_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> AdapterCard:
     """Load <folder>/default and, if there is one, <folder>/cond in place of ours; other adapters stay as they are.
 
     `dtype` of the loaded weights: None = that of the base weights, for generation; float32 to train them further.
@@ -120,9 +93,7 @@ def load_adapters(
     return read_adapters(transformer, folder, dtype)
 
 
-def read_adapters(
-    transformer: FluxTransformer2DModel, folder: str | os.PathLike, dtype: torch.dtype | None = None
-) -> AdapterCard:
+def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> AdapterCard:
     """`load_adapters` whatever the base weights contain."""
     folder = Path(folder)
     files = {name: folder / name / WEIGHTS_FILE for name in (DEFAULT, COND)}
@@ -193,7 +164,7 @@ def check_pairs(weights: dict[str, torch.Tensor], file: Path) -> None:
             raise UserError(f"{file}: the rank of {key} is {ranks}; the file is damaged, copy it again")
 
 
-def check_fits(transformer: FluxTransformer2DModel, weights: dict[str, torch.Tensor], file: Path) -> None:
+def check_fits(transformer: nn.Module, weights: dict[str, torch.Tensor], file: Path) -> None:
     """Raise UserError for a weight whose layer is missing here or of another width."""
     layers = dict(transformer.named_modules())
     for key, weight in weights.items():
@@ -208,7 +179,7 @@ def check_fits(transformer: FluxTransformer2DModel, weights: dict[str, torch.Ten
 
 
 def save_adapters(
-    transformer: FluxTransformer2DModel,
+    transformer: nn.Module,
     folder: str | os.PathLike,
     card: AdapterCard,
     dtype: torch.dtype | None = None,

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from diffusers import FluxTransformer2DModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -21,7 +20,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 FOLDED_KEY = "_seg2any_folded_scale"  # in the config of a transformer whose weights in files contain `default`
 
 
-def fold(transformer: FluxTransformer2DModel) -> None:
+def fold(transformer: nn.Module) -> None:
     """Add `default`, as it is scaled now, to the base weights, rounded once to their precision.
 
     Raises UserError without an active `default`, if it is folded already, and for base weights that cannot take it.
@@ -39,7 +38,7 @@ def fold(transformer: FluxTransformer2DModel) -> None:
         layer.folded = {DEFAULT: layer.scaling[DEFAULT]}
 
 
-def unfold(transformer: FluxTransformer2DModel) -> None:
+def unfold(transformer: nn.Module) -> None:
     """Take `default` out of the base weights again, rounded once: in 16 bit some weights end a last bit beside where
     they were. Raises UserError if it is not folded."""
     if not is_folded(transformer):
@@ -51,12 +50,12 @@ def unfold(transformer: FluxTransformer2DModel) -> None:
     transformer.register_to_config(**{FOLDED_KEY: None})
 
 
-def is_folded(transformer: FluxTransformer2DModel) -> bool:
+def is_folded(transformer: nn.Module) -> bool:
     """Whether `default`, which is loaded, is in the base weights."""
     return any(getattr(layer, "folded", None) for _, layer in _layers_of_default(transformer))
 
 
-def refuse_folded(transformer: FluxTransformer2DModel, what: str) -> None:
+def refuse_folded(transformer: nn.Module, what: str) -> None:
     """`UserError` that starts with `what` if the base weights contain an adapter, loaded or not."""
     if is_folded(transformer) or transformer.config.get(FOLDED_KEY) is not None:
         raise UserError(
@@ -65,7 +64,7 @@ def refuse_folded(transformer: FluxTransformer2DModel, what: str) -> None:
         )
 
 
-def folded_scale(transformer: FluxTransformer2DModel) -> float:
+def folded_scale(transformer: nn.Module) -> float:
     """The one factor of `default` in all base weights. Raises UserError if layers were folded with different ones."""
     scales = {layer.folded[DEFAULT] for _, layer in _layers_of_default(transformer)}
     if len(scales) != 1:
@@ -73,14 +72,14 @@ def folded_scale(transformer: FluxTransformer2DModel) -> float:
     return scales.pop()
 
 
-def mark_folded(transformer: FluxTransformer2DModel, scale: float) -> None:
+def mark_folded(transformer: nn.Module, scale: float) -> None:
     """Say that the base weights contain scale x B A of the loaded `default`, which keeps acting with that scale."""
     for _, layer in _layers_of_default(transformer):
         layer.scaling[DEFAULT] = scale
         layer.folded = {DEFAULT: scale}
 
 
-def _layers_of_default(transformer: FluxTransformer2DModel) -> Iterator[tuple[str, LoraLayer]]:
+def _layers_of_default(transformer: nn.Module) -> Iterator[tuple[str, LoraLayer]]:
     for name, module in transformer.named_modules():
         if isinstance(module, LoraLayer) and DEFAULT in module.lora_A:
             yield name, module

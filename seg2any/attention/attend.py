@@ -39,7 +39,9 @@ from seg2any.attention.tokens import TokenLayout
 logger = logging.getLogger(__name__)
 
 Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionPattern], torch.Tensor]
-Tap = Callable[[int, torch.Tensor, torch.Tensor, "torch.Tensor | None"], None]
+# Called before the attention of every block with (block, query, key, pattern): query [B, queries, heads, d] and key
+# [B, L, heads, d] after RoPE. `attention_weights` turns any rows of them and of `pattern.rows` into weights.
+Tap = Callable[[int, torch.Tensor, torch.Tensor, AttentionPattern | None], None]
 
 FEW_TOKENS = {"sdpa": 2048, "matmul": 1024}  # below, calls of a kernel cost more than pairs of tokens
 MOST_PAIRS = {"sdpa": 0.7, "matmul": 0.6}  # share of all L x L that `grouped` may compute in its place, and
@@ -104,7 +106,8 @@ def attend(
 
     Raises UserError for a backend that would lose the regions or cannot do what is asked of it.
     """
-    check_backend(attention_backend)
+    if attention_backend not in BACKENDS:
+        check_backend(attention_backend)
     if pattern is None or pattern.is_open:
         return quickest(query, key, value)
     return BACKENDS[attention_backend](query, key, value, pattern)
@@ -113,7 +116,7 @@ def attend(
 def choose(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> str:
     """The name of a backend. Says, once for each kind of device, block and answer, what it chose and why."""
     training, masked = trains(query, key, value), "matmul" if prefers_products(query, key, value) else "sdpa"
-    name, why = pattern.made(("auto", training, masked), lambda: _choice(pattern, training, masked))
+    name, why = pattern.cached(("auto", training, masked), lambda: _choice(pattern, training, masked))
     about = (query.device.type, pattern.attention, training, name)
     if about not in _said:
         _said.add(about)
@@ -151,38 +154,31 @@ def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
-    """Tokens and rules, and the at most two distinct patterns that follow from them.
-
-    tap: called before the attention of every block with (block, query, key, mask), query and key [B, L, heads, d]
-         after RoPE; `attend.attention_weights` turns any rows of them into weights. A plan with a tap builds the mask
-         [B, 1, L, L] whatever the backend needs.
-    """
+    """Tokens and settings of a batch, and the at most two distinct patterns that follow from them."""
 
     tokens: TokenLayout
     settings: ConditionSettings
-    tap: Tap | None = None
     _patterns: dict[Attention, AttentionPattern] = field(default_factory=dict, repr=False)
 
     @cached_property
     def classes(self) -> TokenClasses:
-        """Shared by the patterns of all blocks."""
+        """The token classes, shared by the patterns of all blocks."""
         return TokenClasses.of(self.tokens)
 
     def pattern(self, block: int) -> AttentionPattern:
-        """Who sees whom in a block, counted over double then single blocks."""
+        """Return who sees whom in a block, counted over double then single blocks."""
         attention = self.settings.attention_of(block)
         if attention not in self._patterns:
             self._patterns[attention] = AttentionPattern(self.tokens, self.classes, attention, self.settings)
         return self._patterns[attention]
 
     def mask(self, block: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
-        """Additive mask [B, 1, L, L] of a block; None = all see all."""
+        """Return the additive mask [B, 1, L, L] of a block; None = all see all."""
         pattern = self.pattern(block)
         return None if pattern.is_open else pattern.mask(dtype)
 
     def attend(self, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attention of one block: query [B, queries, heads, d], the first of the tokens, or all; key and value
+        """Attend in one block: query [B, queries, heads, d], of the first tokens or of all, key and value
         [B, L, heads, d] -> [B, queries, heads, d]."""
-        if self.tap is not None:
-            self.tap(block, query, key, self.mask(block, kernel_dtype(query)))
-        return attend(query, key, value, self.pattern(block).asked_by(query.shape[1]), self.settings.attention_backend)
+        pattern = self.pattern(block).with_queries(query.shape[1])
+        return attend(query, key, value, pattern, self.settings.attention_backend)

@@ -48,7 +48,7 @@ def flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: A
     device = query.device.type
     if device != "cuda" and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
         raise UserError(f"attention_backend 'flex' trains on cuda only, not on {device}; use auto, grouped or sdpa")
-    plan, dtype = pattern.made("sorted", lambda: sorted_pattern(pattern)), kernel_dtype(query)
+    plan, dtype = pattern.cached("sorted", lambda: sorted_pattern(pattern)), kernel_dtype(query)
     orders = (plan.queries, plan.keys, plan.keys)
     query, key, value = (
         _reorder(x.to(dtype), order).transpose(1, 2) for x, order in zip((query, key, value), orders, strict=True)

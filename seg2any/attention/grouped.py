@@ -70,7 +70,7 @@ class Grouping:
 
 def grouping(pattern: AttentionPattern) -> Grouping:
     """The groups of a pattern, made once. Raises UserError for the method `place`."""
-    return pattern.made("grouping", lambda: _grouping(pattern))
+    return pattern.cached("grouping", lambda: _grouping(pattern))
 
 
 def _grouping(pattern: AttentionPattern) -> Grouping:

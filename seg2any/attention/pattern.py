@@ -87,19 +87,19 @@ class AttentionPattern:
     attention: Attention
     settings: ConditionSettings
     n_queries: int | None = None
-    _made: dict[Hashable, object] = field(default_factory=dict, repr=False)
+    _cached: dict[Hashable, object] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(cls, tokens: TokenLayout, attention: Attention, settings: ConditionSettings) -> AttentionPattern:
         """All tokens ask."""
         return cls(tokens, TokenClasses.of(tokens), attention, settings)
 
-    def asked_by(self, n_queries: int) -> AttentionPattern:
+    def with_queries(self, n_queries: int) -> AttentionPattern:
         """The same for the first so many tokens as queries."""
         if n_queries == self.classes.index.shape[1]:
             return self
         given = (self.tokens, self.classes, self.attention, self.settings, n_queries)
-        return self.made(("asked by", n_queries), lambda: AttentionPattern(*given))
+        return self.cached(("with queries", n_queries), lambda: AttentionPattern(*given))
 
     @property
     def query_index(self) -> torch.Tensor:
@@ -140,11 +140,11 @@ class AttentionPattern:
 
     def mask(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weights' logarithm for every pair of query and token, [B, 1, queries, L], made once."""
-        return self.made(("mask", dtype), lambda: self.rows(slice(self.n_queries), dtype))
+        return self.cached(("mask", dtype), lambda: self.rows(slice(self.n_queries), dtype))
 
     def rows(self, part: slice, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The part of `mask` that is of some queries, [B, 1, queries, L]: copies of their classes' rows."""
-        index, class_rows = self.classes.index, self.made(("class rows", dtype), lambda: self._class_rows(dtype))
+        index, class_rows = self.classes.index, self.cached(("class rows", dtype), lambda: self._class_rows(dtype))
         sample = torch.arange(len(index), device=index.device)[:, None]
         rows = class_rows[sample, index[:, part]][..., : index.shape[1]]
         if self.coverage is not None:
@@ -159,11 +159,11 @@ class AttentionPattern:
         rows = self.log_weights.to(dtype)[:, self.classes.index].movedim(1, 0)
         return torch.nn.functional.pad(rows, (0, -rows.shape[2] % ROW_ALIGNMENT)).contiguous()
 
-    def made(self, key: Hashable, make: Callable[[], T]) -> T:
+    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
         """What `make` returned on the first call with this key."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        if key not in self._cached:
+            self._cached[key] = make()
+        return self._cached[key]
 
 
 def additive_mask(

@@ -154,7 +154,7 @@ def check_blocks(settings: ConditionSettings, n_blocks: int) -> None:
         warnings.warn(
             f"hard_attn_block_range {first} {last} reaches past the {n_blocks} blocks of this transformer "
             f"(0 to {n_blocks - 1}); attribute isolation acts in {max(n_blocks - first, 0)} of them",
-            stacklevel=3,
+            stacklevel=4,
         )
 
 

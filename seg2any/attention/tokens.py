@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import reduce
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -31,8 +32,7 @@ class Kind(IntEnum):
     COND_PAD = 5
 
 
-@dataclass(frozen=True)
-class SampleTokens:
+class Sample(Protocol):
     """One sample before batching.
 
     text_lengths:   (global, region 1, .., region N) in text tokens; global is 0 when there is no global caption
@@ -43,15 +43,8 @@ class SampleTokens:
 
     text_lengths: tuple[int, ...]
     masks: np.ndarray
-    cond_positions: np.ndarray | None = None
-    coverage: np.ndarray | None = None
-
-    def __post_init__(self) -> None:
-        n_entities = len(self.masks)
-        if len(self.text_lengths) != n_entities + 1:
-            raise UserError(f"{n_entities} masks need {n_entities + 1} text lengths, got {len(self.text_lengths)}")
-        if n_entities > MAX_ENTITIES:
-            raise UserError(f"{n_entities} regions in one image; at most {MAX_ENTITIES} fit: merge or drop some")
+    cond_positions: np.ndarray | None
+    coverage: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class TokenLayout:
     kind:      int32 [B, L]     a `Kind`
     entities:  int64 [B, L]     bit set: an image token's entities (0 = background), a region token's own single bit
     positions: float32 [B, L, 3] RoPE ids (0, row, col) on the image's token grid; text and padding are (0, 0, 0)
-    coverage:  float32 [B, N, h*w] or None, see `SampleTokens`
+    coverage:  float32 [B, N, h*w] or None, see `Sample`
     """
 
     kind: torch.Tensor
@@ -88,13 +81,17 @@ class TokenLayout:
         )
 
 
-def layout_tokens(samples: Sequence[SampleTokens], cond_scale_factor: int = 1) -> TokenLayout:
+def layout_tokens(samples: Sequence[Sample], cond_scale_factor: int = 1) -> TokenLayout:
     """Pad the samples to equal length and name every token.
 
     A batch whose samples have a condition stream gets at least one condition row, if only padding: without one the
     `cond` adapter would receive no gradient, and distributed training would wait for it forever.
     `cond_scale_factor` puts a condition drawn at 1/s of the resolution on the image's position grid.
+
+    Raises UserError for more than MAX_ENTITIES regions, and for samples whose parts or sizes do not fit together.
     """
+    for sample in samples:
+        _check(sample)
     grids = {sample.masks.shape[1:] for sample in samples}
     if len(grids) != 1:
         raise UserError(f"one batch, one image size: got token grids {sorted(grids)}")
@@ -106,8 +103,16 @@ def layout_tokens(samples: Sequence[SampleTokens], cond_scale_factor: int = 1) -
     return TokenLayout(kind, entities, positions, n_text, n_image, n_cond, _stack_coverage(samples))
 
 
+def _check(sample: Sample) -> None:
+    n_entities = len(sample.masks)
+    if len(sample.text_lengths) != n_entities + 1:
+        raise UserError(f"{n_entities} masks need {n_entities + 1} text lengths, got {len(sample.text_lengths)}")
+    if n_entities > MAX_ENTITIES:
+        raise UserError(f"{n_entities} regions in one image; at most {MAX_ENTITIES} fit: merge or drop some")
+
+
 def _sample_row(
-    sample: SampleTokens, n_text: int, n_cond: int, cond_scale_factor: int
+    sample: Sample, n_text: int, n_cond: int, cond_scale_factor: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """-> kind [L], entities [L], positions [L, 3] of one sample."""
     bits = np.int64(1) << np.arange(len(sample.masks), dtype=np.int64)
@@ -129,7 +134,7 @@ def _sample_row(
     return kind, entities, positions
 
 
-def _stack_coverage(samples: Sequence[SampleTokens]) -> torch.Tensor | None:
+def _stack_coverage(samples: Sequence[Sample]) -> torch.Tensor | None:
     if any(sample.coverage is None for sample in samples):
         return None
     stacked = torch.zeros(len(samples), max(len(s.masks) for s in samples), int(np.prod(samples[0].masks.shape[1:])))

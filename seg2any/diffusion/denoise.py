@@ -1,23 +1,23 @@
 """From noise to image latents: FLUX's schedule of times, and one Euler step for each.
 
-The loop is our own and not stock FluxPipeline's, which hands both predictions of true CFG the same condition.
+The loop is not stock FluxPipeline's, which gives both predictions of true CFG the same condition.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from torch import Tensor
 
-from seg2any.bases.base import Condition
+from seg2any.bases.base import Base, Condition
 from seg2any.diffusion.cond_cache import ConditionCache
 from seg2any.diffusion.guidance import steered
 from seg2any.diffusion.step_cache import step_cache
@@ -26,7 +26,7 @@ from seg2any.system.errors import UserError
 if TYPE_CHECKING:
     from seg2any.diffusion.step_cache import CacheConfig
 
-Callback = Callable[[FluxPipeline, int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
+PASSES = ("cond", "uncond")  # names by which step caches keep the predictions of true CFG apart
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Sampling:
     guidance_scale: float
     true_cfg_scale: float = 1.0
     step_cache: str | CacheConfig = "none"
-    callback_on_step_end: Callback | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.num_inference_steps, int) or self.num_inference_steps < 1:
@@ -46,42 +45,56 @@ class Sampling:
             raise UserError(f"guidance_scale is {self.guidance_scale!r}; give a finite number")
 
 
-def denoise(pipe: FluxPipeline, noise: Tensor, conditions: Sequence[Condition], sampling: Sampling) -> Tensor:
-    """Integrate the flow from noise [B, I, 4C] to image latents of that shape, in the dtype of the embeddings.
+class Watcher:
+    """What a caller sees of `denoise` and may change while it runs; this one changes nothing."""
 
-    conditions  one for each pass of a step, see `seg2any.diffusion.guidance.conditions_of`
+    def __init__(self, guidance_scale: float):
+        self.guidance_scale = guidance_scale
 
-    Keeps the state that stock FluxPipeline shows to callbacks: guidance_scale, num_timesteps, current_timestep,
-    interrupt.
+    def begin(self, n_steps: int) -> None:
+        """Called once, before the first step."""
+
+    def goes_on(self, t: Tensor) -> bool:
+        """Return whether to take the step at time t (0 to 1000)."""
+        return True
+
+    def after(self, step: int, t: Tensor, latents: Tensor) -> Tensor:
+        """Return the latents [B, I, D] to go on with."""
+        return latents
+
+
+def denoise(
+    base: Base,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    noise: Tensor,
+    conditions: Sequence[Condition],
+    sampling: Sampling,
+    watcher: Watcher | None = None,
+) -> Tensor:
+    """Integrate the flow from noise [B, I, D] to image latents of that shape, in their device and dtype.
+
+    conditions  one for each pass of a step, see `seg2any.diffusion.guidance.conditions_of`, where the noise is
     """
-    device, dtype = pipe._execution_device, conditions[0].prompt_embeds.dtype
-    latents, conditions = noise.to(device, dtype), [condition.to(device, dtype) for condition in conditions]
-    timesteps = _timesteps(pipe.scheduler, latents.shape[1], sampling.num_inference_steps, device)
-    pipe._guidance_scale, pipe._num_timesteps, pipe._interrupt = sampling.guidance_scale, len(timesteps), False
-    cond_cache = ConditionCache(pipe.transformer)
-    with (
-        pipe.progress_bar(total=len(timesteps)) as progress,
-        step_cache(pipe.transformer, sampling.step_cache, len(timesteps)),
-    ):
+    watcher, latents = watcher or Watcher(sampling.guidance_scale), noise
+    timesteps = times(scheduler, latents.shape[1], sampling.num_inference_steps, latents.device)
+    cond_cache = ConditionCache(base)
+    watcher.begin(len(timesteps))
+    with step_cache(base, sampling.step_cache, len(timesteps)):
         for step, t in enumerate(timesteps):
-            if pipe.interrupt:
+            if not watcher.goes_on(t):
                 break
-            pipe._current_timestep = t
-            known = [cond_cache.of(condition, pipe.guidance_scale) for condition in conditions]
-            velocity = steered(_velocities(pipe, latents, t, known), len(latents), sampling.true_cfg_scale)
-            latents = pipe.scheduler.step(velocity, t, latents, return_dict=False)[0].to(dtype)
-            if sampling.callback_on_step_end is not None:
-                outputs = sampling.callback_on_step_end(pipe, step, t, {"latents": latents}) or {}
-                latents = outputs.get("latents", latents)
-            progress.update()
-    pipe._current_timestep = None
+            known = [cond_cache.of(condition, watcher.guidance_scale) for condition in conditions]
+            predictions = _velocities(base, latents, t, known, watcher.guidance_scale)
+            velocity = steered(predictions, len(latents), sampling.true_cfg_scale)
+            latents = scheduler.step(velocity, t, latents, return_dict=False)[0].to(noise.dtype)
+            latents = watcher.after(step, t, latents)
     return latents
 
 
-def _timesteps(
+def times(
     scheduler: FlowMatchEulerDiscreteScheduler, n_tokens: int, num_inference_steps: int, device: torch.device
 ) -> Tensor:
-    """FLUX's schedule: equal steps, shifted by the number of image tokens."""
+    """Return FLUX's schedule, times from 1000 down: equal steps, shifted by the number of image tokens."""
     config = scheduler.config
     mu = calculate_shift(
         n_tokens,
@@ -97,28 +110,15 @@ def _timesteps(
     return timesteps
 
 
-def _velocities(pipe: FluxPipeline, latents: Tensor, t: Tensor, conditions: Sequence[Condition]) -> Tensor:
-    """dx/ds of latents [B, I, 4C] under every condition, one condition's after another's: [n, I, 4C], n = B or 2B.
+def _velocities(base: Base, latents: Tensor, t: Tensor, conditions: Sequence[Condition], guidance: float) -> Tensor:
+    """Predict dx/ds of latents [B, I, D] at time t (0 to 1000) under every condition: [n, I, D], n = B or 2B.
 
-    One for twice the images gets the latents twice. Passes have names, by which step caches keep them apart.
+    A condition for 2B samples, both predictions in one batch, receives the latents duplicated.
     """
     copies = torch.cat([latents] * (conditions[0].tokens.batch_size // len(latents)))
-    names = ("cond", "uncond")[: len(conditions)]
-    return torch.cat([_velocity(pipe, name, copies, t, given) for name, given in zip(names, conditions, strict=True)])
-
-
-def _velocity(pipe: FluxPipeline, name: str, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
-    """dx/ds at time `t` (0 to 1000), [B, I, 4C]."""
-    guidance = None
-    if pipe.transformer.config.guidance_embeds:
-        guidance = torch.full([len(latents)], pipe.guidance_scale, device=latents.device)
-    with pipe.transformer.cache_context(name):
-        return pipe.transformer(
-            hidden_states=latents,
-            timestep=t.expand(len(latents)).to(latents.dtype) / 1000,
-            guidance=guidance,
-            encoder_hidden_states=condition.prompt_embeds,
-            pooled_projections=condition.pooled_prompt_embeds,
-            joint_attention_kwargs={"condition": condition},
-            return_dict=False,
-        )[0]
+    s = t.expand(len(copies)).to(copies.dtype) / 1000
+    predictions = []
+    for name, condition in zip(PASSES, conditions, strict=False):
+        with base.network.cache_context(name):
+            predictions.append(base.velocity(copies, s, condition, guidance))
+    return torch.cat(predictions)

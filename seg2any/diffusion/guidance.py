@@ -1,4 +1,4 @@
-"""True CFG: a second prediction in every step, of the same masks with a negative prompt as every caption.
+"""Classifier-free guidance: a second prediction in every step, with a negative prompt as every caption.
 
 The two predictions have texts of different lengths, hence conditions of their own.
 """
@@ -14,25 +14,24 @@ from numbers import Real
 from types import NoneType
 
 import torch
-from diffusers import FluxPipeline
 from torch import Tensor
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.base import Condition
-from seg2any.bases.flux1.text import TextKey, encode_texts
-from seg2any.diffusion.prepare import EncodedLayout, assemble, prompt_for
+from seg2any.bases.base import Base, Condition
+from seg2any.bases.text import TextKey, encode_texts
+from seg2any.diffusion.prepare import EncodedLayout, assemble
 from seg2any.system.errors import UserError
 
 
 @dataclass(frozen=True)
 class TrueCFG:
-    """How far to move away from what.
+    """Settings of classifier-free guidance with a negative prompt.
 
-    negative_prompt  of the whole image and of every region, "" is one; None: no second prediction
-    scale            how far, counted from the negative prompt: 1 = not at all, and no second prediction
-    in_one_pass      both predictions as one batch of twice the size, same images; None: where `fits_doubled` says so
+    negative_prompt  caption of the image and of every region in the second prediction, may be ""; None: no second one
+    scale            w in v = v_neg + w (v - v_neg); up to 1 there is no second prediction
+    in_one_pass      both predictions as one batch of twice the size, same images; None: where it fits into memory
 
-    Raises UserError for several prompts and for a scale that is no number.
+    Raises UserError for several prompts and for a scale that is not a finite number.
     """
 
     negative_prompt: str | None = None
@@ -51,12 +50,12 @@ class TrueCFG:
 
     @property
     def is_on(self) -> bool:
-        """Whether a second prediction is made."""
+        """Whether there is a second prediction."""
         return self.negative_prompt is not None and self.scale > 1
 
 
 def conditions_of(
-    pipe: FluxPipeline,
+    base: Base,
     samples: Sequence[EncodedLayout],
     settings: ConditionSettings,
     generators: Sequence[torch.Generator],
@@ -64,44 +63,45 @@ def conditions_of(
     known: MutableMapping[TextKey, Tensor],
     fits_doubled: Callable[[int, int], bool],
 ) -> list[Condition]:
-    """One for each pass of a step: of the samples; with true CFG of the opposed as well, or of both in one batch.
+    """Build one condition per forward pass of a step: the prompt's, and with true CFG the negative prompt's, separately
+    or as one batch of twice the size.
 
     generators  one per sample, for the sample of its contour, which both predictions share
     known       text embeddings of earlier calls, see `encode_texts`
-    fits_doubled  whether a batch of twice so many images, of so many tokens each, should run as one
+    fits_doubled  (images, tokens of each) -> whether twice as many images fit into memory as one batch
     """
     if not true_cfg.is_on:
         return [assemble(samples, settings, generators)]
-    opposed = _say_to_all(true_cfg.negative_prompt, samples, pipe, settings, known)
+    negative = _with_caption(true_cfg.negative_prompt, samples, base, settings, known)
     copies = {generator: generator.clone_state() for generator in generators}
     again = [copies[generator] for generator in generators]
     in_one_pass = true_cfg.in_one_pass
     if in_one_pass is None:
-        in_one_pass = fits_doubled(len(samples), max(sample.n_tokens for sample in [*samples, *opposed]))
+        in_one_pass = fits_doubled(len(samples), max(sample.n_tokens for sample in [*samples, *negative]))
     if in_one_pass:
-        return [assemble([*samples, *opposed], settings, [*generators, *again])]
-    return [assemble(samples, settings, generators), assemble(opposed, settings, again)]
+        return [assemble([*samples, *negative], settings, [*generators, *again])]
+    return [assemble(samples, settings, generators), assemble(negative, settings, again)]
 
 
-def _say_to_all(
+def _with_caption(
     text: str,
     samples: Sequence[EncodedLayout],
-    pipe: FluxPipeline,
+    base: Base,
     settings: ConditionSettings,
     known: MutableMapping[TextKey, Tensor],
 ) -> list[EncodedLayout]:
-    """The same samples with `text` as global caption, also of those that have none, and as every region's."""
-    prompts = [prompt_for(text, [text] * len(sample.masks), settings) for sample in samples]
-    texts = encode_texts(prompts, pipe, known)
+    """Replace every caption of the samples by `text`; those without a global caption get one."""
+    prompts = [base.prompt(text, [text] * len(sample.masks), settings) for sample in samples]
+    texts = encode_texts(prompts, base, known)
     return [dataclasses.replace(sample, text=text) for sample, text in zip(samples, texts, strict=True)]
 
 
 def steered(predictions: Tensor, n_images: int, scale: float) -> Tensor:
-    """[n, I, 4C] as they are; [2n, I, 4C], the wanted and then the opposed, to `scale` times their difference."""
+    """Combine predictions [2n, I, D], the prompt's then the negative prompt's, to [n, I, D]; pass [n, I, D] through."""
     if len(predictions) == n_images:
         return predictions
-    wanted, away = predictions.split(n_images)
-    return away + scale * (wanted - away)
+    positive, negative = predictions.split(n_images)
+    return negative + scale * (positive - negative)
 
 
 def _warn(message: str) -> None:

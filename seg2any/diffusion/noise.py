@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from seg2any.bases.flux1.latents import pack
+from seg2any.bases.packing import pack
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError, shown
 

@@ -1,8 +1,10 @@
 """Layouts to a `Condition`: the one place where a batch is prepared, for generation and for training.
 
-`encode_layouts` runs the frozen networks, once per sample; its result lives on the CPU and is worth caching. What
-needs no network is `draw_layout`, which training leaves to the processes that read files. `assemble` puts any of these
-together to a batch: padding, token order and position ids, no network.
+    draw_layout      masks -> the condition image, its kept tokens, the regions' token masks; no network
+    encode_drawn     a drawn layout -> condition tokens; in training the image's posterior in the same pass
+    assemble         samples -> a batch: padding, token order, position ids; no network
+
+What is encoded lives on the CPU, sample by sample, and can be cached.
 """
 
 from __future__ import annotations
@@ -10,166 +12,164 @@ from __future__ import annotations
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import Protocol
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.attention.tokens import SampleTokens, layout_tokens, token_coverage, token_masks
-from seg2any.bases.base import Condition
-from seg2any.bases.flux1.latents import Posterior, encode_images, pixels_per_token
-from seg2any.bases.flux1.text import EncodedText, Prompt, TextEncoders, TextKey, encode_texts
+from seg2any.attention.tokens import layout_tokens, token_coverage, token_masks
+from seg2any.bases.base import Base, Condition, Grid, Posterior
+from seg2any.bases.text import EncodedText, TextKey, encode_texts
 from seg2any.diffusion.noise import packed_noise
 from seg2any.layout import Layout
 from seg2any.layout.checks import MAX_PIXELS
-from seg2any.layout.contour import condition_image, kept_tokens, to_signed
+from seg2any.layout.contour import condition_image, kept_tokens
 from seg2any.system.errors import UserError, shown
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedContour:
-    """The condition tokens of one sample: what the VAE says about them, and where they are.
-
-    posterior  mean and std [n, 4C]
-    positions  int64 [n, 2]: row and column on the condition grid
-    grid       (h, w) of the whole condition grid
-    """
-
-    posterior: Posterior
-    positions: Tensor
-    grid: tuple[int, int]
-
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """[n, 4C]. The noise is drawn for the whole grid, so it does not depend on which tokens were kept."""
-        noise = packed_noise(self.grid, self.posterior.mean.shape[-1] // 4, generator)[0]
-        rows, columns = self.positions.unbind(-1)
-        return self.posterior.sample(noise[rows * self.grid[1] + columns])
 
 
 @dataclass(frozen=True, eq=False)
 class DrawnLayout:
     """One layout before the frozen networks, for one image size.
 
-    condition  uint8 [h', w']: the contour image; None without condition tokens
-    kept       bool [h, w]: which of its tokens are kept; None without condition tokens
-    masks, coverage  as in `EncodedLayout`
+    masks      bool [N, h, w] on the image's token grid
+    coverage   float32 [N, h, w], the covered fraction of each image token; only for method "place"
+    condition  uint8 [h', w']: the condition image; None without condition tokens
+    kept       bool: which tokens of the condition's own grid are kept; None without condition tokens
     """
 
-    condition: np.ndarray | None
-    kept: np.ndarray | None
     masks: np.ndarray
-    coverage: Tensor | None = None
+    coverage: np.ndarray | None = None
+    condition: np.ndarray | None = None
+    kept: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class CondTokens:
+    """The condition tokens of one sample.
+
+    posterior  mean and std [n, D]
+    positions  int64 [n, 2]: row and column on the condition grid
+    grid       (h, w) of the whole condition grid
+    """
+
+    posterior: Posterior
+    positions: np.ndarray
+    grid: Grid
+
+    @classmethod
+    def of(cls, kept: np.ndarray, posterior: Posterior) -> CondTokens:
+        """Select the kept tokens, bool [h, w], of the whole condition image's posterior [h * w, D]."""
+        return cls(posterior.cpu()[torch.from_numpy(kept.flatten())], np.argwhere(kept), kept.shape)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Return [n, D]. The noise is drawn for the whole grid, so it does not depend on which tokens were kept."""
+        noise = packed_noise(self.grid, self.posterior.mean.shape[-1] // 4, generator)[0]
+        rows, columns = torch.from_numpy(self.positions).unbind(-1)
+        return self.posterior.sample(noise[rows * self.grid[1] + columns])
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedLayout:
-    """One layout after the frozen networks: plain CPU tensors, everything `assemble` needs.
+    """One layout after the frozen networks, everything that `assemble` needs. Its properties name its tokens.
 
-    contour   None without condition tokens (is_use_cond_token off)
-    masks     bool numpy [N, h, w] on the image's token grid
-    coverage  float [N, h, w], the covered fraction of each image token; only for method "place"
+    text             embeddings of the captions
+    masks, coverage  as in `DrawnLayout`
+    cond             None without condition tokens (is_use_cond_token off)
     """
 
     text: EncodedText
-    contour: EncodedContour | None
     masks: np.ndarray
-    coverage: Tensor | None = None
+    coverage: np.ndarray | None = None
+    cond: CondTokens | None = None
+
+    @property
+    def text_lengths(self) -> tuple[int, ...]:
+        """Tokens of the global caption (0 without one), then of each region."""
+        return self.text.lengths
+
+    @property
+    def cond_positions(self) -> np.ndarray | None:
+        """Positions [n, 2] of the condition tokens, None without a condition stream."""
+        return None if self.cond is None else self.cond.positions
 
     @property
     def n_tokens(self) -> int:
-        """Text, image and condition tokens."""
-        n_cond = 0 if self.contour is None else len(self.contour.positions)
+        """Text, image and condition tokens together."""
+        n_cond = 0 if self.cond is None else len(self.cond)
         return sum(self.text.lengths) + self.masks.shape[1] * self.masks.shape[2] + n_cond
-
-
-class Encoders(TextEncoders, Protocol):
-    """A FLUX pipeline, or anything with the same five attributes."""
-
-    vae: AutoencoderKL
 
 
 def encode_layouts(
     layouts: Sequence[Layout],
     size: tuple[int, int],
-    encoders: Encoders,
+    base: Base,
     settings: ConditionSettings,
     known: MutableMapping[TextKey, Tensor] | None = None,
 ) -> list[EncodedLayout]:
-    """Run the text encoders and the VAE for images of `size` (H, W) pixels.
+    """Run the text encoders and the VAE for images of `size` (H, W) pixels, layout by layout to bound memory.
 
     known  text embeddings of earlier calls, extended by this one (see `encode_texts`).
 
     Raises UserError if `size` does not suit the token grids, or if a layout lacks the captions that it needs.
     """
-    size_in_tokens(size, encoders.vae, settings.cond_scale_factor)
+    patch = base.geometry.pixels_per_token
+    size_in_tokens(size, patch, settings.cond_scale_factor)
     if any(layout.caption is None and not layout.captions for layout in layouts):
         raise UserError("a layout has no region and no `caption`, so there is nothing to draw; add one of them")
-    prompts = [prompt_for(layout.caption, layout.captions, settings) for layout in layouts]
-    texts = encode_texts(prompts, encoders, known)
-    return [
-        _encode_layout(layout, text, size, encoders.vae, settings) for layout, text in zip(layouts, texts, strict=True)
-    ]
-
-
-def _encode_layout(
-    layout: Layout, text: EncodedText, size: tuple[int, int], vae: AutoencoderKL, settings: ConditionSettings
-) -> EncodedLayout:
-    drawn = draw_layout(layout.masks, size, pixels_per_token(vae), settings)
-    return EncodedLayout(text, encode_contour(drawn, vae), drawn.masks, drawn.coverage)
+    prompts = [base.prompt(layout.caption, layout.captions, settings) for layout in layouts]
+    texts, encoded = encode_texts(prompts, base, known), []
+    for layout, text in zip(layouts, texts, strict=True):
+        drawn = draw_layout(layout.masks, size, patch, settings)
+        _, cond = encode_drawn(drawn, base)
+        encoded.append(EncodedLayout(text, drawn.masks, drawn.coverage, cond))
+    return encoded
 
 
 def draw_layout(masks: np.ndarray, size: tuple[int, int], patch: int, settings: ConditionSettings) -> DrawnLayout:
-    """Masks bool [N, H', W'] for an image of `size` (H, W) pixels, `patch` of them per token side."""
+    """Draw masks bool [N, H', W'] for an image of `size` (H, W) pixels, `patch` of them per token side."""
     grid = (size[0] // patch, size[1] // patch)
     if settings.is_plain:
-        return DrawnLayout(None, None, masks=np.zeros((0, *grid), dtype=bool))
-    is_soft = settings.attention_mask_method == "place"
+        return DrawnLayout(masks=np.zeros((0, *grid), dtype=bool))
     image = kept = None
     if settings.is_use_cond_token:
         image = condition_image(masks, (size[0] // settings.cond_scale_factor, size[1] // settings.cond_scale_factor))
         kept = kept_tokens(image, patch)
         if not settings.is_filter_cond_token:
             kept = np.ones_like(kept)
+    is_soft = settings.attention_mask_method == "place"
     return DrawnLayout(
-        image,
-        kept,
         masks=token_masks(masks, grid, settings.region_assignment),
-        coverage=torch.from_numpy(token_coverage(masks, grid)) if is_soft else None,
+        coverage=token_coverage(masks, grid) if is_soft else None,
+        condition=image,
+        kept=kept,
     )
 
 
-def encode_contour(drawn: DrawnLayout, vae: AutoencoderKL) -> EncodedContour | None:
-    """The condition tokens of a drawn layout, one sample at a time to bound memory."""
-    if drawn.condition is None:
-        return None
-    return kept_of(drawn, encode_images(contour_image(drawn), vae)[0])
+def encode_drawn(
+    drawn: DrawnLayout, base: Base, pixels: np.ndarray | None = None
+) -> tuple[Posterior | None, CondTokens | None]:
+    """Run the VAE on a sample's condition image and, if there are any, on its pixels, uint8 [H, W, 3].
+
+    Both in one pass if they have one size; samples one by one, so latents do not depend on what they are batched with.
+    Returns the posterior [I, D] of the pixels, on the device of the VAE, and the condition tokens.
+    """
+    image = None if pixels is None else as_image(pixels)
+    condition = None if drawn.condition is None else as_image(drawn.condition)
+    if image is not None and condition is not None and image.shape == condition.shape:
+        both = base.encode_images(torch.cat([image, condition]))
+        return both[0], CondTokens.of(drawn.kept, both[1])
+    of_image = None if image is None else base.encode_images(image)[0]
+    return of_image, None if condition is None else CondTokens.of(drawn.kept, base.encode_images(condition)[0])
 
 
-def contour_image(drawn: DrawnLayout) -> Tensor:
-    """The contour as the VAE takes it, [1, 3, h', w'] in [-1, 1]."""
-    return to_signed(drawn.condition).expand(1, 3, -1, -1)
-
-
-def kept_of(drawn: DrawnLayout, posterior: Posterior) -> EncodedContour:
-    """The condition tokens that are kept of all [h * w, 4C] that the VAE has made of `contour_image`."""
-    kept = torch.from_numpy(drawn.kept.flatten())
-    return EncodedContour(posterior.cpu()[kept], torch.from_numpy(np.argwhere(drawn.kept)), drawn.kept.shape)
-
-
-def prompt_for(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
-    """What is to be encoded for a global caption, which may be absent, and the regions' captions."""
-    if settings.is_plain:
-        if caption is None:
-            raise UserError("attention_mask_method none reads the global caption only: add `caption` to the layout")
-        return Prompt(TextKey(caption, settings.max_sequence_length, "t5_padded"), (), TextKey(caption, 0, "clip"))
-    return Prompt(
-        caption=None if caption is None else TextKey(caption, settings.max_sequence_length, "t5"),
-        regions=tuple(TextKey(text, settings.regional_max_sequence_length, "t5") for text in regions),
-        pooled=TextKey(".".join(regions) if caption is None else caption, 0, "clip"),
-    )
+def as_image(pixels: np.ndarray) -> Tensor:
+    """Turn uint8 [H, W, 3] or [H, W] into what the VAE takes, float32 [1, 3, H, W] in [-1, 1]."""
+    signed = torch.from_numpy(pixels.astype(np.float32) / 255) * 2 - 1
+    return (signed.permute(2, 0, 1) if signed.ndim == 3 else signed.expand(3, -1, -1))[None]
 
 
 def assemble(
@@ -177,39 +177,31 @@ def assemble(
     settings: ConditionSettings,
     generators: Sequence[torch.Generator] | None = None,
 ) -> Condition:
-    """Pad and lay out a batch of samples, which must share one image size; nothing runs but copies.
+    """Pad and lay out a batch of samples, which must share one image size.
 
     generators  one per sample, for vae_posterior "sample"; None draws from the global one.
     """
     generators = generators or [None] * len(encoded)
-    contours = [_contour_tokens(sample, settings, g) for sample, g in zip(encoded, generators, strict=True)]
-    tokens = layout_tokens([_sample_tokens(sample) for sample in encoded], settings.cond_scale_factor)
+    tokens = layout_tokens(encoded, settings.cond_scale_factor)
+    cond = [_cond_latents(sample, settings, g) for sample, g in zip(encoded, generators, strict=True)]
+    pooled = [sample.text.pooled for sample in encoded]
     return Condition(
-        prompt_embeds=_pad([sample.text.embeds for sample in encoded], tokens.n_text),
-        pooled_prompt_embeds=torch.stack([sample.text.pooled for sample in encoded]),
+        text=_pad([sample.text.embeds for sample in encoded], tokens.n_text),
+        pooled=None if pooled[0] is None else torch.stack(pooled),
         tokens=tokens,
         settings=settings,
-        cond_hidden_states=_pad(contours, tokens.n_cond) if tokens.n_cond else None,
+        cond=_pad(cond, tokens.n_cond) if tokens.n_cond else None,
     )
 
 
-def _sample_tokens(sample: EncodedLayout) -> SampleTokens:
-    return SampleTokens(
-        text_lengths=sample.text.lengths,
-        masks=sample.masks,
-        cond_positions=None if sample.contour is None else sample.contour.positions.numpy(),
-        coverage=None if sample.coverage is None else sample.coverage.numpy(),
-    )
-
-
-def _contour_tokens(sample: EncodedLayout, settings: ConditionSettings, generator: torch.Generator | None) -> Tensor:
-    if sample.contour is None:
+def _cond_latents(sample: EncodedLayout, settings: ConditionSettings, generator: torch.Generator | None) -> Tensor:
+    if sample.cond is None:
         return torch.zeros(0, 1)
-    return sample.contour.posterior.mean if settings.vae_posterior == "mode" else sample.contour.sample(generator)
+    return sample.cond.posterior.mean if settings.vae_posterior == "mode" else sample.cond.sample(generator)
 
 
 def _pad(rows: Sequence[Tensor], length: int) -> Tensor:
-    """B x [Li, D] -> [B, length, D], with zero rows."""
+    """Stack B x [Li, D] to [B, length, D], with zero rows."""
     width = max(row.shape[-1] for row in rows)
     padded = rows[0].new_zeros(len(rows), length, width)
     for target, row in zip(padded, rows, strict=True):
@@ -217,9 +209,11 @@ def _pad(rows: Sequence[Tensor], length: int) -> Tensor:
     return padded
 
 
-def size_in_tokens(size: tuple[int, int], vae: AutoencoderKL, cond_scale_factor: int = 1) -> tuple[int, int]:
-    """(h, w) of an image's token grid. UserError unless H and W are multiples of the condition tokens' reach."""
-    patch = pixels_per_token(vae)
+def size_in_tokens(size: tuple[int, int], patch: int, cond_scale_factor: int = 1) -> Grid:
+    """Return (h, w) of an image's token grid, `patch` pixels per token side.
+
+    Raises UserError unless H and W are multiples of what one condition token covers.
+    """
     unit = patch * cond_scale_factor
     if any(edge < unit or edge % unit for edge in size):
         raise UserError(
@@ -230,14 +224,14 @@ def size_in_tokens(size: tuple[int, int], vae: AutoencoderKL, cond_scale_factor:
 
 
 def image_size(layouts: Sequence[Layout], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
-    """(H, W) of a batch's images: as given, else the layouts' own, rounded down to multiples.
+    """Return (H, W) of a batch's images: as given, else the layouts' own, rounded down to multiples.
 
-    Raises UserError if there is no layout or something else among them, if their sizes differ, if height or width is no
-    whole number, or if no memory could hold the image.
+    Raises UserError without layouts, for objects of another type, for layouts of different sizes, and for a height or
+    width that is not a whole number or asks for more than MAX_PIXELS.
     """
     for layout in layouts:
         if not isinstance(layout, Layout):
-            raise UserError(f"{shown(layout)} is no Layout; give Layout.read(path)")
+            raise UserError(f"{shown(layout)} is not a Layout; give Layout.read(path)")
     for name, edge in (("height", height), ("width", width)):
         if not isinstance(edge, (int, NoneType)):
             raise UserError(f"{name} is {edge!r}; give a whole number of pixels")

@@ -14,8 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.flux1.text import TruncationWarning
-from seg2any.bases.text_cache import TextCache
+from seg2any.bases.text import TextCache, TruncationWarning
 from seg2any.data.dataset import DataSet
 from seg2any.evaluation.generated import image_path, image_seed
 from seg2any.generate.pipeline import Seg2AnyPipeline
@@ -123,7 +122,7 @@ def make_images(
 ) -> None:
     """Make the images block by block; each is written, whole or not at all, after its block."""
     pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step", disable=not shown)
-    known_texts = TextCache(pipeline)
+    known_texts = TextCache(pipeline.base)
     n_images = sum(len(block.missing) for block in blocks)
     with tqdm(total=n_images, desc="images", unit="image", disable=not shown) as bar, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # a data set's captions cannot be changed

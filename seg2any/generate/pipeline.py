@@ -1,23 +1,22 @@
-"""Layouts in, images out: encode the captions and contours, assemble conditions, denoise, decode."""
+"""Layouts in, images out: encode captions and contours, assemble conditions, denoise, decode."""
 
 from __future__ import annotations
 
 import functools
 import os
 import warnings
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
 from torch import Tensor
 
-from seg2any.adapters import files as adapters
+from seg2any.adapters.files import switched_off
 from seg2any.attention.settings import ConditionSettings, check_blocks
-from seg2any.bases.flux1.latents import decode_latents, pixels_per_token
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
-from seg2any.bases.flux1.text import TextKey
-from seg2any.diffusion.denoise import Callback, Sampling, denoise
+from seg2any.bases.text import TextKey
+from seg2any.diffusion.denoise import Sampling, Watcher, denoise
 from seg2any.diffusion.guidance import TrueCFG, conditions_of
 from seg2any.diffusion.noise import image_generators, initial_noise
 from seg2any.diffusion.prepare import encode_layouts, image_size, size_in_tokens
@@ -29,6 +28,7 @@ from seg2any.system.precision import best_device
 if TYPE_CHECKING:
     from seg2any.diffusion.step_cache import CacheConfig
 
+Callback = Callable[["Seg2AnyPipeline", int, Tensor, dict[str, Tensor]], dict[str, Tensor]]
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -46,9 +46,9 @@ class Seg2AnyPipeline(Flux1Pipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *, memory="full", device=None, **kwargs):
-        """As in diffusers. Without `dtype` all parts are float32: transformers alone keeps the precision of files.
+        """Load as in diffusers. Without `dtype` all parts are float32: transformers alone keeps the precision of files.
 
-        memory  a mode of `seg2any.generate.memory`
+        memory  a mode of `seg2any.generate.memory_modes`
         device  to compute on; None: the best one present, but mode "full" leaves all on the CPU, as diffusers does
         """
         if "torch_dtype" not in kwargs:
@@ -68,23 +68,28 @@ class Seg2AnyPipeline(Flux1Pipeline):
         symbols, and attention, which knows the layout, stays outside."""
         self.transformer.compile_repeated_blocks(dynamic=True)
 
+    @property
+    def settings(self) -> ConditionSettings:
+        """The settings that the loaded adapters were trained with; the published ones without adapters or card."""
+        return ConditionSettings() if self.card is None else self.card.condition
+
     @torch.no_grad()
     def __call__(
         self,
         layouts: Layout | Sequence[Layout],
         *,
+        settings: ConditionSettings | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int = 32,
+        guidance_scale: float = 3.5,
         negative_prompt: str | None = None,
         true_cfg_scale: float = 1.0,
         cfg_in_one_pass: bool | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        num_inference_steps: int = 32,
-        guidance_scale: float = 3.5,
-        num_images_per_prompt: int = 1,
         seeds: Sequence[int] | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         latents: Tensor | None = None,
-        settings: ConditionSettings | None = None,
         known_texts: MutableMapping[TextKey, Tensor] | None = None,
         step_cache: str | CacheConfig = "none",
         output_type: str = "pil",
@@ -93,14 +98,15 @@ class Seg2AnyPipeline(Flux1Pipeline):
         """Generate `num_images_per_prompt` images for each layout, in order: all of the first layout, then the second.
 
         layouts          one, or several of one size
-        settings         of the condition; default: those that the loaded adapters were trained with, else the published
-                         ones. Change some by `pipe.settings.override({"cond_scale_factor": 2})`
-        negative_prompt  with true_cfg_scale > 1: of the whole image and of every region, also "" is one
-        height, width    of the images; default: the layouts'. Rounded down to whole tokens
-        seeds, generator where the noise comes from, see `image_generators`; default: the layouts' seeds
-        latents          initial noise [images, tokens, 4C], packed
-        cfg_in_one_pass  true CFG as one batch of twice the size instead of two passes, same images; None: where
+        settings         of the condition; default: `self.settings`. To change some:
+                         `pipe.settings.override({"cond_scale_factor": 2})`
+        height, width    of the images in pixels; default: the layouts'. Rounded down to whole tokens
+        negative_prompt  caption of the image and of every region in the second prediction, used if true_cfg_scale > 1;
+                         "" counts
+        cfg_in_one_pass  both predictions as one batch of twice the size instead of two passes, same images; None: where
                          `seg2any.generate.memory.fits_doubled` says so
+        seeds, generator sources of the noise, see `image_generators`; default: the layouts' seeds
+        latents          initial noise [images, tokens, D], packed
         known_texts      text embeddings kept between calls, see `TextCache`
         step_cache       a name of `seg2any.diffusion.step_cache` or a configuration of diffusers; changes images a bit
         output_type      "pil", "np" float [B, H, W, 3] in [0, 1], "pt" float [B, 3, H, W] in [0, 1], "latent" packed
@@ -113,33 +119,70 @@ class Seg2AnyPipeline(Flux1Pipeline):
         out as NaN (but for "latent").
         """
         layouts = [layouts] if isinstance(layouts, (Layout, str, os.PathLike)) else list(layouts)
-        settings = settings or self.settings
-        check_blocks(
-            settings, len(self.transformer.transformer_blocks) + len(self.transformer.single_transformer_blocks)
-        )
-        if not settings.is_plain and (off := adapters.switched_off(self.transformer)):
-            warnings.warn(f"not active: {', '.join(off)}; name them, too, when you call set_adapters", stacklevel=3)
+        settings, base = settings or self.settings, self.base
+        self._check(settings, output_type)
         true_cfg = TrueCFG(negative_prompt, true_cfg_scale, cfg_in_one_pass)
-        sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, step_cache, callback_on_step_end)
-        if output_type not in OUTPUT_TYPES:
-            raise UserError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
-        size = image_size(layouts, height, width, pixels_per_token(self.vae) * settings.cond_scale_factor)
-        grid = size_in_tokens(size, self.vae)
+        sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, step_cache)
+        patch = base.geometry.pixels_per_token
+        size = image_size(layouts, height, width, patch * settings.cond_scale_factor)
+        grid = size_in_tokens(size, patch)
         generators = image_generators(layouts, num_images_per_prompt, seeds, generator)
-        noise = initial_noise(grid, self.transformer.config.in_channels // 4, generators, latents)
+        noise = initial_noise(grid, base.geometry.channels // 4, generators, latents)
         known_texts = {} if known_texts is None else known_texts
 
-        encoded = encode_layouts(layouts, size, self, settings, known_texts)
+        encoded = encode_layouts(layouts, size, base, settings, known_texts)
         samples = [sample for sample in encoded for _ in range(num_images_per_prompt)]
-        fits = functools.partial(memory_modes.fits_doubled, self.transformer, device=self._execution_device)
-        conditions = conditions_of(self, samples, settings, generators, true_cfg, known_texts, fits)
-        images = denoise(self, noise, conditions, sampling)
+        device = self._execution_device
+        fits = functools.partial(memory_modes.fits_doubled, self.transformer, device=device)
+        conditions = conditions_of(base, samples, settings, generators, true_cfg, known_texts, fits)
+        dtype = conditions[0].text.dtype
+        noise, conditions = noise.to(device, dtype), [condition.to(device, dtype) for condition in conditions]
+        with _Steps(self, guidance_scale, callback_on_step_end) as steps:
+            images = denoise(base, self.scheduler, noise, conditions, sampling, steps)
         if output_type != "latent":
-            images = self.image_processor.postprocess(decode_latents(images, grid, self.vae), output_type=output_type)
+            images = self.image_processor.postprocess(base.decode(images, grid), output_type=output_type)
         self.maybe_free_model_hooks()
         return FluxPipelineOutput(images=images)
 
+    def _check(self, settings: ConditionSettings, output_type: str) -> None:
+        check_blocks(settings, self.base.geometry.n_blocks)
+        if not settings.is_plain and (off := switched_off(self.transformer)):
+            warnings.warn(f"not active: {', '.join(off)}; name them, too, when you call set_adapters", stacklevel=4)
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
+
+
+class _Steps(Watcher):
+    """Shows callbacks the state that stock FluxPipeline keeps, obeys what they change in it, and moves the bar."""
+
+    def __init__(self, pipe: Seg2AnyPipeline, guidance_scale: float, callback: Callback | None):
+        self.pipe, self.callback, self.progress = pipe, callback, None
+        pipe._guidance_scale, pipe._interrupt = guidance_scale, False
+
+    def __enter__(self) -> _Steps:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pipe._current_timestep = None
+        if self.progress is not None:
+            self.progress.close()
+
     @property
-    def settings(self) -> ConditionSettings:
-        """What the loaded adapters were trained with; the published settings without adapters or without a card."""
-        return ConditionSettings() if self.card is None else self.card.condition
+    def guidance_scale(self) -> float:
+        return self.pipe.guidance_scale
+
+    def begin(self, n_steps: int) -> None:
+        self.pipe._num_timesteps = n_steps
+        self.progress = self.pipe.progress_bar(total=n_steps)
+
+    def goes_on(self, t: Tensor) -> bool:
+        if not self.pipe.interrupt:
+            self.pipe._current_timestep = t
+        return not self.pipe.interrupt
+
+    def after(self, step: int, t: Tensor, latents: Tensor) -> Tensor:
+        if self.callback is not None:
+            outputs = self.callback(self.pipe, step, t, {"latents": latents}) or {}
+            latents = outputs.get("latents", latents)
+        self.progress.update()
+        return latents

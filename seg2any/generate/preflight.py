@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.attention.tokens import token_masks
+from seg2any.diffusion.prepare import DrawnLayout, draw_layout
 from seg2any.layout import Layout
 from seg2any.layout.contour import condition_image, kept_tokens
 from seg2any.system.errors import shown
@@ -117,9 +117,10 @@ def check_layout(
 
     `known_warnings`, those of reading the file, come first in the report's.
     """
-    grid = (size[0] // model.pixels_per_token, size[1] // model.pixels_per_token)
-    tokens = token_masks(layout.masks, grid, settings.region_assignment)
-    others = layout.overlap
+    without = {"attention_mask_method": "base", "is_use_cond_token": False}  # the regions as a map of the layout only
+    drawn_with = settings.override(without) if settings.is_plain else settings
+    drawn = draw_layout(layout.masks, size, model.pixels_per_token, drawn_with)
+    tokens, others = drawn.masks, layout.overlap
     regions = tuple(
         RegionReport(
             caption=CaptionReport(text, model.count_tokens(text), settings.regional_max_sequence_length),
@@ -127,7 +128,7 @@ def check_layout(
             share=float(mask.mean()),
             overlap=float((mask & others).sum() / max(1, mask.sum())),
             image_tokens=int(won.sum()),
-            contour_tokens=_contour_tokens(mask[None], size, settings, model),
+            contour_tokens=_tokens_of_outline(mask, drawn, model.pixels_per_token),
         )
         for mask, won, text in zip(layout.masks, tokens, layout.captions, strict=True)
     )
@@ -140,20 +141,19 @@ def check_layout(
         image_size=size,
         seed=layout.seed,
         caption=caption,
-        image_tokens=grid[0] * grid[1],
-        contour_tokens=_contour_tokens(layout.masks, size, settings, model),
+        image_tokens=tokens.shape[1] * tokens.shape[2],
+        contour_tokens=0 if drawn.kept is None else int(drawn.kept.sum()),
         background=float(1 - tokens.any(axis=0).mean()),
         regions=regions,
         warnings=(*known_warnings, *_warnings(layout, size, settings, caption, regions)),
     )
 
 
-def _contour_tokens(masks: np.ndarray, size: tuple[int, int], settings: ConditionSettings, model: ModelFacts) -> int:
-    if settings.is_plain or not settings.is_use_cond_token:
+def _tokens_of_outline(mask: np.ndarray, drawn: DrawnLayout, patch: int) -> int:
+    """Count the condition tokens that hold the outline of one region, bool [H, W]."""
+    if drawn.condition is None:
         return 0
-    scale = settings.cond_scale_factor
-    image = condition_image(masks, (size[0] // scale, size[1] // scale))
-    return int(kept_tokens(image, model.pixels_per_token).sum())
+    return int(kept_tokens(condition_image(mask[None], drawn.condition.shape), patch).sum())
 
 
 def _warnings(

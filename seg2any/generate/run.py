@@ -15,8 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.flux1.text import TruncationWarning
-from seg2any.bases.text_cache import TextCache
+from seg2any.bases.text import TextCache, TruncationWarning
 from seg2any.generate.choices import Machine, check_modes, choose_settings, shared_recipe
 from seg2any.generate.estimate import describe
 from seg2any.generate.memory import decode_in_parts, next_mode
@@ -120,7 +119,7 @@ def make_images(
 ) -> None:
     """Batch by batch, each image written as soon as its batch is done."""
     pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step", disable=not shown)
-    known_texts = TextCache(pipeline)
+    known_texts = TextCache(pipeline.base)
     bar = tqdm(total=len(jobs), desc="images", unit="image", disable=not shown)
     with bar as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)  # pre-flight has said so

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 
@@ -38,12 +37,6 @@ def condition_image(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     height, width = size
     return np.asarray(Image.fromarray(outline(masks)).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def to_signed(image: np.ndarray) -> torch.Tensor:
-    """uint8 [h, w] -> float32 [1, h, w] in [-1, 1], as the VAE takes it (there with 3 equal channels)."""
-    unit = torch.from_numpy(np.array(image)).to(torch.float32).div(255)
-    return unit.sub(0.5).div(0.5).unsqueeze(0)
 
 
 def kept_tokens(image: np.ndarray, patch: int) -> np.ndarray:

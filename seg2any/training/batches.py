@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.flux1.text import TextKey
+from seg2any.bases.base import Base
+from seg2any.bases.text import TextKey
 from seg2any.data.aspect import fit, target_size
 from seg2any.data.dataset import DataSet, SampleError
 from seg2any.data.sampler import LEFT_OUT, BatchSampler, LengthBatches, PublishedBatches
-from seg2any.diffusion.prepare import DrawnLayout, Encoders, draw_layout
+from seg2any.diffusion.prepare import DrawnLayout, draw_layout
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE, Process
 from seg2any.training.samples import (
@@ -180,22 +181,20 @@ class Encoder:
     drops_captions  whether `EncodedSample.without_caption` will be called
     """
 
-    def __init__(
-        self, encoders: Encoders, settings: ConditionSettings, known: Mapping[TextKey, Tensor], drops_captions: bool
-    ):
-        self.encoders, self.settings, self.known, self.drops_captions = encoders, settings, known, drops_captions
+    def __init__(self, base: Base, settings: ConditionSettings, known: Mapping[TextKey, Tensor], drops_captions: bool):
+        self.base, self.settings, self.known, self.drops_captions = base, settings, known, drops_captions
 
     def __call__(self, reads: Sequence[ReadSample]) -> list[EncodedSample]:
-        texts = [read.captions.texts(self.settings) for read in reads]
+        texts = [read.captions.texts(self.base, self.settings) for read in reads]
         known = dict(self.known)
         for read, wanted in zip(reads, texts, strict=True):
             known |= texts_of_entry(wanted, read.texts)
         needed = (wanted if self.drops_captions else wanted.prompt for wanted in texts)
-        add_embeddings(known, (key for keys in needed for key in keys), self.encoders)
+        add_embeddings(known, (key for keys in needed for key in keys), self.base)
         with_std = self.settings.vae_posterior == "sample"
         return [
             (
-                encode_latents(read.pixels, read.drawn, self.encoders.vae, with_std)
+                encode_latents(read.pixels, read.drawn, self.base, with_std)
                 if read.latents is None
                 else latents_of_entry(read.latents)
             ).sample(wanted, known)

@@ -170,11 +170,6 @@ def parameter_counts(transformer: nn.Module) -> dict[str, int]:
     return counts
 
 
-def n_blocks(transformer: nn.Module) -> int:
-    """Count double and single blocks."""
-    return len(transformer.transformer_blocks) + len(transformer.single_transformer_blocks)
-
-
 def apply_memory_options(transformer: nn.Module, config: Config) -> None:
     """Switch on tf32, gradient checkpointing and compiling as configured.
 

@@ -7,15 +7,14 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.flux1.text import TextKey
-from seg2any.diffusion.prepare import Encoders
+from seg2any.bases.base import Base
+from seg2any.bases.text import TextKey
 from seg2any.system.errors import UserError
 from seg2any.system.processes import PATIENCE, Process, wait_for_others
-from seg2any.system.weights import module_samples, vocabulary
 from seg2any.training.batches import Preparation, Reader, fault_entry, read_ahead
 from seg2any.training.samples import Captions, add_embeddings, encode_latents, latents_entry, texts_entry
 from seg2any.training.store import Entry, MemoryStore, ShardStore, Store
@@ -84,7 +83,7 @@ def check_space(store: Store, n_bytes: int, what: str) -> str:
     return f"{line} in {store.folder}"
 
 
-def make_latents(reader: Reader, encoders: Encoders, with_std: bool, skips: bool, workers: int) -> Make:
+def make_latents(reader: Reader, base: Base, with_std: bool, skips: bool, workers: int) -> Make:
     """Return what makes entries of the latents' cache; `workers` processes read the samples."""
 
     def make(indices: Sequence[int]) -> Iterator[tuple[int, Entry]]:
@@ -92,14 +91,14 @@ def make_latents(reader: Reader, encoders: Encoders, with_std: bool, skips: bool
             if isinstance(read, UserError):
                 yield index, _fault(read, skips)
                 continue
-            latents = encode_latents(read.pixels, read.drawn, encoders.vae, with_std)
+            latents = encode_latents(read.pixels, read.drawn, base, with_std)
             yield index, latents_entry(latents, read.captions, with_std)
 
     return make
 
 
 def make_texts(
-    reader: Reader, encoders: Encoders, elsewhere: dict[TextKey, Tensor], batch_size: int, skips: bool, workers: int
+    reader: Reader, base: Base, elsewhere: dict[TextKey, Tensor], batch_size: int, skips: bool, workers: int
 ) -> Make:
     """Return what makes entries of the texts' cache.
 
@@ -111,10 +110,12 @@ def make_texts(
         known = dict(elsewhere)
         batches = [indices[start : start + batch_size] for start in range(0, len(indices), batch_size)]
         for batch, reads in zip(batches, read_ahead(reader.captions, batches, workers), strict=True):
-            wanted = [read.texts(settings) if isinstance(read, Captions) else _fault(read, skips) for read in reads]
+            wanted = [
+                read.texts(base, settings) if isinstance(read, Captions) else _fault(read, skips) for read in reads
+            ]
             if sum(embeds.nbytes for embeds in known.values()) > KNOWN_BYTES:
                 known = dict(elsewhere)
-            add_embeddings(known, [key for texts in wanted if not isinstance(texts, dict) for key in texts], encoders)
+            add_embeddings(known, [key for texts in wanted if not isinstance(texts, dict) for key in texts], base)
             for index, texts in zip(batch, wanted, strict=True):
                 yield index, texts if isinstance(texts, dict) else texts_entry(texts, known, elsewhere)
 
@@ -127,37 +128,28 @@ def _fault(error: UserError, skips: bool) -> Entry:
     return fault_entry(error)
 
 
-def latents_fingerprint(data: str, preparation: Preparation, encoders: Encoders) -> str:
-    """Digest everything latents and drawn regions depend on.
-
-    `data` is the data set's fingerprint.
-    """
-    settings, vae = preparation.settings, encoders.vae
+def latents_fingerprint(data: str, preparation: Preparation, base: Base) -> str:
+    """Digest everything latents and drawn regions depend on; `data` is the data set's fingerprint."""
+    settings = preparation.settings
     drawn = ("is_use_cond_token", "is_filter_cond_token", "cond_scale_factor", "region_assignment", "vae_posterior")
     soft = settings.attention_mask_method == "place"
     parts = [preparation.resolution, preparation.aspect, *(getattr(settings, name) for name in drawn), soft]
-    digest = _digest(data, parts, settings.is_plain, vae.config.shift_factor, vae.config.scaling_factor)
-    return _add_weights(digest, vae).hexdigest()
+    digest = _digest(data, parts, settings.is_plain, *base.geometry.latent_scaling)
+    return _add(digest, base.identity("images"))
 
 
-def texts_fingerprint(data: str, settings: ConditionSettings, encoders: Encoders) -> str:
-    """Digest everything embeddings depend on.
-
-    `data` is the data set's fingerprint, which covers captions.
-    """
+def texts_fingerprint(data: str, settings: ConditionSettings, base: Base) -> str:
+    """Digest everything embeddings depend on; `data`, the data set's fingerprint, covers captions."""
     lengths = [settings.max_sequence_length, settings.regional_max_sequence_length]
     digest = _digest(data, lengths, settings.is_plain)
-    for tokenizer in (encoders.tokenizer, encoders.tokenizer_2):
-        digest.update(repr(vocabulary(tokenizer)).encode())
-    return _add_weights(digest, encoders.text_encoder, encoders.text_encoder_2).hexdigest()
+    return _add(digest, base.identity("text"))
 
 
 def _digest(*parts: object) -> hashlib._Hash:
     return hashlib.sha256(repr((FORMAT, *parts)).encode())
 
 
-def _add_weights(digest: hashlib._Hash, *modules: nn.Module) -> hashlib._Hash:
-    for module in modules:
-        for piece in module_samples(module):
-            digest.update(piece)
-    return digest
+def _add(digest: hashlib._Hash, pieces: Iterable[bytes]) -> str:
+    for piece in pieces:
+        digest.update(piece)
+    return digest.hexdigest()

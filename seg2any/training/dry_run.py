@@ -33,7 +33,6 @@ from torch import nn
 from seg2any.adapters.files import add_adapters
 from seg2any.attention.pattern import QUERIES_AT_A_TIME
 from seg2any.attention.settings import check_blocks
-from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.data.dataset import ClosedSet, DataSet
 from seg2any.data.sampler import LengthBatches
@@ -62,9 +61,9 @@ def describe(config: Config) -> str:
     check_path(config.resume_from_checkpoint)
     raw = open_data(config)
     pipeline = _pipeline_of(config)
-    transformer, patch = pipeline.transformer, pixels_per_token(pipeline.vae)
+    transformer, patch = pipeline.transformer, pipeline.base.geometry.pixels_per_token
     some = range(0, len(raw.train), -(-len(raw.train) // DESCRIBED_SAMPLES))
-    counts = TokenCounts.of(count_some(raw.train, some, pipeline.tokenizer_2, patch, config), settings, patch)
+    counts = TokenCounts.of(count_some(raw.train, some, pipeline.base.tokenizer, patch, config), settings, patch)
     tokens = {"text": counts.text, "image": counts.image, "condition": counts.condition}
 
     lines = [config.to_yaml()]
@@ -94,10 +93,11 @@ def _pipeline_of(config: Config) -> Seg2AnyPipeline:
     settings = config.model.condition
     with build.finding_model(config) as name:
         pipeline = weightless_pipeline(name)
-    check_blocks(settings, build.n_blocks(pipeline.transformer))
+    check_blocks(settings, pipeline.base.geometry.n_blocks)
     add_adapters(pipeline.transformer, config.model.rank, build.lora_alpha(config), 0.0, settings.is_use_cond_token)
+    patch = pipeline.base.geometry.pixels_per_token
     if config.data.aspect == "stretch":
-        size_in_tokens((config.resolution, config.resolution), pipeline.vae, settings.cond_scale_factor)
+        size_in_tokens((config.resolution, config.resolution), patch, settings.cond_scale_factor)
     return pipeline
 
 

@@ -10,12 +10,11 @@ from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from seg2any.bases.flux1.latents import pixels_per_token
-from seg2any.bases.flux1.text import TextKey, encode_keys
+from seg2any.bases.base import Base
+from seg2any.bases.text import TextKey
 from seg2any.data.catalog import data_set_name, open_data_set
 from seg2any.data.dataset import ClosedSet, DataSet, SampleError
-from seg2any.diffusion.prepare import prompt_for, size_in_tokens
-from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.diffusion.prepare import size_in_tokens
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 from seg2any.system.processes import Process
@@ -62,13 +61,13 @@ def open_data(config: Config) -> RawData:
     )
 
 
-def load_data(raw: RawData, config: Config, pipeline: Seg2AnyPipeline, process: Process) -> RunData:
+def load_data(raw: RawData, config: Config, base: Base, process: Process) -> RunData:
     """Count tokens, fill the configured caches, encode what validation needs.
 
-    Afterwards the pipeline has lost T5 and CLIP if all embeddings are cached, T5 if only class names are ever read, and
-    its VAE is on the CPU if latents are cached: only validation images still need it.
+    Afterwards the base has lost its text encoders if all embeddings are cached, all but that of pooled vectors if only
+    class names are ever read, and its VAE is on the CPU if latents are cached: only validation images still need it.
     """
-    sources = DataSources(config, pipeline, process)
+    sources = DataSources(config, base, process)
     train = sources.training_set(raw.train)
     val, shown = None, []
     if raw.val is not None:
@@ -80,9 +79,9 @@ def load_data(raw: RawData, config: Config, pipeline: Seg2AnyPipeline, process: 
                 stacklevel=2,
             )
         shown = _first_layouts(raw.val, wanted, config.data.on_error == "skip")
-    prompts = [prompt_for(layout.caption, layout.captions, config.model.condition) for layout in shown]
-    shown_texts = dict(encode_keys(list({key for prompt in prompts for key in prompt}), pipeline))
-    _let_go(pipeline, raw.train, config)
+    prompts = [base.prompt(layout.caption, layout.captions, config.model.condition) for layout in shown]
+    shown_texts = dict(base.encode_text(list({key for prompt in prompts for key in prompt})))
+    _let_go(base, raw.train, config)
     return RunData(train, val, shown, shown_texts)
 
 
@@ -99,15 +98,15 @@ def _first_layouts(data: DataSet, count: int, skips: bool) -> list[Layout]:
     return found
 
 
-def _let_go(pipeline: Seg2AnyPipeline, train: DataSet, config: Config) -> None:
+def _let_go(base: Base, train: DataSet, config: Config) -> None:
     """Remove the networks that caches replace."""
     cached = config.trainer.cache_text
-    if cached == "all" or (cached == "classes" and isinstance(train, ClosedSet)):
-        pipeline.text_encoder_2 = None
     if cached == "all":
-        pipeline.text_encoder = None
+        base.release_text_encoders()
+    elif cached == "classes" and isinstance(train, ClosedSet):
+        base.release_text_encoders(but_pooled=True)
     if config.trainer.cache_latents:
-        pipeline.vae.to("cpu")
+        base.release_image_encoder()
     clear_device_cache(garbage_collection=True)
 
 
@@ -117,12 +116,12 @@ class DataSources:
     Raises UserError if the configured sizes do not suit the token grids.
     """
 
-    def __init__(self, config: Config, pipeline: Seg2AnyPipeline, process: Process):
+    def __init__(self, config: Config, base: Base, process: Process):
         self.config, self.options, self.settings = config, config.trainer, config.model.condition
-        self.pipeline, self.process = pipeline, process
+        self.base, self.process = base, process
+        patch = base.geometry.pixels_per_token
         if config.data.aspect == "stretch":
-            size_in_tokens((config.resolution, config.resolution), pipeline.vae, self.settings.cond_scale_factor)
-        patch = pixels_per_token(pipeline.vae)
+            size_in_tokens((config.resolution, config.resolution), patch, self.settings.cond_scale_factor)
         self.preparation = Preparation(config.resolution, config.data.aspect, patch, self.settings)
         self.skips, self.workers = config.data.on_error == "skip", config.dataloader_num_workers
 
@@ -146,7 +145,7 @@ class DataSources:
     def counts(self, data: DataSet) -> TokenCounts:
         """Count the tokens of all samples."""
         patch = self.preparation.patch
-        rows = read_or_count(data, self.pipeline.tokenizer_2, patch, self.config, self.process)
+        rows = read_or_count(data, self.base.tokenizer, patch, self.config, self.process)
         return TokenCounts.of(rows, self.settings, patch)
 
     def _reading(self, data: DataSet, count: int, counts: TokenCounts | None) -> tuple[Reader, Encoder]:
@@ -158,19 +157,19 @@ class DataSources:
         names = self._class_names(data) if self.options.cache_text != "none" else {}
         texts = self._texts(data, count, counts, latents, names) if self.options.cache_text == "all" else None
         drops = self.options.caption_dropout > 0
-        return Reader(data, self.preparation, latents, texts), Encoder(self.pipeline, self.settings, names, drops)
+        return Reader(data, self.preparation, latents, texts), Encoder(self.base, self.settings, names, drops)
 
     def _latents(self, data: DataSet, count: int, counts: TokenCounts | None) -> Store:
         """Complete the cache of latents of the first `count` samples."""
-        fingerprint = cache.latents_fingerprint(data.fingerprint(), self.preparation, self.pipeline)
+        fingerprint = cache.latents_fingerprint(data.fingerprint(), self.preparation, self.base)
         store = cache.open_store(self.options.cache_dir, "latents", fingerprint)
         keys = [latents_key(data, index) for index in range(count)]
         with_std = self.settings.vae_posterior == "sample"
         if counts:
-            width = 4 * self.pipeline.vae.config.latent_channels * (2 if with_std else 1)
+            width = self.base.geometry.channels * (2 if with_std else 1)
             self._announce(store, keys, int((counts.image + counts.condition).sum()) * width * 2, "latents")
         make = cache.make_latents(
-            Reader(data, self.preparation, None, None), self.pipeline, with_std, self.skips, self.workers
+            Reader(data, self.preparation, None, None), self.base, with_std, self.skips, self.workers
         )
         cache.complete(store, keys, make, "encode images", self.process)
         return store
@@ -187,27 +186,28 @@ class DataSources:
         store = self._text_store(data)
         keys = [key_of(data.key(index)) for index in range(count)]
         if counts:
-            pooled = 2 * len(keys) * self.pipeline.text_encoder.config.hidden_size
-            rows = 0 if names else int(counts.text.sum()) * self.pipeline.text_encoder_2.config.d_model
+            pooled = 2 * len(keys) * self.base.geometry.pooled_width
+            rows = 0 if names else int(counts.text.sum()) * self.base.geometry.text_width
             self._announce(store, keys, 2 * (rows + pooled), "text embeddings")
         make = cache.make_texts(
             Reader(data, self.preparation, latents, None),
-            *(self.pipeline, names, self.options.cache_batch_size, self.skips, self.workers),
+            *(self.base, names, self.options.cache_batch_size, self.skips, self.workers),
         )
         cache.complete(store, keys, make, "encode captions", self.process)
         return store
 
     def _class_names(self, data: DataSet) -> dict[TextKey, Tensor]:
-        """Return T5's embeddings of a closed set's class names; an open set has none."""
+        """Return the embeddings of a closed set's class names; an open set has none."""
         if not isinstance(data, ClosedSet):
             return {}
-        limit = self.settings.regional_max_sequence_length
-        wanted = [TextKey(caption, limit, "t5") for caption in dict.fromkeys(data.class_captions)]
+        names = list(dict.fromkeys(data.class_captions))
+        with_regions = self.settings.override({"attention_mask_method": "base"})  # plain settings would drop them
+        wanted = list(self.base.prompt(None, names, with_regions).regions)
         store = self._text_store(data)
 
         def make(_: Sequence[int]):
             known: dict[TextKey, Tensor] = {}
-            add_embeddings(known, wanted, self.pipeline)
+            add_embeddings(known, wanted, self.base)
             yield 0, {str(n): known[key].numpy() for n, key in enumerate(wanted)}
 
         key = key_of("class names", *wanted)
@@ -215,7 +215,7 @@ class DataSources:
         return texts_of_entry(wanted, store.read(key))
 
     def _text_store(self, data: DataSet) -> Store:
-        fingerprint = cache.texts_fingerprint(data.fingerprint(), self.settings, self.pipeline)
+        fingerprint = cache.texts_fingerprint(data.fingerprint(), self.settings, self.base)
         return cache.open_store(self.options.cache_dir, "texts", fingerprint)
 
     def _announce(self, store: Store, keys: list[bytes], n_bytes: int, what: str) -> None:

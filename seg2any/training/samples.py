@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL
 from torch import Tensor
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.flux1.latents import Posterior, encode_images
-from seg2any.bases.flux1.text import Prompt, TextEncoders, TextKey, encode_keys, text_of
-from seg2any.diffusion.prepare import DrawnLayout, EncodedContour, EncodedLayout, contour_image, kept_of, prompt_for
+from seg2any.bases.base import Base, Posterior
+from seg2any.bases.text import EncodedText, Prompt, TextEncoder, TextKey
+from seg2any.diffusion.prepare import CondTokens, DrawnLayout, EncodedLayout, encode_drawn
 from seg2any.training.store import Entry
 
 STORED = torch.float16
@@ -31,7 +30,7 @@ class EncodedSample:
 
     image                   posterior of the image, [I, 4C]
     layout                  the encoded layout
-    pooled_without_caption  [P]: CLIP's vector for the sample without its global caption; None if it has no global
+    pooled_without_caption  [P]: the pooled vector of the sample without its global caption; None if it has no global
                             caption, or if captions are never dropped
     """
 
@@ -42,11 +41,11 @@ class EncodedSample:
     @property
     def lengths(self) -> tuple[int, int, int]:
         """Count text, image and condition tokens, without padding."""
-        contour = self.layout.contour
-        return sum(self.layout.text.lengths), len(self.image.mean), 0 if contour is None else len(contour.positions)
+        cond = self.layout.cond
+        return sum(self.layout.text.lengths), len(self.image.mean), 0 if cond is None else len(cond)
 
     def without_caption(self) -> EncodedSample:
-        """Remove the global caption from T5's rows and from CLIP's vector.
+        """Remove the global caption from the rows of text and from the pooled vector.
 
         Without a global caption, or without a region to keep, the sample is unchanged.
         """
@@ -58,11 +57,11 @@ class EncodedSample:
 
     def without_contour(self) -> EncodedSample:
         """Remove the condition tokens."""
-        contour = self.layout.contour
-        if contour is None:
+        cond = self.layout.cond
+        if cond is None:
             return self
-        none = replace(contour, posterior=contour.posterior[:0], positions=contour.positions[:0])
-        return replace(self, layout=replace(self.layout, contour=none))
+        none = replace(cond, posterior=cond.posterior[:0], positions=cond.positions[:0])
+        return replace(self, layout=replace(self.layout, cond=none))
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,12 @@ class Captions:
     caption: str | None
     regions: tuple[str, ...]
 
-    def texts(self, settings: ConditionSettings) -> Texts:
+    def texts(self, base: Base, settings: ConditionSettings) -> Texts:
         """List the texts to encode, including the one that replaces a dropped caption."""
-        prompt = prompt_for(self.caption, self.regions, settings)
+        prompt = base.prompt(self.caption, self.regions, settings)
         if self.caption is None or not prompt.regions:
             return Texts(prompt, None)
-        return Texts(prompt, prompt_for(None, self.regions, settings).pooled)
+        return Texts(prompt, base.prompt(None, self.regions, settings).pooled)
 
 
 @dataclass(frozen=True)
@@ -98,46 +97,29 @@ class Latents:
     """A sample as encoded by the VAE, and its regions as drawn, as in `EncodedLayout`."""
 
     image: Posterior
-    contour: EncodedContour | None
+    cond: CondTokens | None
     masks: np.ndarray
-    coverage: Tensor | None = None
+    coverage: np.ndarray | None = None
 
     def sample(self, texts: Texts, known: Mapping[TextKey, Tensor]) -> EncodedSample:
         """Add the embeddings in `known`.
 
         If the one for a dropped caption is missing, no caption can be dropped.
         """
-        layout = EncodedLayout(text_of(texts.prompt, known), self.contour, self.masks, self.coverage)
+        layout = EncodedLayout(EncodedText.of(texts.prompt, known), self.masks, self.coverage, self.cond)
         return EncodedSample(self.image, layout, known.get(texts.pooled_without_caption))
 
 
-def encode_latents(pixels: np.ndarray, drawn: DrawnLayout, vae: AutoencoderKL, with_std: bool) -> Latents:
-    """Run the VAE on an image uint8 [H, W, 3] and its contour, together if of one size.
-
-    Samples are never batched together, so latents do not depend on the batch.
-    """
-    image = image_of(pixels)
-    if drawn.condition is None:
-        return latents_of(drawn, encode_images(image, vae)[0], None, with_std)
-    contour = contour_image(drawn)
-    if contour.shape == image.shape:
-        both = encode_images(torch.cat([image, contour]), vae)
-        return latents_of(drawn, both[0], both[1], with_std)
-    return latents_of(drawn, encode_images(image, vae)[0], encode_images(contour, vae)[0], with_std)
+def encode_latents(pixels: np.ndarray, drawn: DrawnLayout, base: Base, with_std: bool) -> Latents:
+    """Run the VAE on an image uint8 [H, W, 3] and its contour, rounded as caches store them."""
+    return latents_of(drawn, *encode_drawn(drawn, base, pixels), with_std)
 
 
-def image_of(pixels: np.ndarray) -> Tensor:
-    """Convert uint8 [H, W, 3] to the VAE's input [1, 3, H, W] in [-1, 1]."""
-    return torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1)[None] * 2 - 1
-
-
-def latents_of(drawn: DrawnLayout, image: Posterior, contour: Posterior | None, with_std: bool) -> Latents:
-    """Round posteriors of an image [I, 4C] and of the kept tokens of its contour [h * w, 4C]."""
-    tokens = None
-    if contour is not None:
-        tokens = kept_of(drawn, contour)
-        tokens = replace(tokens, posterior=_rounded(tokens.posterior, with_std))
-    return Latents(_rounded(image.cpu(), with_std), tokens, drawn.masks, drawn.coverage)
+def latents_of(drawn: DrawnLayout, image: Posterior, cond: CondTokens | None, with_std: bool) -> Latents:
+    """Round the posterior of a sample's image, [I, D], and its condition tokens."""
+    if cond is not None:
+        cond = replace(cond, posterior=_rounded(cond.posterior, with_std))
+    return Latents(_rounded(image.cpu(), with_std), cond, drawn.masks, drawn.coverage)
 
 
 def _rounded(posterior: Posterior, with_std: bool) -> Posterior:
@@ -155,11 +137,11 @@ def latents_entry(latents: Latents, captions: Captions, with_std: bool) -> Entry
         **_posterior_entry("image", latents.image, with_std),
     }
     if latents.coverage is not None:
-        entry["coverage"] = latents.coverage.numpy()
-    if latents.contour is not None:
-        entry |= _posterior_entry("contour", latents.contour.posterior, with_std)
-        entry["contour.positions"] = latents.contour.positions.numpy().astype(np.int16)
-        entry["contour.grid"] = np.array(latents.contour.grid, np.int32)
+        entry["coverage"] = latents.coverage
+    if latents.cond is not None:
+        entry |= _posterior_entry("contour", latents.cond.posterior, with_std)
+        entry["contour.positions"] = latents.cond.positions.astype(np.int16)
+        entry["contour.grid"] = np.array(latents.cond.grid, np.int32)
     return entry
 
 
@@ -173,12 +155,11 @@ def latents_of_entry(entry: Entry) -> Latents:
     """Unpack the latents of `latents_entry`, in fp32."""
     grid = tuple(entry["grid"].tolist())
     masks = np.unpackbits(entry["masks"], axis=1, count=grid[0] * grid[1]).astype(bool).reshape(-1, *grid)
-    contour = None
+    cond = None
     if "contour.mean" in entry:
-        positions = torch.from_numpy(entry["contour.positions"]).long()
-        contour = EncodedContour(_posterior_of(entry, "contour"), positions, tuple(entry["contour.grid"].tolist()))
-    coverage = torch.from_numpy(entry["coverage"]) if "coverage" in entry else None
-    return Latents(_posterior_of(entry, "image"), contour, masks, coverage)
+        positions = entry["contour.positions"].astype(np.int64)
+        cond = CondTokens(_posterior_of(entry, "contour"), positions, tuple(entry["contour.grid"].tolist()))
+    return Latents(_posterior_of(entry, "image"), cond, masks, entry.get("coverage"))
 
 
 def _posterior_entry(name: str, posterior: Posterior, with_std: bool) -> Entry:
@@ -202,7 +183,7 @@ def texts_of_entry(texts: Texts, entry: Entry) -> dict[TextKey, Tensor]:
     return {key: torch.from_numpy(entry[str(n)]) for n, key in enumerate(texts) if str(n) in entry}
 
 
-def add_embeddings(known: dict[TextKey, Tensor], keys: Iterable[TextKey], encoders: TextEncoders) -> None:
+def add_embeddings(known: dict[TextKey, Tensor], keys: Iterable[TextKey], encoder: TextEncoder) -> None:
     """Encode those of `keys` that `known` lacks, round them to fp16 and add them."""
     missing = list(dict.fromkeys(key for key in keys if key not in known))
-    known.update((key, embeds.to(STORED)) for key, embeds in encode_keys(missing, encoders))
+    known.update((key, embeds.to(STORED)) for key, embeds in encoder.encode_text(missing))

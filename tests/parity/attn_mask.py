@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from seg2any.attention.pattern import additive_mask
 from seg2any.attention.settings import Attention, ConditionSettings
-from seg2any.attention.tokens import SampleTokens, TokenLayout, layout_tokens, token_coverage, token_masks
+from seg2any.attention.tokens import TokenLayout, layout_tokens, token_coverage, token_masks
+from tests.tiny_flux import SampleTokens
 
 RECORDED_AS = {"mask": Attention.SAA, "hard": Attention.AIA}
 

@@ -21,8 +21,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from seg2any.data.regions import text_lengths
+from seg2any.diffusion.prepare import as_image
 from seg2any.layout import Layout
-from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks, to_signed
+from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks
 from tests.golden_root import t5_tokenizer_folder
 
 T5_TOKENIZER = t5_tokenizer_folder()
@@ -80,12 +81,12 @@ def check_condition(folder: Path, case: dict, scale: str, condition: dict) -> No
     masks = read_stack(folder / "labels.png", case["n"])
     image = condition_image(masks, (condition["h"], condition["w"]))
     np.testing.assert_array_equal(image, np.array(Image.open(folder / f"cond_s{scale}.png")))
-    signed = to_signed(image)
-    three = signed.expand(3, -1, -1).contiguous().numpy()
+    signed = as_image(image)[0]
+    three = signed.contiguous().numpy()
     assert hashlib.sha256(three.tobytes()).hexdigest() == condition["sha256_fp32"]
     stored = load_file(folder / "cond.safetensors") if (folder / "cond.safetensors").exists() else {}
     if f"cond_s{scale}_1ch" in stored:
-        np.testing.assert_array_equal(signed.numpy(), stored[f"cond_s{scale}_1ch"])
+        np.testing.assert_array_equal(signed[:1].numpy(), stored[f"cond_s{scale}_1ch"])
     if condition["valid_tokens"] is not None:
         assert kept_tokens(image, PATCH).sum() == condition["valid_tokens"]
 
@@ -122,7 +123,7 @@ def check_item(folder: Path, item: dict) -> None:
     n = item["idx"]
     expected = tensors[f"{n}/s{item['s']}/cond_pixel_values_1ch"]
     image = condition_image(tensors[f"{n}/label"] != 0, expected.shape[1:])
-    np.testing.assert_array_equal(to_signed(image).numpy(), expected)
+    np.testing.assert_array_equal(as_image(image)[0, :1].numpy(), expected)
     if item.get("token_num"):
         assert kept_tokens(image, PATCH).sum() == item["token_num"]["cond_seq_len"]
 

@@ -65,8 +65,8 @@ def check_inputs(make: Callable[[], Run]) -> None:
     result, recorded = run(run.texts(), num_inference_steps=run.case["opts"]["num_inference_steps"]), run.recorded
     condition = result.call["joint_attention_kwargs"]["condition"]
     tokens = condition.tokens
-    assert_close("embeddings", condition.prompt_embeds, recorded["enc/prompt_embeds"], 0)
-    assert_close("pooled", condition.pooled_prompt_embeds, recorded["enc/pooled"], 0)
+    assert_close("embeddings", condition.text, recorded["enc/prompt_embeds"], 0)
+    assert_close("pooled", condition.pooled, recorded["enc/pooled"], 0)
     assert_close("latents", result.call["hidden_states"], recorded["mid/latents0"], 1e-6)
     assert_close("timestep", result.call["timestep"], recorded["mid/timestep"], 1e-6)
     image = tokens.positions[:, tokens.n_text :][:, : tokens.n_image]
@@ -75,9 +75,9 @@ def check_inputs(make: Callable[[], Run]) -> None:
     if "mid/cond_hidden_states" in recorded:
         cond_ids = tokens.positions[:, tokens.n_text + tokens.n_image :]
         assert_close("cond_ids", cond_ids, recorded["mid/cond_ids"].expand_as(cond_ids), 0)
-        assert_close("cond", condition.cond_hidden_states, recorded["mid/cond_hidden_states"], 1e-5)
+        assert_close("cond", condition.cond, recorded["mid/cond_hidden_states"], 1e-5)
     else:
-        assert condition.cond_hidden_states is None
+        assert condition.cond is None
     check_masks(run, condition)
     assert_close("timesteps", torch.stack(result.timesteps), recorded["out/timesteps"], 1e-3)
     assert_close("sigmas", run.pipe.scheduler.sigmas, recorded["out/sigmas"], 1e-6)

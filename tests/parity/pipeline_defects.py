@@ -35,7 +35,7 @@ def check_joined_captions(folder: Path) -> None:
     """Without a global caption: one pooled vector, that of the region captions, not of their letters."""
     pipe, layouts, arguments = show_layouts(folder)
     layout = dataclasses.replace(layouts[0], caption=None)
-    (encoded,) = encode_layouts([layout], layout.size, pipe, arguments["settings"])
+    (encoded,) = encode_layouts([layout], layout.size, pipe.base, arguments["settings"])
     with torch.no_grad():
         expected = pipe._get_clip_prompt_embeds([".".join(layout.captions)])[0]
     assert_close("pooled", encoded.text.pooled, expected, EMBEDDINGS)
@@ -83,7 +83,7 @@ def check_padding_is_seen(folder: Path) -> None:
     pipe, layouts, arguments = show_layouts(folder)
     longer = arguments["settings"].override({"max_sequence_length": arguments["settings"].max_sequence_length + 32})
     first, second = (
-        encode_layouts(layouts[:1], layouts[0].size, pipe, settings)[0].text.caption
+        encode_layouts(layouts[:1], layouts[0].size, pipe.base, settings)[0].text.caption
         for settings in (arguments["settings"], longer)
     )
     assert (first - second).abs().max() > 0.01

@@ -25,8 +25,10 @@ from torch import Tensor
 from seg2any.adapters.files import load_adapters, trainable_parameters
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.base import Condition
-from seg2any.bases.flux1.latents import encode_images, pack
+from seg2any.bases.flux1.base import Flux1
+from seg2any.bases.flux1.latents import encode_images
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.bases.packing import pack
 from seg2any.data.catalog import data_set_name
 from seg2any.diffusion import flow
 from seg2any.diffusion.prepare import assemble, encode_layouts
@@ -66,15 +68,15 @@ class Run:
         """The batch as our own preparation makes it."""
         settings = settings or self.settings
         size = tuple(self.batch["pixel_values"].shape[-2:])
-        return assemble(encode_layouts(self.layouts, size, self.pipeline, settings), settings)
+        return assemble(encode_layouts(self.layouts, size, Flux1(self.pipeline), settings), settings)
 
     def recorded_condition(self) -> Condition:
         """The same token layout with the recorded embeddings and latents."""
         return replace(
             self.condition(),
-            prompt_embeds=self.batch["fwd/encoder_hidden_states"],
-            pooled_prompt_embeds=self.batch["fwd/pooled_projections"],
-            cond_hidden_states=self.batch.get("fwd/cond_hidden_states"),
+            text=self.batch["fwd/encoder_hidden_states"],
+            pooled=self.batch["fwd/pooled_projections"],
+            cond=self.batch.get("fwd/cond_hidden_states"),
         )
 
     def transformer(self, adapters: str) -> Seg2AnyTransformer2DModel:
@@ -91,8 +93,8 @@ class Run:
             hidden_states=batch["fwd/hidden_states"],
             timestep=batch["fwd/timestep"],
             guidance=batch["fwd/guidance"],
-            encoder_hidden_states=condition.prompt_embeds,
-            pooled_projections=condition.pooled_prompt_embeds,
+            encoder_hidden_states=condition.text,
+            pooled_projections=condition.pooled,
             joint_attention_kwargs={"condition": condition},
             return_dict=False,
         )[0]
@@ -154,15 +156,15 @@ def check_input(run: Run) -> None:
 def check_condition(run: Run) -> None:
     """Masks, captions and lengths -> embeddings, condition tokens and who attends to whom, by our own preparation."""
     condition, batch = run.condition(), run.batch
-    close(condition.prompt_embeds, batch["fwd/encoder_hidden_states"], OWN_T5)
-    close(condition.pooled_prompt_embeds, batch["fwd/pooled_projections"])
+    close(condition.text, batch["fwd/encoder_hidden_states"], OWN_T5)
+    close(condition.pooled, batch["fwd/pooled_projections"])
     for block in (0, run.settings.hard_attn_block_range[0]):
         hard = "fwd/hard_attention_mask_head0" in batch and block > 0
         recorded = batch["fwd/hard_attention_mask_head0" if hard else "fwd/attention_mask_head0"]
         assert torch.equal(condition.plan.mask(block, torch.float32).expand(-1, 1, -1, -1)[:, 0], recorded)
-    assert ("fwd/cond_ids" in batch) == (condition.cond_hidden_states is not None)
-    if condition.cond_hidden_states is not None:
-        close(condition.cond_hidden_states, batch["fwd/cond_hidden_states"])
+    assert ("fwd/cond_ids" in batch) == (condition.cond is not None)
+    if condition.cond is not None:
+        close(condition.cond, batch["fwd/cond_hidden_states"])
         assert torch.equal(condition.tokens.positions[:, -condition.tokens.n_cond :], batch["fwd/cond_ids"])
 
 

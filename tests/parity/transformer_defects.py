@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 
 from seg2any.adapters.files import add_adapters
-from seg2any.attention.tokens import SampleTokens, layout_tokens, token_masks
+from seg2any.attention.tokens import layout_tokens, token_masks
 from seg2any.bases.base import Condition
 from tests.parity.transformer_run import expect_close, read_run
+from tests.tiny_flux import SampleTokens
 
 
 def scalings(model: torch.nn.Module) -> dict[str, dict[str, float]]:
@@ -67,8 +68,8 @@ def check_no_cond_tokens(folder: Path) -> None:
         samples.append(SampleTokens(text_lengths[: len(masks) + 1], masks, run.inputs["cond_ids"][b, :0, 1:].numpy()))
     tokens = layout_tokens(samples)
     blank = Condition(
-        without.prompt_embeds,
-        without.pooled_prompt_embeds,
+        without.text,
+        without.pooled,
         tokens,
         without.settings,
         run.inputs["cond_hidden_states"][:, : tokens.n_cond] * 0,

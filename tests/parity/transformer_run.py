@@ -12,9 +12,10 @@ from safetensors.torch import load_file
 
 from seg2any.adapters.files import load_adapters
 from seg2any.attention.settings import ConditionSettings
-from seg2any.attention.tokens import SampleTokens, layout_tokens, token_coverage, token_masks
+from seg2any.attention.tokens import layout_tokens, token_coverage, token_masks
 from seg2any.bases.base import Condition
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from tests.tiny_flux import SampleTokens
 
 RELATIVE = 1e-5
 
@@ -61,11 +62,11 @@ class Run:
         recorded_for = f"mask_{method}" if with_cond else "nocond"
         weight = next(value for key, value in weights.items() if recorded_for in key.split("/"))
         return Condition(
-            prompt_embeds=self.inputs["encoder_hidden_states"],
-            pooled_prompt_embeds=self.inputs["pooled_projections"],
+            text=self.inputs["encoder_hidden_states"],
+            pooled=self.inputs["pooled_projections"],
             tokens=self.tokens(with_cond),
             settings=ConditionSettings(method, tuple(self.index["hard_attn_block_range"]), weight),
-            cond_hidden_states=self.inputs["cond_hidden_states"] if with_cond else None,
+            cond=self.inputs["cond_hidden_states"] if with_cond else None,
         )
 
     def tokens(self, with_cond: bool):

@@ -137,7 +137,7 @@ def flow_loss(pipeline: FluxPipeline, pool: Pool, kind: str, indices: np.ndarray
     """The rectified-flow loss [] (seg2any.diffusion.flow) of plain FLUX on one batch of equal caption lengths."""
     length, padded = choose(rng, ONE_FIGURE if kind == "single" else SEVERAL)
     captions = [pool.captions[i] for i in indices]
-    grid = pool.stage.size // pixels_per_token(pipeline.vae)
+    grid = pool.stage.size // pixels_per_token(len(pipeline.vae.config.block_out_channels))
     x0 = pool.latents[torch.from_numpy(indices)].float()
     noise, s = torch.randn_like(x0), flow.noise_level(WEIGHTING.sample(len(x0)))
     # Plain products: at these lengths the backward pass of a CPU's fused kernel costs twice as much.

@@ -1,12 +1,14 @@
 """The blocks of FLUX with a third stream: [text | image | condition], the paper's overview figure.
 
-The condition goes through the image branch's weights, with its own adapter and with the time embedding of t = 0. Rows
-are ordered [image | condition] in the blocks' `hidden_states`; text stays in `encoder_hidden_states`, as in FLUX.
-Only `forward` differs from the stock blocks, and without condition rows its numbers are bit for bit the same.
+The condition goes through the image branch's weights, with its own adapter and with the time embedding of t = 0. Its
+rows follow the image's in the visual stream [image | condition], the blocks' `hidden_states`; text stays in
+`encoder_hidden_states`, as in FLUX. Only `forward` differs from the stock blocks. Without condition rows it gives the
+same numbers, bit for bit.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,67 +22,90 @@ from diffusers.models.transformers.transformer_flux import (
 from torch import nn
 
 from seg2any.adapters.routing import Rows, linear
-from seg2any.attention.attend import AttentionPlan
+from seg2any.attention.attend import Tap
 from seg2any.attention.kernels import masked_sdpa
-from seg2any.bases.base import ConditionKeys
+from seg2any.bases.base import Attends, ConditionKeys
 
 TEXT = Rows()  # text rows have no condition among them
 
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What a block knows beside its tensors: its number, its rows, and who attends to whom (None = everybody).
+    """What a block knows beside its tensors. diffusers hands it through as an entry of `joint_attention_kwargs`.
 
-    cond_keys: keys and values of condition tokens, to be used or to be filled
+    block      its number, over double then single blocks
+    rows       which visual rows are condition tokens
+    plan       who attends to whom; None = everybody to everybody, stock FLUX
+    cond_keys  keys and values of condition tokens, to be used or to be filled
+    tap        called before the attention with what it is computed from
     """
 
     block: int
     rows: Rows
-    plan: AttentionPlan | None
+    plan: Attends | None
     cond_keys: ConditionKeys | None = None
+    tap: Tap | None = None
 
     @torch.compiler.disable  # or blocks would be compiled again for every layout; flex compiles itself all the same
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Query, key and value [B, L, heads, d] -> what each query gets [B, L, heads, d]."""
+        """Attend: query, key and value [B, L, heads, d] -> [B, L, heads, d]."""
         if self.cond_keys is not None:
-            if self.rows.n_cond:
-                own = (x[:, -self.rows.n_cond :].clone() for x in (key, value))  # not a view that holds all rows
-                self.cond_keys.of_block[self.block] = tuple(own)
-            else:
-                known = self.cond_keys.of_block[self.block]
-                key, value = (torch.cat(pair, 1) for pair in zip((key, value), known, strict=True))
+            key, value = self._with_cond_keys(key, value)
+        if self.tap is not None:
+            pattern = self.plan.pattern(self.block).with_queries(query.shape[1]) if self.plan else None
+            self.tap(self.block, query, key, pattern)
         if self.plan is None:
             return masked_sdpa(query, key, value)  # stock FLUX to the bit
         return self.plan.attend(self.block, query, key, value)
 
-
-def modulation(norm: nn.Module, temb: torch.Tensor, rows: Rows) -> tuple[torch.Tensor, ...]:
-    """temb [B, 1 or 2, D] -> shift, scale, gate (twice in double blocks), each [B, 1 or 2, D]."""
-    return linear(norm.linear, norm.silu(temb), rows.of_modulation).unflatten(-1, (-1, temb.shape[-1])).unbind(-2)
-
-
-def affine(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Modulate x [B, I + C, D]: the image rows by row 0 of scale and shift [B, 2, D], the condition rows by row 1."""
-    parts = [part * (1 + scale[:, i, None]) + shift[:, i, None] for i, part in enumerate(rows.split(x))]
-    return torch.cat(parts, 1) if rows.n_cond else parts[0]
+    def _with_cond_keys(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        if self.rows.n_cond:
+            own = (x[:, -self.rows.n_cond :].clone() for x in (key, value))  # not a view that holds all rows
+            self.cond_keys.of_block[self.block] = tuple(own)
+            return key, value
+        known = self.cond_keys.of_block[self.block]
+        return tuple(torch.cat(pair, 1) for pair in zip((key, value), known, strict=True))
 
 
-def add_gated(residual: torch.Tensor, gate: torch.Tensor, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """residual + gate * x, all [B, I + C, D] but the gate [B, 2, D], whose rows are chosen as by `affine`."""
-    parts = [gate[:, i, None] * part for i, part in enumerate(rows.split(x))]
-    return residual + (torch.cat(parts, 1) if rows.n_cond else parts[0])
+@dataclass(frozen=True)
+class Modulation:
+    """Shift, scale and gate [B, 1 or 2, D] of a layer: row 0 for text or image rows, row 1 for condition rows."""
+
+    shift: torch.Tensor
+    scale: torch.Tensor
+    gate: torch.Tensor
+    rows: Rows
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x (1 + scale) + shift for x [B, L, D], each row with its own."""
+        parts = enumerate(self.rows.split(x))
+        return self._joined([part * (1 + self.scale[:, i, None]) + self.shift[:, i, None] for i, part in parts])
+
+    def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Return residual + gate x, both [B, L, D], each row with its own gate."""
+        return residual + self._joined([self.gate[:, i, None] * part for i, part in enumerate(self.rows.split(x))])
+
+    def _joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat(parts, 1) if self.rows.n_cond else parts[0]
+
+
+def modulations(norm: nn.Module, temb: torch.Tensor, rows: Rows) -> Iterator[Modulation]:
+    """Yield the modulations of time embeddings temb [B, 1 or 2, D]: attention's, and in double blocks the MLP's."""
+    chunks = linear(norm.linear, norm.silu(temb), rows.of_modulation).unflatten(-1, (-1, temb.shape[-1])).unbind(-2)
+    for first in range(0, len(chunks), 3):
+        yield Modulation(*chunks[first : first + 3], rows)
 
 
 def feed_forward(ff: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """x [B, I + C, D] through the stock layers, each row with the adapters of its branch."""
+    """Apply the stock layers to x [B, I + C, D], each row with the adapters of its branch."""
     activation, dropout, out = ff.net
     return linear(out, dropout(activation.gelu(linear(activation.proj, x, rows))), rows)
 
 
 def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """RoPE, complex [B or 1, L, 1, d / 2], on query or key [B, L, heads, d].
+    """Apply RoPE, complex [B or 1, L, 1, d / 2], to query or key [B, L, heads, d].
 
-    One complex product: the same numbers as the stock sum of four, sooner.
+    One complex product, quicker than the stock sum of four.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
@@ -114,9 +139,9 @@ class RegionalAttnProcessor(FluxAttnProcessor):
             return x
         n_text = encoder_hidden_states.shape[1]
         # contiguous: on a view, a Linear in 16 bit rounds once more
-        text, image = (part.contiguous() for part in x.split([n_text, x.shape[1] - n_text], 1))
+        text, visual = (part.contiguous() for part in x.split([n_text, x.shape[1] - n_text], 1))
         to_out, dropout = attn.to_out
-        return dropout(linear(to_out, image, context.rows)), linear(attn.to_add_out, text, TEXT)
+        return dropout(linear(to_out, visual, context.rows)), linear(attn.to_add_out, text, TEXT)
 
 
 class RegionalDoubleBlock(FluxTransformerBlock):
@@ -130,29 +155,26 @@ class RegionalDoubleBlock(FluxTransformerBlock):
         image_rotary_emb: torch.Tensor | None = None,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows [image | condition] [B, I + C, D] and text [B, T, D] -> the new text, the new [image | condition].
+        """Map visual rows [image | condition] [B, I + C, D] and text [B, T, D] to new text and new visual rows.
 
         temb: [B, 1 or 2, D], embedded times of the image and of the condition; image_rotary_emb: see `rotate`
         """
         context: BlockContext = joint_attention_kwargs["context"]
-        image, text, rows = hidden_states, encoder_hidden_states, context.rows
-        shift, scale, gate, shift_ff, scale_ff, gate_ff = modulation(self.norm1, temb, rows)
-        t_shift, t_scale, t_gate, t_shift_ff, t_scale_ff, t_gate_ff = modulation(self.norm1_context, temb[:, :1], TEXT)
+        visual, text, rows = hidden_states, encoder_hidden_states, context.rows
+        visual_mod, visual_mlp = modulations(self.norm1, temb, rows)
+        text_mod, text_mlp = modulations(self.norm1_context, temb[:, :1], TEXT)
 
-        image_out, text_out = self.attn(
-            hidden_states=affine(self.norm1.norm(image), scale, shift, rows),
-            encoder_hidden_states=affine(self.norm1_context.norm(text), t_scale, t_shift, TEXT),
+        visual_out, text_out = self.attn(
+            hidden_states=visual_mod(self.norm1.norm(visual)),
+            encoder_hidden_states=text_mod(self.norm1_context.norm(text)),
             image_rotary_emb=image_rotary_emb,
             context=context,
         )
-        image = add_gated(image, gate, image_out, rows)
-        text = add_gated(text, t_gate, text_out, TEXT)
-
-        image_out = feed_forward(self.ff, affine(self.norm2(image), scale_ff, shift_ff, rows), rows)
-        text_out = feed_forward(self.ff_context, affine(self.norm2_context(text), t_scale_ff, t_shift_ff, TEXT), TEXT)
-        image = add_gated(image, gate_ff, image_out, rows)
-        text = add_gated(text, t_gate_ff, text_out, TEXT)
-        return within_fp16(text), image
+        visual = visual_mod.add(visual, visual_out)
+        text = text_mod.add(text, text_out)
+        visual = visual_mlp.add(visual, feed_forward(self.ff, visual_mlp(self.norm2(visual)), rows))
+        text = text_mlp.add(text, feed_forward(self.ff_context, text_mlp(self.norm2_context(text)), TEXT))
+        return within_fp16(text), visual
 
 
 class RegionalSingleBlock(FluxSingleTransformerBlock):
@@ -166,18 +188,18 @@ class RegionalSingleBlock(FluxSingleTransformerBlock):
         image_rotary_emb: torch.Tensor | None = None,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As the double block: [image | condition] [B, I + C, D] and text [B, T, D] -> text, [image | condition]."""
+        """Map visual rows [image | condition] [B, I + C, D] and text [B, T, D] to new text and new visual rows."""
         context: BlockContext = joint_attention_kwargs["context"]
         n_text, rows = encoder_hidden_states.shape[1], context.rows
         residual = torch.cat([encoder_hidden_states, hidden_states], 1)
-        shift, scale, gate = modulation(self.norm, temb, rows)
-        x = affine(self.norm.norm(residual), scale, shift, rows)
+        (mod,) = modulations(self.norm, temb, rows)
+        x = mod(self.norm.norm(residual))
         hidden = self.act_mlp(linear(self.proj_mlp, x, rows))
         x = self.attn(hidden_states=x, image_rotary_emb=image_rotary_emb, context=context)
-        x = add_gated(residual, gate, linear(self.proj_out, torch.cat([x, hidden], 2), rows), rows)
+        x = mod.add(residual, linear(self.proj_out, torch.cat([x, hidden], 2), rows))
         return within_fp16(x).split([n_text, x.shape[1] - n_text], 1)
 
 
 def within_fp16(x: torch.Tensor) -> torch.Tensor:
-    """Clipped to what float16 can hold, as stock FLUX does."""
+    """Clip to what float16 can hold, as stock FLUX does."""
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x

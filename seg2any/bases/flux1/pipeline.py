@@ -12,6 +12,7 @@ from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_off
 from seg2any.adapters.card import AdapterCard
 from seg2any.adapters.files import load_adapters, save_adapters
 from seg2any.adapters.fold import fold, is_folded, unfold
+from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.flux1.folded import load_folded, save_adapters_of_folded, without_adapters
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
@@ -39,6 +40,11 @@ class Flux1Pipeline(FluxPipeline):
         if pipeline.transformer is not None:
             pipeline.card = load_folded(pipeline.transformer, pretrained_model_name_or_path)
         return pipeline
+
+    @property
+    def base(self) -> Flux1:
+        """These modules as a `Base`."""
+        return Flux1(self)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save as in diffusers, without adapters unless `default` is folded: then the folder loads as it was saved."""

@@ -1,119 +1,76 @@
-"""Captions to embeddings, the way FLUX was trained to read them.
+"""Captions to embeddings the way FLUX.1 was trained to read them, by T5 and CLIP.
 
 T5 sees every caption alone, padded to a fixed length and without an attention mask, so the padding takes part and an
 embedding is exact for that length only (spec section 3). The padding rows are dropped afterwards.
+
+kinds of `TextKey`:  "t5"         [T, D], T <= length: the caption's own tokens, its `</s>` included
+                     "t5_padded"  [length, D]: with the padding rows, as stock FLUX takes it
+                     "clip"       [P]: the pooled vector of CLIP's first 77 tokens; length is 0
 """
 
 from __future__ import annotations
 
 import textwrap
 import warnings
+import weakref
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
-from torch import Tensor
+from torch import Tensor, nn
+
+from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.text import Prompt, TextKey, TruncationWarning
+from seg2any.system.errors import UserError
 
 TOKENS_PER_PASS = 8192  # bounds the memory of one pass: 16 captions at T5's 512 tokens
-
-
-class TruncationWarning(UserWarning):
-    """A caption is longer than what is read of it."""
 
 
 class TextEncoders(Protocol):
     """A FLUX pipeline, or anything with the same four attributes."""
 
     tokenizer: object
-    text_encoder: torch.nn.Module
+    text_encoder: nn.Module
     tokenizer_2: object
-    text_encoder_2: torch.nn.Module
+    text_encoder_2: nn.Module
 
 
-class TextKey(NamedTuple):
-    """Everything an embedding depends on besides the encoders, hence what a cache stores it under.
+def prompt_of(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
+    """Name the embeddings of a global caption, which may be absent, and of the regions' captions.
 
-    kind  "t5"         [T, D], T <= length: the caption's own tokens, its `</s>` included
-          "t5_padded"  [length, D]: with the padding rows, as stock FLUX takes it
-          "clip"       [P]: the pooled vector of CLIP's first 77 tokens; length is 0
+    Raises UserError for plain settings without a global caption.
     """
-
-    caption: str
-    length: int
-    kind: Literal["t5", "t5_padded", "clip"]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is said about one sample: the embeddings it needs."""
-
-    caption: TextKey | None
-    regions: tuple[TextKey, ...]
-    pooled: TextKey
-
-    def __iter__(self) -> Iterator[TextKey]:
-        return iter((*([self.caption] if self.caption else []), *self.regions, self.pooled))
-
-
-@dataclass(frozen=True, eq=False)
-class EncodedText:
-    """The embeddings of a `Prompt`: caption [T0, D] (T0 = 0 without one), regions N x [Ti, D], pooled [P]."""
-
-    caption: Tensor
-    regions: tuple[Tensor, ...]
-    pooled: Tensor
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens of the global caption, then of each region."""
-        return (len(self.caption), *map(len, self.regions))
-
-    @property
-    def embeds(self) -> Tensor:
-        """[T, D]: the global caption's rows, then the regions' in order."""
-        return torch.cat([self.caption, *self.regions])
-
-
-@torch.no_grad()
-def encode_texts(
-    prompts: Sequence[Prompt], encoders: TextEncoders, known: MutableMapping[TextKey, Tensor] | None = None
-) -> list[EncodedText]:
-    """Encode each distinct caption once; the tensors are on the CPU.
-
-    known  embeddings of earlier calls: found ones are not encoded again, new ones are added.
-    Warns with TruncationWarning, once per caption, if tokens are cut.
-    """
-    known = {} if known is None else known
-    keys = dict.fromkeys(key for prompt in prompts for key in prompt)
-    at_hand = {key: known[key] for key in keys if key in known}  # apart: a bounded `known` may drop some of them
-    new = dict(encode_keys([key for key in keys if key not in at_hand], encoders))
-    known.update(new)
-    return [text_of(prompt, at_hand | new) for prompt in prompts]
+    if settings.is_plain:
+        if caption is None:
+            raise UserError("attention_mask_method none reads the global caption only: add `caption` to the layout")
+        return Prompt(TextKey(caption, settings.max_sequence_length, "t5_padded"), (), TextKey(caption, 0, "clip"))
+    return Prompt(
+        caption=None if caption is None else TextKey(caption, settings.max_sequence_length, "t5"),
+        regions=tuple(TextKey(text, settings.regional_max_sequence_length, "t5") for text in regions),
+        pooled=TextKey(".".join(regions) if caption is None else caption, 0, "clip"),
+    )
 
 
 @torch.no_grad()
 def encode_keys(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
-    """The embedding of each key, on the CPU, not in their order. Warns as `encode_texts` does."""
+    """Yield the embedding of each key, on the CPU, in any order. Warns with TruncationWarning if tokens are cut."""
     yield from _encode_pooled([key for key in keys if key.kind == "clip"], encoders)
     yield from _encode_t5([key for key in keys if key.kind != "clip"], encoders)
 
 
-def text_of(prompt: Prompt, known: Mapping[TextKey, Tensor]) -> EncodedText:
-    """What `known` holds of a prompt; without a global caption its rows are none, of the width of a region's."""
-    return EncodedText(
-        caption=known[prompt.caption] if prompt.caption else known[prompt.regions[0]][:0],
-        regions=tuple(known[key] for key in prompt.regions),
-        pooled=known[prompt.pooled],
-    )
+def encoder_state(key: TextKey, encoders: TextEncoders) -> Hashable:
+    """Return the encoder of a key with its precision and active LoRAs."""
+    encoder = encoders.text_encoder if key.kind == "clip" else encoders.text_encoder_2
+    has_loras = getattr(encoder, "_hf_peft_config_loaded", False)
+    return weakref.ref(encoder), encoder.dtype, tuple(encoder.active_adapters()) if has_loras else ()
 
 
 def _encode_pooled(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
     if not keys:  # then the encoder may be gone
         return
-    # What CLIP cuts after 77 tokens is not lost, T5 reads it, so it is not reported.
+    # CLIP cuts after 77 tokens, but T5 reads the rest, so nothing is reported.
     limit = encoders.text_encoder.config.max_position_embeddings
     for batch in _passes(keys, limit):
         tokens = _tokenize(encoders.tokenizer, [key.caption for key in batch], limit)
@@ -133,7 +90,7 @@ def _encode_t5(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tupl
 
 
 def _equal_lengths(keys: Iterable[TextKey]) -> Iterator[list[TextKey]]:
-    """Batches of keys that are padded to the same length, of at most TOKENS_PER_PASS tokens."""
+    """Yield batches of keys that are padded to the same length, of at most TOKENS_PER_PASS tokens."""
     by_length = defaultdict(list)
     for key in keys:
         by_length[key.length].append(key)
@@ -142,7 +99,7 @@ def _equal_lengths(keys: Iterable[TextKey]) -> Iterator[list[TextKey]]:
 
 
 def _passes(keys: Sequence[TextKey], length: int) -> Iterator[Sequence[TextKey]]:
-    """Batches of keys of `length` tokens, of at most TOKENS_PER_PASS tokens."""
+    """Yield batches of keys of `length` tokens, of at most TOKENS_PER_PASS tokens."""
     step = max(TOKENS_PER_PASS // length, 1)
     yield from (keys[start : start + step] for start in range(0, len(keys), step))
 
@@ -163,5 +120,5 @@ def _tokenize(tokenizer: object, captions: Sequence[str], length: int):
     return tokenizer(captions, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
 
 
-def _to(module: torch.nn.Module, ids: Tensor) -> Tensor:
+def _to(module: nn.Module, ids: Tensor) -> Tensor:
     return ids.to(get_module_execution_device(module))

@@ -21,14 +21,23 @@ from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from diffusers.models.transformers.transformer_flux import FluxAttention
 from diffusers.utils import apply_lora_scale
 from peft import PeftConfig
+from torch import nn
 
 from seg2any.adapters.fold import is_folded, unfold
 from seg2any.adapters.routing import COND, DEFAULT, Rows, linear, refuse_unroutable
+from seg2any.attention.attend import Tap
 from seg2any.attention.names import check_backend
 from seg2any.bases.base import Condition
 from seg2any.bases.flux1.blocks import BlockContext, RegionalAttnProcessor, RegionalDoubleBlock, RegionalSingleBlock
-from seg2any.bases.flux1.ulysses import SharedCondition, Ulysses
+from seg2any.bases.flux1.ulysses import Ulysses
 from seg2any.system.errors import UserError
+
+CONDITION_LAYERS = {
+    "transformer_blocks": (
+        *("norm1.linear", "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "ff.net.0.proj", "ff.net.2"),
+    ),
+    "single_transformer_blocks": ("norm.linear", "proj_mlp", "proj_out", "attn.to_q", "attn.to_k", "attn.to_v"),
+}
 
 
 class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
@@ -42,7 +51,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
     _repeated_blocks = ["RegionalDoubleBlock", "RegionalSingleBlock"]
     _cp_plan = None  # hooks that would cut the sequence without its mask; see enable_parallelism
 
-    ulysses: Ulysses | None = None  # the processes that make an image together
+    ulysses: Ulysses | None = None  # the processes that make an image together, for `flux1.base.velocity`
     cond_adapters: frozenset[str] = frozenset({COND})
 
     @functools.wraps(FluxTransformer2DModel.__init__)  # from_config reads the signature
@@ -69,6 +78,26 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         for block_class in (RegionalDoubleBlock, RegionalSingleBlock):  # where the caches of diffusers look
             TransformerBlockRegistry.register(block_class, TransformerBlockMetadata(1, 0))
 
+    @property
+    def adapter_layers(self) -> dict[str, list[str]]:
+        """Names of the Linear layers of each adapter (paper eq. 4, spec section 5).
+
+        `default` is on every Linear of the blocks, `cond` on `x_embedder` and those that condition tokens pass.
+        """
+        default = [
+            f"{stack}.{name.removesuffix('.base_layer')}"
+            for stack in CONDITION_LAYERS
+            for name, module in getattr(self, stack).named_modules()
+            if isinstance(module, nn.Linear) and ".lora_" not in name
+        ]
+        cond = [
+            f"{stack}.{block}.{layer}"
+            for stack, layers in CONDITION_LAYERS.items()
+            for block in range(len(getattr(self, stack)))
+            for layer in layers
+        ]
+        return {DEFAULT: default, COND: ["x_embedder", *cond]}
+
     def set_attention_backend(self, backend: str) -> None:
         """Refused but for diffusers' default: most of its kernels lose the regions, and ours belong to the settings."""
         if backend != "native":
@@ -83,7 +112,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         Raises UserError for other configurations: ring attention and plans cut the sequence without its mask.
         """
         if self.ulysses is not None or cp_plan is not None:
-            raise UserError("enable_parallelism: is on already, or was given a plan of its own; neither can be")
+            raise UserError("enable_parallelism: already enabled, or cp_plan given; call it once, without cp_plan")
         self.ulysses = Ulysses(config, self.config.num_attention_heads, self.device)
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str = DEFAULT) -> None:
@@ -144,99 +173,110 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
 
         With a condition its token positions replace `txt_ids` and `img_ids`, which may then be None.
         """
-        condition = condition_of(joint_attention_kwargs)
-        if self.ulysses is not None and not isinstance(condition, SharedCondition):
-            rest = {"timestep": timestep, "guidance": guidance, "pooled_projections": pooled_projections}
-            controlled = controlnet_block_samples is not None or controlnet_single_block_samples is not None
-            sample = self.ulysses.run(self, hidden_states, condition, controlled, **rest)
-            return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+        condition, tap = condition_of(joint_attention_kwargs)
         if condition is None:
-            x, positions = hidden_states, stock_positions(txt_ids, img_ids)
+            visual, positions = hidden_states, stock_positions(txt_ids, img_ids)
         else:
-            x = with_condition_rows(condition, hidden_states, encoder_hidden_states)
-            positions = condition.tokens.positions[:, : encoder_hidden_states.shape[1] + x.shape[1]]
-        rows = Rows(x.shape[1] - hidden_states.shape[1], self.cond_adapters)
+            visual = with_condition_rows(condition, hidden_states, encoder_hidden_states)
+            positions = condition.tokens.positions[:, : encoder_hidden_states.shape[1] + visual.shape[1]]
+        n_image = hidden_states.shape[1]
+        rows = Rows(visual.shape[1] - n_image, self.cond_adapters)
 
         # in the dtype of the input: that of x_embedder's output, 16 bit under autocast, would round the time to 1/250
         temb = self._time_embedding(timestep.to(hidden_states.dtype), guidance, pooled_projections, rows)
-        image, text = linear(self.x_embedder, x, rows), self.context_embedder(encoder_hidden_states)
+        visual, text = linear(self.x_embedder, visual, rows), self.context_embedder(encoder_hidden_states)
         rotation = self._rotation(positions)
         plan, cond_keys = (condition.plan, condition.cond_keys) if condition else (None, None)
-
-        doubles, singles = self.transformer_blocks, self.single_transformer_blocks
-        residuals = [
-            *control_residuals(controlnet_block_samples, len(doubles), controlnet_blocks_repeat),
-            *control_residuals(controlnet_single_block_samples, len(singles)),
-        ]
-        for number, (block, residual) in enumerate(zip([*doubles, *singles], residuals, strict=True)):
-            context = {"context": BlockContext(number, rows, plan, cond_keys)}
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                text, image = self._gradient_checkpointing_func(block, image, text, temb, rotation, context)
-            else:
-                text, image = block(
-                    hidden_states=image,
-                    encoder_hidden_states=text,
-                    temb=temb,
-                    image_rotary_emb=rotation,
-                    joint_attention_kwargs=context,
-                )
+        blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
+        residuals = self._residuals(controlnet_block_samples, controlnet_single_block_samples, controlnet_blocks_repeat)
+        for number, (block, residual) in enumerate(zip(blocks, residuals, strict=True)):
+            context = BlockContext(number, rows, plan, cond_keys, tap)
+            text, visual = self._run(block, visual, text, temb, rotation, context)
             if residual is not None:
-                image = image + F.pad(residual, (0, 0, 0, rows.n_cond))
+                visual = visual + F.pad(residual, (0, 0, 0, rows.n_cond))
 
-        sample = self.proj_out(self.norm_out(image[:, : hidden_states.shape[1]], temb[:, 0]))
+        sample = self.proj_out(self.norm_out(visual[:, :n_image], temb[:, 0]))
         return Transformer2DModelOutput(sample=sample) if return_dict else (sample,)
+
+    def _run(
+        self,
+        block: nn.Module,
+        visual: torch.Tensor,
+        text: torch.Tensor,
+        temb: torch.Tensor,
+        rotation: torch.Tensor,
+        context: BlockContext,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Run a block, recomputed in the backward pass with gradient checkpointing; -> new text, new visual rows."""
+        given = {"context": context}
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, visual, text, temb, rotation, given)
+        return block(
+            hidden_states=visual,
+            encoder_hidden_states=text,
+            temb=temb,
+            image_rotary_emb=rotation,
+            joint_attention_kwargs=given,
+        )
+
+    def _residuals(
+        self, double: Sequence[torch.Tensor] | None, single: Sequence[torch.Tensor] | None, repeat: bool
+    ) -> Iterator[torch.Tensor | None]:
+        """Yield what ControlNets add to the image rows after each block, None for nothing."""
+        yield from control_residuals(double, len(self.transformer_blocks), repeat)
+        yield from control_residuals(single, len(self.single_transformer_blocks))
 
     def _time_embedding(
         self, timestep: torch.Tensor, guidance: torch.Tensor | None, pooled: torch.Tensor, rows: Rows
     ) -> torch.Tensor:
-        """[B, 1, D] of time, guidance and pooled text; [B, 2, D] with a condition, whose time is 0."""
+        """Embed time, guidance and pooled text: [B, 1, D], or [B, 2, D] with a condition, whose time is 0."""
         guidances = () if guidance is None else (guidance.to(timestep.dtype) * 1000,)
         times = [timestep * 1000, torch.zeros_like(timestep)][: 1 + rows.of_modulation.n_cond]
         return torch.stack([self.time_text_embed(time, *guidances, pooled) for time in times], 1)
 
     def _rotation(self, positions: torch.Tensor) -> torch.Tensor:
-        """RoPE of token positions [B or 1, L, 3] as complex numbers of length 1, [B or 1, L, 1, d / 2]."""
+        """Return RoPE of token positions [B or 1, L, 3] as complex numbers of length 1, [B or 1, L, 1, d / 2]."""
         cos, sin = self.pos_embed(positions.flatten(0, 1))
         return torch.complex(cos[:, ::2], sin[:, ::2]).unflatten(0, positions.shape[:2])[:, :, None]
 
 
 @contextlib.contextmanager
 def several_adapters() -> Iterator[None]:
-    """Without peft's warning that a second adapter may not be intended: here it always is."""
+    """Silence peft's warning that a second adapter may not be intended: here it always is."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         yield
 
 
-def condition_of(joint_attention_kwargs: dict[str, Any] | None) -> Condition | None:
-    """What the transformer is called with; None: plain FLUX. Raises UserError for keys that nothing here reads."""
+def condition_of(joint_attention_kwargs: dict[str, Any] | None) -> tuple[Condition | None, Tap | None]:
+    """Return the condition (None: plain FLUX) and the tap. Raises UserError for keys that nothing here reads."""
     given = dict(joint_attention_kwargs or {})
-    condition = given.pop("condition", None)
+    condition, tap = given.pop("condition", None), given.pop("tap", None)
     if given:
-        raise UserError(f"joint_attention_kwargs {', '.join(given)}: only 'condition' and 'scale' are supported")
-    return condition
+        raise UserError(f"joint_attention_kwargs {', '.join(given)}: only condition, tap and scale are supported")
+    return condition, tap
 
 
 def with_condition_rows(condition: Condition, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """[B, I + C, channels]: the image tokens, then the condition's if their keys are not known already."""
+    """Append the condition tokens, unless their keys are known already: [B, I, channels] -> [B, I + C, channels]."""
     tokens = condition.tokens
     given, expected = (*text.shape[:2], image.shape[1]), (tokens.batch_size, tokens.n_text, tokens.n_image)
     if given != expected:
         raise UserError(f"(batch, text, image) tokens are {given} but the condition was prepared for {expected}")
-    if condition.cond_hidden_states is None or (condition.cond_keys and condition.cond_keys.of_block):
+    if not condition.needs_cond_rows:
         return image
-    return torch.cat([image, condition.cond_hidden_states.to(image.dtype)], 1)
+    return torch.cat([image, condition.cond.to(image.dtype)], 1)
 
 
 def stock_positions(txt_ids: torch.Tensor, img_ids: torch.Tensor) -> torch.Tensor:
-    """[1, T + I, 3] from ids [T, 3] and [I, 3], or the older [B, T, 3] and [B, I, 3] whose rows are equal."""
+    """Join ids [T, 3] and [I, 3], or the older [B, T, 3] and [B, I, 3] whose rows are equal, to [1, T + I, 3]."""
     return torch.cat([ids[0] if ids.ndim == 3 else ids for ids in (txt_ids, img_ids)])[None]
 
 
 def control_residuals(
     samples: Sequence[torch.Tensor] | None, n_blocks: int, repeat: bool = False
 ) -> list[torch.Tensor | None]:
-    """What a ControlNet adds to the image rows after each block: its outputs, each for a run of blocks or in turns."""
+    """Assign a ControlNet's outputs to blocks: each to a run of blocks, or with `repeat` in turns."""
     if samples is None:
         return [None] * n_blocks
     run = math.ceil(n_blocks / len(samples))

@@ -10,22 +10,19 @@ from __future__ import annotations
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from diffusers import ContextParallelConfig
+from diffusers import ContextParallelConfig, FluxTransformer2DModel
 from diffusers.models._modeling_parallel import ParallelConfig
 from diffusers.models.attention_dispatch import TemplatedUlyssesAttention
 from torch.distributed.device_mesh import init_device_mesh
 
-from seg2any.attention.attend import AttentionPlan
+from seg2any.attention.attend import AttentionPlan, Tap
 from seg2any.attention.tokens import Kind, TokenLayout
 from seg2any.bases.base import Condition
 from seg2any.system.errors import UserError
-
-if TYPE_CHECKING:
-    from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
 
 class Ulysses:
@@ -59,54 +56,37 @@ class Ulysses:
         self.config.setup(dist.get_rank(), processes, device, mesh=mesh)
         self.group = chosen._ulysses_mesh.get_group()
         self.rank = dist.get_rank(self.group)
-        self._shares: weakref.WeakKeyDictionary[Condition, SharedCondition] = weakref.WeakKeyDictionary()
+        self._shares: weakref.WeakKeyDictionary[Condition, Condition] = weakref.WeakKeyDictionary()
 
-    def run(
-        self,
-        transformer: Seg2AnyTransformer2DModel,
-        hidden_states: torch.Tensor,
-        condition: Condition | None,
-        is_controlled: bool = False,
-        **others: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """The prediction [B, I, channels] for image tokens [B, I, channels], all of it in every process.
-
-        others: timestep, guidance, pooled_projections. Raises UserError for what cannot be shared.
-        """
-        self._check(transformer, hidden_states.shape[1], condition, is_controlled)
-        if condition not in self._shares:
-            self._shares[condition] = self._share(condition)
-        share = self._shares[condition]
-        (sample,) = transformer(
-            hidden_states=hidden_states.chunk(self.size, 1)[self.rank],
-            encoder_hidden_states=share.prompt_embeds.to(hidden_states.dtype),
-            joint_attention_kwargs={"condition": share},
-            return_dict=False,
-            **others,
-        )
-        parts = [torch.empty_like(sample) for _ in range(self.size)]
-        dist.all_gather(parts, sample.contiguous(), group=self.group)
-        return torch.cat(parts, 1)
-
-    def _check(
-        self, transformer: Seg2AnyTransformer2DModel, n_image: int, condition: Condition | None, is_controlled: bool
+    def check(
+        self, transformer: FluxTransformer2DModel, x: torch.Tensor, condition: Condition, tap: Tap | None
     ) -> None:
+        """Raise UserError for what cannot be shared. x: image tokens [B, I, channels]."""
         reasons = {
-            "a call without a condition": condition is None,
             "training": torch.is_grad_enabled(),
             "a step cache: each process would skip other steps": transformer.is_cache_enabled,
-            "a ControlNet": is_controlled,
-            "method 'place': its weights belong to places": condition
-            and condition.settings.attention_mask_method == "place",
-            "a tap": condition and condition.tap is not None,
-            f"{n_image} image tokens: {self.size} processes cannot share them evenly": n_image % self.size,
+            "method 'place': its weights belong to places": condition.settings.attention_mask_method == "place",
+            "a tap": tap is not None,
+            f"{x.shape[1]} image tokens: {self.size} processes cannot share them evenly": x.shape[1] % self.size,
         }
         if found := [reason for reason, applies in reasons.items() if applies]:
             raise UserError(f"context parallelism does not go with {found[0]}; use one GPU, or change that")
 
-    def _share(self, condition: Condition) -> SharedCondition:
-        """What this process has of a condition, and who sees whom among all."""
-        tokens, cond = condition.tokens, condition.cond_hidden_states
+    def share(self, x: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, Condition]:
+        """Return this process's image tokens [B, I / processes, channels] and its part of the condition."""
+        if condition not in self._shares:
+            self._shares[condition] = self._share(condition)
+        return x.chunk(self.size, 1)[self.rank], self._shares[condition].to(x.device, x.dtype)
+
+    def gather(self, prediction: torch.Tensor) -> torch.Tensor:
+        """Join the parts of all processes: [B, I / processes, channels] -> [B, I, channels]."""
+        parts = [torch.empty_like(prediction) for _ in range(self.size)]
+        dist.all_gather(parts, prediction.contiguous(), group=self.group)
+        return torch.cat(parts, 1)
+
+    def _share(self, condition: Condition) -> Condition:
+        """Cut this process's part out of a condition; its exchange knows who sees whom among all tokens."""
+        tokens, cond = condition.tokens, condition.cond
         padding = (Kind.TEXT_PAD, Kind.IMAGE, Kind.COND_PAD)
         lengths = (tokens.n_text, tokens.n_image, tokens.n_cond)
         columns = [
@@ -115,9 +95,9 @@ class Ulysses:
         ]
         n_own = [-(-length // self.size) for length in lengths]
         everything = TokenLayout(*(torch.cat(column, 1) for column in columns), *(self.size * n for n in n_own))
-        return SharedCondition(
-            _shares([condition.prompt_embeds], self.size, [0])[self.rank],
-            condition.pooled_prompt_embeds,
+        return Condition(
+            _shares([condition.text], self.size, [0])[self.rank],
+            condition.pooled,
             TokenLayout(*(column[self.rank] for column in columns), *n_own),
             condition.settings,
             None if cond is None else _shares([cond], self.size, [0])[self.rank],
@@ -143,17 +123,6 @@ class Exchange:
 
         nothing = (None, 0.0, False, None, False, False)  # mask, dropout, causal, scale, grouped queries, statistics
         return TemplatedUlyssesAttention.apply(query, key, value, *nothing, of_all, None, self.config)
-
-
-@dataclass(frozen=True, eq=False)
-class SharedCondition(Condition):
-    """What one of several processes has of a condition."""
-
-    exchange: Exchange | None = None
-
-    @property
-    def plan(self) -> Exchange:
-        return self.exchange
 
 
 def _shares(streams: Sequence[torch.Tensor], size: int, padding: Sequence[int]) -> list[torch.Tensor]:

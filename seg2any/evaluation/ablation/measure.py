@@ -15,8 +15,7 @@ from tqdm import tqdm
 
 from seg2any.adapters.card import AdapterCard
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.flux1.latents import pixels_per_token
-from seg2any.bases.text_cache import TextCache
+from seg2any.bases.text import TextCache
 from seg2any.data.dataset import Sample
 from seg2any.diffusion.prepare import draw_layout
 from seg2any.evaluation.ablation.options import Options
@@ -53,7 +52,7 @@ class Ablation:
         if self._pipeline is None or adapter != self._adapter:
             self._pipeline, self._recipe = open_pipeline(options.model, adapter, options.weight_dtype, self.device)
             self._pipeline.set_progress_bar_config(disable=True)
-            self._adapter, self._texts = adapter, TextCache(self._pipeline)
+            self._adapter, self._texts = adapter, TextCache(self._pipeline.base)
             self._training = None if adapter is None else training_of(adapter, self._pipeline.card)
 
     def settings(self, row: Row) -> ConditionSettings:
@@ -152,7 +151,7 @@ class Ablation:
         return self.folder(kind, name) / f"{key}.png"
 
     def _tokens(self, row: Row, kind: str, seconds: float) -> Result:
-        patch, settings = pixels_per_token(self._pipeline.vae), self.settings(row)
+        patch, settings = self._pipeline.base.geometry.pixels_per_token, self.settings(row)
         drawn = {
             s.layout.name: draw_layout(s.layout.masks, SIZE, patch, settings).kept for s in self.scenes[kind].samples
         }

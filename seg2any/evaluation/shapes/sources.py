@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from seg2any.bases.flux1.latents import decode_latents, encode_images, pixels_per_token
 from seg2any.data.dataset import Sample
 from seg2any.evaluation.metrics.item import GREY
 from seg2any.evaluation.shapes.judge import Verdict, judge
@@ -62,11 +61,11 @@ def bounds(images: Sequence[np.ndarray], pipeline: Seg2AnyPipeline) -> dict[str,
 
 def round_trip(images: Sequence[np.ndarray], pipeline: Seg2AnyPipeline) -> Iterator[np.ndarray]:
     """Encode and decode images uint8 [H, W, 3]."""
-    vae = pipeline.vae
+    base = pipeline.base
     for start in range(0, len(images), VAE_BATCH):
         batch = torch.from_numpy(np.stack(images[start : start + VAE_BATCH])).permute(0, 3, 1, 2) / 127.5 - 1
-        grid = tuple(side // pixels_per_token(vae) for side in batch.shape[-2:])
-        decoded = decode_latents(encode_images(batch, vae).mean, grid, vae)
+        grid = tuple(side // base.geometry.pixels_per_token for side in batch.shape[-2:])
+        decoded = base.decode(base.encode_images(batch).mean, grid)
         yield from to_bytes(pipeline.image_processor.postprocess(decoded, output_type="np"))
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.base import Condition
+from seg2any.bases.base import Base, Condition
 from seg2any.diffusion import flow
 from seg2any.diffusion.prepare import assemble
 from seg2any.training.samples import EncodedSample
@@ -31,27 +31,17 @@ class Velocity(nn.Module):
     It computes in `dtype` where autocast allows it, while the weights keep their own precision.
     """
 
-    def __init__(self, transformer: nn.Module, guidance_scale: float, dtype: torch.dtype):
+    def __init__(self, base: Base, guidance_scale: float, dtype: torch.dtype):
         super().__init__()
-        self.transformer, self.guidance_scale, self.dtype = transformer, guidance_scale, dtype
+        self.network = base.network
+        self.base, self.guidance_scale, self.dtype = base, guidance_scale, dtype
 
     def forward(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
-        """Predict dx/ds [B, I, D] in fp32, on the network's device, from x [B, I, D] and s [B]."""
-        device = self.transformer.device
+        """Predict dx/ds [B, I, D] in fp32 on the base's device from x [B, I, D] and s [B] in 0..1."""
+        device = self.base.device
         condition = condition.to(device, torch.float32)
-        guidance = None
-        if self.transformer.config.guidance_embeds:
-            guidance = torch.full(s.shape, self.guidance_scale, device=device)
         with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.transformer(
-                hidden_states=x.to(device),
-                timestep=s.to(device),
-                guidance=guidance,
-                encoder_hidden_states=condition.prompt_embeds,
-                pooled_projections=condition.pooled_prompt_embeds,
-                joint_attention_kwargs={"condition": condition},
-                return_dict=False,
-            )[0].float()
+            return self.base.velocity(x.to(device), s.to(device), condition, self.guidance_scale).float()
 
 
 def sample_losses(predict: Predict, x0: Tensor, noise: Tensor, s: Tensor, condition: Condition) -> Tensor:

@@ -64,12 +64,12 @@ class Generation:
         self.strategy = strategy
         self.pipeline = build.load_pipeline(self.config, strategy)
         transformer = self.pipeline.transformer
-        check_blocks(self.settings, build.n_blocks(transformer))
+        check_blocks(self.settings, self.pipeline.base.geometry.n_blocks)
         build.attach_adapters(transformer, self.config, saved)
         strategy.split(transformer)
-        self.inputs = load_data(self.raw, self.config, self.pipeline, strategy.process)
+        self.inputs = load_data(self.raw, self.config, self.pipeline.base, strategy.process)
         build.apply_memory_options(transformer, self.config)
-        self.network = Velocity(transformer, self.config.trainer.guidance_scale, strategy.dtype)
+        self.network = Velocity(self.pipeline.base, self.config.trainer.guidance_scale, strategy.dtype)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name the adapters' parameters as in the transformer."""

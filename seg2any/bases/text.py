@@ -1,0 +1,142 @@
+"""Captions on their way to embeddings: what a sample asks of the text encoders, and embeddings kept between calls."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+MAX_BYTES = 256 * 2**20
+
+
+class TruncationWarning(UserWarning):
+    """A caption is longer than what is read of it."""
+
+
+class TextKey(NamedTuple):
+    """Everything an embedding depends on besides the encoders; caches store it under this key.
+
+    caption  the text
+    length   tokens that it is padded or cut to; 0 where the encoder knows only one length
+    kind     a name that the base gives to the way it is encoded
+    """
+
+    caption: str
+    length: int
+    kind: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The embeddings that one sample needs; `pooled` is None for bases without a pooled vector."""
+
+    caption: TextKey | None
+    regions: tuple[TextKey, ...]
+    pooled: TextKey | None
+
+    def __iter__(self) -> Iterator[TextKey]:
+        keys = (self.caption, *self.regions, self.pooled)
+        return iter([key for key in keys if key is not None])
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedText:
+    """The embeddings of a `Prompt`: caption [T0, W] (T0 = 0 without one), regions N x [Ti, W], pooled [P] or None."""
+
+    caption: Tensor
+    regions: tuple[Tensor, ...]
+    pooled: Tensor | None
+
+    @classmethod
+    def of(cls, prompt: Prompt, known: Mapping[TextKey, Tensor]) -> EncodedText:
+        """Look up the embeddings of a prompt; an absent global caption has no rows, of the width of a region's."""
+        return cls(
+            caption=known[prompt.caption] if prompt.caption else known[prompt.regions[0]][:0],
+            regions=tuple(known[key] for key in prompt.regions),
+            pooled=None if prompt.pooled is None else known[prompt.pooled],
+        )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of the global caption, then of each region."""
+        return (len(self.caption), *map(len, self.regions))
+
+    @property
+    def embeds(self) -> Tensor:
+        """The global caption's rows, then the regions' in order, [T, W]."""
+        return torch.cat([self.caption, *self.regions])
+
+
+class TextEncoder(Protocol):
+    """The part of a base that reads captions."""
+
+    def encode_text(self, keys: Sequence[TextKey]) -> Iterator[tuple[TextKey, Tensor]]: ...
+
+    def text_state(self, key: TextKey) -> Hashable: ...
+
+
+@torch.no_grad()
+def encode_texts(
+    prompts: Sequence[Prompt], encoder: TextEncoder, known: MutableMapping[TextKey, Tensor] | None = None
+) -> list[EncodedText]:
+    """Encode each distinct caption once; the tensors are on the CPU.
+
+    known  embeddings of earlier calls: found ones are not encoded again, new ones are added.
+    """
+    known = {} if known is None else known
+    keys = dict.fromkeys(key for prompt in prompts for key in prompt)
+    found = {key: known[key] for key in keys if key in known}  # copied: a bounded `known` may drop some of them
+    new = dict(encoder.encode_text([key for key in keys if key not in found]))
+    known.update(new)
+    return [EncodedText.of(prompt, found | new) for prompt in prompts]
+
+
+class TextCache(MutableMapping[TextKey, Tensor]):
+    """Embeddings by `TextKey`, each distinct caption of a run encoded once; the least recently used leave first.
+
+    Entries are kept under their key and `encoder.text_state`, so those of other encoders, or of these with another LoRA
+    or precision, are never returned.
+
+    encoder    a base
+    max_bytes  of all embeddings together; a single one that is larger is not kept
+    """
+
+    def __init__(self, encoder: TextEncoder, max_bytes: int = MAX_BYTES):
+        self.encoder, self.max_bytes, self.n_bytes = encoder, max_bytes, 0
+        self._kept: OrderedDict[Hashable, Tensor] = OrderedDict()
+
+    def __getitem__(self, key: TextKey) -> Tensor:
+        full = self._full(key)
+        found = self._kept[full]
+        self._kept.move_to_end(full)
+        return found
+
+    def __setitem__(self, key: TextKey, embedding: Tensor) -> None:
+        self.pop(key, None)
+        if embedding.nbytes > self.max_bytes:
+            return
+        self._kept[self._full(key)] = embedding
+        self.n_bytes += embedding.nbytes
+        while self.n_bytes > self.max_bytes:
+            _, oldest = self._kept.popitem(last=False)
+            self.n_bytes -= oldest.nbytes
+
+    def __delitem__(self, key: TextKey) -> None:
+        self.n_bytes -= self._kept.pop(self._full(key)).nbytes
+
+    def __contains__(self, key: object) -> bool:
+        return isinstance(key, TextKey) and self._full(key) in self._kept
+
+    def __iter__(self) -> Iterator[TextKey]:
+        """Iterate over the keys of the present encoders, least recently used first."""
+        return (key for key, _ in list(self._kept) if key in self)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def _full(self, key: TextKey) -> tuple[TextKey, Hashable]:
+        return key, self.encoder.text_state(key)
