@@ -135,21 +135,21 @@ def latents_fingerprint(data: str, preparation: Preparation, base: Base) -> str:
     soft = settings.attention_mask_method == "place"
     parts = [preparation.resolution, preparation.aspect, *(getattr(settings, name) for name in drawn), soft]
     digest = _digest(data, parts, settings.is_plain, *base.geometry.latent_scaling)
-    return _add(digest, base.identity("images"))
+    return _extended(digest, base.identity("images"))
 
 
 def texts_fingerprint(data: str, settings: ConditionSettings, base: Base) -> str:
     """Digest everything embeddings depend on; `data`, the data set's fingerprint, covers captions."""
     lengths = [settings.max_sequence_length, settings.regional_max_sequence_length]
     digest = _digest(data, lengths, settings.is_plain)
-    return _add(digest, base.identity("text"))
+    return _extended(digest, base.identity("text"))
 
 
 def _digest(*parts: object) -> hashlib._Hash:
     return hashlib.sha256(repr((FORMAT, *parts)).encode())
 
 
-def _add(digest: hashlib._Hash, pieces: Iterable[bytes]) -> str:
+def _extended(digest: hashlib._Hash, pieces: Iterable[bytes]) -> str:
     for piece in pieces:
         digest.update(piece)
     return digest.hexdigest()
