@@ -2,7 +2,7 @@
 
 VENV := .venv
 PY := $(VENV)/bin/python
-# The first of these that runs, is 3.10 to 3.13 and can make a virtual environment; `make demo PYTHON=/path/to/python3.12` overrides.
+# The first that runs, is 3.10 to 3.13 and has venv and ensurepip makes the environment; PYTHON=/path/to/python overrides.
 PYTHON_CANDIDATES := python3.12 python3.11 python3.13 python3.10 python3 python
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
@@ -11,7 +11,7 @@ PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
 PYTEST_WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest --timeout 600 -n $(PYTEST_WORKERS)
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test test-fast test-all lint format bench clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -27,7 +27,13 @@ lint: $(VENV)/.installed-dev ## ruff: rules and formatting
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-test: lint ## lint and every test
+test-fast: lint ## lint and the quick tests: no processes, no training; a minute
+	$(PYTEST) -m "not slow and not long" $(ARGS)
+
+test: lint ## lint and the tests, without those that take minutes each
+	$(PYTEST) -m "not long" $(ARGS)
+
+test-all: lint ## lint and every test
 	$(PYTEST) $(ARGS)
 
 format: $(VENV)/.installed-dev ## let ruff rewrite the files

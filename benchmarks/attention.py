@@ -16,7 +16,6 @@ import argparse
 import json
 import math
 import statistics
-import sys
 import time
 
 import torch
@@ -31,6 +30,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.generate.model import choose_device
 from seg2any.system.console import exit_status, whole
+from seg2any.system.interrupts import run_command
 from seg2any.system.precision import PRECISIONS, dtype_of
 from seg2any.system.provenance import circumstances
 
@@ -144,4 +144,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

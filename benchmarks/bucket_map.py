@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -38,6 +37,7 @@ from seg2any.data.label_maps import ADE20KDataset
 from seg2any.data.sacap_1m import SACap1MDataset
 from seg2any.generate.model import read_small_files
 from seg2any.system.console import exit_status, whole
+from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
 from seg2any.training.config import Config, Model
 from seg2any.training.token_counts import origin_of
@@ -247,4 +247,4 @@ def sentence(rng: np.random.Generator, words: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

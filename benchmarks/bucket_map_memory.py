@@ -27,6 +27,7 @@ from seg2any.data.bucket_map import SCHEMA, read_origin, write_tables
 from seg2any.data.count import Parts
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
 
 COUNTED = 4096  # rows
@@ -148,4 +149,4 @@ def add_parts(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 from collections.abc import Callable
 
 import torch
@@ -34,6 +33,7 @@ from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 from seg2any.system.precision import PRECISIONS, dtype_of
 from seg2any.system.provenance import circumstances
 
@@ -142,4 +142,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

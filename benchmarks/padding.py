@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from seg2any.data.sampler import BatchSampler, LengthBatches, PublishedBatches
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 from seg2any.system.processes import Process
 from seg2any.system.provenance import circumstances
 
@@ -120,4 +120,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -32,6 +32,7 @@ from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.interrupts import run_command
 from seg2any.system.precision import has_fast_bfloat16
 from seg2any.system.provenance import circumstances
 
@@ -194,4 +195,4 @@ def run(options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -16,7 +16,6 @@ import contextlib
 import io
 import json
 import statistics
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +37,7 @@ from seg2any.evaluation.shapes.sources import open_pipeline
 from seg2any.generate.model import choose_device
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.console import exit_status, whole
+from seg2any.system.interrupts import run_command
 from seg2any.system.precision import PRECISIONS
 from seg2any.system.provenance import circumstances
 
@@ -163,4 +163,4 @@ def table(report: dict) -> str:
 
 if __name__ == "__main__":
     torch.set_grad_enabled(False)
-    sys.exit(main())
+    run_command(main)

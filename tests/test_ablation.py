@@ -33,6 +33,8 @@ from seg2any.training.config import load
 from tests.forked import holding
 from tests.golden_root import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 SMALL = ("--kinds", "normal", "--limit", "3", "--seeds", "2", "--batch_size", "4")
 
 

@@ -31,6 +31,8 @@ from tests.counted_data import Squares, Words
 from tests.synthetic_data import make_ade20k
 from tests.test_cache import SETTINGS, Unreadable, loading, same
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data():

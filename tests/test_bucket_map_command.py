@@ -20,6 +20,8 @@ from tests import synthetic_data
 from tests.golden_root import REPOSITORY
 from tests.test_bucket_map import MODEL
 
+pytestmark = pytest.mark.slow
+
 MAP_NAME = "64H_64W-group_bucket.parquet"
 
 

@@ -24,6 +24,8 @@ from tests.test_fold import copied
 from tests.tiny_flux import RULES, adapted, add_style, base_of, condition, inputs, run, sample
 from tests.tiny_pipeline import CARD, MANY, ONE, THREE, latents_of
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 ISOLATED = dataclasses.replace(RULES, cond_attention="isolated", cond2image_attention_weight=0.4)
 SAMPLES = [sample(0, 2, 4), sample(1, 0, 2), sample(2, 5, 0), sample(3, 1, 1)]

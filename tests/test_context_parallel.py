@@ -18,6 +18,8 @@ from tests import forked
 from tests.tiny_flux import RULES, adapted, condition, run, sample
 from tests.tiny_pipeline import MANY, ONE, fresh_pipe, latents_of
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 ULYSSES = ContextParallelConfig(ulysses_degree=2)
 BATCHES = [[sample(0, 2, 4)], [sample(1, 0, 3), sample(2, 5, 0)], [sample(3, 1, None)], [sample(4, 20, 1)] * 3]

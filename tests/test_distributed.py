@@ -12,6 +12,8 @@ from seg2any.system.errors import UserError
 from seg2any.training import config, strategy
 from tests import tiny_run
 
+pytestmark = pytest.mark.slow
+
 # Noise belongs to the sample, so only the order of sums differs. LoRA dropout draws per process: it is off. A large
 # epsilon keeps Adam from dividing rounding errors by each other; half of the batches lose their condition tokens, so
 # that one process often has no gradient for `cond` while the other has.

@@ -22,6 +22,8 @@ from tests.golden_root import REPOSITORY, golden_root
 from tests.synthetic_data import Synthetic, make_ade20k, make_coco_stuff, make_sacap_1m
 from tests.tiny_judges import save_judges
 
+pytestmark = pytest.mark.slow
+
 PIPELINE = golden_root() / "pipeline"
 SAMPLES, GROUPS, SIDE = 2, 2, 64
 

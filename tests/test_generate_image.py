@@ -27,6 +27,8 @@ from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE, Process
 from tests.golden_root import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 MODEL, LORA = REPOSITORY / "examples" / "shapes" / "model", REPOSITORY / "examples" / "shapes" / "lora"
 SIDE, SAMPLES, GROUPS, BATCH = 64, 5, 2, 3
 SEED = 11

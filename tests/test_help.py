@@ -4,7 +4,11 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.golden_root import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 SCRIPTS = ("train.py", "infer.py", "prepare_dataset_bucket_map.py")
 MODULES = (

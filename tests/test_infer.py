@@ -25,6 +25,8 @@ from seg2any.generate.recipe import read_recipe
 from tests.golden_root import REPOSITORY
 from tests.infer_command import MODEL, command, environment, files, infer, layout, three_layouts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:

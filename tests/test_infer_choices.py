@@ -25,6 +25,8 @@ from seg2any.generate.run import explained_memory
 from seg2any.system.errors import UserError
 from tests.infer_command import MODEL, command, infer, layout, three_layouts
 
+pytestmark = pytest.mark.slow
+
 ADAPTER = MODEL.parent / "lora"
 CPU = Machine(torch.device("cpu"), torch.float32)
 OPTIONS = Options(seg_mask_path=Path("x"))

@@ -21,6 +21,8 @@ from tests import forked
 from tests.golden_root import REPOSITORY
 from tests.infer_command import command, environment, layout
 
+pytestmark = pytest.mark.slow
+
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 # --multi_gpu: on machines without a GPU, accelerate's launcher starts one process otherwise
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]

@@ -20,6 +20,8 @@ from seg2any.training import config
 from tests import tiny_flux
 from tests.tiny_pipeline import CARD, CLOSE, MANY, ONE, THREE, fresh_pipe, latents_of
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 QUANTIZERS = {"int8": "BnB8BitDiffusersQuantizer", "nf4": "BnB4BitDiffusersQuantizer"}
 needs_bitsandbytes = pytest.mark.skipif(

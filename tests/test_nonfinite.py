@@ -12,6 +12,8 @@ from seg2any.bases.base import Posterior
 from seg2any.system.errors import UserError
 from tests import forked, tiny_run
 
+pytestmark = pytest.mark.slow
+
 needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")
 LAUNCHERS = [
     pytest.param(forked.DDP, id="ddp"),

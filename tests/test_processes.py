@@ -10,6 +10,8 @@ from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE, Process, wait_for_others
 from seg2any.system.workers import WorkerPool
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(("n_items", "count"), [(0, 1), (1, 3), (5, 3), (9, 3), (10, 4)])
 def test_every_item_belongs_to_one_process(n_items: int, count: int):

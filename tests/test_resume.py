@@ -18,6 +18,8 @@ from seg2any.training.state_file import read_state
 from tests import forked, tiny_run
 from tests.tiny_run import same
 
+pytestmark = pytest.mark.slow
+
 STEPS = 4
 CACHES = ("--trainer.cache_text=all", "--trainer.cache_latents=true")
 needs_deepspeed = pytest.mark.skipif(not importlib.util.find_spec("deepspeed"), reason="deepspeed is not installed")

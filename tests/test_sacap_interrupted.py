@@ -26,6 +26,8 @@ from tests.sacap_tars import COMMAND, job_of, make_source, make_tar, meter, tree
 from tests.sessions import processes_of, wait_until
 from tests.synthetic_data import make_sacap_1m, write_sacap_parquet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,6 +22,8 @@ from tests.golden_root import REPOSITORY
 from tests.sacap_tars import COMMAND, make_source, tree
 from tests.synthetic_data import SACAP_SCHEMA, write_sacap_parquet
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -29,6 +29,8 @@ from seg2any.system.errors import UserError
 from seg2any.system.provenance import commit
 from tests.golden_root import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 NAMES = [f"test_normal_{index:05d}" for index in range(3)]
 SEEDS = [image_seed(42, name, 0) for name in NAMES]
 

@@ -21,6 +21,8 @@ from seg2any.training.strategy import shards_base
 from tests import forked, tiny_run
 from tests.tiny_run import rows, same
 
+pytestmark = pytest.mark.slow
+
 SHARDED = "--trainer.shard_base=true"
 LOSSES, WEIGHTS, PIXELS = 1e-4, 0.02, 0.5  # relative, relative to the norm, mean of 255
 FOUND = ("loss", "val_loss", "val_loss_s0.25", "val_loss_s1.00")

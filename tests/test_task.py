@@ -20,6 +20,8 @@ from seg2any.training.task import Batch
 from seg2any.training.trainer import Trainer
 from tests.tiny_run import losses, rows, same
 
+pytestmark = pytest.mark.slow
+
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])  # y = TRUTH x
 POINTS = 32
 

@@ -14,6 +14,8 @@ from torch import nn
 from examples.shapes.make import build, loop, publish, train_base, train_vae
 from seg2any.data.shapes import KINDS, ShapesDataset
 
+pytestmark = pytest.mark.slow
+
 
 def test_captions_fit_the_trained_text_lengths_and_no_word_is_spelt():
     tokenizer, words = build.build_t5_tokenizer(), build.build_clip_tokenizer()

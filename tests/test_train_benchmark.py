@@ -8,6 +8,8 @@ import torch
 
 from benchmarks import train_sizes, train_step
 
+pytestmark = pytest.mark.slow
+
 needs_bitsandbytes = pytest.mark.skipif(
     not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed"
 )

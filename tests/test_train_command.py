@@ -17,6 +17,8 @@ from seg2any.training.trainer import Trainer
 from tests import tiny_run
 from tests.tiny_run import fit, losses, rows
 
+pytestmark = pytest.mark.slow
+
 
 def test_sigterm_leaves_a_checkpoint_that_the_next_run_continues(arguments, tmp_path):
     long = [*arguments, "--trainer.max_train_steps=100000", "--trainer.checkpointing_steps=100000"]

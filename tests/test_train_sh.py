@@ -12,6 +12,8 @@ import pytest
 from seg2any.training import config
 from tests.golden_root import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 STUB = """#!/usr/bin/env bash
 printf '%s' "$$" >> "$NOTES"
 printf '\\t%s' "$PWD" "$@" >> "$NOTES"

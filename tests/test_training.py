@@ -20,6 +20,8 @@ from seg2any.training.task import Batch
 from tests import tiny_run
 from tests.tiny_run import fit, losses, rows, same
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(arguments, tmp_path):
     fit(arguments)

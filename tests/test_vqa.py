@@ -26,6 +26,8 @@ from seg2any.system.errors import UserError
 from tests.golden_root import REPOSITORY
 from tests.stub_judge import RUBBISH, StubJudge, stub_judge
 
+pytestmark = pytest.mark.slow
+
 SOON = Patience(attempts=4, first_wait=0.01, longest_wait=0.05)
 
 

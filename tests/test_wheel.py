@@ -8,7 +8,11 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.golden_root import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 
 def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(tmp_path: Path):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, LETTERS, PATTERNS, SHAPES
 from seg2any.system.console import exit_status, whole
+from seg2any.system.interrupts import run_command
 
 GLOBAL_TOKENS = 96  # max_sequence_length the text encoder is trained at
 REGION_TOKENS = 16  # regional_max_sequence_length, likewise
@@ -172,4 +172,4 @@ def main(words: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

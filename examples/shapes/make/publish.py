@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
 import cv2
@@ -22,6 +21,7 @@ from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.interrupts import run_command
 from seg2any.training import config
 
 CARD = """# The embedded model of the `shapes` world
@@ -200,4 +200,4 @@ def draw_curves(losses: dict[str, list[float]], size: tuple[int, int] = (360, 72
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -8,7 +8,6 @@ figures of the same size as there, then whole scenes.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from seg2any.data.shapes import Scene, ShapesDataset
 from seg2any.diffusion import flow
 from seg2any.system.console import exit_status, real, whole
 from seg2any.system.files import atomic_write
+from seg2any.system.interrupts import run_command
 from seg2any.system.precision import cpu_autocast, has_fast_bfloat16
 
 
@@ -196,4 +196,4 @@ def encode_scenes(vae: AutoencoderKL, scenes: list[Scene]) -> Tensor:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

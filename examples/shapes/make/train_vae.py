@@ -9,7 +9,6 @@ valid.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from examples.shapes.make.build import build_vae
 from seg2any.data.shapes import ShapesDataset
 from seg2any.layout.contour import outline
 from seg2any.system.console import exit_status, real, whole
+from seg2any.system.interrupts import run_command
 from seg2any.system.precision import cpu_autocast
 
 KL_WEIGHT = 3e-3
@@ -123,4 +123,4 @@ def latent_statistics(vae: AutoencoderKL, images: np.ndarray) -> tuple[float, fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
