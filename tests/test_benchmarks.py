@@ -14,6 +14,8 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.system.errors import UserError
 from tests.tiny_flux import CONFIG, adapted, condition, run, sample
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     "rules", [ConditionSettings("base"), ConditionSettings("hard", (1, 2), 0.5)], ids=["base", "hard"]

@@ -26,6 +26,8 @@ from tests import synthetic_data
 from tests.golden_root import REPOSITORY
 from tests.opened_data import keys, refused, rewrite, skipping
 
+pytestmark = pytest.mark.slow
+
 BAD_NAME = b"/caf\xe9"  # Latin-1, as old archives have it
 needs_any_name = pytest.mark.skipif(sys.platform in ("darwin", "win32"), reason="file names are UTF-8 there")
 

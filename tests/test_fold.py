@@ -25,6 +25,8 @@ from seg2any.system.errors import UserError
 from tests.tiny_flux import adapted, add_style, condition, inputs, plain_inputs, run, sample, tiny
 from tests.tiny_pipeline import CARD, MANY, ONE, latents_of
 
+pytestmark = pytest.mark.slow
+
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
 

@@ -45,9 +45,12 @@ def _collect() -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
 
 
 CHECKS, PENDING = _collect()
+SLOW = ("pipeline", "train", "transformer")  # sections that run a network
 
 
-@pytest.mark.parametrize("case", sorted(CHECKS))
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case.startswith(SLOW) else ()) for case in sorted(CHECKS)]
+)
 def test_parity(case: str):
     CHECKS[case]()
 

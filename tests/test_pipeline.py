@@ -20,6 +20,8 @@ from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
 from tests.tiny_pipeline import CARD, CLOSE, FAST, HARD, MANY, ONE, SIZE, THREE, TWO, fresh_pipe, images_of, latents_of
 
+pytestmark = pytest.mark.slow
+
 
 def test_importing_a_layout_is_light():
     code = "import sys; from seg2any import Layout; assert not {'torch', 'diffusers'} & sys.modules.keys()"

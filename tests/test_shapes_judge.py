@@ -17,6 +17,8 @@ from seg2any.evaluation.shapes.results import OF_IMAGE, OF_REGION, results
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 SCENES = [ShapesDataset("test", 8).scene(index) for index in range(8)]
 FIGURES = sum(len(scene.figures) for scene in SCENES)
 

@@ -19,6 +19,8 @@ from seg2any.system.errors import UserError
 from tests import tiny_flux
 from tests.tiny_pipeline import HARD, MANY, ONE, THREE, images_of
 
+pytestmark = pytest.mark.slow
+
 SIX_STEPS = {"num_inference_steps": 6, "output_type": "latent", "max_sequence_length": 24}
 STEERED = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}
 SIZES = (2, 3, 32)  # of the test model: blocks and width
