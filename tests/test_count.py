@@ -23,6 +23,8 @@ from tests.counted_data import Squares, squares_config, squares_counter
 from tests.golden_root import REPOSITORY
 from tests.sessions import processes_of, wait_until
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:

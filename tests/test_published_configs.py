@@ -13,6 +13,8 @@ from tests.golden_root import golden_root
 from tests.synthetic_data import make_ade20k, make_coco_stuff, make_sacap_1m
 from tests.tiny_run import losses
 
+pytestmark = pytest.mark.slow
+
 CONFIGS = Path(__file__).parents[1] / "config"
 # Only what the size of the recorded model asks for; data folders, data sets and method are those of the file.
 SMALL = (

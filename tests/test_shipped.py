@@ -9,6 +9,8 @@ from seg2any.evaluation.shapes.judge import judge
 from seg2any.generate.model import load_pipeline
 from tests.infer_command import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 SHAPES = REPOSITORY / "examples" / "shapes"
 
 
