@@ -170,7 +170,7 @@ def test_callback_sees_and_replaces_every_step(pipe):
 
 
 def test_nan_is_not_saved_as_black(pipe):
-    with pytest.raises(UserError, match="came out as NaN"):
+    with pytest.raises(UserError, match="NaN"):
         latents_of(
             pipe,
             ONE,
@@ -206,46 +206,46 @@ def test_size_is_the_layouts_in_whole_condition_tokens_unless_given(pipe):
 
 
 @pytest.mark.parametrize(
-    ("layouts", "arguments", "message"),
+    ("layouts", "arguments", "named"),
     [
-        ([], {}, "found none"),
-        ([ONE, Layout(np.ones((1, 32, 32), dtype=bool), ("a",))], {}, "found 32x32, 64x96"),
-        (ONE, {"seeds": [1, 2]}, "2 seeds or generators for 1 images"),
-        (ONE, {"seeds": [1], "generator": torch.Generator()}, "give one of them"),
-        (ONE, {"latents": torch.zeros(1, 24, 16)}, r"latents are \[1, 24, 16\]"),
-        (ONE, {"height": 8}, "multiples of 16"),
-        (ONE, {"height": 64.0}, "height is 64.0; give a whole number"),
-        (ONE, {"width": "64"}, "width is '64'"),
-        (ONE, {"guidance_scale": "3"}, "guidance_scale is '3'"),
-        (ONE, {"num_images_per_prompt": 1.5}, "num_images_per_prompt is 1.5"),
-        (ONE, {"cond2image_attention_weight": 2.0}, "cond2image_attention_weight is 2.0; give a number from 0 to 1"),
-        (ONE, {"num_inference_steps": 0}, "num_inference_steps is 0"),
-        (ONE, {"num_inference_steps": 2.5}, "num_inference_steps is 2.5"),
-        (ONE, {"guidance_scale": float("nan")}, "guidance_scale is nan"),
-        (ONE, {"negative_prompt": "a", "true_cfg_scale": float("nan")}, "true_cfg_scale is nan"),
-        (ONE, {"negative_prompt": ["a"], "true_cfg_scale": 2.0}, "negative_prompt is one string"),
-        (ONE, {"seeds": 5}, "seeds is 5"),
-        (ONE, {"seeds": [float("nan")]}, "seed nan"),
-        (ONE, {"seeds": [-5]}, "seed -5"),
-        (ONE, {"seeds": [2**70]}, "seed 1180591620717411303424"),
-        ("five.json", {}, "'five.json' is not a Layout"),
-        (["five.json"], {}, "'five.json' is not a Layout"),
-        (Layout(np.zeros((0, 64, 96), dtype=bool), ()), {}, "no region and no `caption`"),
-        (ONE, {"max_sequence_length": 513}, "^max_sequence_length is 513; "),
-        (ONE, {"regional_max_sequence_length": 2**40}, "^regional_max_sequence_length is 1099511627776; "),
-        (ONE, {"num_images_per_prompt": 0}, "num_images_per_prompt is 0"),
-        (ONE, {"attention_mask_method": "soft"}, "soft"),
-        (TWO, {"attention_mask_method": "none"}, "global caption"),
+        ([], {}, "layouts"),
+        ([ONE, Layout(np.ones((1, 32, 32), dtype=bool), ("a",))], {}, "layouts: .*32x32, 64x96"),
+        (ONE, {"seeds": [1, 2]}, "2 seeds"),
+        (ONE, {"seeds": [1], "generator": torch.Generator()}, "seeds, generator"),
+        (ONE, {"latents": torch.zeros(1, 24, 16)}, "latents"),
+        (ONE, {"height": 8}, "image size"),
+        (ONE, {"height": 64.0}, "height is 64.0"),
+        (ONE, {"width": "64"}, "width"),
+        (ONE, {"guidance_scale": "3"}, "guidance_scale"),
+        (ONE, {"num_images_per_prompt": 1.5}, "num_images_per_prompt"),
+        (ONE, {"cond2image_attention_weight": 2.0}, "cond2image_attention_weight"),
+        (ONE, {"num_inference_steps": 0}, "num_inference_steps"),
+        (ONE, {"num_inference_steps": 2.5}, "num_inference_steps"),
+        (ONE, {"guidance_scale": float("nan")}, "guidance_scale"),
+        (ONE, {"negative_prompt": "a", "true_cfg_scale": float("nan")}, "true_cfg_scale"),
+        (ONE, {"negative_prompt": ["a"], "true_cfg_scale": 2.0}, "negative_prompt"),
+        (ONE, {"seeds": 5}, "seeds"),
+        (ONE, {"seeds": [float("nan")]}, "seed: nan"),
+        (ONE, {"seeds": [-5]}, "seed: -5"),
+        (ONE, {"seeds": [2**70]}, "seed: 1180591620717411303424"),
+        ("five.json", {}, "'five.json'"),
+        (["five.json"], {}, "'five.json'"),
+        (Layout(np.zeros((0, 64, 96), dtype=bool), ()), {}, "`caption`"),
+        (ONE, {"max_sequence_length": 513}, "^max_sequence_length"),
+        (ONE, {"regional_max_sequence_length": 2**40}, "^regional_max_sequence_length"),
+        (ONE, {"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        (ONE, {"attention_mask_method": "soft"}, "attention_mask_method"),
+        (TWO, {"attention_mask_method": "none"}, "`caption`"),
     ],
 )
-def test_what_does_not_fit_is_one_clear_line(pipe, layouts, arguments, message):
-    with pytest.raises(UserError, match=message) as caught:
+def test_what_does_not_fit_is_one_line_that_names_it(pipe, layouts, arguments, named):
+    with pytest.raises(UserError, match=named) as caught:
         latents_of(pipe, layouts, **arguments)
     assert "\n" not in str(caught.value)
 
 
 def test_a_block_range_past_the_last_block_is_reported_not_scaled(pipe):
-    with pytest.warns(UserWarning, match="hard_attn_block_range 19 37 .* the 5 blocks .* acts in 0"):
+    with pytest.warns(UserWarning, match="hard_attn_block_range 19 37"):
         found = latents_of(pipe, ONE, hard_attn_block_range=(19, 37))
     assert torch.equal(found, latents_of(pipe, ONE, attention_mask_method="base"))
 
@@ -325,17 +325,17 @@ def test_a_style_lora_joins_with_its_weight_and_leaves_ours_on(pipe, stock_pipe,
     torch.testing.assert_close(found, latents_of(by_hand, ONE, is_use_cond_token=False), **CLOSE)
     assert (found - without).abs().max() > 1e-2
     styled.set_adapters(["style"], [0.3])  # as in diffusers the others are off now, which is easily overlooked
-    with pytest.warns(UserWarning, match="not active: default, cond; name them, too"):
+    with pytest.warns(UserWarning, match="default, cond"):
         latents_of(styled, ONE, is_use_cond_token=False)
 
 
 def test_what_would_do_nothing_is_said_and_what_cannot_be_is_refused_before_the_work(stock_pipe, monkeypatch):
     pipe = fresh_pipe(stock_pipe)
     monkeypatch.setattr("seg2any.generate.pipeline.denoise", lambda pipe, noise, *rest: noise)
-    with pytest.warns(UserWarning, match="true_cfg_scale does nothing") as caught:
+    with pytest.warns(UserWarning, match="true_cfg_scale") as caught:
         pipe(TWO, true_cfg_scale=2.0, output_type="latent")
     assert __file__ in {warning.filename for warning in caught}
-    with pytest.warns(UserWarning, match="negative_prompt does nothing at true_cfg_scale 1.0"):
+    with pytest.warns(UserWarning, match="negative_prompt"):
         pipe(TWO, negative_prompt="", output_type="latent")
     with pytest.raises(UserError, match="output_type"):
         pipe(TWO, output_type="gif")

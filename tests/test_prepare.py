@@ -103,7 +103,7 @@ def test_equal_captions_are_encoded_once_also_across_calls(counted):
 def test_cut_captions_are_named_with_their_loss(stock_pipe):
     n_own = len(stock_pipe.tokenizer_2(THREE.caption).input_ids)
     settings = dataclasses.replace(SETTINGS, max_sequence_length=n_own - 2)
-    with pytest.warns(TruncationWarning, match=f"'{THREE.caption}' has {n_own} tokens, 2 are cut") as caught:
+    with pytest.warns(TruncationWarning, match=f"'{THREE.caption}' .*{n_own} tokens, 2 ") as caught:
         (encoded,) = encode_layouts([THREE], SIZE, Flux1(stock_pipe), settings)
     assert len(caught) == 1
     assert encoded.text.lengths[0] == n_own - 2
@@ -207,7 +207,7 @@ def test_plain_flux_takes_the_caption_with_its_padding_and_nothing_else(stock_pi
     condition = assemble(encode_layouts([THREE], SIZE, Flux1(stock_pipe), settings), settings)
     torch.testing.assert_close(condition.text[0], t5_alone(stock_pipe, THREE.caption, 24), atol=1e-5, rtol=0)
     assert condition.tokens.kind.unique().tolist() == [Kind.GLOBAL, Kind.IMAGE]
-    with pytest.raises(UserError, match="none reads the global caption only"):
+    with pytest.raises(UserError, match="attention_mask_method none"):
         encode_layouts([TWO], SIZE, Flux1(stock_pipe), settings)
 
 
@@ -220,7 +220,7 @@ def test_place_weighs_tokens_by_the_covered_part(stock_pipe):
 
 @pytest.mark.parametrize("size", [(64, 90), (16, 32), (0, 32)])
 def test_sizes_that_do_not_fit_the_condition_grid_are_refused(stock_pipe, size):
-    with pytest.raises(UserError, match="multiples of 32"):
+    with pytest.raises(UserError, match="image size"):
         encode_layouts([ONE], size, Flux1(stock_pipe), dataclasses.replace(SETTINGS, cond_scale_factor=2))
 
 

@@ -1,1 +1,1 @@
-"""The flow models that can be asked for a velocity, and the protocol that they share."""
+"""Load flow models and call them through one protocol, `Base`."""

@@ -1,4 +1,6 @@
-"""A base: a flow model with its frozen encoders, as everything above sees it. `velocity` is the only call of a network.
+"""Define `Base`, a flow model with frozen encoders, and `Condition`, its input.
+
+All other code calls the network by `Base.velocity`.
 
 Shape suffixes: B batch, T text tokens, I image tokens, C condition tokens, D numbers per image token, h w token grid.
 """
@@ -25,15 +27,16 @@ Encoders = Literal["text", "images"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """The sizes of a base that prompts, grids and estimates depend on.
+    """The sizes of a base. Token grids, memory estimates and padding depend on them.
 
-    pixels_per_token  edge of the image patch behind one token: 16 for FLUX.1
+    pixels_per_token  edge in pixels of the square image patch that one token stands for: 16 for FLUX.1
     channels          D, numbers per image token: 64 for FLUX.1
     n_blocks          attention blocks, numbered from 0
-    n_heads, width    of each block
+    n_heads, width    attention heads of a block, and numbers per token inside it
     position_axes     rotary position axes: 3 for FLUX.1
-    text_width        numbers per text token; pooled_width: of the pooled vector, 0 without one
-    latent_scaling    (shift, scale): latents of the VAE enter the network as (z - shift) * scale
+    text_width        numbers per text token
+    pooled_width      numbers in the pooled text vector; 0 if the base takes none
+    latent_scaling    (shift, scale): a latent z of the VAE enters the network as (z - shift) * scale
     """
 
     pixels_per_token: int
@@ -49,23 +52,23 @@ class Geometry:
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """The VAE's posterior q(z | x) of images: packed and scaled `mean` and `std`, each [..., I, D].
+    """The posterior q(z | x) of a VAE: packed and scaled `mean` and `std`, each [..., I, D].
 
-    Caches hold it instead of a sample, so that every training step draws fresh noise.
+    Caches hold the posterior instead of a sample, so that every training step draws fresh noise.
     """
 
     mean: Tensor
     std: Tensor
 
     def sample(self, noise: Tensor) -> Tensor:
-        """Return [..., I, D] for standard normal noise of that shape (see `packed_noise`)."""
+        """Sample latents [..., I, D] with standard normal noise of that shape."""
         return self.mean + self.std * noise.to(self.mean)
 
     def __getitem__(self, index) -> Posterior:
         return Posterior(self.mean[index], self.std[index])
 
     def cpu(self) -> Posterior:
-        """Return the posterior with its tensors on the CPU."""
+        """Copy the posterior to the CPU."""
         return Posterior(self.mean.cpu(), self.std.cpu())
 
 
@@ -73,34 +76,40 @@ class Posterior:
 class ConditionKeys:
     """Keys and values [B, C, heads, d] of the condition tokens, after RoPE, by block number.
 
-    Empty: the next forward pass fills it. Filled: they stand for the condition tokens, which are left out.
+    The first forward pass that is given an empty object fills it. Later passes use the stored keys and values and
+    compute no condition rows.
     """
 
     of_block: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of all blocks together."""
+        """Return the bytes that the keys and values of all blocks take."""
         return sum(x.untyped_storage().nbytes() for pair in self.of_block.values() for x in pair)
 
 
 class Attends(Protocol):
-    """Computes the attention of a block: `AttentionPlan`, or its share in one of several processes."""
+    """An object that computes the attention of a block, such as `AttentionPlan`."""
 
-    def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor: ...
+    def attend(self, block: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend in block number `block`: [B, L, heads, d] each -> [B, L, heads, d]."""
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """A batch's captions, token layout, settings and condition tokens; the same object in generation and training.
+    """The condition of a batch: text, token layout, settings and condition tokens.
 
-    text       [B, T, width of text] embeddings [global | region 1 .. N | pad]; pad rows are zero
+    Generation and training build the same object.
+
+    text       [B, T, text_width] embeddings [global | region 1 .. N | pad]; pad rows are zero
     pooled     [B, P] one text vector per sample; None for bases without one
     cond       [B, C, D] latents of the condition tokens, or None; pad rows are zero
-    cond_keys  computed keys of the condition tokens, see `seg2any.diffusion.cond_cache`
-    exchange   attends over the tokens of all processes that make an image together; None: this process has them all
+    cond_keys  keys and values of the condition tokens, to fill or to use; None computes them in every pass
+    exchange   computes attention across the processes that share an image; None: this process has all tokens
 
-    Frozen, so the masks in `plan` are built once for all the denoising steps that share this object.
+    The object is frozen, so `plan` builds its masks once for all denoising steps.
+
+    Raises UserError if the numbers of tokens differ from the token layout's.
     """
 
     text: Tensor
@@ -116,20 +125,20 @@ class Condition:
         given = (self.text.shape[0], self.text.shape[1], n_cond)
         expected = (self.tokens.batch_size, self.tokens.n_text, self.tokens.n_cond)
         if given != expected:
-            raise UserError(f"(batch, text, cond) tokens are {given} but the token layout says {expected}")
+            raise UserError(f"condition: (batch, text, cond) tokens are {given}, but the token layout says {expected}")
 
     @cached_property
     def plan(self) -> Attends:
-        """Who attends to whom in every block, kept for all steps."""
+        """Return the attention of all blocks; its masks are kept for all steps."""
         return self.exchange or AttentionPlan(self.tokens, self.settings)
 
     @property
     def needs_cond_rows(self) -> bool:
-        """Whether a forward pass has condition rows: there are tokens, and their keys are not known yet."""
+        """Tell whether a forward pass must compute rows for the condition tokens."""
         return self.cond is not None and not (self.cond_keys and self.cond_keys.of_block)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
-        """Return the condition on a device, its embeddings and latents in a dtype (None = unchanged)."""
+        """Move to a device and convert embeddings and latents to `dtype` (None keeps it)."""
         return replace(
             self,
             text=self.text.to(device, dtype),
@@ -140,16 +149,17 @@ class Condition:
 
 
 class Base(Protocol):
-    """A flow model and its frozen encoders. Nothing above this protocol names a network's parts.
+    """A flow model and its frozen encoders. Code outside `seg2any.bases` knows no other network.
 
-    geometry        see `Geometry`
+    geometry        its sizes
     adapter_layers  names of the Linear layers of each adapter, `default` and `cond`
-    mag_ratios      for the step cache `mag`: by which factor the blocks' contribution shrinks from step to step; None:
-                    not measured for this model
+    mag_ratios      for the step cache `mag`: the factor by which the blocks' contribution shrinks in each step; None:
+                    nobody has measured this model
     keeps_cond_keys whether `velocity` can fill and use `Condition.cond_keys`
-    tokenizer       counts the tokens of a caption, `len(tokenizer(text).input_ids)`
-    network         the module that `velocity` runs: to freeze, move, compile, quantise, or give a step cache
-    device          where `velocity` computes
+    tokenizer       counts the tokens of a caption: `len(tokenizer(text).input_ids)`
+    network         the module that `velocity` runs; callers freeze, move, compile or quantise it, or give it a step
+                    cache
+    device          the device that `velocity` computes on
     """
 
     geometry: Geometry
@@ -161,7 +171,7 @@ class Base(Protocol):
     device: torch.device
 
     def prompt(self, caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
-        """Name the embeddings that a global caption, which may be absent, and the regions' captions need.
+        """Name the embeddings that a sample needs: of its global caption, if any, and its regions.
 
         Raises UserError for plain settings without a global caption.
         """
@@ -169,32 +179,47 @@ class Base(Protocol):
     def encode_text(self, keys: Sequence[TextKey]) -> Iterator[tuple[TextKey, Tensor]]:
         """Yield the embedding of each key, on the CPU, in any order.
 
-        Warns with TruncationWarning, once per caption, if tokens are cut.
+        Warns with TruncationWarning, once per caption, if the encoder cuts tokens.
         """
 
     def text_state(self, key: TextKey) -> Hashable:
-        """Return what an embedding depends on besides its key: encoder, precision, adapters. For caches in memory."""
+        """Return what an embedding depends on besides its key: encoder, precision, adapters.
+
+        Caches in memory add it to the key.
+        """
 
     def identity(self, of: Encoders) -> Iterator[bytes]:
-        """Yield what embeddings or latents depend on: vocabularies and samples of the encoders' weights."""
+        """Yield bytes that identify the encoders: vocabularies and samples of their weights.
+
+        Caches on disk are valid for these bytes only.
+        """
 
     def release_text_encoders(self, but_pooled: bool = False) -> None:
-        """Free the text encoders, all or all but that of pooled vectors, once caches hold what they would compute."""
+        """Free the text encoders once caches hold every embedding.
+
+        but_pooled  keep the encoder of the pooled vector
+        """
 
     def release_image_encoder(self) -> None:
-        """Move the VAE to the CPU, once caches hold what it would encode."""
+        """Move the VAE to the CPU once caches hold every latent."""
 
     def encode_images(self, images: Tensor) -> Posterior:
-        """Encode float [B, 3, H, W] in [-1, 1], H and W multiples of `pixels_per_token` -> Posterior [B, I, D]."""
+        """Encode images, float [B, 3, H, W] in [-1, 1] -> Posterior [B, I, D].
+
+        H and W are multiples of `geometry.pixels_per_token`.
+        """
 
     def decode(self, tokens: Tensor, grid: Grid) -> Tensor:
-        """Decode [B, h*w, D] -> images [B, 3, H, W], about [-1, 1]. Raises UserError for NaN and infinity."""
+        """Decode tokens [B, h*w, D] -> images [B, 3, H, W], about in [-1, 1].
+
+        Raises UserError if an image contains NaN or infinity.
+        """
 
     def velocity(
         self, x: Tensor, s: Tensor, condition: Condition, guidance: float | None = None, tap: Tap | None = None
     ) -> Tensor:
-        """Predict dx/ds at x_s [B, I, D], noise levels s [B] in [0, 1], under a condition -> [B, I, D].
+        """Predict dx/ds [B, I, D] at x_s [B, I, D] and noise levels s [B] in [0, 1].
 
-        guidance  the distilled guidance scale; ignored by models without one
+        guidance  scale of the distilled guidance; models without one ignore it
         tap       called before the attention of every block, see `seg2any.attention.attend.Tap`
         """

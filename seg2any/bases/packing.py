@@ -1,4 +1,4 @@
-"""Latents as tokens: one token per 2 x 2 latent pixels, as flow transformers take them."""
+"""Pack latents into tokens, one token per 2 x 2 latent pixels, and unpack them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 
 def pack(latents: Tensor) -> Tensor:
-    """Turn [B, C, 2h, 2w] into [B, h*w, 4C]."""
+    """Pack latents [B, C, 2h, 2w] into tokens [B, h*w, 4C], row by row."""
     return pixel_unshuffle(latents, 2).flatten(2).transpose(1, 2)
 
 
 def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Turn [B, h*w, 4C] into [B, C, 2h, 2w]."""
+    """Unpack tokens [B, h*w, 4C] into latents [B, C, 2h, 2w], for the grid (h, w)."""
     return pixel_shuffle(tokens.transpose(1, 2).unflatten(2, grid), 2)

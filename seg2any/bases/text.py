@@ -1,4 +1,4 @@
-"""Captions on their way to embeddings: what a sample asks of the text encoders, and embeddings kept between calls."""
+"""Name the text embeddings that samples need, compute each once, and cache them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ MAX_BYTES = 256 * 2**20
 
 
 class TruncationWarning(UserWarning):
-    """A caption is longer than what is read of it."""
+    """Warning that a caption has more tokens than the text encoder reads."""
 
 
 class TextKey(NamedTuple):
     """Everything an embedding depends on besides the encoders; caches store it under this key.
 
     caption  the text
-    length   tokens that it is padded or cut to; 0 where the encoder knows only one length
-    kind     a name that the base gives to the way it is encoded
+    length   number of tokens that the caption is padded or cut to; 0 for an encoder with one fixed length
+    kind     the base's name for the way to encode the caption
     """
 
     caption: str
@@ -32,7 +32,11 @@ class TextKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Prompt:
-    """The embeddings that one sample needs; `pooled` is None for bases without a pooled vector."""
+    """The keys of the embeddings that one sample needs.
+
+    caption  None for a sample without a global caption
+    pooled   None for bases without a pooled vector
+    """
 
     caption: TextKey | None
     regions: tuple[TextKey, ...]
@@ -45,7 +49,12 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class EncodedText:
-    """The embeddings of a `Prompt`: caption [T0, W] (T0 = 0 without one), regions N x [Ti, W], pooled [P] or None."""
+    """The embeddings of a `Prompt`.
+
+    caption  [T0, W]; T0 = 0 without a global caption
+    regions  N x [Ti, W]
+    pooled   [P], None for bases without a pooled vector
+    """
 
     caption: Tensor
     regions: tuple[Tensor, ...]
@@ -53,7 +62,7 @@ class EncodedText:
 
     @classmethod
     def of(cls, prompt: Prompt, known: Mapping[TextKey, Tensor]) -> EncodedText:
-        """Look up the embeddings of a prompt; an absent global caption has no rows, of the width of a region's."""
+        """Look up the embeddings of a prompt; an absent global caption gets zero rows."""
         return cls(
             caption=known[prompt.caption] if prompt.caption else known[prompt.regions[0]][:0],
             regions=tuple(known[key] for key in prompt.regions),
@@ -62,17 +71,17 @@ class EncodedText:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of the global caption, then of each region."""
+        """Return the number of tokens of the global caption, then of each region."""
         return (len(self.caption), *map(len, self.regions))
 
     @property
     def embeds(self) -> Tensor:
-        """The global caption's rows, then the regions' in order, [T, W]."""
+        """Join the rows of the global caption and of the regions in order: [T, W]."""
         return torch.cat([self.caption, *self.regions])
 
 
 class TextEncoder(Protocol):
-    """The part of a base that reads captions."""
+    """The methods of a `Base` that encode captions."""
 
     def encode_text(self, keys: Sequence[TextKey]) -> Iterator[tuple[TextKey, Tensor]]: ...
 
@@ -83,26 +92,26 @@ class TextEncoder(Protocol):
 def encode_texts(
     prompts: Sequence[Prompt], encoder: TextEncoder, known: MutableMapping[TextKey, Tensor] | None = None
 ) -> list[EncodedText]:
-    """Encode each distinct caption once; the tensors are on the CPU.
+    """Encode prompts, each distinct caption once; the tensors are on the CPU.
 
-    known  embeddings of earlier calls: found ones are not encoded again, new ones are added.
+    known  embeddings of earlier calls, which are reused; new ones are added
     """
     known = {} if known is None else known
     keys = dict.fromkeys(key for prompt in prompts for key in prompt)
-    found = {key: known[key] for key in keys if key in known}  # copied: a bounded `known` may drop some of them
+    found = {key: known[key] for key in keys if key in known}  # a copy, because a bounded `known` may drop some
     new = dict(encoder.encode_text([key for key in keys if key not in found]))
     known.update(new)
     return [EncodedText.of(prompt, found | new) for prompt in prompts]
 
 
 class TextCache(MutableMapping[TextKey, Tensor]):
-    """Embeddings by `TextKey`, each distinct caption of a run encoded once; the least recently used leave first.
+    """Embeddings by `TextKey`, in memory; the least recently used ones are dropped first.
 
-    Entries are kept under their key and `encoder.text_state`, so those of other encoders, or of these with another LoRA
-    or precision, are never returned.
+    The full key includes `encoder.text_state`, so a lookup never returns an embedding that another encoder made, or the
+    same encoder with another LoRA or precision.
 
     encoder    a base
-    max_bytes  of all embeddings together; a single one that is larger is not kept
+    max_bytes  limit for all embeddings together; a single larger embedding is not kept
     """
 
     def __init__(self, encoder: TextEncoder, max_bytes: int = MAX_BYTES):
@@ -132,7 +141,7 @@ class TextCache(MutableMapping[TextKey, Tensor]):
         return isinstance(key, TextKey) and self._full(key) in self._kept
 
     def __iter__(self) -> Iterator[TextKey]:
-        """Iterate over the keys of the present encoders, least recently used first."""
+        """Iterate over the keys of the current encoders, least recently used first."""
         return (key for key, _ in list(self._kept) if key in self)
 
     def __len__(self) -> int:

@@ -1,1 +1,1 @@
-"""Layouts to conditions, and noise to images: nothing here calls a network but through a base."""
+"""Turn layouts into conditions and noise into images, with any `Base`."""

@@ -1,6 +1,6 @@
-"""From noise to image latents: FLUX's schedule of times, and one Euler step for each.
+"""Integrate the flow from noise to image latents by Euler steps on a schedule of times.
 
-The loop is not stock FluxPipeline's, which gives both predictions of true CFG the same condition.
+The loop of diffusers' pipeline gives both predictions of true CFG the same condition; this one gives each its own.
 """
 
 from __future__ import annotations
@@ -26,12 +26,17 @@ from seg2any.system.errors import UserError
 if TYPE_CHECKING:
     from seg2any.diffusion.step_cache import CacheConfig
 
-PASSES = ("cond", "uncond")  # names by which step caches keep the predictions of true CFG apart
+PASSES = ("cond", "uncond")  # step caches keep the predictions of true CFG apart by these names
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a batch is denoised, once its conditions are known. See `Seg2AnyPipeline.__call__`."""
+    """Settings of the denoising loop.
+
+    step_cache  a name of `STEP_CACHES`, or a configuration of diffusers
+
+    Raises UserError for num_inference_steps below 1 and for a guidance_scale that is not finite.
+    """
 
     num_inference_steps: int
     guidance_scale: float
@@ -46,20 +51,20 @@ class Sampling:
 
 
 class Watcher:
-    """What a caller sees of `denoise` and may change while it runs; this one changes nothing."""
+    """An observer of `denoise` that may change the run; this class changes nothing."""
 
     def __init__(self, guidance_scale: float):
         self.guidance_scale = guidance_scale
 
     def begin(self, n_steps: int) -> None:
-        """Called once, before the first step."""
+        """Receive the number of steps, once, before the first step."""
 
     def goes_on(self, t: Tensor) -> bool:
-        """Return whether to take the step at time t (0 to 1000)."""
+        """Tell whether to take the step at time t (0 to 1000)."""
         return True
 
     def after(self, step: int, t: Tensor, latents: Tensor) -> Tensor:
-        """Return the latents [B, I, D] to go on with."""
+        """Return the latents [B, I, D] for the next step."""
         return latents
 
 
@@ -71,9 +76,9 @@ def denoise(
     sampling: Sampling,
     watcher: Watcher | None = None,
 ) -> Tensor:
-    """Integrate the flow from noise [B, I, D] to image latents of that shape, in their device and dtype.
+    """Integrate the flow from noise [B, I, D] to image latents of that shape, device and dtype.
 
-    conditions  one for each pass of a step, see `seg2any.diffusion.guidance.conditions_of`, where the noise is
+    conditions  on the device of the noise, one per forward pass of a step, see `guidance.conditions_of`
     """
     watcher, latents = watcher or Watcher(sampling.guidance_scale), noise
     timesteps = times(scheduler, latents.shape[1], sampling.num_inference_steps, latents.device)
@@ -94,7 +99,7 @@ def denoise(
 def times(
     scheduler: FlowMatchEulerDiscreteScheduler, n_tokens: int, num_inference_steps: int, device: torch.device
 ) -> Tensor:
-    """Return FLUX's schedule, times from 1000 down: equal steps, shifted by the number of image tokens."""
+    """Return the times of the steps, from 1000 down: equal steps, shifted for `n_tokens`."""
     config = scheduler.config
     mu = calculate_shift(
         n_tokens,
@@ -111,7 +116,9 @@ def times(
 
 
 def _velocities(base: Base, latents: Tensor, t: Tensor, conditions: Sequence[Condition], guidance: float) -> Tensor:
-    """Predict dx/ds of latents [B, I, D] at time t (0 to 1000) under every condition: [n, I, D], n = B or 2B.
+    """Predict dx/ds of latents [B, I, D] under every condition: [B or 2B, I, D].
+
+    t  time, 0 to 1000
 
     A condition for 2B samples, both predictions in one batch, receives the latents duplicated.
     """

@@ -1,4 +1,4 @@
-"""Rectified flow as FLUX uses it: which noise level, which input, which target, which loss. Pure functions.
+"""Compute rectified flow: noise level, input, target and loss, as pure functions.
 
 One straight path joins an image x0 and noise e; s in (0, 1] is the noise level ("sigma"):
 
@@ -18,18 +18,21 @@ from torch import Tensor
 
 from seg2any.system.errors import UserError
 
-TRAIN_STEPS = 1000  # FLUX was trained on this many equally spaced noise levels, without a shift
+TRAIN_STEPS = 1000  # number of equally spaced noise levels in training, without a shift
 
-MOST_MODE = 2 / (math.pi - 2)  # further on, u is no monotonic function and leaves [0, 1]
+MOST_MODE = 2 / (math.pi - 2)  # above it, u is not monotonic and leaves [0, 1]
 SCHEMES = ("none", "logit_normal", "mode", "sigma_sqrt", "cosmap")
 
 
 @dataclass(frozen=True)
 class TimestepWeighting:
-    """How often each noise level is trained (`logit_normal`, `mode`) or how much it weighs (`sigma_sqrt`, `cosmap`).
+    """The density of noise levels in training, and their weight in the loss.
 
-    `none`: u ~ U(0, 1), weight 1; the published choice. `logit_mean` and `logit_std` belong to `logit_normal`,
-    `mode_scale` in [-1, MOST_MODE] to `mode`.
+    none                      u ~ U(0, 1), weight 1; the published choice
+    logit_normal, mode        change the density: `logit_mean` and `logit_std`; `mode_scale` in [-1, MOST_MODE]
+    sigma_sqrt, cosmap        change the weight
+
+    Raises UserError for an unknown scheme and for a mode_scale out of range.
     """
 
     scheme: str = "none"
@@ -44,7 +47,10 @@ class TimestepWeighting:
             raise UserError(f"mode_scale is {self.mode_scale}; give a number from -1 to {MOST_MODE:.4f}")
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        """u [B] in [0, 1], on the CPU so that a seed means the same on every machine. u = 0 is pure noise."""
+        """Draw u [B] in [0, 1]; u = 0 is pure noise.
+
+        Drawn on the CPU, so that a seed gives the same levels on every machine.
+        """
         if self.scheme == "logit_normal":
             return torch.sigmoid(self.logit_mean + self.logit_std * torch.randn(batch_size, generator=generator))
         u = torch.rand(batch_size, generator=generator)
@@ -53,7 +59,7 @@ class TimestepWeighting:
         return u
 
     def loss_weight(self, s: Tensor) -> Tensor:
-        """w(s), elementwise."""
+        """Return the loss weight w(s), elementwise."""
         if self.scheme == "sigma_sqrt":
             return s**-2
         if self.scheme == "cosmap":
@@ -62,27 +68,27 @@ class TimestepWeighting:
 
 
 def noise_level(u: Tensor) -> Tensor:
-    """s in {1/1000, ..., 1}: u picks one of the training levels, counted from the noisiest down."""
+    """Return s in {1/1000, ..., 1}: u picks a level, counted from the noisiest down."""
     index = (u * TRAIN_STEPS).long().clamp(0, TRAIN_STEPS - 1)
     return (TRAIN_STEPS - index).to(torch.float32) / TRAIN_STEPS
 
 
 def interpolate(x0: Tensor, noise: Tensor, s: Tensor) -> Tensor:
-    """x_s = (1 - s) x0 + s e; x0 and noise [B, I, D], s [B]."""
+    """Return x_s = (1 - s) x0 + s e for x0 and noise [B, I, D], s [B]."""
     s = s.view(-1, *[1] * (x0.ndim - 1))
     return (1 - s) * x0 + s * noise
 
 
 def velocity(x0: Tensor, noise: Tensor) -> Tensor:
-    """dx/ds = e - x0, what the transformer learns to predict."""
+    """Return dx/ds = e - x0, the target of the prediction."""
     return noise - x0
 
 
 def sample_losses(prediction: Tensor, target: Tensor) -> Tensor:
-    """|| v - (e - x0) ||^2 averaged over tokens and channels, in fp32: [B]."""
+    """Average || v - (e - x0) ||^2 over tokens and channels, in fp32: [B]."""
     return (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
 
 
 def loss(prediction: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """E_B w(s) || v - (e - x0) ||^2, a scalar; weight [B]."""
+    """Compute the loss E_B w(s) || v - (e - x0) ||^2, a scalar; weight [B]."""
     return (weight * sample_losses(prediction, target)).mean()

@@ -1,6 +1,6 @@
-"""Classifier-free guidance: a second prediction in every step, with a negative prompt as every caption.
+"""Guide with a negative prompt: a second prediction per step, with it as every caption.
 
-The two predictions have texts of different lengths, hence conditions of their own.
+The captions of the two predictions differ in length, so each prediction has its own condition.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from seg2any.system.errors import UserError
 class TrueCFG:
     """Settings of classifier-free guidance with a negative prompt.
 
-    negative_prompt  caption of the image and of every region in the second prediction, may be ""; None: no second one
-    scale            w in v = v_neg + w (v - v_neg); up to 1 there is no second prediction
-    in_one_pass      both predictions as one batch of twice the size, same images; None: where it fits into memory
+    negative_prompt  caption of the image and of every region in the second prediction; "" counts, None turns it off
+    scale            w in v = v_neg + w (v - v_neg); a scale of at most 1 turns the second prediction off
+    in_one_pass      compute both predictions as one batch of twice the size, same images; None: if it fits into memory
 
     Raises UserError for several prompts and for a scale that is not a finite number.
     """
@@ -40,17 +40,17 @@ class TrueCFG:
 
     def __post_init__(self) -> None:
         if not isinstance(self.negative_prompt, (str, NoneType)):
-            raise UserError("negative_prompt is one string, for all images of a call; call once per negative prompt")
+            raise UserError("negative_prompt is not a string; give one string, which applies to all images of a call")
         if not (isinstance(self.scale, Real) and math.isfinite(self.scale)):
             raise UserError(f"true_cfg_scale is {self.scale!r}; give a finite number")
         if self.scale > 1 and self.negative_prompt is None:
-            _warn("true_cfg_scale does nothing without negative_prompt; give one, it may be ''")
+            _warn("true_cfg_scale does nothing without negative_prompt; give a negative_prompt, '' counts")
         if self.scale <= 1 and self.negative_prompt is not None:
             _warn(f"negative_prompt does nothing at true_cfg_scale {self.scale}; give a true_cfg_scale above 1")
 
     @property
     def is_on(self) -> bool:
-        """Whether there is a second prediction."""
+        """Tell whether there is a second prediction."""
         return self.negative_prompt is not None and self.scale > 1
 
 
@@ -63,12 +63,13 @@ def conditions_of(
     known: MutableMapping[TextKey, Tensor],
     fits_doubled: Callable[[int, int], bool],
 ) -> list[Condition]:
-    """Build one condition per forward pass of a step: the prompt's, and with true CFG the negative prompt's, separately
-    or as one batch of twice the size.
+    """Build one condition per forward pass of a step.
 
-    generators  one per sample, for the sample of its contour, which both predictions share
-    known       text embeddings of earlier calls, see `encode_texts`
-    fits_doubled  (images, tokens of each) -> whether twice as many images fit into memory as one batch
+    With true CFG: the prompt's and the negative prompt's, separately or as one batch of twice the size.
+
+    generators    one per sample, to draw its condition latents; both predictions share the draw
+    known         text embeddings of earlier calls, see `encode_texts`
+    fits_doubled  takes (images, tokens per image), tells whether twice as many images fit into memory
     """
     if not true_cfg.is_on:
         return [assemble(samples, settings, generators)]
@@ -90,14 +91,17 @@ def _with_caption(
     settings: ConditionSettings,
     known: MutableMapping[TextKey, Tensor],
 ) -> list[EncodedLayout]:
-    """Replace every caption of the samples by `text`; those without a global caption get one."""
+    """Replace every caption of the samples by `text`, which also becomes the global caption."""
     prompts = [base.prompt(text, [text] * len(sample.masks), settings) for sample in samples]
     texts = encode_texts(prompts, base, known)
     return [dataclasses.replace(sample, text=text) for sample, text in zip(samples, texts, strict=True)]
 
 
 def steered(predictions: Tensor, n_images: int, scale: float) -> Tensor:
-    """Combine predictions [2n, I, D], the prompt's then the negative prompt's, to [n, I, D]; pass [n, I, D] through."""
+    """Return v_neg + scale (v - v_neg), [n, I, D], for predictions [v | v_neg] [2n, I, D].
+
+    Without a second prediction, [n, I, D] is returned unchanged.
+    """
     if len(predictions) == n_images:
         return predictions
     positive, negative = predictions.split(n_images)
@@ -105,4 +109,4 @@ def steered(predictions: Tensor, n_images: int, scale: float) -> Tensor:
 
 
 def _warn(message: str) -> None:
-    warnings.warn(message, stacklevel=6)  # where the pipeline is called
+    warnings.warn(message, stacklevel=6)  # points at the call of the pipeline

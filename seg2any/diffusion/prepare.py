@@ -1,10 +1,10 @@
-"""Layouts to a `Condition`: the one place where a batch is prepared, for generation and for training.
+"""Prepare a batch: turn layouts into a `Condition`, for generation and for training.
 
     draw_layout      masks -> the condition image, its kept tokens, the regions' token masks; no network
-    encode_drawn     a drawn layout -> condition tokens; in training the image's posterior in the same pass
+    encode_drawn     a drawn layout -> condition tokens, and in training the posterior of the photo in the same pass
     assemble         samples -> a batch: padding, token order, position ids; no network
 
-What is encoded lives on the CPU, sample by sample, and can be cached.
+Encoded samples are on the CPU, one by one, so that caches can keep them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from seg2any.system.errors import UserError, shown
 
 @dataclass(frozen=True, eq=False)
 class DrawnLayout:
-    """One layout before the frozen networks, for one image size.
+    """A layout drawn for one image size, before any network.
 
     masks      bool [N, h, w] on the image's token grid
     coverage   float32 [N, h, w], the covered fraction of each image token; only for method "place"
@@ -46,7 +46,7 @@ class DrawnLayout:
 
 @dataclass(frozen=True, eq=False)
 class CondTokens:
-    """The condition tokens of one sample.
+    """The kept condition tokens of one sample.
 
     posterior  mean and std [n, D]
     positions  int64 [n, 2]: row and column on the condition grid
@@ -59,14 +59,17 @@ class CondTokens:
 
     @classmethod
     def of(cls, kept: np.ndarray, posterior: Posterior) -> CondTokens:
-        """Select the kept tokens, bool [h, w], of the whole condition image's posterior [h * w, D]."""
+        """Select the tokens `kept`, bool [h, w], from the whole grid's posterior [h * w, D]."""
         return cls(posterior.cpu()[torch.from_numpy(kept.flatten())], np.argwhere(kept), kept.shape)
 
     def __len__(self) -> int:
         return len(self.positions)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
-        """Return [n, D]. The noise is drawn for the whole grid, so it does not depend on which tokens were kept."""
+        """Sample the latents [n, D].
+
+        The noise is drawn for the whole grid, so a token's noise does not depend on which other tokens are kept.
+        """
         noise = packed_noise(self.grid, self.posterior.mean.shape[-1] // 4, generator)[0]
         rows, columns = torch.from_numpy(self.positions).unbind(-1)
         return self.posterior.sample(noise[rows * self.grid[1] + columns])
@@ -74,7 +77,7 @@ class CondTokens:
 
 @dataclass(frozen=True, eq=False)
 class EncodedLayout:
-    """One layout after the frozen networks, everything that `assemble` needs. Its properties name its tokens.
+    """A sample after the frozen networks: the input of `assemble`.
 
     text             embeddings of the captions
     masks, coverage  as in `DrawnLayout`
@@ -88,17 +91,17 @@ class EncodedLayout:
 
     @property
     def text_lengths(self) -> tuple[int, ...]:
-        """Tokens of the global caption (0 without one), then of each region."""
+        """Return the tokens of the global caption (0 without one), then of each region."""
         return self.text.lengths
 
     @property
     def cond_positions(self) -> np.ndarray | None:
-        """Positions [n, 2] of the condition tokens, None without a condition stream."""
+        """Return the positions [n, 2] of the condition tokens, None without any."""
         return None if self.cond is None else self.cond.positions
 
     @property
     def n_tokens(self) -> int:
-        """Text, image and condition tokens together."""
+        """Count text, image and condition tokens together."""
         n_cond = 0 if self.cond is None else len(self.cond)
         return sum(self.text.lengths) + self.masks.shape[1] * self.masks.shape[2] + n_cond
 
@@ -110,16 +113,18 @@ def encode_layouts(
     settings: ConditionSettings,
     known: MutableMapping[TextKey, Tensor] | None = None,
 ) -> list[EncodedLayout]:
-    """Run the text encoders and the VAE for images of `size` (H, W) pixels, layout by layout to bound memory.
+    """Encode the captions and condition images of layouts, for images of `size` (H, W) pixels.
 
-    known  text embeddings of earlier calls, extended by this one (see `encode_texts`).
+    The VAE encodes layout by layout to bound memory.
 
-    Raises UserError if `size` does not suit the token grids, or if a layout lacks the captions that it needs.
+    known  text embeddings of earlier calls; new ones are added (see `encode_texts`)
+
+    Raises UserError if `size` does not fit the token grids, and for a layout without the captions that it needs.
     """
     patch = base.geometry.pixels_per_token
     size_in_tokens(size, patch, settings.cond_scale_factor)
     if any(layout.caption is None and not layout.captions for layout in layouts):
-        raise UserError("a layout has no region and no `caption`, so there is nothing to draw; add one of them")
+        raise UserError("layout: it has no region and no `caption`, so there is nothing to draw; add one of them")
     prompts = [base.prompt(layout.caption, layout.captions, settings) for layout in layouts]
     texts, encoded = encode_texts(prompts, base, known), []
     for layout, text in zip(layouts, texts, strict=True):
@@ -130,7 +135,10 @@ def encode_layouts(
 
 
 def draw_layout(masks: np.ndarray, size: tuple[int, int], patch: int, settings: ConditionSettings) -> DrawnLayout:
-    """Draw masks bool [N, H', W'] for an image of `size` (H, W) pixels, `patch` of them per token side."""
+    """Draw masks bool [N, H', W'] for an image of `size` (H, W) pixels.
+
+    patch  edge of a token in pixels
+    """
     grid = (size[0] // patch, size[1] // patch)
     if settings.is_plain:
         return DrawnLayout(masks=np.zeros((0, *grid), dtype=bool))
@@ -152,10 +160,12 @@ def draw_layout(masks: np.ndarray, size: tuple[int, int], patch: int, settings: 
 def encode_drawn(
     drawn: DrawnLayout, base: Base, pixels: np.ndarray | None = None
 ) -> tuple[Posterior | None, CondTokens | None]:
-    """Run the VAE on a sample's condition image and, if there are any, on its pixels, uint8 [H, W, 3].
+    """Encode a sample's condition image and, in training, its photo.
 
-    Both in one pass if they have one size; samples one by one, so latents do not depend on what they are batched with.
-    Returns the posterior [I, D] of the pixels, on the device of the VAE, and the condition tokens.
+    pixels  the photo, uint8 [H, W, 3]; None in generation
+
+    One pass encodes both if they have the same size. Samples are encoded one by one, so latents do not depend on the
+    batch. Returns the posterior [I, D] of the photo, on the device of the VAE, and the condition tokens.
     """
     image = None if pixels is None else as_image(pixels)
     condition = None if drawn.condition is None else as_image(drawn.condition)
@@ -167,7 +177,7 @@ def encode_drawn(
 
 
 def as_image(pixels: np.ndarray) -> Tensor:
-    """Turn uint8 [H, W, 3] or [H, W] into what the VAE takes, float32 [1, 3, H, W] in [-1, 1]."""
+    """Convert uint8 [H, W, 3] or [H, W] to the VAE's input, float32 [1, 3, H, W] in [-1, 1]."""
     signed = torch.from_numpy(pixels.astype(np.float32) / 255) * 2 - 1
     return (signed.permute(2, 0, 1) if signed.ndim == 3 else signed.expand(3, -1, -1))[None]
 
@@ -177,9 +187,9 @@ def assemble(
     settings: ConditionSettings,
     generators: Sequence[torch.Generator] | None = None,
 ) -> Condition:
-    """Pad and lay out a batch of samples, which must share one image size.
+    """Pad samples of one image size and join them to the condition of a batch.
 
-    generators  one per sample, for vae_posterior "sample"; None draws from the global one.
+    generators  one per sample, for vae_posterior "sample"; None draws from torch's global generator
     """
     generators = generators or [None] * len(encoded)
     tokens = layout_tokens(encoded, settings.cond_scale_factor)
@@ -201,7 +211,7 @@ def _cond_latents(sample: EncodedLayout, settings: ConditionSettings, generator:
 
 
 def _pad(rows: Sequence[Tensor], length: int) -> Tensor:
-    """Stack B x [Li, D] to [B, length, D], with zero rows."""
+    """Stack B x [Li, D] to [B, length, D], padded with zero rows."""
     width = max(row.shape[-1] for row in rows)
     padded = rows[0].new_zeros(len(rows), length, width)
     for target, row in zip(padded, rows, strict=True):
@@ -210,39 +220,41 @@ def _pad(rows: Sequence[Tensor], length: int) -> Tensor:
 
 
 def size_in_tokens(size: tuple[int, int], patch: int, cond_scale_factor: int = 1) -> Grid:
-    """Return (h, w) of an image's token grid, `patch` pixels per token side.
+    """Return (h, w) of the token grid of an image of `size` (H, W) pixels.
 
-    Raises UserError unless H and W are multiples of what one condition token covers.
+    patch  edge of a token in pixels
+
+    Raises UserError unless H and W are multiples of patch * cond_scale_factor, the edge of a condition token.
     """
     unit = patch * cond_scale_factor
     if any(edge < unit or edge % unit for edge in size):
         raise UserError(
-            f"image size {size[0]}x{size[1]} (height x width): both must be multiples of {unit} "
+            f"image size {size[0]}x{size[1]} (height x width): does not fit the token grid; give multiples of {unit} "
             f"({patch} pixels per token x cond_scale_factor {cond_scale_factor})"
         )
     return size[0] // patch, size[1] // patch
 
 
 def image_size(layouts: Sequence[Layout], height: int | None, width: int | None, multiple: int) -> tuple[int, int]:
-    """Return (H, W) of a batch's images: as given, else the layouts' own, rounded down to multiples.
+    """Choose (H, W) of the images: as given, else the layouts' own; rounded down to multiples.
 
-    Raises UserError without layouts, for objects of another type, for layouts of different sizes, and for a height or
-    width that is not a whole number or asks for more than MAX_PIXELS.
+    Raises UserError without layouts, for objects that are not layouts, for layouts of different sizes, for a height or
+    width that is not a whole number, and for more than MAX_PIXELS pixels.
     """
     for layout in layouts:
         if not isinstance(layout, Layout):
-            raise UserError(f"{shown(layout)} is not a Layout; give Layout.read(path)")
+            raise UserError(f"layouts: {shown(layout)} is not a Layout; give Layout.read(path)")
     for name, edge in (("height", height), ("width", width)):
         if not isinstance(edge, (int, NoneType)):
             raise UserError(f"{name} is {edge!r}; give a whole number of pixels")
     sizes = {layout.size for layout in layouts}
     if len(sizes) != 1:
         found = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)) or "none"
-        raise UserError(f"layouts of one size (height x width) make a batch, found {found}; call once per size")
+        raise UserError(f"layouts: a batch needs one size (height x width), but found {found}; call once per size")
     own_height, own_width = sizes.pop()
     height, width = own_height if height is None else height, own_width if width is None else width
     if height * width > MAX_PIXELS:
         raise UserError(
-            f"an image of {width}x{height} is more than {MAX_PIXELS >> 20} megapixels; give a smaller height and width"
+            f"image size {width}x{height}: it has more than {MAX_PIXELS >> 20} megapixels; give a smaller height and width"
         )
     return height // multiple * multiple, width // multiple * multiple

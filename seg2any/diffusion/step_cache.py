@@ -1,11 +1,11 @@
-"""Steps of denoising that reuse what an earlier one computed: the step caches of diffusers, by name.
+"""Reuse results of earlier denoising steps: diffusers' step caches, by name.
 
-name         what it skips                                        when
-first_block  all blocks but the first                             the first block changes little from step to step
-mag          all blocks                                           the known shrinking of the model's output says so
-taylorseer   attention, extrapolated; feed-forward is computed    4 of 5 steps, once 3 are done
+name         skips                                                if
+first_block  all blocks but the first                             the output of the first block has changed little
+mag          all blocks                                           the measured ratios of the model predict a small error
+taylorseer   attention, which it extrapolates                     in 4 of 5 steps, after the first 3
 
-All change the image a little. What they compare and keep are the image and condition rows alike.
+All change the image a little. They compare and keep image and condition rows alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 
 from seg2any.system.errors import UserError
 
-if TYPE_CHECKING:  # diffusers takes seconds: not before --help is answered
+if TYPE_CHECKING:  # --help must not wait seconds for diffusers
     from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 
     from seg2any.bases.base import Base
@@ -29,12 +29,12 @@ STEP_CACHES = ("none", "first_block", "mag", "taylorseer")
 
 
 def cache_config(name: str, base: Base, num_inference_steps: int) -> CacheConfig | None:
-    """Return diffusers' configuration of a step cache, None for "none".
+    """Build diffusers' configuration of a step cache; None for "none".
 
-    Raises UserError for an unknown name, and for `mag` with a model whose ratios were not measured.
+    Raises UserError for an unknown name, and for `mag` with a model that has no measured ratios.
     """
     if name not in STEP_CACHES:
-        raise UserError(f"step_cache is {name!r}; use one of {', '.join(STEP_CACHES)}")
+        raise UserError(f"step_cache: {name!r} is unknown; choose one of {', '.join(STEP_CACHES)}")
     from diffusers import FirstBlockCacheConfig, MagCacheConfig, TaylorSeerCacheConfig
 
     if name == "first_block":
@@ -51,25 +51,25 @@ def _mag_ratios(base: Base) -> Sequence[float]:
     if base.mag_ratios is None:
         sizes = base.geometry
         raise UserError(
-            f"step_cache mag: not measured for a model of {sizes.n_blocks} blocks of width {sizes.width}; use "
-            "first_block or taylorseer, or `python -m benchmarks.step_cache --calibrate`"
+            f"step_cache mag: a model of {sizes.n_blocks} blocks of width {sizes.width} has no measured ratios; use "
+            "first_block or taylorseer, or measure them with `python -m benchmarks.step_cache --calibrate`"
         )
     return base.mag_ratios
 
 
 def stretched(ratios: Sequence[float], n_steps: int) -> list[float]:
-    """Convert the ratios of a run to those of a run of `n_steps`.
+    """Convert the ratios measured in one run to a run of `n_steps` steps.
 
-    A longer step gets the product of the ratios that it spans; diffusers would take one of them.
+    A longer step gets the product of the ratios that it spans; diffusers itself would pick one of them.
     """
-    measured = np.arange(len(ratios)) / len(ratios)  # where in the run each step begins
+    measured = np.arange(len(ratios)) / len(ratios)  # start of each step as a share of the run
     shrunk = np.interp(np.arange(n_steps) / n_steps, measured, np.log(ratios).cumsum())
     return np.exp(np.diff(shrunk, prepend=0)).tolist()
 
 
 @contextmanager
 def step_cache(base: Base, cache: str | CacheConfig, num_inference_steps: int) -> Iterator[None]:
-    """Denoise with a fresh step cache, removed afterwards. With "none", a cache that the caller enabled stays active.
+    """Enable a fresh step cache for the `with` block. With "none", a cache of the caller stays.
 
     cache  a name of `STEP_CACHES`, or a configuration of diffusers
 
@@ -79,13 +79,13 @@ def step_cache(base: Base, cache: str | CacheConfig, num_inference_steps: int) -
     config = cache_config(cache, base, num_inference_steps) if isinstance(cache, str) else cache
     if config is None:
         if transformer.is_cache_enabled:
-            transformer._reset_stateful_cache()  # an interrupted call leaves its own
+            transformer._reset_stateful_cache()  # an interrupted call leaves its state
         yield
         return
     if transformer.is_cache_enabled:
         raise UserError("step_cache: the transformer has a cache already; call transformer.disable_cache() first")
     if any(block._compiled_call_impl is not None for block in transformer.single_transformer_blocks):
-        raise UserError("step_cache: compiled blocks would be compiled again for every call; use one of the two")
+        raise UserError("step_cache: every call would compile the compiled blocks again; use one of the two")
     transformer.enable_cache(config)
     try:
         yield

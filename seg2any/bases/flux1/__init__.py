@@ -1,1 +1,1 @@
-"""FLUX.1: the only place that knows its networks and what they are called."""
+"""Run FLUX.1; no code outside this folder names its networks."""

@@ -1,4 +1,4 @@
-"""FLUX.1 as a `Base`: a pipeline's modules behind the protocol that everything above speaks."""
+"""Implement `Base` with the modules of a FLUX.1 pipeline."""
 
 from __future__ import annotations
 
@@ -36,48 +36,54 @@ class Parts(text.TextEncoders, Protocol):
 
 
 class Flux1:
-    """The `Base` of a FLUX.1 pipeline. It reads the parts when it needs them, so they may be moved or removed."""
+    """The `Base` of a FLUX.1 pipeline.
+
+    Every method looks its parts up when called, so callers may move or remove parts of the pipeline.
+    """
 
     def __init__(self, parts: Parts):
         self.parts = parts
 
     @property
     def network(self) -> Seg2AnyTransformer2DModel:
-        """The transformer."""
+        """Return the transformer."""
         return self.parts.transformer
 
     @property
     def tokenizer(self) -> object:
-        """The tokenizer of T5, which reads every caption."""
+        """Return the tokenizer of T5, the encoder that reads every caption."""
         return self.parts.tokenizer_2
 
     @property
     def device(self) -> torch.device:
-        """The device of the transformer."""
+        """Return the device of the transformer."""
         return self.network.device
 
     @property
     def mag_ratios(self) -> Sequence[float] | None:
-        """The measured ratios for the step cache `mag`; None for other models than FLUX.1 and the embedded one."""
+        """Return the ratios for the step cache `mag`, measured for FLUX.1 and for examples/shapes."""
         sizes = self.network.config
         width = sizes.num_attention_heads * sizes.attention_head_dim
         return MAG_RATIOS.get((sizes.num_layers, sizes.num_single_layers, width))
 
     @property
     def keeps_cond_keys(self) -> bool:
-        """False while several processes make an image together: each has only a part of the condition tokens."""
+        """Return False if processes share an image: each has only a part of the condition tokens."""
         return self.network.ulysses is None
 
     @property
     def geometry(self) -> Geometry:
-        """Sizes, from the configurations of VAE and transformer; without a transformer those of its blocks are 0."""
+        """Read the sizes from the configurations of VAE and transformer.
+
+        Without a transformer the sizes of its blocks are 0: encoding needs no transformer.
+        """
         vae = self.parts.vae.config
         of_image = {
             "pixels_per_token": latents.pixels_per_token(len(vae.block_out_channels)),
             "channels": 4 * vae.latent_channels,
             "latent_scaling": (vae.shift_factor, vae.scaling_factor),
         }
-        if self.network is None:  # encoding needs none
+        if self.network is None:
             return Geometry(**of_image, n_blocks=0, n_heads=0, width=0, position_axes=0, text_width=0, pooled_width=0)
         sizes = self.network.config
         return Geometry(
@@ -92,15 +98,15 @@ class Flux1:
 
     @property
     def adapter_layers(self) -> Mapping[str, Sequence[str]]:
-        """Names of the Linear layers of `default` and `cond`."""
+        """Return the names of the Linear layers of the adapters `default` and `cond`."""
         return self.network.adapter_layers
 
     def prompt(self, caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
-        """Name the embeddings of T5 and CLIP that captions need."""
+        """Name the embeddings of T5 and CLIP that a sample needs; see `Base`."""
         return text.prompt_of(caption, regions, settings)
 
     def encode_text(self, keys: Sequence[TextKey]) -> Iterator[tuple[TextKey, Tensor]]:
-        """Run T5 and CLIP; see `Base`."""
+        """Encode captions with T5 and CLIP; see `Base`."""
         return text.encode_keys(keys, self.parts)
 
     def text_state(self, key: TextKey) -> Hashable:
@@ -108,7 +114,7 @@ class Flux1:
         return text.encoder_state(key, self.parts)
 
     def identity(self, of: Encoders) -> Iterator[bytes]:
-        """Yield the vocabularies and samples of T5 and CLIP, or samples of the VAE; see `Base`."""
+        """Yield vocabularies and weight samples of T5 and CLIP, or of the VAE; see `Base`."""
         if of == "text":
             for tokenizer in (self.parts.tokenizer, self.parts.tokenizer_2):
                 yield repr(vocabulary(tokenizer)).encode()
@@ -149,7 +155,10 @@ def velocity(
     guidance: float | None = None,
     tap: Tap | None = None,
 ) -> Tensor:
-    """Predict dx/ds [B, I, D] at x [B, I, D] and noise levels s [B] in [0, 1]: one forward pass of the transformer."""
+    """Predict dx/ds [B, I, D] at x [B, I, D] by one forward pass of the transformer.
+
+    s  noise levels [B] in [0, 1]
+    """
     several = transformer.ulysses
     if several is not None:
         several.check(transformer, x, condition, tap)

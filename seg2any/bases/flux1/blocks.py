@@ -1,9 +1,11 @@
-"""The blocks of FLUX with a third stream: [text | image | condition], the paper's overview figure.
+"""Run FLUX's blocks with a third stream: [text | image | condition].
 
-The condition goes through the image branch's weights, with its own adapter and with the time embedding of t = 0. Its
-rows follow the image's in the visual stream [image | condition], the blocks' `hidden_states`; text stays in
-`encoder_hidden_states`, as in FLUX. Only `forward` differs from the stock blocks. Without condition rows it gives the
-same numbers, bit for bit.
+The paper's overview figure shows them.
+
+The condition rows go through the weights of the image branch, with an adapter of their own and with the time embedding
+of t = 0. They follow the image rows in the visual stream [image | condition], the blocks' `hidden_states`; text stays
+in `encoder_hidden_states`, as in FLUX. Only `forward` differs from the stock blocks. Without condition rows it returns
+the same numbers, bit for bit.
 """
 
 from __future__ import annotations
@@ -26,18 +28,20 @@ from seg2any.attention.attend import Tap
 from seg2any.attention.kernels import masked_sdpa
 from seg2any.bases.base import Attends, ConditionKeys
 
-TEXT = Rows()  # text rows have no condition among them
+TEXT = Rows()  # the text stream has no condition rows
 
 
 @dataclass(frozen=True)
 class BlockContext:
-    """What a block knows beside its tensors. diffusers hands it through as an entry of `joint_attention_kwargs`.
+    """The arguments of a block besides its tensors.
 
-    block      its number, over double then single blocks
-    rows       which visual rows are condition tokens
-    plan       who attends to whom; None = everybody to everybody, stock FLUX
-    cond_keys  keys and values of condition tokens, to be used or to be filled
-    tap        called before the attention with what it is computed from
+    diffusers passes them on as an entry of `joint_attention_kwargs`.
+
+    block      number of the block, double blocks first, then single blocks
+    rows       says which visual rows are condition tokens
+    plan       computes the attention; None: every token attends to every token, as in stock FLUX
+    cond_keys  keys and values of the condition tokens, to use or to fill
+    tap        called before the attention with its query, key and pattern
     """
 
     block: int
@@ -46,21 +50,21 @@ class BlockContext:
     cond_keys: ConditionKeys | None = None
     tap: Tap | None = None
 
-    @torch.compiler.disable  # or blocks would be compiled again for every layout; flex compiles itself all the same
+    @torch.compiler.disable  # else every layout recompiles the block; flex compiles itself regardless
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attend: query, key and value [B, L, heads, d] -> [B, L, heads, d]."""
+        """Compute the attention of query, key and value [B, L, heads, d] -> [B, L, heads, d]."""
         if self.cond_keys is not None:
             key, value = self._with_cond_keys(key, value)
         if self.tap is not None:
             pattern = self.plan.pattern(self.block).with_queries(query.shape[1]) if self.plan else None
             self.tap(self.block, query, key, pattern)
         if self.plan is None:
-            return masked_sdpa(query, key, value)  # stock FLUX to the bit
+            return masked_sdpa(query, key, value)  # bit for bit stock FLUX
         return self.plan.attend(self.block, query, key, value)
 
     def _with_cond_keys(self, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         if self.rows.n_cond:
-            own = (x[:, -self.rows.n_cond :].clone() for x in (key, value))  # not a view that holds all rows
+            own = (x[:, -self.rows.n_cond :].clone() for x in (key, value))  # a view would keep all rows in memory
             self.cond_keys.of_block[self.block] = tuple(own)
             return key, value
         known = self.cond_keys.of_block[self.block]
@@ -69,7 +73,10 @@ class BlockContext:
 
 @dataclass(frozen=True)
 class Modulation:
-    """Shift, scale and gate [B, 1 or 2, D] of a layer: row 0 for text or image rows, row 1 for condition rows."""
+    """Shift, scale and gate of a layer, each [B, 1 or 2, D].
+
+    Entry 0 acts on text or image rows, entry 1 on condition rows.
+    """
 
     shift: torch.Tensor
     scale: torch.Tensor
@@ -77,12 +84,12 @@ class Modulation:
     rows: Rows
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Return x (1 + scale) + shift for x [B, L, D], each row with its own."""
+        """Return x (1 + scale) + shift for x [B, L, D]."""
         parts = enumerate(self.rows.split(x))
         return self._joined([part * (1 + self.scale[:, i, None]) + self.shift[:, i, None] for i, part in parts])
 
     def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Return residual + gate x, both [B, L, D], each row with its own gate."""
+        """Return residual + gate x for residual and x [B, L, D]."""
         return residual + self._joined([self.gate[:, i, None] * part for i, part in enumerate(self.rows.split(x))])
 
     def _joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
@@ -90,14 +97,17 @@ class Modulation:
 
 
 def modulations(norm: nn.Module, temb: torch.Tensor, rows: Rows) -> Iterator[Modulation]:
-    """Yield the modulations of time embeddings temb [B, 1 or 2, D]: attention's, and in double blocks the MLP's."""
+    """Yield the modulation of the attention and, in double blocks, of the MLP.
+
+    temb  [B, 1 or 2, D] embedded times
+    """
     chunks = linear(norm.linear, norm.silu(temb), rows.of_modulation).unflatten(-1, (-1, temb.shape[-1])).unbind(-2)
     for first in range(0, len(chunks), 3):
         yield Modulation(*chunks[first : first + 3], rows)
 
 
 def feed_forward(ff: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Apply the stock layers to x [B, I + C, D], each row with the adapters of its branch."""
+    """Apply the stock MLP to x [B, L, D], each row with the adapters of its stream."""
     activation, dropout, out = ff.net
     return linear(out, dropout(activation.gelu(linear(activation.proj, x, rows))), rows)
 
@@ -105,14 +115,14 @@ def feed_forward(ff: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
 def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     """Apply RoPE, complex [B or 1, L, 1, d / 2], to query or key [B, L, heads, d].
 
-    One complex product, quicker than the stock sum of four.
+    One complex product is quicker than the four real products of the stock code.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
 
 
 class RegionalAttnProcessor(FluxAttnProcessor):
-    """Attention over [text | image | condition] by the rules of the block."""
+    """The attention of a block over [text | image | condition]."""
 
     def __call__(
         self,
@@ -138,14 +148,14 @@ class RegionalAttnProcessor(FluxAttnProcessor):
         if encoder_hidden_states is None:
             return x
         n_text = encoder_hidden_states.shape[1]
-        # contiguous: on a view, a Linear in 16 bit rounds once more
+        # contiguous, because in 16 bit a Linear rounds a view once more
         text, visual = (part.contiguous() for part in x.split([n_text, x.shape[1] - n_text], 1))
         to_out, dropout = attn.to_out
         return dropout(linear(to_out, visual, context.rows)), linear(attn.to_add_out, text, TEXT)
 
 
 class RegionalDoubleBlock(FluxTransformerBlock):
-    """Text and [image | condition] with weights of their own and one attention."""
+    """A double block: text and [image | condition] have separate weights and one attention."""
 
     def forward(
         self,
@@ -155,9 +165,13 @@ class RegionalDoubleBlock(FluxTransformerBlock):
         image_rotary_emb: torch.Tensor | None = None,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map visual rows [image | condition] [B, I + C, D] and text [B, T, D] to new text and new visual rows.
+        """Return new text rows [B, T, D] and new visual rows [B, I + C, D].
 
-        temb: [B, 1 or 2, D], embedded times of the image and of the condition; image_rotary_emb: see `rotate`
+        hidden_states          visual rows [B, I + C, D]
+        encoder_hidden_states  text rows [B, T, D]
+        temb                   [B, 1 or 2, D], embedded times of the image and of the condition
+        image_rotary_emb       complex [B or 1, L, 1, d / 2], see `rotate`
+        joint_attention_kwargs {"context": BlockContext}
         """
         context: BlockContext = joint_attention_kwargs["context"]
         visual, text, rows = hidden_states, encoder_hidden_states, context.rows
@@ -178,7 +192,7 @@ class RegionalDoubleBlock(FluxTransformerBlock):
 
 
 class RegionalSingleBlock(FluxSingleTransformerBlock):
-    """[text | image | condition] with shared weights; attention and feed-forward side by side."""
+    """A single block: [text | image | condition] share weights; attention and MLP are parallel."""
 
     def forward(
         self,
@@ -188,7 +202,7 @@ class RegionalSingleBlock(FluxSingleTransformerBlock):
         image_rotary_emb: torch.Tensor | None = None,
         joint_attention_kwargs: dict[str, Any] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Map visual rows [image | condition] [B, I + C, D] and text [B, T, D] to new text and new visual rows."""
+        """Return new text rows and new visual rows; arguments as in `RegionalDoubleBlock.forward`."""
         context: BlockContext = joint_attention_kwargs["context"]
         n_text, rows = encoder_hidden_states.shape[1], context.rows
         residual = torch.cat([encoder_hidden_states, hidden_states], 1)
@@ -201,5 +215,5 @@ class RegionalSingleBlock(FluxSingleTransformerBlock):
 
 
 def within_fp16(x: torch.Tensor) -> torch.Tensor:
-    """Clip to what float16 can hold, as stock FLUX does."""
+    """Clip float16 to its finite range, as stock FLUX does."""
     return x.clip(-65504, 65504) if x.dtype == torch.float16 else x

@@ -1,4 +1,4 @@
-"""Images and packed latents of FLUX's VAE.
+"""Convert between images and packed latents with FLUX's VAE.
 
 Shapes: B batch, C latent channels, H W pixels, h w token grid (H / pixels_per_token), I = h w tokens.
 """
@@ -16,8 +16,11 @@ from seg2any.system.errors import UserError
 
 
 def pixels_per_token(n_levels: int) -> int:
-    """Return the edge of the image patch behind one token: a VAE of `n_levels` halves the image between them."""
-    return 2 * 2 ** (n_levels - 1)  # and packing halves it once more
+    """Return the edge in pixels of the image patch behind one token.
+
+    A VAE of `n_levels` halves the image n_levels - 1 times, packing halves it once more.
+    """
+    return 2 * 2 ** (n_levels - 1)
 
 
 @torch.no_grad()
@@ -30,15 +33,15 @@ def encode_images(images: Tensor, vae: AutoencoderKL) -> Posterior:
 
 @torch.no_grad()
 def decode_latents(tokens: Tensor, grid: tuple[int, int], vae: AutoencoderKL) -> Tensor:
-    """Decode [B, h*w, 4C] -> images [B, 3, H, W], about [-1, 1], on the device of the VAE.
+    """Decode [B, h*w, 4C] -> images [B, 3, H, W], about in [-1, 1], on the VAE's device.
 
-    Raises UserError for NaN and infinity, which everything after this would turn black without a word.
+    Raises UserError for NaN and infinity, which an image file would silently show as black.
     """
     latents = unpack(tokens, grid) / vae.config.scaling_factor + vae.config.shift_factor
     images = vae.decode(latents.to(get_module_execution_device(vae), vae.dtype)).sample
     if not images.isfinite().all():
         raise UserError(
-            "an image came out as NaN: float16 may overflow, load the model in bfloat16 or float32; if it is, weights "
-            "of the model or of an adapter are damaged"
+            "decoding: an image came out as NaN; load the model in bfloat16 or float32, because float16 may overflow. "
+            "If it is in one of them, check the files of the model and of the adapters"
         )
     return images

@@ -1,4 +1,4 @@
-"""The modules of FLUX.1 as one diffusers pipeline: loading, saving, adapters, folding."""
+"""Load, save, adapt and fold the modules of FLUX.1 as one diffusers pipeline."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from seg2any.system.errors import UserError
 
 
 class Flux1Pipeline(FluxPipeline):
-    """The parts of a FLUX.1 folder, its transformer turned into ours; `card` tells how loaded adapters were trained.
+    """A FluxPipeline whose transformer is a `Seg2AnyTransformer2DModel`.
 
-    Loading, saving, offloading and further LoRAs with their weights are FluxPipeline's own. IP-Adapters cannot be used:
-    they replace the attention, and with it the regions.
+    card  says how the loaded adapters were trained; None without adapters
+
+    Loading, saving, offloading and further LoRAs work as in FluxPipeline. IP-Adapters do not: they replace the
+    attention, and with it the regions.
     """
 
     card: AdapterCard | None = None
 
-    @functools.wraps(FluxPipeline.__init__)  # from_pretrained reads from the signature which parts there are
+    @functools.wraps(FluxPipeline.__init__)  # from_pretrained reads the names of the parts from the signature
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if self.transformer is not None:
@@ -35,7 +37,7 @@ class Flux1Pipeline(FluxPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Load as in diffusers; a folder that was saved folded brings its adapters and their card."""
+        """Load as in diffusers; from a folder saved folded also load its adapters and card."""
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if pipeline.transformer is not None:
             pipeline.card = load_folded(pipeline.transformer, pretrained_model_name_or_path)
@@ -43,11 +45,11 @@ class Flux1Pipeline(FluxPipeline):
 
     @property
     def base(self) -> Flux1:
-        """These modules as a `Base`."""
+        """Return the `Base` that these modules implement."""
         return Flux1(self)
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
-        """Save as in diffusers, without adapters unless `default` is folded: then the folder loads as it was saved."""
+        """Save as in diffusers, without adapters; if `default` is folded, with them."""
         if not getattr(self.transformer, "peft_config", None):
             super().save_pretrained(save_directory, **kwargs)
             return
@@ -57,7 +59,7 @@ class Flux1Pipeline(FluxPipeline):
         plain.save_pretrained(save_directory, **kwargs)
 
     def load_adapters(self, path: str) -> None:
-        """Load <path>/default and <path>/cond, the published layout; their card sets the default settings.
+        """Load <path>/default and <path>/cond; their card sets the default settings.
 
         Raises UserError for missing or broken files, and for adapters of another model.
         """
@@ -65,39 +67,44 @@ class Flux1Pipeline(FluxPipeline):
         self._refresh_hooks()
 
     def save_adapters(self, path: str, card: AdapterCard | None = None) -> None:
-        """Write what `load_adapters` reads. `card` tells how they were trained; None: as they were loaded."""
+        """Write the adapters in the format that `load_adapters` reads.
+
+        card  says how they were trained; None: the card that was loaded with them
+
+        Raises UserError without either card.
+        """
         card = card or self.card
         if card is None:
-            raise UserError(f"{path}: adapters that were not loaded have no card; give save_adapters one")
+            raise UserError(f"{path}: adapters that were not loaded have no card; call save_adapters(path, card)")
         save_adapters(self.transformer, path, card)
 
     def load_lora_weights(self, *args, **kwargs) -> None:
-        """Load a further LoRA beside ours, as in diffusers.
+        """Load a further LoRA beside our adapters, as in diffusers.
 
-        Raises UserError in memory mode fp8, where peft would store it in 8-bit floats that nothing computes.
+        Raises UserError in memory mode fp8: peft would store the LoRA in 8-bit floats, which no kernel computes.
         """
         if any(parameter.dtype == torch.float8_e4m3fn for parameter in self.transformer.parameters()):
-            raise UserError("memory fp8: further LoRAs would be rounded to 8 bits; load the pipeline with int8 or nf4")
+            raise UserError("memory fp8: peft would round further LoRAs to 8 bits; use memory int8 or nf4")
         super().load_lora_weights(*args, **kwargs)
         self._refresh_hooks()
 
     def unload_lora_weights(self, *args, **kwargs) -> None:
-        """Unload all adapters, as in diffusers: ours and others, and with ours their settings."""
+        """Unload all adapters, as in diffusers, and forget the card of ours."""
         super().unload_lora_weights(*args, **kwargs)
         self.card = None
 
     def fold(self) -> None:
-        """Make the loaded adapters free for text and image tokens: `default` becomes part of the weights, same images.
+        """Add `default` to the weights, so that text and image tokens need no adapter.
 
-        Further LoRAs may come before or after. Raises UserError for quantised or offloaded weights and if `default` is
-        folded already, see `seg2any.adapters.fold`.
+        Images stay the same. Further LoRAs may be loaded before or after. Raises UserError for quantised or offloaded
+        weights and if `default` is folded already, see `seg2any.adapters.fold`.
         """
         fold(self.transformer)
 
     def unfold(self) -> None:
-        """Undo `fold`, up to a rounding of the weights."""
+        """Undo `fold`, up to rounding of the weights."""
         unfold(self.transformer)
 
     def _refresh_hooks(self) -> None:
-        """Tell group offloading, which keeps a list of the layers it moves, about added adapters."""
+        """Apply group offloading again, because its list of layers lacks the added adapters."""
         _maybe_remove_and_reapply_group_offloading(self.transformer)

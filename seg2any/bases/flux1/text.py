@@ -1,10 +1,10 @@
-"""Captions to embeddings the way FLUX.1 was trained to read them, by T5 and CLIP.
+"""Encode captions with T5 and CLIP as in FLUX.1's training.
 
-T5 sees every caption alone, padded to a fixed length and without an attention mask, so the padding takes part and an
-embedding is exact for that length only (spec section 3). The padding rows are dropped afterwards.
+T5 reads each caption alone, padded to a fixed length, without an attention mask. So the padding changes the embedding,
+which is exact for that length only. The padding rows are dropped afterwards.
 
 kinds of `TextKey`:  "t5"         [T, D], T <= length: the caption's own tokens, its `</s>` included
-                     "t5_padded"  [length, D]: with the padding rows, as stock FLUX takes it
+                     "t5_padded"  [length, D]: with the padding rows, the input of stock FLUX
                      "clip"       [P]: the pooled vector of CLIP's first 77 tokens; length is 0
 """
 
@@ -29,7 +29,7 @@ TOKENS_PER_PASS = 8192  # bounds the memory of one pass: 16 captions at T5's 512
 
 
 class TextEncoders(Protocol):
-    """A FLUX pipeline, or anything with the same four attributes."""
+    """The text part of a FLUX pipeline, or any object with these four attributes."""
 
     tokenizer: object
     text_encoder: nn.Module
@@ -38,13 +38,13 @@ class TextEncoders(Protocol):
 
 
 def prompt_of(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
-    """Name the embeddings of a global caption, which may be absent, and of the regions' captions.
+    """Name the embeddings of a sample's captions; its global caption may be None.
 
     Raises UserError for plain settings without a global caption.
     """
     if settings.is_plain:
         if caption is None:
-            raise UserError("attention_mask_method none reads the global caption only: add `caption` to the layout")
+            raise UserError("layout: `caption` is missing, and attention_mask_method none reads nothing else; add it")
         return Prompt(TextKey(caption, settings.max_sequence_length, "t5_padded"), (), TextKey(caption, 0, "clip"))
     return Prompt(
         caption=None if caption is None else TextKey(caption, settings.max_sequence_length, "t5"),
@@ -55,22 +55,25 @@ def prompt_of(caption: str | None, regions: Sequence[str], settings: ConditionSe
 
 @torch.no_grad()
 def encode_keys(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
-    """Yield the embedding of each key, on the CPU, in any order. Warns with TruncationWarning if tokens are cut."""
+    """Yield the embedding of each key, on the CPU, in any order.
+
+    Warns with TruncationWarning if T5 does not read all tokens of a caption.
+    """
     yield from _encode_pooled([key for key in keys if key.kind == "clip"], encoders)
     yield from _encode_t5([key for key in keys if key.kind != "clip"], encoders)
 
 
 def encoder_state(key: TextKey, encoders: TextEncoders) -> Hashable:
-    """Return the encoder of a key with its precision and active LoRAs."""
+    """Return the encoder of a key, its precision and its active LoRAs."""
     encoder = encoders.text_encoder if key.kind == "clip" else encoders.text_encoder_2
     has_loras = getattr(encoder, "_hf_peft_config_loaded", False)
     return weakref.ref(encoder), encoder.dtype, tuple(encoder.active_adapters()) if has_loras else ()
 
 
 def _encode_pooled(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
-    if not keys:  # then the encoder may be gone
+    if not keys:  # the encoder may have been released
         return
-    # CLIP cuts after 77 tokens, but T5 reads the rest, so nothing is reported.
+    # No warning for the cut after 77 tokens: T5 reads the rest.
     limit = encoders.text_encoder.config.max_position_embeddings
     for batch in _passes(keys, limit):
         tokens = _tokenize(encoders.tokenizer, [key.caption for key in batch], limit)
@@ -85,12 +88,12 @@ def _encode_t5(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tupl
         tokens = _tokenize(encoders.tokenizer_2, captions, length)
         embeds = encoders.text_encoder_2(_to(encoders.text_encoder_2, tokens.input_ids))[0].cpu()
         for key, rows, n_own in zip(batch, embeds, tokens.attention_mask.sum(dim=1), strict=True):
-            # A clone: a row of the batch would keep the whole batch in memory for as long as it is cached.
+            # A view would keep the whole batch in memory as long as it is cached.
             yield key, (rows if key.kind == "t5_padded" else rows[:n_own]).clone()
 
 
 def _equal_lengths(keys: Iterable[TextKey]) -> Iterator[list[TextKey]]:
-    """Yield batches of keys that are padded to the same length, of at most TOKENS_PER_PASS tokens."""
+    """Yield batches of keys with equal `length` and at most TOKENS_PER_PASS tokens."""
     by_length = defaultdict(list)
     for key in keys:
         by_length[key.length].append(key)
@@ -99,7 +102,7 @@ def _equal_lengths(keys: Iterable[TextKey]) -> Iterator[list[TextKey]]:
 
 
 def _passes(keys: Sequence[TextKey], length: int) -> Iterator[Sequence[TextKey]]:
-    """Yield batches of keys of `length` tokens, of at most TOKENS_PER_PASS tokens."""
+    """Yield batches of at most TOKENS_PER_PASS tokens, `length` tokens per key."""
     step = max(TOKENS_PER_PASS // length, 1)
     yield from (keys[start : start + step] for start in range(0, len(keys), step))
 

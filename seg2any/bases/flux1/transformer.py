@@ -1,7 +1,8 @@
-"""FLUX.1 that takes a `Condition`: the stock transformer, subclassed; nothing is copied and no weight is added.
+"""Let FLUX.1's transformer take a `Condition`.
 
-Stock weights, quantisation, offloading, caches and LoRA loaders of diffusers keep working. Without a condition the
-output is bit for bit the stock model's, and the `cond` adapter is never met.
+The stock class is subclassed; no code is copied and no weight is added. Stock weights, quantisation, offloading, caches
+and LoRA loaders of diffusers keep working. Without a condition the output is bit for bit the stock model's, and the
+adapter `cond` is not used.
 """
 
 from __future__ import annotations
@@ -41,17 +42,19 @@ CONDITION_LAYERS = {
 
 
 class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
-    """The transformer of Seg2Any (paper section 3). `forward` has the stock signature; the condition arrives as
-    `joint_attention_kwargs={"condition": Condition}`.
+    """The transformer of Seg2Any (paper section 3).
 
-    cond_adapters: names of the adapters that act on condition tokens; all others act on text and image tokens
+    `forward` has the stock signature; the condition arrives as `joint_attention_kwargs={"condition": Condition}`.
+
+    ulysses        the processes that share an image, for `seg2any.bases.flux1.base.velocity`; None: this one alone
+    cond_adapters  names of the adapters that act on condition tokens; all others act on text and image tokens
     """
 
     _no_split_modules = ["RegionalDoubleBlock", "RegionalSingleBlock"]
     _repeated_blocks = ["RegionalDoubleBlock", "RegionalSingleBlock"]
-    _cp_plan = None  # hooks that would cut the sequence without its mask; see enable_parallelism
+    _cp_plan = None  # its hooks would split the sequence without the mask; see enable_parallelism
 
-    ulysses: Ulysses | None = None  # the processes that make an image together, for `flux1.base.velocity`
+    ulysses: Ulysses | None = None
     cond_adapters: frozenset[str] = frozenset({COND})
 
     @functools.wraps(FluxTransformer2DModel.__init__)  # from_config reads the signature
@@ -61,7 +64,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
 
     @classmethod
     def adopt(cls, stock: FluxTransformer2DModel) -> Seg2AnyTransformer2DModel:
-        """Turn a stock transformer into this class, in place and without copying; one of ours is returned as it is."""
+        """Turn a stock transformer into this class in place; leave one of this class unchanged."""
         if not isinstance(stock, cls):
             stock.__class__ = cls
             stock._adopt_blocks()
@@ -75,14 +78,14 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         for module in self.modules():
             if isinstance(module, FluxAttention):
                 module.set_processor(RegionalAttnProcessor())
-        for block_class in (RegionalDoubleBlock, RegionalSingleBlock):  # where the caches of diffusers look
+        for block_class in (RegionalDoubleBlock, RegionalSingleBlock):  # diffusers' step caches look here
             TransformerBlockRegistry.register(block_class, TransformerBlockMetadata(1, 0))
 
     @property
     def adapter_layers(self) -> dict[str, list[str]]:
-        """Names of the Linear layers of each adapter (paper eq. 4, spec section 5).
+        """Return the names of the Linear layers of each adapter (paper eq. 4).
 
-        `default` is on every Linear of the blocks, `cond` on `x_embedder` and those that condition tokens pass.
+        `default` is on every Linear of the blocks, `cond` on `x_embedder` and on those that condition tokens pass.
         """
         default = [
             f"{stack}.{name.removesuffix('.base_layer')}"
@@ -99,24 +102,33 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         return {DEFAULT: default, COND: ["x_embedder", *cond]}
 
     def set_attention_backend(self, backend: str) -> None:
-        """Refused but for diffusers' default: most of its kernels lose the regions, and ours belong to the settings."""
+        """Refuse every backend but "native": most of diffusers' kernels ignore the regions.
+
+        Our backends are a setting, `ConditionSettings.attention_backend`. Raises UserError.
+        """
         if backend != "native":
             check_backend(backend)
             how = f'settings=pipe.settings.override({{"attention_backend": "{backend}"}})'
-            raise UserError(f"set_attention_backend({backend!r}) does not reach the regions; call pipe(.., {how})")
+            raise UserError(f"set_attention_backend: {backend!r} would ignore the regions; call pipe(.., {how})")
 
     def enable_parallelism(self, *, config: Any, cp_plan: Any = None) -> None:
-        """Make every image with several processes: `ContextParallelConfig(ulysses_degree=n)`, to generate. All of them
-        run the pipeline with the same arguments, and get the same images.
+        """Share the generation of every image among processes.
 
-        Raises UserError for other configurations: ring attention and plans cut the sequence without its mask.
+        All of them call the pipeline with equal arguments.
+
+        config  `ContextParallelConfig(ulysses_degree=n)` of diffusers
+
+        Raises UserError for other configurations: ring attention and plans split the sequence without the mask.
         """
         if self.ulysses is not None or cp_plan is not None:
             raise UserError("enable_parallelism: already enabled, or cp_plan given; call it once, without cp_plan")
         self.ulysses = Ulysses(config, self.config.num_attention_heads, self.device)
 
     def add_adapter(self, adapter_config: PeftConfig, adapter_name: str = DEFAULT) -> None:
-        """As in diffusers, but adapters that were active stay active."""
+        """Add an adapter as in diffusers; active adapters stay active.
+
+        Raises UserError for an adapter that cannot be routed.
+        """
         refuse_unroutable(adapter_config.to_dict(), adapter_name)
         active = self._active()
         with several_adapters():
@@ -124,7 +136,10 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         self.set_adapter([*active, adapter_name])
 
     def load_lora_adapter(self, pretrained_model_name_or_path_or_dict, prefix="transformer", hotswap=False, **kwargs):
-        """As in diffusers, but adapters that were active stay active, and those that cannot be routed are refused."""
+        """Load an adapter as in diffusers; active adapters stay active.
+
+        Raises UserError for an adapter that cannot be routed.
+        """
         source, name = pretrained_model_name_or_path_or_dict, kwargs.get("adapter_name") or "LoRA"
         options = {key.removeprefix(f"{prefix}."): value for key, value in (kwargs.get("metadata") or {}).items()}
         refuse_unroutable(options, name, source if isinstance(source, dict) else ())
@@ -138,13 +153,13 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
             self.set_adapter([*active, *loaded])
 
     def delete_adapters(self, adapter_names: list[str] | str) -> None:
-        """As in diffusers; a folded adapter is taken out of the base weights first."""
+        """Delete adapters as in diffusers; a folded one is subtracted from the weights first."""
         if DEFAULT in ([adapter_names] if isinstance(adapter_names, str) else adapter_names) and is_folded(self):
             unfold(self)
         super().delete_adapters(adapter_names)
 
     def unload_lora(self) -> None:
-        """As in diffusers; a folded adapter is taken out of the base weights first."""
+        """Unload all adapters as in diffusers; a folded one is subtracted from the weights first."""
         if is_folded(self):
             unfold(self)
         super().unload_lora()
@@ -168,10 +183,13 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         return_dict: bool = True,
         controlnet_blocks_repeat: bool = False,
     ) -> Transformer2DModelOutput | tuple[torch.Tensor]:
-        """Predict the velocity. hidden_states [B, I, channels], encoder_hidden_states [B, T, D_text],
-        pooled_projections [B, P], timestep and guidance [B], timestep in [0, 1] -> [B, I, channels].
+        """Predict the velocity [B, I, channels].
 
-        With a condition its token positions replace `txt_ids` and `img_ids`, which may then be None.
+        hidden_states          image tokens [B, I, channels]
+        encoder_hidden_states  text tokens [B, T, D_text]
+        pooled_projections     [B, P]
+        timestep, guidance     [B]; timestep in [0, 1]
+        txt_ids, img_ids       unused with a condition, which has positions of its own
         """
         condition, tap = condition_of(joint_attention_kwargs)
         if condition is None:
@@ -182,7 +200,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         n_image = hidden_states.shape[1]
         rows = Rows(visual.shape[1] - n_image, self.cond_adapters)
 
-        # in the dtype of the input: that of x_embedder's output, 16 bit under autocast, would round the time to 1/250
+        # in the dtype of the input: under autocast x_embedder returns 16 bit, which would round the time to 1/250
         temb = self._time_embedding(timestep.to(hidden_states.dtype), guidance, pooled_projections, rows)
         visual, text = linear(self.x_embedder, visual, rows), self.context_embedder(encoder_hidden_states)
         rotation = self._rotation(positions)
@@ -207,7 +225,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         rotation: torch.Tensor,
         context: BlockContext,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Run a block, recomputed in the backward pass with gradient checkpointing; -> new text, new visual rows."""
+        """Run a block, with gradient checkpointing if it is on; return new text and visual rows."""
         given = {"context": context}
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(block, visual, text, temb, rotation, given)
@@ -222,61 +240,67 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
     def _residuals(
         self, double: Sequence[torch.Tensor] | None, single: Sequence[torch.Tensor] | None, repeat: bool
     ) -> Iterator[torch.Tensor | None]:
-        """Yield what ControlNets add to the image rows after each block, None for nothing."""
+        """Yield the ControlNet residual to add to the image rows after each block, or None."""
         yield from control_residuals(double, len(self.transformer_blocks), repeat)
         yield from control_residuals(single, len(self.single_transformer_blocks))
 
     def _time_embedding(
         self, timestep: torch.Tensor, guidance: torch.Tensor | None, pooled: torch.Tensor, rows: Rows
     ) -> torch.Tensor:
-        """Embed time, guidance and pooled text: [B, 1, D], or [B, 2, D] with a condition, whose time is 0."""
+        """Embed time, guidance and pooled text: [B, 1, D], or [B, 2, D] with a condition (time 0)."""
         guidances = () if guidance is None else (guidance.to(timestep.dtype) * 1000,)
         times = [timestep * 1000, torch.zeros_like(timestep)][: 1 + rows.of_modulation.n_cond]
         return torch.stack([self.time_text_embed(time, *guidances, pooled) for time in times], 1)
 
     def _rotation(self, positions: torch.Tensor) -> torch.Tensor:
-        """Return RoPE of token positions [B or 1, L, 3] as complex numbers of length 1, [B or 1, L, 1, d / 2]."""
+        """Compute RoPE of positions [B or 1, L, 3]: unit complex numbers [B or 1, L, 1, d / 2]."""
         cos, sin = self.pos_embed(positions.flatten(0, 1))
         return torch.complex(cos[:, ::2], sin[:, ::2]).unflatten(0, positions.shape[:2])[:, :, None]
 
 
 @contextlib.contextmanager
 def several_adapters() -> Iterator[None]:
-    """Silence peft's warning that a second adapter may not be intended: here it always is."""
+    """Silence peft's warning about a second adapter: here it is always intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         yield
 
 
 def condition_of(joint_attention_kwargs: dict[str, Any] | None) -> tuple[Condition | None, Tap | None]:
-    """Return the condition (None: plain FLUX) and the tap. Raises UserError for keys that nothing here reads."""
+    """Return condition and tap, or None for each. Raises UserError for other keys but `scale`."""
     given = dict(joint_attention_kwargs or {})
     condition, tap = given.pop("condition", None), given.pop("tap", None)
     if given:
-        raise UserError(f"joint_attention_kwargs {', '.join(given)}: only condition, tap and scale are supported")
+        raise UserError(f"joint_attention_kwargs: {', '.join(given)} has no effect; give only condition, tap and scale")
     return condition, tap
 
 
 def with_condition_rows(condition: Condition, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Append the condition tokens, unless their keys are known already: [B, I, channels] -> [B, I + C, channels]."""
+    """Append the condition tokens to image tokens: [B, I, channels] -> [B, I + C, channels].
+
+    They are left out if the condition holds their keys. Raises UserError for other numbers of tokens than prepared.
+    """
     tokens = condition.tokens
     given, expected = (*text.shape[:2], image.shape[1]), (tokens.batch_size, tokens.n_text, tokens.n_image)
     if given != expected:
-        raise UserError(f"(batch, text, image) tokens are {given} but the condition was prepared for {expected}")
+        raise UserError(f"condition: (batch, text, image) tokens are {given}, but it was prepared for {expected}")
     if not condition.needs_cond_rows:
         return image
     return torch.cat([image, condition.cond.to(image.dtype)], 1)
 
 
 def stock_positions(txt_ids: torch.Tensor, img_ids: torch.Tensor) -> torch.Tensor:
-    """Join ids [T, 3] and [I, 3], or the older [B, T, 3] and [B, I, 3] whose rows are equal, to [1, T + I, 3]."""
+    """Join text ids [T, 3] and image ids [I, 3] to [1, T + I, 3].
+
+    Also takes the older form [B, T, 3] and [B, I, 3], in which all samples have the same ids.
+    """
     return torch.cat([ids[0] if ids.ndim == 3 else ids for ids in (txt_ids, img_ids)])[None]
 
 
 def control_residuals(
     samples: Sequence[torch.Tensor] | None, n_blocks: int, repeat: bool = False
 ) -> list[torch.Tensor | None]:
-    """Assign a ControlNet's outputs to blocks: each to a run of blocks, or with `repeat` in turns."""
+    """Assign ControlNet outputs to blocks: one output per run of blocks, or in turns (`repeat`)."""
     if samples is None:
         return [None] * n_blocks
     run = math.ceil(n_blocks / len(samples))

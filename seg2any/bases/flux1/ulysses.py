@@ -1,8 +1,10 @@
-"""One image on several GPUs: the Ulysses attention of diffusers (arXiv 2309.14509), with our masks.
+"""Generate one image on several GPUs: diffusers' Ulysses attention with our masks.
 
-Every process has a share of the text, the image and the condition rows. In attention they exchange rows for heads: each
-sees all tokens, for its part of the heads, in the order of the processes. So who sees whom is asked of token ids that
-were put into that order, and backends need not know.
+See arXiv 2309.14509.
+
+Each process holds a share of the text, image and condition rows. For attention the processes exchange rows for heads:
+each then has all tokens for its share of the heads, in the order of the processes. The token layout of the attention
+plan is put into the same order, so attention backends need not know about processes.
 """
 
 from __future__ import annotations
@@ -26,31 +28,34 @@ from seg2any.system.errors import UserError
 
 
 class Ulysses:
-    """The processes that make an image together, each with all weights. All call the transformer with equal inputs
-    and get equal outputs."""
+    """The processes that share an image, each with all weights.
+
+    All of them call `velocity` with equal inputs and get equal outputs.
+    """
 
     def __init__(self, config: Any, n_heads: int, device: torch.device):
-        """config: `ContextParallelConfig(ulysses_degree=n)` of diffusers; `torch.distributed` runs n processes, or a
-        multiple: then ranks 0 to n - 1 make one image, the next n another.
+        """Join the processes of `torch.distributed` to groups of n: ranks 0 to n - 1, and so on.
 
-        Raises UserError for other kinds of parallelism, and where heads or processes do not suffice.
+        config  `ContextParallelConfig(ulysses_degree=n)` of diffusers
+
+        Raises UserError for other kinds of parallelism, and if n divides neither heads nor processes.
         """
         self.config = config if isinstance(config, ParallelConfig) else ParallelConfig(context_parallel_config=config)
         chosen = self.config.context_parallel_config
         if not isinstance(chosen, ContextParallelConfig):
-            raise UserError("enable_parallelism: tensor parallelism cuts the weights that adapters are routed by")
+            raise UserError("enable_parallelism: tensor parallelism splits weights; give a ContextParallelConfig")
         if chosen.ring_degree != 1 or chosen.ulysses_anything or chosen.ulysses_degree < 2:
             raise UserError(
-                "enable_parallelism: ring attention has no masks; give ContextParallelConfig(ulysses_degree=n)"
+                "enable_parallelism: ring attention takes no mask; give ContextParallelConfig(ulysses_degree=n)"
             )
         self.size = chosen.ulysses_degree
         if n_heads % self.size:
-            raise UserError(f"ulysses_degree is {self.size}, and {n_heads} heads cannot be shared evenly; use another")
+            raise UserError(f"ulysses_degree {self.size} does not divide {n_heads} attention heads; give a divisor")
         if not dist.is_initialized():
             raise UserError("enable_parallelism: call torch.distributed.init_process_group first, under torchrun")
         processes = dist.get_world_size()
         if processes % self.size:
-            raise UserError(f"ulysses_degree is {self.size}, of {processes} processes; start as many")
+            raise UserError(f"ulysses_degree {self.size} does not divide {processes} processes; launch a multiple")
         shape, names = (processes // self.size, *chosen.mesh_shape), ("images", *chosen.mesh_dim_names)
         mesh = chosen.mesh or init_device_mesh(device.type, shape, mesh_dim_names=names)
         self.config.setup(dist.get_rank(), processes, device, mesh=mesh)
@@ -61,31 +66,31 @@ class Ulysses:
     def check(
         self, transformer: FluxTransformer2DModel, x: torch.Tensor, condition: Condition, tap: Tap | None
     ) -> None:
-        """Raise UserError for what cannot be shared. x: image tokens [B, I, channels]."""
+        """Raise UserError for a call that processes cannot share. x: image tokens [B, I, channels]."""
         reasons = {
             "training": torch.is_grad_enabled(),
-            "a step cache: each process would skip other steps": transformer.is_cache_enabled,
-            "method 'place': its weights belong to places": condition.settings.attention_mask_method == "place",
+            "a step cache (the processes would skip different steps)": transformer.is_cache_enabled,
+            "method place (its weights depend on positions)": condition.settings.attention_mask_method == "place",
             "a tap": tap is not None,
-            f"{x.shape[1]} image tokens: {self.size} processes cannot share them evenly": x.shape[1] % self.size,
+            f"{x.shape[1]} image tokens ({self.size} processes cannot share them evenly)": x.shape[1] % self.size,
         }
         if found := [reason for reason, applies in reasons.items() if applies]:
-            raise UserError(f"context parallelism does not go with {found[0]}; use one GPU, or change that")
+            raise UserError(f"context parallelism: does not work with {found[0]}; use one GPU, or change that")
 
     def share(self, x: torch.Tensor, condition: Condition) -> tuple[torch.Tensor, Condition]:
-        """Return this process's image tokens [B, I / processes, channels] and its part of the condition."""
+        """Return this process's image tokens [B, I / processes, channels] and condition."""
         if condition not in self._shares:
             self._shares[condition] = self._share(condition)
         return x.chunk(self.size, 1)[self.rank], self._shares[condition].to(x.device, x.dtype)
 
     def gather(self, prediction: torch.Tensor) -> torch.Tensor:
-        """Join the parts of all processes: [B, I / processes, channels] -> [B, I, channels]."""
+        """Gather the parts of all processes: [B, I / processes, channels] -> [B, I, channels]."""
         parts = [torch.empty_like(prediction) for _ in range(self.size)]
         dist.all_gather(parts, prediction.contiguous(), group=self.group)
         return torch.cat(parts, 1)
 
     def _share(self, condition: Condition) -> Condition:
-        """Cut this process's part out of a condition; its exchange knows who sees whom among all tokens."""
+        """Cut out this process's part of a condition; its exchange attends over all tokens."""
         tokens, cond = condition.tokens, condition.cond
         padding = (Kind.TEXT_PAD, Kind.IMAGE, Kind.COND_PAD)
         lengths = (tokens.n_text, tokens.n_image, tokens.n_cond)
@@ -107,16 +112,19 @@ class Ulysses:
 
 @dataclass(frozen=True)
 class Exchange:
-    """Attention of a block over all tokens, for a process's part of the heads.
+    """Attention over the tokens of all processes, for this process's share of the heads.
 
-    plan: of all tokens, in the order of the processes
+    plan  attention plan of all tokens, in the order of the processes
     """
 
     plan: AttentionPlan
     config: ParallelConfig
 
     def attend(self, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """[B, a process's tokens, heads, d] each -> the same shape. All processes call it."""
+        """Attend for this process's tokens: [B, tokens, heads, d] each -> that shape.
+
+        All processes call it together.
+        """
 
         def of_all(_, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *__, **___) -> torch.Tensor:
             return self.plan.attend(block, query, key, value)
@@ -126,7 +134,7 @@ class Exchange:
 
 
 def _shares(streams: Sequence[torch.Tensor], size: int, padding: Sequence[int]) -> list[torch.Tensor]:
-    """Streams [B, n, ..] of tokens, each padded to `size` equal parts -> the parts of each process, joined."""
+    """Pad streams [B, n, ..], cut each into `size` equal parts, and join each process's parts."""
     parts = []
     for x, value in zip(streams, padding, strict=True):
         x = torch.cat([x, x.new_full((len(x), -x.shape[1] % size, *x.shape[2:]), value)], 1)

@@ -1,4 +1,4 @@
-"""A pipeline without weights: all sizes and the tokenizers, from the small files of a folder or a hub id."""
+"""Build a pipeline without weights, for its sizes and tokenizers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
 
 def weightless_pipeline(name: str) -> Flux1Pipeline:
-    """The pipeline `name` with its networks on the meta device. Raises what the libraries raise for what is missing."""
+    """Load the pipeline `name`, a folder or hub id, with its networks on the meta device.
+
+    Reads configurations and tokenizers only. Raises the errors of diffusers and transformers for missing files.
+    """
     with torch.device("meta"):
         networks = {
             "transformer": Seg2AnyTransformer2DModel.from_config(
