@@ -33,7 +33,7 @@ def run(options: Options) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run looks again, and says what it left out
         Layout.find(options.seg_mask_path)  # a path with nothing to read is known before anything heavy is loaded
-    from seg2any.generate.run import run  # takes seconds to import: not before --help is answered
+    from seg2any.commands.generate import run  # takes seconds to import: not before --help is answered
 
     run(options)
 

@@ -33,12 +33,11 @@ from seg2any.data.shapes import ShapesDataset
 from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.evaluation.shapes.judge import Verdict, judge
 from seg2any.evaluation.shapes.results import results
-from seg2any.evaluation.shapes.sources import open_pipeline
-from seg2any.generate.model import choose_device
+from seg2any.evaluation.shapes.sources import open_session
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.console import exit_status, whole
 from seg2any.system.interrupts import run_command
-from seg2any.system.precision import PRECISIONS
+from seg2any.system.precision import PRECISIONS, choose_device
 from seg2any.system.provenance import circumstances
 
 SHOWN = ("colour", "pattern", "IoU", "boundary IoU", "leak")
@@ -72,7 +71,8 @@ def run(options: argparse.Namespace) -> None:
     """Measure, and print the table and the line of JSON; or calibrate, and print what was found. Raises UserError."""
     check_place(options.output)
     device = choose_device(options.device)
-    pipe, recipe = open_pipeline(options.model, options.lora, options.weight_dtype, device)
+    session, recipe = open_session(options.model, options.lora, options.weight_dtype, device)
+    pipe = session.pipeline
     pipe.set_progress_bar_config(disable=True)
     scenes = ShapesDataset("test", options.scenes)
     samples = [scenes[index] for index in range(len(scenes))]

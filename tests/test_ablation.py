@@ -28,6 +28,7 @@ from seg2any.evaluation.generated import image_seed
 from seg2any.evaluation.metrics.result import mean
 from seg2any.evaluation.report.results import make_run, read_run
 from seg2any.evaluation.shapes.judge import judge
+from seg2any.generate.session import Session
 from seg2any.system.files import RUNNING
 from seg2any.training.config import load
 from tests.forked import holding
@@ -45,6 +46,7 @@ class Painter:
         self.settings, self.card = ConditionSettings(), SimpleNamespace(step=7)
         self.vae = SimpleNamespace(config=SimpleNamespace(block_out_channels=(1,) * 4), dtype=torch.float32)
         self.made: list[tuple[str, int]] = []
+        self.base = SimpleNamespace(geometry=SimpleNamespace(pixels_per_token=16))
         self.fail_at: int | None = None
         self.watch = lambda: None
 
@@ -83,7 +85,7 @@ def judge_once(image: np.ndarray, layout):
 def painter(monkeypatch: pytest.MonkeyPatch) -> Painter:
     one = Painter()
     recipe = {"model": {"id": "painter"}, "adapter": {"path": "x", "sha256": "0" * 64}, "weight_dtype": "float32"}
-    monkeypatch.setattr("seg2any.evaluation.ablation.measure.open_pipeline", lambda *_: (one, dict(recipe)))
+    monkeypatch.setattr("seg2any.evaluation.ablation.measure.open_session", lambda *_: (Session(one), dict(recipe)))
     monkeypatch.setattr("seg2any.evaluation.shapes.sources.round_trip", lambda images, pipeline: iter(images))
     for module in ("seg2any.evaluation.ablation.measure", "seg2any.evaluation.shapes.sources"):
         monkeypatch.setattr(f"{module}.judge", judge_once)
@@ -339,14 +341,14 @@ def test_configs_of_trained_rows_say_what_is_different(name: str):
 def test_the_base_model_alone_has_no_adapters(tmp_path: Path, painter: Painter, monkeypatch: pytest.MonkeyPatch):
     opened = []
 
-    def open_pipeline(model, adapter, *_):
+    def open_session(model, adapter, *_):
         opened.append(adapter)
-        return painter, {
+        return Session(painter), {
             "model": {"id": "painter"},
             "adapter": adapter and {"path": str(adapter), "sha256": "0" * 64},
         } | {"weight_dtype": "float32"}
 
-    monkeypatch.setattr("seg2any.evaluation.ablation.measure.open_pipeline", open_pipeline)
+    monkeypatch.setattr("seg2any.evaluation.ablation.measure.open_session", open_session)
     assert run(tmp_path, "--rows", "none-bare", "--lora", "lora") == 0
     assert opened == [Path("lora"), None]
     made = read_run(tmp_path / "out" / "normal" / "none-bare.json").settings

@@ -146,7 +146,7 @@ def test_finished_images_are_neither_made_again_nor_need_the_weights(
     def refuse(*_: object):
         raise AssertionError("loaded")
 
-    monkeypatch.setattr("seg2any.generate.model.load_pipeline", refuse)
+    monkeypatch.setattr("seg2any.generate.session.load_pipeline", refuse)
     before = content(made)
     assert main(arguments(made)) == 0
     assert "0 images to make" in capsys.readouterr().out and content(made) == before

@@ -16,12 +16,11 @@ from PIL import Image
 from infer import main
 from seg2any.adapters.card import AdapterCard
 from seg2any.attention.settings import ConditionSettings
-from seg2any.generate.choices import Machine, check_modes, choose_settings, shared_recipe
+from seg2any.generate.choices import Machine, check_modes, choose_settings, explained_memory, shared_recipe
 from seg2any.generate.memory_modes import MEMORY_MODES
 from seg2any.generate.options import Options
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.recipe import differences, read_recipe
-from seg2any.generate.run import explained_memory
 from seg2any.system.errors import UserError
 from tests.infer_command import MODEL, command, infer, layout, three_layouts
 

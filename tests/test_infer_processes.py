@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from infer import main
+from seg2any.generate.choices import device_name
 from seg2any.generate.plan import own_jobs
 from seg2any.system.errors import UserError
 from seg2any.system.processes import Process
@@ -142,11 +143,11 @@ def test_the_launcher_says_who_a_process_is():
 def test_every_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [Process(i, 4, i % 2, 2).device_name(None) for i in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert Process(1, 2, 1, 2).device_name("cuda") == "cuda:1"
-    assert Process(1, 2, 1, 2).device_name("cpu") == Process(1, 2, 1, 2, True).device_name(None) == "cpu"
-    assert Process().device_name("cuda:1") == "cuda:1" and Process().device_name(None) is None
+    assert [device_name(Process(i, 4, i % 2, 2), None) for i in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert device_name(Process(1, 2, 1, 2), "cuda") == "cuda:1"
+    assert device_name(Process(1, 2, 1, 2), "cpu") == device_name(Process(1, 2, 1, 2, True), None) == "cpu"
+    assert device_name(Process(), "cuda:1") == "cuda:1" and device_name(Process(), None) is None
     with pytest.raises(UserError, match="3 processes, but 2 GPUs here"):
-        Process(2, 3, 2, 3).device_name(None)
+        device_name(Process(2, 3, 2, 3), None)
     with pytest.raises(UserError, match="--device cuda:1: all 2 processes would share it"):
-        Process(0, 2, 0, 2).device_name("cuda:1")
+        device_name(Process(0, 2, 0, 2), "cuda:1")

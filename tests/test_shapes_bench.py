@@ -25,6 +25,7 @@ from seg2any.evaluation.shapes.options import SCENES, Options, parse_options
 from seg2any.evaluation.shapes.results import bars, results, table
 from seg2any.evaluation.shapes.sources import round_trip
 from seg2any.generate.model import known_model
+from seg2any.generate.session import Session
 from seg2any.system.errors import UserError
 from seg2any.system.provenance import commit
 from tests.golden_root import REPOSITORY
@@ -38,7 +39,7 @@ SEEDS = [image_seed(42, name, 0) for name in NAMES]
 class Draughtsman:
     """Stands in for the pipeline: paints every layout in a grey of its seed, and remembers what it was asked."""
 
-    settings = ConditionSettings()
+    settings, base = ConditionSettings(), None
     vae = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
 
     def __init__(self):
@@ -62,7 +63,7 @@ def bench(tmp_path: Path, *flags: str) -> Bench:
     paths = ["--model", str(tmp_path / "model"), "--lora", "none", "--output", str(tmp_path / "out"), "--limit", "3"]
     options = parse_options([*paths, *flags])
     recipe = {"settings": ConditionSettings().to_json(), "guidance_scale": 3.5, "model": known_model(options.model)}
-    return Bench(options, Draughtsman(), recipe | {"adapter": None, "weight_dtype": "float32"}, Stopwatch())
+    return Bench(options, Session(Draughtsman()), recipe | {"adapter": None, "weight_dtype": "float32"}, Stopwatch())
 
 
 def generate(measured: Bench) -> list[int]:
@@ -73,21 +74,21 @@ def generate(measured: Bench) -> list[int]:
 def test_images_come_in_order_and_batches_and_are_not_made_twice(tmp_path: Path):
     first = bench(tmp_path, "--batch_size", "2", "--num_inference_steps", "7")
     assert generate(first) == [grey(seed)[0] for seed in SEEDS]
-    assert first.pipeline.calls == [(NAMES[:2], 7, SEEDS[:2]), (NAMES[2:], 7, SEEDS[2:])]
+    assert first.session.pipeline.calls == [(NAMES[:2], 7, SEEDS[:2]), (NAMES[2:], 7, SEEDS[2:])]
     files = sorted((tmp_path / "out" / "normal" / "group_0").iterdir())
     assert [file.stem for file in files] == NAMES
 
     files[1].write_bytes(files[1].read_bytes()[:-20])  # a copy that was interrupted
     again = bench(tmp_path, "--batch_size", "2", "--num_inference_steps", "7")
     assert generate(again) == [grey(seed)[0] for seed in SEEDS]
-    assert again.pipeline.calls == [(NAMES[:2], 7, SEEDS[:2])]  # among the same neighbours as the first time
+    assert again.session.pipeline.calls == [(NAMES[:2], 7, SEEDS[:2])]  # among the same neighbours as the first time
 
     more = bench(tmp_path, "--limit", "4", "--batch_size", "1", "--num_inference_steps", "7")
-    assert len(generate(more)) == 4 and len(more.pipeline.calls) == 1
+    assert len(generate(more)) == 4 and len(more.session.pipeline.calls) == 1
 
     anew = bench(tmp_path, "--num_inference_steps", "7", "--overwrite")
     generate(anew)
-    assert anew.pipeline.calls == [(NAMES, 7, SEEDS)]
+    assert anew.session.pipeline.calls == [(NAMES, 7, SEEDS)]
 
 
 def test_images_of_another_run_are_not_mixed_in(tmp_path: Path):

@@ -6,7 +6,7 @@ import torch
 
 from seg2any.data.shapes import ShapesDataset
 from seg2any.evaluation.shapes.judge import judge
-from seg2any.generate.model import load_pipeline
+from seg2any.generate.session import Loading, load_pipeline
 from tests.infer_command import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -16,7 +16,7 @@ SHAPES = REPOSITORY / "examples" / "shapes"
 
 @pytest.mark.parametrize(("name", "cond_attention"), [("lora", "bidirectional"), ("lora_isolated", "isolated")])
 def test_shipped_adapters_paint_regions_where_and_as_they_are_asked_for(name, cond_attention):
-    pipe = load_pipeline(str(SHAPES / "model"), SHAPES / name, torch.float32, torch.device("cpu"))
+    pipe = load_pipeline(str(SHAPES / "model"), torch.float32, torch.device("cpu"), Loading(SHAPES / name))
     pipe.set_progress_bar_config(disable=True)
     assert pipe.settings.cond_attention == cond_attention
     layouts = [sample.layout for sample in ShapesDataset("test", 2)]

@@ -114,16 +114,11 @@ def generate(request: Request) -> None:
     from accelerate import PartialState
 
     from seg2any.evaluation.generated import Generated, discard_leftovers, write_run
-    from seg2any.evaluation.generation import Task, make_images, plan
-    from seg2any.generate.choices import Machine, choose_settings
-    from seg2any.generate.model import (
-        adapter_folder,
-        choose_device,
-        choose_dtype,
-        load_pipeline,
-        read_adapter_card,
-    )
-    from seg2any.generate.run import explained_memory
+    from seg2any.evaluation.generation import Task, make_missing, plan
+    from seg2any.generate.choices import Machine, choose_settings, explained_memory
+    from seg2any.generate.model import adapter_folder, read_adapter_card
+    from seg2any.generate.session import Loading, Session
+    from seg2any.system.precision import choose_device, choose_dtype
     from seg2any.system.processes import Process
 
     options, folder = request.options, request.options.output_path
@@ -148,8 +143,8 @@ def generate(request: Request) -> None:
     if blocks:
         with explained_memory(options, settings, machine):
             model, adapter = options.pretrained_model_name_or_path, options.lora_ckpt_path
-            pipeline = load_pipeline(model, adapter, machine.dtype, machine.device)
-            make_images(task, blocks, pipeline, settings, shown=process.is_first)
+            session = Session.open(model, machine.dtype, machine.device, Loading(adapter))
+            make_missing(task, blocks, session, settings, shown=process.is_first)
     print(f"{process}images are in {folder}")
     processes.destroy_process_group()  # without waiting for the others, which may have more to do
 

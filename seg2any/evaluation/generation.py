@@ -6,19 +6,19 @@ of it is missing, it is made among the same neighbours as the first time, and so
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.text import TextCache, TruncationWarning
 from seg2any.data.dataset import DataSet
 from seg2any.evaluation.generated import image_path, image_seed
-from seg2any.generate.pipeline import Seg2AnyPipeline
-from seg2any.generate.recipe import BrokenImage, differences, read_recipe, save_image
+from seg2any.generate.folder import Batch, State, look_at, make_images
+from seg2any.generate.recipe import save_image
+from seg2any.generate.session import Sampling, Session
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError
@@ -78,15 +78,7 @@ class Task:
         return {**own, "image": image.number, **self.recipe}
 
 
-@dataclass(frozen=True)
-class Block:
-    """Images that are made together, and the missing ones among them."""
-
-    images: tuple[Wanted, ...]
-    missing: frozenset[Wanted]
-
-
-def plan(task: Task, batch_size: int, process: Process, overwrite: bool) -> tuple[list[Block], int]:
+def plan(task: Task, batch_size: int, process: Process, overwrite: bool) -> tuple[list[Batch[Wanted]], int]:
     """List the blocks of `process` that lack an image, and count its finished images.
 
     Raises UserError for images of another run, which would spoil every mean over the folder.
@@ -95,51 +87,30 @@ def plan(task: Task, batch_size: int, process: Process, overwrite: bool) -> tupl
     blocks = [tuple(wanted[start : start + batch_size]) for start in range(0, len(wanted), batch_size)]
     to_do, finished = [], 0
     for block in tqdm(process.share(blocks), "images that are there", disable=not process.is_first, leave=False):
-        missing = frozenset(image for image in block if overwrite or not _is_finished(task, image))
+        missing = tuple(image for image in block if overwrite or not _is_finished(task, image))
         finished += len(block) - len(missing)
         if missing:
-            to_do.append(Block(block, missing))
+            to_do.append(Batch(block, missing))
     return to_do, finished
 
 
 def _is_finished(task: Task, image: Wanted) -> bool:
-    if not image.path.exists():
-        return False
-    try:
-        recipe = read_recipe(image.path)
-    except BrokenImage:
-        return False
-    if recipe is None:
+    found = look_at(image.path, lambda: task.recipe_of(image, task.layout(image.index)))
+    if found.state is State.FOREIGN:
         raise UserError(f"{image.path}: another program made the image; use --overwrite or another folder")
-    other = differences(recipe, task.recipe_of(image, task.layout(image.index)))
-    if other:
-        raise UserError(f"{image.path}: the image was made with another {', '.join(other[:4])}; use --overwrite")
-    return True
+    if found.state is State.OTHER:
+        raise UserError(f"{image.path}: the image was made with another {', '.join(found.differs)}; use --overwrite")
+    return not found.is_to_be_made
 
 
-def make_images(
-    task: Task, blocks: Sequence[Block], pipeline: Seg2AnyPipeline, settings: ConditionSettings, shown: bool
+def make_missing(
+    task: Task, blocks: Sequence[Batch[Wanted]], session: Session, settings: ConditionSettings, shown: bool
 ) -> None:
     """Make the images block by block; each is written, whole or not at all, after its block."""
-    pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step", disable=not shown)
-    known_texts = TextCache(pipeline.base)
-    n_images = sum(len(block.missing) for block in blocks)
-    with tqdm(total=n_images, desc="images", unit="image", disable=not shown) as bar, warnings.catch_warnings():
-        warnings.simplefilter("ignore", TruncationWarning)  # a data set's captions cannot be changed
-        for block in blocks:
-            layouts = {image.index: task.layout(image.index) for image in block.images}
-            made = pipeline(
-                [layouts[image.index] for image in block.images],
-                height=task.size[0],
-                width=task.size[1],
-                num_inference_steps=task.recipe["num_inference_steps"],
-                guidance_scale=task.recipe["guidance_scale"],
-                seeds=[image.seed for image in block.images],
-                settings=settings,
-                known_texts=known_texts,
-            ).images
-            for image, picture in zip(block.images, made, strict=True):
-                if image in block.missing:
-                    recipe = task.recipe_of(image, layouts[image.index])
-                    save_image(picture, recipe, image.path, quality=PIL_QUALITY)
-            bar.update(len(block.missing))
+
+    def save(image: Wanted, layout: Layout, picture: Image.Image) -> None:
+        save_image(picture, task.recipe_of(image, layout), image.path, quality=PIL_QUALITY)
+
+    chosen = (task.recipe["num_inference_steps"], task.recipe["guidance_scale"])
+    sampling = Sampling(settings, *chosen, *task.size)
+    make_images(session, blocks, sampling, lambda image: task.layout(image.index), save, shown)

@@ -1,7 +1,10 @@
-"""What the run will use: settings from the adapter and the command line, and what all its recipes share."""
+"""What a run uses: device, settings, the part that all recipes share, and advice when memory runs out."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 
@@ -10,12 +13,14 @@ import torch
 from seg2any.adapters.card import AdapterCard, package_version
 from seg2any.attention.settings import CARD_NAMES, ConditionSettings
 from seg2any.diffusion.step_cache import STEP_CACHES
-from seg2any.generate.memory import check_mode
+from seg2any.generate.memory import check_mode, next_mode
 from seg2any.generate.memory_modes import QUANTISED
 from seg2any.generate.model import known_folder, known_model
 from seg2any.generate.options import Options
 from seg2any.system.errors import UserError
+from seg2any.system.processes import Process
 
+MEMORY_WORDS = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)  # of MPS, CPU, Windows
 LIBRARIES = ("torch", "diffusers", "transformers", "peft")
 
 # Their hooks, or bitsandbytes' 8-bit products, cut blocks into pieces and are compiled again and again.
@@ -24,7 +29,7 @@ NOT_COMPILED = ("group_offload", "int8", *(name for name in STEP_CACHES if name 
 
 @dataclass(frozen=True)
 class Machine:
-    """What images are made on and with."""
+    """Device and precision of a run."""
 
     device: torch.device
     dtype: torch.dtype
@@ -35,16 +40,35 @@ class Machine:
 
     @property
     def precision(self) -> str:
-        """Its name as `--weight_dtype` has it."""
+        """The name of the precision, as in `--weight_dtype`."""
         return str(self.dtype).removeprefix("torch.")
+
+
+def device_name(process: Process, asked: str | None) -> str | None:
+    """Return the value of --device for a process; of several, each has its own GPU.
+
+    Raises UserError if there are fewer GPUs than processes, or if one GPU is named for all of them.
+    """
+    if process.count == 1:
+        return asked
+    if asked is None and process.is_on_cpu:
+        return "cpu"
+    if asked is None and not torch.cuda.is_available():
+        return None
+    if asked is not None and asked.startswith("cuda:"):
+        raise UserError(f"--device {asked}: all {process.count} processes would share it; leave --device out")
+    n_gpus = torch.cuda.device_count()
+    if asked in (None, "cuda") and process.local >= n_gpus:
+        raise UserError(f"{process.local_count} processes, but {n_gpus} GPUs here; start one process for each GPU")
+    return f"cuda:{process.local}" if asked in (None, "cuda") else asked
 
 
 def choose_settings(
     options: Options, card: AdapterCard | None, untold: ConditionSettings | None = None
 ) -> tuple[ConditionSettings, list[str]]:
-    """As the adapter was trained unless the command line says otherwise, and a warning for each such difference.
+    """Choose the settings that the adapter was trained with, changed by the command line; each change is a warning.
 
-    untold  how an adapter without a card was trained; None: as the published one for SACap-1M
+    untold  settings of an adapter without a card; None: those of the published one for SACap-1M
     """
     trained = ConditionSettings() if card is None else card.condition
     if untold is not None and (card is None or card.assumed):
@@ -58,7 +82,7 @@ def choose_settings(
 
 
 def shared_recipe(options: Options, settings: ConditionSettings, machine: Machine) -> dict:
-    """The part of the recipe that all images of a run have in common."""
+    """Build the part of the recipe that all images of a run share."""
     adapter = options.lora_ckpt_path
     return {
         "settings": settings.to_json(),
@@ -67,7 +91,7 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         "model": known_model(options.pretrained_model_name_or_path),
         "adapter": adapter and known_folder(adapter),
         "weight_dtype": machine.precision,
-        # only what changes the image, and only if it does: images of a time without these flags stay finished
+        # only where they change the image, so that images made before these flags existed stay finished
         **({"quantization": options.memory} if options.memory in QUANTISED else {}),
         **({"step_cache": options.step_cache} if options.step_cache != "none" else {}),
         "device": machine.device.type,
@@ -80,10 +104,27 @@ def check_modes(options: Options, machine: Machine) -> None:
     check_mode(options.memory, machine.device, "--memory")
     if options.memory == "group_offload" and options.step_cache != "none":
         raise UserError(
-            f"--step_cache {options.step_cache}: leaves out layers that --memory group_offload has sent for"
+            f"--step_cache {options.step_cache}: leaves out layers that --memory group_offload has fetched already"
         )
     if options.compile and machine.device.type == "cpu":
         raise UserError("--compile: on a CPU compiling takes longer than it saves; leave it out")
     for flag, value in (("memory", options.memory), ("step_cache", options.step_cache)):
         if options.compile and value in NOT_COMPILED:
             raise UserError(f"--compile: does not go with --{flag} {value}; leave out one of them")
+
+
+@contextmanager
+def explained_memory(options: Options, settings: ConditionSettings, machine: Machine) -> Iterator[None]:
+    """Turn each device's error about memory into a MemoryError with advice."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and not MEMORY_WORDS.search(str(error)):
+            raise
+        advice = [f"--batch_size 1 (now {options.batch_size})"] if options.batch_size > 1 else []
+        advice += ["--weight_dtype bf16"] if machine.dtype == torch.float32 else []
+        advice += [f"--memory {smaller}"] if (smaller := next_mode(options.memory, machine.device)) else []
+        advice += ["a smaller --height and --width"]
+        advice += ["--cond_scale_factor 2"] if settings.is_use_cond_token and settings.cond_scale_factor == 1 else []
+        advice += ["--device cpu"] if machine.device.type != "cpu" else []
+        raise MemoryError(f"out of memory; turn on {', '.join(advice)}") from error

@@ -1,4 +1,4 @@
-"""The model, first by its small files, for pre-flight, then with its weights. Every way to fail is one clear line."""
+"""A model by its small files, before any weight is loaded. Every way to fail is one clear line."""
 
 from __future__ import annotations
 
@@ -7,59 +7,55 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-import transformers
-from diffusers import AutoencoderKL
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from seg2any.adapters.card import AdapterCard, read_card
 from seg2any.adapters.files import COND, DEFAULT, WEIGHTS_FILE
+from seg2any.bases.flux1 import weightless
 from seg2any.bases.flux1.folded import folded_adapters
-from seg2any.generate.memory import check_mode, place
-from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.preflight import ModelFacts
 from seg2any.system.errors import UserError, shown
-from seg2any.system.precision import dtype_of
 from seg2any.system.weights import folder_digest
 
 
 def read_facts(model: str) -> ModelFacts:
-    """What the configuration and the T5 tokenizer of a FLUX pipeline (folder or hub id) say. Raises UserError."""
+    """Read pixels per token and the tokenizer of a pipeline (folder or hub id). Raises UserError."""
     pixels_per_token, tokenizer = read_small_files(model)
     return ModelFacts(pixels_per_token, lambda text: len(tokenizer(text, verbose=False).input_ids))
 
 
 def read_small_files(model: str) -> tuple[int, PreTrainedTokenizerBase]:
-    """Pixels per token and the T5 tokenizer of a FLUX pipeline (folder or hub id). Raises UserError."""
+    """Read pixels per token and the tokenizer of captions of a pipeline (folder or hub id). Raises UserError."""
     with explained(model):
-        vae = AutoencoderKL.load_config(model, subfolder="vae")
-        tokenizer = AutoTokenizer.from_pretrained(model, subfolder="tokenizer_2")
-    return 2 * 2 ** (len(vae["block_out_channels"]) - 1), tokenizer
+        return weightless.read_small_files(model)
 
 
 def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
-    """How an adapter folder was trained, None without one. Reads no weights. Raises UserError."""
+    """Read how an adapter folder was trained, None without one; reads no weights. Raises UserError."""
     if adapter is None:
         return None
     file = adapter / DEFAULT / WEIGHTS_FILE
     if not file.is_file():
         raise UserError(
-            f"--lora_ckpt_path {adapter}: no {DEFAULT}/{WEIGHTS_FILE} in it; give the folder of {DEFAULT}/ and {COND}/"
+            f"--lora_ckpt_path {adapter}: {DEFAULT}/{WEIGHTS_FILE} is missing; "
+            f"give the folder that holds {DEFAULT}/ and {COND}/"
         )
     try:
         with safe_open(file, "pt") as opened:
             card = read_card(adapter, opened.metadata() or {})
     except SafetensorError as error:
-        raise UserError(f"{file}: is damaged ({_brief(error)}); copy it again") from error
+        raise UserError(f"{file}: the file is damaged ({_brief(error)}); copy it again") from error
     has_cond = (adapter / COND / WEIGHTS_FILE).is_file()
     return card if has_cond else card.without_condition()
 
 
 def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path | None:
-    """Where the adapters are: as given, or inside a model that was saved folded. UserError for two of them, and if
-    `fold` has nothing to do."""
+    """Return the folder of the adapters: as given, or inside a model that was saved folded.
+
+    Raises UserError if there are two, and if `fold` has nothing to do.
+    """
     inside = folded_adapters(model)
     if inside and adapter:
         raise UserError(
@@ -72,70 +68,26 @@ def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path
     return inside or adapter
 
 
-def load_pipeline(
-    model: str,
-    adapter: Path | None,
-    dtype: torch.dtype,
-    device: torch.device,
-    fold: bool = False,
-    memory: str = "full",
-) -> Seg2AnyPipeline:
-    """Load the weights and the adapters, if any, for `device`, folded if asked to. Raises UserError."""
-    transformers.logging.disable_progress_bar()  # that of the pipeline's parts says enough
-    check_mode(memory, device, "--memory")
-    # bitsandbytes quantises while it loads; all other modes come last: what they move or store has to be complete
-    quantised = {"memory": memory, "device": device} if memory in ("int8", "nf4") else {}
-    with explained(model):
-        pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype, **quantised)
-    if adapter is not None:
-        pipeline.load_adapters(str(adapter))
-    if memory == "full":
-        pipeline.to(device)
-    if fold:
-        pipeline.fold()
-    if memory != "full" and not quantised:
-        place(pipeline, memory, device)
-    return pipeline
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The named device if it is usable, else the best one present. Raises UserError."""
-    if name is None:
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # torch raises nearly a kind of its own for every device that it cannot use
-        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)
-        raise UserError(
-            f"--device {name}: cannot be used ({reason}); choose cuda, mps or cpu, or leave it out"
-        ) from error
-    return device
-
-
-def choose_dtype(name: str | None, device: torch.device) -> torch.dtype:
-    """The named precision; unnamed bf16, on a CPU fp32."""
-    return dtype_of(name or ("fp32" if device.type == "cpu" else "bf16"))
-
-
 def known_model(model: str) -> dict:
-    """What a recipe says of a model: path and digest of a folder, or the id on the hub."""
+    """Identify a model for a recipe: path and digest of a folder, or the id on the hub."""
     folder = Path(model)
     return known_folder(folder) if folder.is_dir() else {"id": model}
 
 
 def known_folder(folder: Path) -> dict:
-    """What a recipe says of a folder of weights, of a model or of adapters: its path and a digest."""
+    """Identify a folder of weights, of a model or of adapters, for a recipe: its path and a digest."""
     return {"path": str(folder), "sha256": folder_digest(folder)}
 
 
 @contextlib.contextmanager
 def explained(model: str) -> Iterator[None]:
-    """Turn what the libraries raise about a missing or damaged model into a UserError."""
+    """Turn the libraries' errors about a missing or damaged model into a UserError."""
     flag = f"--pretrained_model_name_or_path {model}"
     folder = Path(model)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
-        raise UserError(f"{flag}: has no model_index.json, so it is no pipeline folder; give the folder that holds it")
+        raise UserError(
+            f"{flag}: has no model_index.json, so it is not a pipeline folder; give the folder that holds one"
+        )
     if not folder.is_dir() and (model.count("/") != 1 or model.startswith((".", "/", "~"))):
         raise UserError(f"{flag}: no such folder; give a FLUX pipeline folder or a hub id such as owner/name")
     try:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seg2any.generate.folder import Found, State, look_at
 from seg2any.generate.options import Options
-from seg2any.generate.recipe import BrokenImage, check_recipe_fits, differences, read_recipe
+from seg2any.generate.recipe import check_recipe_fits
 from seg2any.generate.survey import Surveyed, image_paths, panel_path
 from seg2any.layout.checks import MAX_SEED
 from seg2any.system.errors import UserError
@@ -17,7 +18,7 @@ from seg2any.system.processes import ALONE, Process
 
 @dataclass(frozen=True)
 class Job:
-    """One image: of which layout, from which seed, by which recipe, into which file."""
+    """One image to make: its layout, seed, recipe and file."""
 
     layout: Surveyed
     seed: int
@@ -26,13 +27,13 @@ class Job:
 
     @property
     def panel_path(self) -> Path:
-        """Where --save_panels puts the picture beside the image."""
+        """Path of the picture that --save_panels writes beside the image."""
         return panel_path(self.path)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Of one process: jobs to do, jobs whose image is there already, and remarks about the latter."""
+    """The jobs of one process: those to do, those whose image exists, and remarks about files that were found."""
 
     to_do: tuple[Job, ...]
     finished: tuple[Job, ...]
@@ -40,32 +41,36 @@ class Plan:
 
 
 def make_plan(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict, process: Process = ALONE) -> Plan:
-    """Compare what is asked for with what is in the output folder. Raises UserError for recipes and names that do not
-    fit."""
+    """Compare the images asked for with those in the output folder.
+
+    Raises UserError for recipes that a format cannot hold, and for folders under the name of an image.
+    """
     to_do, finished, remarks = [], [], []
     for job in own_jobs(list(_jobs(layouts, options, shared_recipe)), options.batch_size, process):
         if job.path.is_dir():
             raise UserError(f"{job.path}: is a folder, and an image is to be called so; move it away")
-        remark = None if options.overwrite else _look_at(job)
-        if options.overwrite or not job.path.exists() or remark == BROKEN:
+        found = look_at(job.path, lambda job=job: job.recipe)
+        if options.overwrite or found.is_to_be_made:
             check_recipe_fits(job.recipe, job.path)
             to_do.append(job)
         else:
             finished.append(job)
-        if remark:
+        if not options.overwrite and (remark := _remark(found)):
             remarks.append(f"{job.path}: {remark}")
     return Plan(tuple(to_do), tuple(finished), tuple(remarks))
 
 
 def own_jobs(jobs: Sequence[Job], batch_size: int, process: Process) -> list[Job]:
-    """The share of a process: whole batches of those that one process would make. It depends on nothing that other
-    processes do meanwhile, so no image is made twice or left out."""
+    """Return the share of a process: whole batches of those that one process would make.
+
+    The share depends on the number of processes only, not on their progress: no image is made twice or left out.
+    """
     own = {job.path for batch in process.share(list(batches(jobs, batch_size))) for job in batch}
     return [job for job in jobs if job.path in own]
 
 
 def batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Jobs in groups of up to `batch_size` whose masks have one size, sizes in the order they first appear."""
+    """Yield jobs in groups of up to `batch_size` with masks of one size, sizes in the order they first appear."""
     by_size: dict[tuple[int, int], list[Job]] = {}
     for job in jobs:
         by_size.setdefault(job.layout.report.mask_size, []).append(job)
@@ -73,9 +78,6 @@ def batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
         remaining = iter(same)
         while batch := list(itertools.islice(remaining, batch_size)):
             yield batch
-
-
-BROKEN = "is not a whole image, so it is made again"
 
 
 def _jobs(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict) -> Iterator[Job]:
@@ -102,16 +104,11 @@ def _recipe(layout: Surveyed, seed: int, shared_recipe: dict) -> dict:
     }
 
 
-def _look_at(job: Job) -> str | None:
-    """A remark about the file that a job would write, if there is one worth a remark."""
-    if not job.path.exists():
-        return None
-    try:
-        recipe = read_recipe(job.path)
-    except BrokenImage:
-        return BROKEN
-    if recipe is None:
+def _remark(found: Found) -> str | None:
+    if found.state is State.BROKEN:
+        return "is not a whole image, so it is made again"
+    if found.state is State.FOREIGN:
         return "was not made by this program and is left alone; --overwrite replaces it"
-    if changed := differences(recipe, job.recipe):
-        return f"was made with another {', '.join(changed[:4])} and is left alone; --overwrite makes it again"
+    if found.state is State.OTHER:
+        return f"was made with another {', '.join(found.differs)} and is left alone; --overwrite makes it again"
     return None

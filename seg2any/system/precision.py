@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from seg2any.system.errors import UserError, shown
+
 if TYPE_CHECKING:
     import torch
 
@@ -46,3 +48,23 @@ def best_device() -> torch.device:
     import torch
 
     return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """Return the named device if it is usable, else the best one present. Raises UserError."""
+    import torch
+
+    try:
+        device = best_device() if name is None else torch.device(name)
+        torch.zeros(1, device=device).item()
+    except Exception as error:  # torch raises a different kind for every device that it cannot use
+        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)
+        raise UserError(
+            f"--device {name}: the device cannot be used ({reason}); choose cuda, mps or cpu, or leave it out"
+        ) from error
+    return device
+
+
+def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
+    """Return the dtype of one of `PRECISIONS`; None: bf16, on a CPU fp32."""
+    return dtype_of(precision or ("fp32" if device.type == "cpu" else "bf16"))

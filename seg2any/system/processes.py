@@ -68,25 +68,6 @@ class Process:
         usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         return max(1, usable // self.local_count)
 
-    def device_name(self, asked: str | None) -> str | None:
-        """Return the value of --device for this process; of several, each has its own GPU.
-
-        Raises UserError if there are fewer GPUs than processes, or if one GPU is named for all of them.
-        """
-        if self.count == 1:
-            return asked
-        import torch  # takes seconds, and most who ask for their share need no device
-
-        if asked is None and self.is_on_cpu:
-            return "cpu"
-        if asked is None and not torch.cuda.is_available():
-            return None
-        if asked is not None and asked.startswith("cuda:"):
-            raise UserError(f"--device {asked}: all {self.count} processes would share it; leave --device out")
-        if asked in (None, "cuda") and self.local >= (n_devices := torch.cuda.device_count()):
-            raise UserError(f"{self.local_count} processes, but {n_devices} GPUs here; start one process for each GPU")
-        return f"cuda:{self.local}" if asked in (None, "cuda") else asked
-
 
 ALONE = Process()
 

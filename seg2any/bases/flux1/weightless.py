@@ -1,11 +1,12 @@
-"""Build a pipeline without weights, for its sizes and tokenizers."""
+"""Build a pipeline without weights, for its sizes and tokenizers, from the small files of a folder or a hub id."""
 
 from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import AutoConfig, CLIPTextModel, T5EncoderModel
+from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
 
+from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
@@ -26,3 +27,10 @@ def weightless_pipeline(name: str) -> Flux1Pipeline:
         }
     networks["transformer"].requires_grad_(False)
     return Flux1Pipeline.from_pretrained(name, **networks)
+
+
+def read_small_files(name: str) -> tuple[int, PreTrainedTokenizerBase]:
+    """Read pixels per token and the T5 tokenizer. Raises what the libraries raise for missing files."""
+    vae = AutoencoderKL.load_config(name, subfolder="vae")
+    tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer_2")
+    return pixels_per_token(len(vae["block_out_channels"])), tokenizer

@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from seg2any.adapters.card import AdapterCard
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.text import TextCache
 from seg2any.data.dataset import Sample
 from seg2any.diffusion.prepare import draw_layout
 from seg2any.evaluation.ablation.options import Options
@@ -25,9 +24,10 @@ from seg2any.evaluation.metrics.result import Result, mean
 from seg2any.evaluation.report.results import Run, make_run, read_run, write_run
 from seg2any.evaluation.shapes.judge import Verdict, judge
 from seg2any.evaluation.shapes.results import results
-from seg2any.evaluation.shapes.sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_pipeline, to_bytes
+from seg2any.evaluation.shapes.sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_session, to_bytes
 from seg2any.generate.model import read_adapter_card
 from seg2any.generate.recipe import differences
+from seg2any.generate.session import Sampling
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.training.config import load
@@ -43,23 +43,23 @@ class Ablation:
     def __init__(self, options: Options, device: torch.device):
         self.options, self.device = options, device
         self.scenes = {kind: Scenes.draw(kind, options.limit, options.seeds, options.seed) for kind in options.kinds}
-        self._adapter = self._pipeline = self._recipe = self._texts = self._training = None
+        self._adapter = self._session = self._recipe = self._training = None
 
     def open(self, row: Row) -> None:
         """Load the row's adapters unless they are loaded. Raises UserError."""
         options = self.options
         adapter = None if row.is_bare else row.adapter or options.lora
-        if self._pipeline is None or adapter != self._adapter:
-            self._pipeline, self._recipe = open_pipeline(options.model, adapter, options.weight_dtype, self.device)
-            self._pipeline.set_progress_bar_config(disable=True)
-            self._adapter, self._texts = adapter, TextCache(self._pipeline.base)
-            self._training = None if adapter is None else training_of(adapter, self._pipeline.card)
+        if self._session is None or adapter != self._adapter:
+            self._session, self._recipe = open_session(options.model, adapter, options.weight_dtype, self.device)
+            self._session.show_progress(False)
+            self._adapter = adapter
+            self._training = None if adapter is None else training_of(adapter, self._session.pipeline.card)
 
     def settings(self, row: Row) -> ConditionSettings:
         """Return the settings of the row's images: those of its adapters, with the row's changes."""
         # The base model has no card: it takes the settings, such as the text length, of the adapters under test.
         card = read_adapter_card(self.options.lora) if row.is_bare else None
-        return (self._pipeline.settings if card is None else card.condition).override(row.changes)
+        return (self._session.settings if card is None else card.condition).override(row.changes)
 
     def path(self, kind: str, name: str) -> Path:
         """Return the path of a row's finished numbers."""
@@ -105,7 +105,7 @@ class Ablation:
     def _bounds(self, kind: str) -> Run:
         """Measure ceiling, VAE round trip and floors of a kind of scenes."""
         samples = self.scenes[kind].samples
-        sources = bounds([sample.image for sample in samples], self._pipeline)
+        sources = bounds([sample.image for sample in samples], self._session.pipeline)
         found = [
             result
             for name, images in sources.items()
@@ -130,16 +130,13 @@ class Ablation:
 
     def generate(self, row: Row, kind: str, batch: Sequence[Sample], num_inference_steps: int) -> np.ndarray:
         """Generate uint8 [scenes x seeds, H, W, 3], scene by scene."""
-        images = self._pipeline(
+        images = self._session.images(
             [sample.layout for sample in batch],
+            Sampling(self.settings(row), num_inference_steps, GUIDANCE_SCALE),
             num_images_per_prompt=self.options.seeds,
             seeds=self.scenes[kind].seeds_of(batch),
-            num_inference_steps=num_inference_steps,
-            guidance_scale=GUIDANCE_SCALE,
-            settings=self.settings(row),
-            known_texts=self._texts,
             output_type="np",
-        ).images
+        )
         return to_bytes(images)
 
     def folder(self, kind: str, name: str) -> Path:
@@ -151,7 +148,7 @@ class Ablation:
         return self.folder(kind, name) / f"{key}.png"
 
     def _tokens(self, row: Row, kind: str, seconds: float) -> Result:
-        patch, settings = self._pipeline.base.geometry.pixels_per_token, self.settings(row)
+        patch, settings = self._session.pipeline.base.geometry.pixels_per_token, self.settings(row)
         drawn = {
             s.layout.name: draw_layout(s.layout.masks, SIZE, patch, settings).kept for s in self.scenes[kind].samples
         }

@@ -29,10 +29,10 @@ from seg2any.evaluation.vqa.answers import Answers, Judge
 from seg2any.evaluation.vqa.endpoint import EndpointJudge
 from seg2any.evaluation.vqa.local import LocalJudge
 from seg2any.evaluation.vqa.score import region_vqa
-from seg2any.generate.model import choose_dtype
 from seg2any.layout.contour import resize_masks
 from seg2any.segment.sam2 import Sam2Segmenter
 from seg2any.system.errors import UserError
+from seg2any.system.precision import choose_dtype
 
 CLOSED_SET_JUDGES = {"ade20k": ("mask2former", Mask2FormerJudge), "coco_stuff": ("deeplab", DeepLabJudge)}
 

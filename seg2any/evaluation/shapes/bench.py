@@ -10,7 +10,7 @@ import numpy as np
 
 from seg2any.data.shapes import ShapesDataset
 from seg2any.evaluation.generated import Generated, discard_leftovers, read_image, write_run
-from seg2any.evaluation.generation import Task, make_images, plan
+from seg2any.evaluation.generation import Task, make_missing, plan
 from seg2any.evaluation.metrics.item import Item
 from seg2any.evaluation.metrics.result import GENERATED
 from seg2any.evaluation.report.results import Run, bar_lines, make_run
@@ -27,11 +27,11 @@ from seg2any.evaluation.shapes.sources import (
     SIZE,
     bounds,
     judged,
-    open_pipeline,
+    open_session,
 )
-from seg2any.generate.model import choose_device
-from seg2any.generate.pipeline import Seg2AnyPipeline
-from seg2any.generate.run import open_folder
+from seg2any.generate.folder import open_folder
+from seg2any.generate.session import Session
+from seg2any.system.precision import choose_device
 from seg2any.system.processes import Process
 
 COLUMNS = (CEILING, ROUND_TRIP, GENERATED, OTHER_SCENE, EMPTY)
@@ -40,8 +40,8 @@ COLUMNS = (CEILING, ROUND_TRIP, GENERATED, OTHER_SCENE, EMPTY)
 class Bench:
     """The scenes, judged once per source of images."""
 
-    def __init__(self, options: Options, pipeline: Seg2AnyPipeline, recipe: dict, clock: Stopwatch):
-        self.options, self.pipeline, self.clock = options, pipeline, clock
+    def __init__(self, options: Options, session: Session, recipe: dict, clock: Stopwatch):
+        self.options, self.session, self.clock = options, session, clock
         self.recipe = recipe | {"num_inference_steps": options.num_inference_steps}
 
     def count(self, kind: str) -> int:
@@ -52,7 +52,7 @@ class Bench:
         """Measure one kind of scenes, for every source of images."""
         scenes = ShapesDataset("test", SCENES[kind], kind)
         samples = [scenes[index] for index in range(self.count(kind))]
-        sources = bounds([sample.image for sample in samples], self.pipeline)
+        sources = bounds([sample.image for sample in samples], self.session.pipeline)
         sources[GENERATED] = lambda: self.generate(scenes, kind)
         found = []
         for name in (source for source in COLUMNS if source in sources):
@@ -61,7 +61,7 @@ class Bench:
             with self.clock("judging"):
                 found += results(judged(images, samples, f"{kind}, {name}"), name)
         hashes = {"data": scenes.fingerprint(), "model": self.recipe["model"], "adapter": self.recipe["adapter"]}
-        device = self.pipeline.vae.device
+        device = self.session.pipeline.vae.device
         return make_run(f"shapes, {kind}", found, self.recipe | {"seed": self.options.seed}, hashes, device)
 
     def generate(self, scenes: ShapesDataset, kind: str) -> Iterator[np.ndarray]:
@@ -84,7 +84,7 @@ class Bench:
         discard_leftovers(folder)
         task = Task(scenes, folder, self.count(kind), 1, "png", SIZE, options.seed, self.recipe)
         blocks, _ = plan(task, options.batch_size, Process(), options.overwrite)
-        make_images(task, blocks, self.pipeline, self.pipeline.settings, shown=True)
+        make_missing(task, blocks, self.session, self.session.settings, shown=True)
         return Generated.read(folder).images(0, scenes)
 
     def gallery(self, kind: str) -> Gallery:
@@ -114,8 +114,8 @@ def run(options: Options) -> None:
     device = choose_device(options.device)
     clock = Stopwatch()
     with clock("loading"):
-        pipeline, recipe = open_pipeline(options.model, options.lora, options.weight_dtype, device)
-    bench = Bench(options, pipeline, recipe, clock)
+        session, recipe = open_session(options.model, options.lora, options.weight_dtype, device)
+    bench = Bench(options, session, recipe, clock)
     for kind in SCENES:
         found = bench.measure(kind)
         with clock("pages"):

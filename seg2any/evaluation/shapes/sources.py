@@ -12,10 +12,11 @@ from tqdm import tqdm
 from seg2any.data.dataset import Sample
 from seg2any.evaluation.metrics.item import GREY
 from seg2any.evaluation.shapes.judge import Verdict, judge
-from seg2any.generate.model import choose_dtype, known_folder, known_model, load_pipeline
+from seg2any.generate.model import known_folder, known_model
 from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.generate.session import Loading, Session
 from seg2any.system.errors import UserError
-from seg2any.system.precision import has_fast_bfloat16
+from seg2any.system.precision import choose_dtype, has_fast_bfloat16
 
 CEILING, ROUND_TRIP = "rendered (ceiling)", "VAE round trip"
 OTHER_SCENE, EMPTY = "another scene (floor)", "grey image (floor)"
@@ -25,9 +26,9 @@ VAE_BATCH = 8
 Images = Callable[[], Iterable[np.ndarray]]
 
 
-def open_pipeline(
+def open_session(
     model: str, adapter: Path | None, weight_dtype: str | None, device: torch.device
-) -> tuple[Seg2AnyPipeline, dict]:
+) -> tuple[Session, dict]:
     """Load the model, and build the recipe that all its images share.
 
     weight_dtype None is bf16 where the device computes fast in it, else fp32. Raises UserError.
@@ -36,13 +37,13 @@ def open_pipeline(
         raise UserError(f"--lora {adapter}: no such folder; train one, or --lora none for the plain model")
     if weight_dtype is None and has_fast_bfloat16(device):
         weight_dtype = "bf16"
-    pipeline = load_pipeline(model, adapter, choose_dtype(weight_dtype, device), device)
-    return pipeline, {
-        "settings": pipeline.settings.to_json(),
+    session = Session.open(model, choose_dtype(weight_dtype, device), device, Loading(adapter))
+    return session, {
+        "settings": session.settings.to_json(),
         "guidance_scale": GUIDANCE_SCALE,
         "model": known_model(model),
         "adapter": adapter and known_folder(adapter),
-        "weight_dtype": str(pipeline.vae.dtype).removeprefix("torch."),
+        "weight_dtype": str(session.pipeline.vae.dtype).removeprefix("torch."),
     }
 
 

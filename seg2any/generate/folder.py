@@ -1,0 +1,112 @@
+"""A folder of images: which are finished, which are missing, and making those.
+
+The rules are the same for everybody who fills a folder (infer.py, the evaluation): an image is written whole or not at
+all, carries its recipe, and is skipped if it is there and its recipe agrees.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from PIL import Image
+from tqdm import tqdm
+
+from seg2any.generate.recipe import BrokenImage, differences, read_recipe
+from seg2any.generate.session import Sampling, Session
+from seg2any.layout import Layout
+from seg2any.system.errors import UserError
+
+
+class State(Enum):
+    """What is at the place of an image."""
+
+    MISSING = "missing"
+    BROKEN = "broken"  # an interrupted copy, or not an image
+    FOREIGN = "foreign"  # an image without a recipe
+    OTHER = "other"  # an image of ours by another recipe
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The state of an image file, and for `OTHER` the names of what differs."""
+
+    state: State
+    differs: tuple[str, ...] = ()
+
+    @property
+    def is_to_be_made(self) -> bool:
+        """Whether nothing usable is there."""
+        return self.state in (State.MISSING, State.BROKEN)
+
+
+def look_at(path: Path, recipe: Callable[[], dict]) -> Found:
+    """Compare an image file with the recipe that it should have. Decodes all of it."""
+    if not path.exists():
+        return Found(State.MISSING)
+    try:
+        found = read_recipe(path)
+    except BrokenImage:
+        return Found(State.BROKEN)
+    if found is None:
+        return Found(State.FOREIGN)
+    changed = differences(found, recipe())
+    return Found(State.OTHER, tuple(changed[:4])) if changed else Found(State.FINISHED)
+
+
+class Job(Protocol):
+    """One image to make."""
+
+    path: Path
+    seed: int
+
+
+J = TypeVar("J", bound=Job)
+
+
+@dataclass(frozen=True)
+class Batch(Generic[J]):
+    """Images that are made together, and the missing ones among them, which are written."""
+
+    jobs: tuple[J, ...]
+    missing: tuple[J, ...]
+
+
+def make_images(
+    session: Session,
+    batches: Sequence[Batch[J]],
+    sampling: Sampling,
+    read: Callable[[J], Layout],
+    write: Callable[[J, Layout, Image.Image], None],
+    shown: bool,
+) -> None:
+    """Make images batch by batch; each is written as soon as its batch is done. shown: progress bars."""
+    session.show_progress(shown)
+    with tqdm(
+        total=sum(len(batch.missing) for batch in batches), desc="images", unit="image", disable=not shown
+    ) as bar:
+        for batch in batches:
+            layouts = [read(job) for job in batch.jobs]
+            images = session.images_quietly(layouts, sampling, seeds=[job.seed for job in batch.jobs])
+            missing = {job.path for job in batch.missing}
+            for job, layout, image in zip(batch.jobs, layouts, images, strict=True):
+                if job.path in missing:
+                    write(job, layout, image)
+            bar.update(len(missing))
+
+
+def open_folder(folder: Path, flag: str = "--output_path") -> None:
+    """Create a flag's folder. Raises UserError where nothing can be written: now, not after the first image."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        is_file = isinstance(error, (FileExistsError, NotADirectoryError))
+        reason = "is a file or below one" if is_file else f"cannot be written to ({error.strerror})"
+        raise UserError(f"{flag} {folder}: {reason}; give a folder that can be written to") from error
