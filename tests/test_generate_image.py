@@ -193,10 +193,10 @@ def test_shares_are_disjoint_and_complete(made: Path, tmp_path: Path):
     task = Task(ShapesDataset("test", 8), tmp_path, 7, 3, "png", (SIDE, SIDE), 0, {})
     for world in (1, 2, 3, 5, 30):
         blocks = [block for rank in range(world) for block in plan(task, 4, Process(rank, world), False)[0]]
-        images = [image for block in blocks for image in block.images]
+        images = [image for block in blocks for image in block.jobs]
         assert sorted(image.path for image in images) == sorted({image.path for image in task.wanted()})
-        assert {block.images for block in blocks} == {
-            block.images for block in plan(task, 4, ALONE, False)[0]
+        assert {block.jobs for block in blocks} == {
+            block.jobs for block in plan(task, 4, ALONE, False)[0]
         }  # whatever the world
 
 

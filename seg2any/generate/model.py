@@ -39,14 +39,14 @@ def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
     file = adapter / DEFAULT / WEIGHTS_FILE
     if not file.is_file():
         raise UserError(
-            f"--lora_ckpt_path {adapter}: {DEFAULT}/{WEIGHTS_FILE} is missing; "
+            f"--lora_ckpt_path {adapter}: no {DEFAULT}/{WEIGHTS_FILE} in it; "
             f"give the folder that holds {DEFAULT}/ and {COND}/"
         )
     try:
         with safe_open(file, "pt") as opened:
             card = read_card(adapter, opened.metadata() or {})
     except SafetensorError as error:
-        raise UserError(f"{file}: the file is damaged ({_brief(error)}); copy it again") from error
+        raise UserError(f"{file}: is damaged ({_brief(error)}); copy it again") from error
     has_cond = (adapter / COND / WEIGHTS_FILE).is_file()
     return card if has_cond else card.without_condition()
 

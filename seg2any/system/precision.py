@@ -60,7 +60,7 @@ def choose_device(name: str | None) -> torch.device:
     except Exception as error:  # torch raises a different kind for every device that it cannot use
         reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)
         raise UserError(
-            f"--device {name}: the device cannot be used ({reason}); choose cuda, mps or cpu, or leave it out"
+            f"--device {name}: cannot be used ({reason}); choose cuda, mps or cpu, or leave it out"
         ) from error
     return device
 
