@@ -158,7 +158,7 @@ def test_a_folder_without_condition_adapter_is_used_without_condition_tokens(tmp
     save_adapters(model, tmp_path, AdapterCard().without_condition())
     assert not load_adapters(tiny(), tmp_path).condition.is_use_cond_token
     save_adapters(model, tmp_path, AdapterCard())
-    with pytest.raises(UserError, match="no cond/"):
+    with pytest.raises(UserError, match="cond/"):
         load_adapters(tiny(), tmp_path)
     _strip_cards(tmp_path)
     published = load_adapters(tiny(), tmp_path)
@@ -175,7 +175,7 @@ def test_a_folder_holds_what_was_saved_last_and_nothing_is_saved_of_no_adapters(
     assert list(again.peft_config) == [DEFAULT]
     model.unload_lora()
     for bare in (model, tiny()):
-        with pytest.raises(UserError, match="no adapter 'default' is loaded.*call load_adapters"):
+        with pytest.raises(UserError, match="'default'"):
             save_adapters(bare, tmp_path / "none", AdapterCard())
     assert not (tmp_path / "none").exists()
 
@@ -218,7 +218,7 @@ def test_disabled_and_merged(given):
 
 def test_broken_missing_and_foreign_folders(tmp_path):
     save_adapters(adapted(), tmp_path / "good", AdapterCard())
-    with pytest.raises(UserError, match="no default/"):
+    with pytest.raises(UserError, match="default/"):
         load_adapters(tiny(), tmp_path)
     for config in ({"num_layers": 1}, {"in_channels": 8}):
         with pytest.raises(UserError, match="another model"):
@@ -226,7 +226,7 @@ def test_broken_missing_and_foreign_folders(tmp_path):
     file = tmp_path / "good" / COND / WEIGHTS_FILE
     file.write_bytes(file.read_bytes()[:-100])
     model = tiny()
-    with pytest.raises(UserError, match="not a complete safetensors file"):
+    with pytest.raises(UserError, match=WEIGHTS_FILE):
         load_adapters(model, tmp_path / "good")
     assert not getattr(model, "peft_config", None), "nothing is loaded if one file is broken"
 
@@ -246,7 +246,7 @@ def _of_another_rank(weights, metadata):
     weights[A_KEY] = weights[A_KEY][:-1].contiguous()
 
 
-def _no_matrix(weights, metadata):
+def _one_axis(weights, metadata):
     weights[B_KEY] = weights[B_KEY][0].contiguous()
 
 
@@ -269,19 +269,19 @@ def _rank_in_words(weights, metadata):
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("damage", "named"),
     [
-        (_without_b, f"it has {A_KEY}, but no {B_KEY}"),
-        (_without_a, f"it has {B_KEY}, but no {A_KEY}"),
-        (_of_another_rank, f"the rank of {A_KEY} is 2, of {B_KEY} 3"),
-        (_no_matrix, f"{B_KEY} is no matrix"),
-        (_broken_json, "in its metadata is broken"),
-        (_no_settings, "in its metadata is broken"),
-        (_rank_in_words, "its metadata describes no LoRA"),
-        (_other_rank_in_metadata, "its metadata describes no LoRA"),
+        (_without_b, B_KEY),
+        (_without_a, A_KEY),
+        (_of_another_rank, f"{A_KEY} has rank 2, {B_KEY} has rank 3"),
+        (_one_axis, B_KEY),
+        (_broken_json, LORA_ADAPTER_METADATA_KEY),
+        (_no_settings, LORA_ADAPTER_METADATA_KEY),
+        (_rank_in_words, "metadata"),
+        (_other_rank_in_metadata, "metadata"),
     ],
 )
-def test_a_damaged_file_is_one_line_that_names_it(tmp_path, damage, message):
+def test_a_damaged_file_is_one_line_that_names_it(tmp_path, damage, named):
     save_adapters(adapted(), tmp_path, AdapterCard())
     file = tmp_path / COND / WEIGHTS_FILE
     with safe_open(file, "pt") as opened:
@@ -291,5 +291,5 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path, damage, message):
     save_file(weights, file, metadata)
     with pytest.raises(UserError) as caught:
         load_adapters(tiny(), tmp_path)
-    assert str(caught.value).startswith(f"{file}: ") and message in str(caught.value)
+    assert str(caught.value).startswith(f"{file}: ") and named in str(caught.value)
     assert "\n" not in str(caught.value)

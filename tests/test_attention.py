@@ -9,8 +9,7 @@ import torch
 
 from seg2any.attention import pattern as pattern_module
 from seg2any.attention.attend import AttentionPlan, attend
-from seg2any.attention.pattern import additive_mask
-from seg2any.attention.picture import picture
+from seg2any.attention.pattern import additive_mask, picture
 from seg2any.attention.rules import may_attend
 from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import TokenLayout, layout_tokens

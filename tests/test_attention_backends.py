@@ -141,7 +141,7 @@ def test_flex_equals_the_oracle(monkeypatch):
 def test_flex_refuses_to_train_where_torch_cannot():
     tokens = random_batch(0)
     plan = AttentionPlan(tokens, ConditionSettings(attention_backend="flex"))
-    with pytest.raises(UserError, match="'flex' trains on cuda only, not on cpu"):
+    with pytest.raises(UserError, match="'flex'"):
         plan.attend(0, *random_leaves(tokens).requires_grad_())
 
 
@@ -168,8 +168,8 @@ def test_without_a_pattern_every_token_sees_every_token(name):
     expected = torch.einsum(
         "bhqk,bkhd->bqhd", (torch.einsum("bqhd,bkhd->bhqk", query, key) / 8**0.5).softmax(-1), value
     )
-    open_pattern = AttentionPattern.of(tokens, Attention.FULL, ConditionSettings("none"))
-    for pattern in (None, open_pattern):
+    full_pattern = AttentionPattern.of(tokens, Attention.FULL, ConditionSettings("none"))
+    for pattern in (None, full_pattern):
         torch.testing.assert_close(attend(query, key, value, pattern, name), expected, rtol=1e-5, atol=1e-6)
 
 
@@ -291,7 +291,7 @@ def test_grouped_computes_the_pairs_that_are_seen_and_no_others():
 
 
 def test_grouped_refuses_place():
-    with pytest.raises(UserError, match="'grouped' cannot do method 'place'.*use auto, sdpa or flex"):
+    with pytest.raises(UserError, match="'grouped'.*'place'"):
         ConditionSettings("place", attention_backend="grouped")
 
 
@@ -327,7 +327,7 @@ def test_sorting_by_class_empties_blocks():
     ],
 )
 def test_auto_says_once_what_it_chose_and_why(sample, method, expected, why, monkeypatch, caplog):
-    monkeypatch.setattr(auto, "_said", set())
+    monkeypatch.setattr(auto, "_announced", set())
     tokens = layout_tokens([sample])
     leaves = random_leaves(tokens, n_heads=1)
     with caplog.at_level(logging.INFO, "seg2any"):

@@ -153,11 +153,11 @@ def test_removing_the_adapters_leaves_the_plain_model(given, remove):
 
 def test_what_cannot_be_is_one_line(tmp_path):
     model = tiny()
-    with pytest.raises(UserError, match="no adapter 'default' is active.*load_adapters first"):
+    with pytest.raises(UserError, match="'default' is not active"):
         fold(model)
     model = adapted()
     save_adapters(model, tmp_path, AdapterCard())
-    with pytest.raises(UserError, match="nothing to unfold"):
+    with pytest.raises(UserError, match="not folded"):
         unfold(model)
     fold(model)
     for twice in (
@@ -166,7 +166,7 @@ def test_what_cannot_be_is_one_line(tmp_path):
         lambda: add_adapters(model, 2),
         lambda: trainable_parameters(model),
     ):
-        with pytest.raises(UserError, match="folded into (the base|its) weights already") as caught:
+        with pytest.raises(UserError, match="already .*folded") as caught:
             twice()
         assert "\n" not in str(caught.value)
 
@@ -194,14 +194,14 @@ def test_quantised_and_offloaded_weights_are_refused_and_nothing_is_changed(quan
     weights = base_weights(model)
     last = model.single_transformer_blocks[-1].attn.to_v
     quantise(last)
-    with pytest.raises(UserError, match=r"1.attn.to_v is quantised \(.*fold before") as caught:
+    with pytest.raises(UserError, match="1.attn.to_v is quantised") as caught:
         fold(model)
     assert "\n" not in str(caught.value) and not is_folded(model)
     for name, weight in base_weights(model).items():
         assert "1.attn.to_v" in name or torch.equal(weight, weights[name])
     model = adapted()
     model.transformer_blocks[0].attn.to_q.base_layer.to("meta")
-    with pytest.raises(UserError, match="offloaded; fold first"):
+    with pytest.raises(UserError, match="to_q is offloaded"):
         fold(model)
 
 
@@ -291,7 +291,7 @@ class TestPipeline:
         expected = without_adapters(folded.transformer).state_dict()
         assert all(torch.equal(weight, expected[name]) for name, weight in stock.state_dict().items())
         lone = Seg2AnyTransformer2DModel.from_pretrained(tmp_path / "transformer")
-        with pytest.raises(UserError, match="folded into its weights already"):
+        with pytest.raises(UserError, match="folded"):
             load_adapters(lone, tmp_path / "adapters")
         with pytest.raises(UserError, match="has no folder adapters/"):
             load_folded(lone, tmp_path / "transformer")

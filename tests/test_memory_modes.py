@@ -114,7 +114,7 @@ def test_a_model_that_was_saved_folded_is_quantised_afterwards(tiny_model, lora,
     error = (latents_of(quantised, MANY) - expected).abs().mean()
     assert 0 < error < (latents_of(base, MANY) - expected).abs().mean() / 10
     for change in (quantised.fold, quantised.unfold):
-        with pytest.raises(UserError, match="folded into the base weights already|is quantised"):
+        with pytest.raises(UserError, match="already folded into the base weights|is quantised"):
             change()
 
 

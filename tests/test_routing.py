@@ -85,7 +85,7 @@ def test_adapters_that_are_more_than_a_delta_are_refused(options):
     config = LoraConfig(r=2, target_modules=["to_q"])
     for option, value in options.items():  # after construction: some values ask for more settings there
         setattr(config, option, value)
-    with pytest.raises(UserError, match=f"'odd' uses {next(iter(options))}.*plain LoRA"):
+    with pytest.raises(UserError, match=f"'odd' uses {next(iter(options))}"):
         model.add_adapter(config, "odd")
     metadata = {f"transformer.{key}": value for key, value in options.items()}
     weights = {"transformer.x_embedder.lora_A.weight": torch.ones(2, 16)}

@@ -52,14 +52,14 @@ def test_entity_bits_of_63_overlapping_regions():
         image_token = tokens.entities[0, 63 + row * 4 + col].item()
         assert bool(image_token >> entity & 1) == masks[entity, row, col]
         assert tokens.entities[0, entity].item() == 1 << entity
-    with pytest.raises(UserError, match="at most 63"):
+    with pytest.raises(UserError, match="regions"):
         layout_tokens([SampleTokens((0,) + (1,) * 64, np.zeros((64, 1, 1), bool))])
 
 
 def test_what_does_not_fit_together_is_refused():
-    with pytest.raises(UserError, match="2 masks need 3 text lengths"):
+    with pytest.raises(UserError, match="text lengths"):
         layout_tokens([SampleTokens((1, 1), np.zeros((2, 1, 1), bool))])
-    with pytest.raises(UserError, match="one image size"):
+    with pytest.raises(UserError, match="token grids"):
         layout_tokens([SampleTokens((1,), np.zeros((0, 1, 2), bool)), SampleTokens((1,), np.zeros((0, 2, 1), bool))])
 
 
@@ -125,7 +125,7 @@ def test_by_coverage_small_entities_choose_different_tokens():
 
 
 def test_an_unknown_assignment_is_refused():
-    with pytest.raises(UserError, match="nearest, coverage"):
+    with pytest.raises(UserError, match="region_assignment"):
         token_masks(np.zeros((1, 2, 2), bool), (1, 1), "majority")
 
 

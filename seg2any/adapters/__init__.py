@@ -1,1 +1,1 @@
-"""The LoRA adapters: which rows they act on, their files, their card, and folding them into the weights."""
+"""LoRA adapters: routing to token rows, files, the adapter card, and folding into the base weights."""

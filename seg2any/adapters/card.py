@@ -1,4 +1,4 @@
-"""What an adapter knows about itself: how it was trained, so that generation can do the same without being told."""
+"""Record how adapters were trained, so that generation repeats those settings by itself."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CARD_KEY = "seg2any"  # in the safetensors metadata
 
 
 def package_version() -> str:
-    """Of this package, empty where it is not installed."""
+    """Return the version of seg2any, or "" if the package is not installed."""
     try:
         return version("seg2any")
     except PackageNotFoundError:
@@ -25,15 +25,15 @@ def package_version() -> str:
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """How the adapters of a folder were trained. Defaults: the published SACap-1M checkpoint.
+    """Training settings of the adapters in a folder; defaults of the published SACap-1M checkpoint.
 
-    condition:             the settings of the condition; in files, one flat object with the other fields
-    resolution:            side of the training images in pixels
-    contour_thickness:     pixels, at the mask's own size; no other than 1 can be drawn
-    rank, alpha:           of `default`; the scale of a delta is alpha / rank
-    step:                  optimizer steps; 0 = unknown
-    seg2any_version:       the version that wrote the card
-    assumed:               the folder had no card and these are the published defaults; not written to disk
+    condition:          settings of the condition; files hold their fields and the other fields in one flat object
+    resolution:         side of the training images in pixels
+    contour_thickness:  pixels at the mask's own size; must be 1
+    rank, alpha:        of adapter `default`, whose deltas are scaled by alpha / rank
+    step:               optimizer steps; 0 = unknown
+    seg2any_version:    version of seg2any that wrote the card
+    assumed:            True if the folder has no card, so that these are the defaults; not written to files
     """
 
     base_model: str = "black-forest-labs/FLUX.1-dev"
@@ -48,11 +48,11 @@ class AdapterCard:
     assumed: bool = False
 
     def without_condition(self) -> AdapterCard:
-        """Return the card of a folder that holds no `cond` adapter."""
+        """Return the card without contour tokens, for a folder without adapter `cond`."""
         return replace(self, condition=replace(self.condition, is_use_cond_token=False))
 
     def to_json(self) -> str:
-        """Write every field but `assumed` and the settings that are chosen at run time, with the writing version."""
+        """Return the card as JSON, without `assumed` and run-time settings, with this version of seg2any."""
         own = {
             each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("condition", "assumed")
         }
@@ -61,25 +61,25 @@ class AdapterCard:
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str | Path) -> AdapterCard:
-        """Read a card: fields of newer versions are ignored, missing ones get the published defaults.
+        """Parse a card: unknown fields are ignored, missing ones get the published defaults.
 
-        Raises UserError for values of a wrong type or outside their range.
+        Raises UserError, whose message starts with `source`, for values of a wrong type or outside their range.
         """
         try:
             values = json.loads(text)
             if not isinstance(values, dict):
-                raise TypeError("no settings in it")
+                raise TypeError("it holds no JSON object")
             condition = replace(published("sacap_1m"), **{name: values[name] for name in CARD_NAMES if name in values})
             own = {each.name for each in fields(cls)} - {"condition", "assumed"}
             card = cls(condition=condition, **{name: values[name] for name in own if name in values})
             _check_types(card)
         except (TypeError, ValueError) as error:
             raise UserError(
-                f"{source}: not an adapter card ({error}); delete it to use the published settings"
+                f"{source}: is not an adapter card ({error}); delete it to use the published settings"
             ) from error
         if card.contour_thickness != 1:
             raise UserError(
-                f"{source}: contour_thickness is {card.contour_thickness}, and contours are drawn 1 pixel wide here; "
+                f"{source}: contour_thickness is {card.contour_thickness}, but only contours of 1 pixel can be drawn; "
                 "use an adapter that was trained with 1"
             )
         return card
@@ -94,16 +94,16 @@ def _check_types(card: AdapterCard) -> None:
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
-    """Write adapter.json into the folder."""
+    """Write adapter.json into a folder."""
     with atomic_write(folder / CARD_FILE) as path:
         path.write_text(card.to_json() + "\n", encoding="utf-8")
 
 
 def read_card(folder: Path, metadata: dict[str, str]) -> AdapterCard:
-    """The card beside the adapters, else the one in their safetensors metadata, else the published defaults."""
+    """Read the card from adapter.json, else from the safetensors metadata; without both, assume the defaults."""
     file = folder / CARD_FILE
     if file.is_file():
-        return AdapterCard.from_json(file.read_bytes(), file)  # json finds out the encoding
+        return AdapterCard.from_json(file.read_bytes(), file)  # json.loads detects the encoding of bytes
     if CARD_KEY in metadata:
-        return AdapterCard.from_json(metadata[CARD_KEY], f"{folder}: the card in its weights")
+        return AdapterCard.from_json(metadata[CARD_KEY], f"{folder}: card in the metadata of its weights")
     return AdapterCard(assumed=True)

@@ -1,7 +1,8 @@
-"""The two LoRA adapters of Seg2Any (paper eq. 4): where they sit, and their files.
+"""Add, load and save the two LoRA adapters of Seg2Any (paper eq. 4), `default` and `cond`.
 
-`default` is on every Linear of the blocks, `cond` on those that condition tokens pass. On disk, as published:
-<folder>/default/pytorch_lora_weights.safetensors and <folder>/cond/..., in diffusers' format; beside them adapter.json.
+`transformer` is a diffusers model with `adapter_layers`, the names of the Linear layers of each adapter: all of the
+blocks for `default`, those that condition tokens pass for `cond`. Files are in diffusers' format, with the published
+names: <folder>/default/pytorch_lora_weights.safetensors, <folder>/cond/... and the card, <folder>/adapter.json.
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ def add_adapters(
     is_use_cond_token: bool = True,
     init_lora_weights: bool | str = True,
 ) -> None:
-    """Add untrained adapters, `default` and (with condition tokens) `cond`, in float32, trainable and active.
+    """Add untrained adapters in float32, trainable and active, and freeze the base weights.
 
-    The base weights are frozen. `alpha` None = `rank`; a delta is scaled by alpha / rank and starts at zero.
-    `init_lora_weights` is peft's: True (uniform, as published) or "gaussian".
+    transformer:        a diffusers model with `adapter_layers`
+    rank, alpha:        a delta is scaled by alpha / rank and starts at zero; alpha None = rank
+    is_use_cond_token:  add `cond` as well as `default`
+    init_lora_weights:  as in peft; True (uniform, as published) or "gaussian"
+
     Raises UserError for a model that has an adapter folded into its weights.
     """
     refuse_folded(transformer, "adding adapters")
@@ -60,9 +64,11 @@ def add_adapters(
 
 
 def trainable_parameters(transformer: nn.Module) -> list[nn.Parameter]:
-    """Make exactly our adapters trainable, in float32 whatever the base weights are, and list their parameters.
+    """Make `default` and `cond` of a diffusers model trainable, nothing else, and return their parameters.
 
-    Raises UserError for a folded model, whose `default` acts through the base weights."""
+    The parameters become float32 whatever the dtype of the base weights. Raises UserError for a folded model, whose
+    `default` acts through the base weights.
+    """
     refuse_folded(transformer, "training")
     transformer.requires_grad_(False)
     chosen = []
@@ -74,7 +80,10 @@ def trainable_parameters(transformer: nn.Module) -> list[nn.Parameter]:
 
 
 def switched_off(transformer: nn.Module) -> list[str]:
-    """Those of ours that are loaded and not active; none if all adapters are disabled, which nobody does unawares."""
+    """List which of `default` and `cond` are loaded but inactive in a diffusers model.
+
+    The list is empty if all adapters are disabled, which is deliberate.
+    """
     layer = next((module for module in transformer.modules() if isinstance(module, BaseTunerLayer)), None)
     if layer is None or layer.disable_adapters:
         return []
@@ -82,23 +91,24 @@ def switched_off(transformer: nn.Module) -> list[str]:
 
 
 def load_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> AdapterCard:
-    """Load <folder>/default and, if there is one, <folder>/cond in place of ours; other adapters stay as they are.
+    """Load <folder>/default and, if it exists, <folder>/cond; they replace loaded adapters of these names.
 
-    `dtype` of the loaded weights: None = that of the base weights, for generation; float32 to train them further.
-    Returns the card of the folder; `assumed` says that it has none and the published defaults were taken.
-    Raises `UserError` for a missing or broken file, for adapters of another model, and for a model that has an adapter
-    folded into its weights.
+    transformer:  a diffusers model with `adapter_layers`; its other adapters stay as they are
+    dtype:        of the loaded weights; None = that of the base weights, for generation; float32 for further training
+
+    Returns the folder's card, `assumed` if the folder has none. Raises UserError for a missing or damaged file, for
+    adapters of another model, and for a model that has an adapter folded into its weights.
     """
     refuse_folded(transformer, str(folder))
     return read_adapters(transformer, folder, dtype)
 
 
 def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> AdapterCard:
-    """`load_adapters` whatever the base weights contain."""
+    """Load adapters as `load_adapters` does, also into a model with an adapter folded into its weights."""
     folder = Path(folder)
     files = {name: folder / name / WEIGHTS_FILE for name in (DEFAULT, COND)}
     if not files[DEFAULT].is_file():
-        raise UserError(f"{folder}: no {DEFAULT}/{WEIGHTS_FILE} in it; give a folder that has {DEFAULT}/ and {COND}/")
+        raise UserError(f"{folder}: {DEFAULT}/{WEIGHTS_FILE} is missing; give a folder with {DEFAULT}/ and {COND}/")
     found = {name: read_lora(file) for name, file in files.items() if file.is_file()}
     for name, (weights, _) in found.items():
         check_pairs(weights, files[name])
@@ -107,7 +117,7 @@ def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torc
     card = read_card(folder, found[DEFAULT][1])
     if COND not in found and card.condition.is_use_cond_token:
         if not card.assumed:
-            raise UserError(f"{folder}: no {COND}/{WEIGHTS_FILE}, which its card speaks of; copy it there, too")
+            raise UserError(f"{folder}: {COND}/{WEIGHTS_FILE} is missing, but the card requires it; copy it there, too")
         card = card.without_condition()
 
     known = getattr(transformer, "peft_config", {})
@@ -116,8 +126,11 @@ def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torc
         try:
             transformer.load_lora_adapter(weights, adapter_name=name, metadata=configs[name])
         except (TypeError, ValueError, KeyError, RuntimeError) as error:
-            raise UserError(f"{files[name]}: its metadata describes no LoRA: {str(error).splitlines()[0]}") from error
-        if dtype is not None:  # from the file, not from what rounding to the base dtype has left of it
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"{files[name]}: metadata does not describe a LoRA ({reason}); copy the file again"
+            ) from error
+        if dtype is not None:  # read again from the file: the loaded weights were rounded to the dtype of the base
             for key, value in weights.items():
                 path = key.removeprefix(PREFIX).removesuffix(".weight")
                 parameter = transformer.get_parameter(f"{path}.{name}.weight")
@@ -126,24 +139,26 @@ def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torc
 
 
 def read_lora(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """-> weights by published key, metadata."""
+    """Read a file: weights by published key, and metadata. Raises UserError for a damaged file."""
     try:
         with safe_open(file, "pt") as opened:
             return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        raise UserError(f"{file}: not a complete safetensors file ({error}); copy it again") from error
+        raise UserError(f"{file}: is not a complete safetensors file ({error}); copy it again") from error
 
 
 def _peft_config(metadata: dict[str, str], file: Path) -> dict | None:
-    """The peft config that diffusers keeps in a file; published files have none."""
+    """Read the peft config that diffusers keeps in the metadata; None for published files, which have none."""
     if LORA_ADAPTER_METADATA_KEY not in metadata:
         return None
     try:
         config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
         if not isinstance(config, dict):
-            raise ValueError("no settings in it")
+            raise ValueError("it holds no JSON object")
     except ValueError as error:
-        raise UserError(f"{file}: {LORA_ADAPTER_METADATA_KEY} in its metadata is broken ({error})") from error
+        raise UserError(
+            f"{file}: {LORA_ADAPTER_METADATA_KEY} in its metadata is damaged ({error}); copy the file again"
+        ) from error
     return config
 
 
@@ -156,26 +171,27 @@ def check_pairs(weights: dict[str, torch.Tensor], file: Path) -> None:
             continue
         other = key.removesuffix(end) + ends[end]
         if other not in weights:
-            raise UserError(f"{file}: it has {key}, but no {other}; the file is damaged, copy it again")
+            raise UserError(f"{file}: {key} is there, but {other} is missing; the file is damaged, copy it again")
         if weight.ndim != 2:
-            raise UserError(f"{file}: {key} is no matrix but of shape {tuple(weight.shape)}; copy the file again")
+            raise UserError(f"{file}: {key} has shape {list(weight.shape)}, not two axes; copy the file again")
         if end == ".lora_A.weight" and weight.shape[0] != weights[other].shape[-1]:
-            ranks = f"{weight.shape[0]}, of {other} {weights[other].shape[-1]}"
-            raise UserError(f"{file}: the rank of {key} is {ranks}; the file is damaged, copy it again")
+            ranks = f"{key} has rank {weight.shape[0]}, {other} has rank {weights[other].shape[-1]}"
+            raise UserError(f"{file}: {ranks}; the file is damaged, copy it again")
 
 
 def check_fits(transformer: nn.Module, weights: dict[str, torch.Tensor], file: Path) -> None:
-    """Raise UserError for a weight whose layer is missing here or of another width."""
+    """Raise UserError for a weight whose layer is missing from the model or has another width."""
     layers = dict(transformer.named_modules())
     for key, weight in weights.items():
         path, _, part = key.removeprefix(PREFIX).partition(".lora_")
         layer = layers.get(path)
         if layer is None:
-            raise UserError(f"{file}: {key} has no layer in this transformer; these adapters belong to another model")
+            raise UserError(f"{file}: {key} has no layer here; the adapters belong to another model, load them there")
         ours = layer.in_features if part.startswith("A") else layer.out_features
         theirs = weight.shape[-1] if part.startswith("A") else weight.shape[0]
         if ours != theirs:
-            raise UserError(f"{file}: {key} is {theirs} wide, the layer {ours}; these adapters belong to another model")
+            widths = f"{key} is {theirs} wide, its layer {ours}"
+            raise UserError(f"{file}: {widths}; the adapters belong to another model, load them there")
 
 
 def save_adapters(
@@ -184,12 +200,15 @@ def save_adapters(
     card: AdapterCard,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write what `load_adapters` reads, weights in `dtype` (None = as they are). The rank and alpha of the card are
-    taken from the adapters; stock diffusers finds alpha in the file's metadata. A `cond` that an earlier save left in
-    the folder goes if there is none now. Raises UserError without a `default`."""
+    """Write the adapters of a diffusers model and their card to a folder, for `load_adapters`.
+
+    dtype: of the written weights; None = as they are
+    Rank and alpha of the card come from the adapters; stock diffusers reads alpha from the file's metadata. If the
+    model has no `cond`, a `cond` file from an earlier save is removed. Raises UserError if `default` is not loaded.
+    """
     folder, configs = Path(folder), getattr(transformer, "peft_config", {})
     if DEFAULT not in configs:
-        raise UserError(f"{folder}: no adapter {DEFAULT!r} is loaded, so nothing to save; call load_adapters first")
+        raise UserError(f"{folder}: adapter {DEFAULT!r} is not loaded and cannot be saved; call load_adapters first")
     card = replace(card, rank=configs[DEFAULT].r, alpha=configs[DEFAULT].lora_alpha)
     for name in (DEFAULT, COND):
         if name not in configs:
@@ -205,7 +224,7 @@ def save_adapters(
 
 
 def _describe(config: LoraConfig) -> str:
-    """The peft config as diffusers stores it: json with prefixed keys."""
+    """Return the peft config as diffusers stores it: JSON with prefixed keys."""
     options = {
         PREFIX + key: sorted(value) if isinstance(value, set) else value for key, value in config.to_dict().items()
     }

@@ -1,8 +1,8 @@
-"""Adapters at the price of none: `default` becomes part of the base weights (paper eq. 4, W' = W + s B A).
+"""Fold adapter `default` into the base weights: W' = W + s B A (paper eq. 4), so that it costs nothing to run.
 
-Text and image rows then pass plain layers. Condition rows, which `default` must not act on, take it back by its
-low-rank delta: s_c B_c A_c - s B A instead of s_c B_c A_c, see `seg2any.adapters.routing`. The adapters stay in memory,
-so the rows of other adapters, their weights and saved adapters are what they were.
+Text and image rows then pass plain layers. Condition rows, on which `default` must not act, get it subtracted as a
+low-rank delta: s_c B_c A_c - s B A instead of s_c B_c A_c, see `seg2any.adapters.routing`. The adapters stay loaded, so
+saving them and routing others is unchanged. `transformer` is a diffusers model to which adapters were added.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from seg2any.adapters.routing import DEFAULT
 from seg2any.system.errors import UserError
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-FOLDED_KEY = "_seg2any_folded_scale"  # in the config of a transformer whose weights in files contain `default`
+FOLDED_KEY = "_seg2any_folded_scale"  # config key of a transformer that was saved with `default` in its weights
 
 
 def fold(transformer: nn.Module) -> None:
-    """Add `default`, as it is scaled now, to the base weights, rounded once to their precision.
+    """Add `default`, with its current scale, to a diffusers model's base weights, rounded once to their dtype.
 
-    Raises UserError without an active `default`, if it is folded already, and for base weights that cannot take it.
+    Raises UserError if `default` is inactive or folded already, and for quantised or offloaded base weights.
     """
     if is_folded(transformer):
-        raise UserError(f"adapter {DEFAULT!r} is folded into the base weights already; unfold() takes it out")
+        raise UserError(f"adapter {DEFAULT!r} is already folded into the base weights; call unfold() to take it out")
     active = transformer.active_adapters() if getattr(transformer, "peft_config", None) else ()
     if DEFAULT not in active:
-        raise UserError(f"no adapter {DEFAULT!r} is active, so there is nothing to fold; call load_adapters first")
+        raise UserError(f"adapter {DEFAULT!r} is not active and cannot be folded; call load_adapters first")
     layers = dict(_layers_of_default(transformer))
     for name, layer in layers.items():
         _check_foldable(name, layer)
@@ -39,10 +39,13 @@ def fold(transformer: nn.Module) -> None:
 
 
 def unfold(transformer: nn.Module) -> None:
-    """Take `default` out of the base weights again, rounded once: in 16 bit some weights end a last bit beside where
-    they were. Raises UserError if it is not folded."""
+    """Subtract `default` from the base weights again, rounded once to their dtype.
+
+    In 16-bit precision some weights may differ from the original by one ulp. Raises UserError if `default` is not
+    folded.
+    """
     if not is_folded(transformer):
-        raise UserError(f"adapter {DEFAULT!r} is not folded into the base weights; there is nothing to unfold")
+        raise UserError(f"adapter {DEFAULT!r} is not folded into the base weights; call fold() before unfold()")
     for name, layer in _layers_of_default(transformer):
         _check_foldable(name, layer)
     for _, layer in _layers_of_default(transformer):
@@ -51,29 +54,29 @@ def unfold(transformer: nn.Module) -> None:
 
 
 def is_folded(transformer: nn.Module) -> bool:
-    """Whether `default`, which is loaded, is in the base weights."""
+    """Return True if `default` is loaded and folded into the base weights."""
     return any(getattr(layer, "folded", None) for _, layer in _layers_of_default(transformer))
 
 
 def refuse_folded(transformer: nn.Module, what: str) -> None:
-    """`UserError` that starts with `what` if the base weights contain an adapter, loaded or not."""
+    """Raise UserError that starts with `what` if the base weights contain an adapter, loaded or not."""
     if is_folded(transformer) or transformer.config.get(FOLDED_KEY) is not None:
         raise UserError(
-            f"{what}: the model has an adapter folded into its weights already; unfold it, or use the model that "
+            f"{what}: the model already has an adapter folded into its weights; unfold it, or use the model that "
             "the adapter was trained on"
         )
 
 
 def folded_scale(transformer: nn.Module) -> float:
-    """The one factor of `default` in all base weights. Raises UserError if layers were folded with different ones."""
+    """Return the scale with which `default` was folded. Raises UserError if it differs between layers."""
     scales = {layer.folded[DEFAULT] for _, layer in _layers_of_default(transformer)}
     if len(scales) != 1:
-        raise UserError(f"adapter {DEFAULT!r} was folded with other weights in some blocks; fold it with one weight")
+        raise UserError(f"adapter {DEFAULT!r} was folded with {len(scales)} different weights; fold it with one weight")
     return scales.pop()
 
 
 def mark_folded(transformer: nn.Module, scale: float) -> None:
-    """Say that the base weights contain scale x B A of the loaded `default`, which keeps acting with that scale."""
+    """Record that the base weights contain scale x B A of the loaded `default`, and set its scale to that."""
     for _, layer in _layers_of_default(transformer):
         layer.scaling[DEFAULT] = scale
         layer.folded = {DEFAULT: scale}
@@ -91,16 +94,19 @@ def _check_foldable(name: str, layer: LoraLayer) -> None:
     if type(base) is not nn.Linear or type(weight) is not nn.Parameter or weight.dtype not in FLOATS:
         kind = type(base).__name__ if type(base) is not nn.Linear else f"{type(weight).__name__} {weight.dtype}"
         raise UserError(
-            f"{name} is quantised ({kind}), and its steps are coarser than the adapter: fold before quantising, "
-            "or leave the adapter unfolded"
+            f"{name} is quantised ({kind}), too coarsely to hold the adapter; fold before quantising, or leave the "
+            "adapter unfolded"
         )
     if weight.is_meta:
-        raise UserError(f"the weights of {name} are offloaded; fold first, then turn offloading on")
+        raise UserError(f"{name} is offloaded; fold first, then turn offloading on")
 
 
 @torch.no_grad()
 def _add(layer: LoraLayer, scale: float) -> None:
-    """W += scale x B A in float32, rounded once; in place, because offloading and shared weights hold on to it."""
+    """Compute W += scale x B A in float32, rounded once.
+
+    In place, because offloading and shared weights keep references to the tensor.
+    """
     down, up, base = layer.lora_A[DEFAULT], layer.lora_B[DEFAULT], layer.base_layer
     delta = up.weight.float().to(base.weight.device) @ down.weight.float().to(base.weight.device)
     base.weight.copy_(base.weight.float().add_(delta, alpha=scale))

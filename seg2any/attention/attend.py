@@ -1,13 +1,13 @@
-"""The one attention call of the repository. Backends are interchangeable and each is tested against `dense`.
+"""Compute regional attention with one of several interchangeable backends, each tested against `dense`.
 
-name     memory for the pattern        what it does
-dense    L x L, float32                the formula, the oracle of all others
-sdpa     512 x L for all heads         torch's fused kernel with that mask
-matmul   512 x L for all heads         the formula in the model's precision, head by head; quick on CPUs with bfloat16;
-                                       trains as sdpa above 512 tokens
-grouped  O(L) for every class          a kernel call without mask for each class of tokens with equal rows
-flex     (L / 128)^2                   a kernel that skips blocks of tokens that do not see each other; trains on CUDA
-auto     as chosen                     one of these, by block
+name     memory for the pattern    computation
+dense    L x L, float32            the formula in float32, the oracle of all others
+sdpa     512 x L for all heads     torch's fused kernel with a mask, for 512 queries at a time
+matmul   512 x L for all heads     the formula in the model's precision, head by head; quick on CPUs with bfloat16;
+                                   trains as sdpa above 512 tokens
+grouped  O(L) for every class      one kernel call without a mask for each class of tokens with equal rows
+flex     (L / 128)^2               a kernel that skips blocks of tokens that do not see each other; trains on CUDA only
+auto     that of its choice        sdpa, matmul or grouped, chosen for each block
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from seg2any.attention.flex import flex
 from seg2any.attention.grouped import grouped
 from seg2any.attention.kernels import (
-    in_parts,
-    in_parts_with_gradients,
+    in_slices,
+    in_slices_with_gradients,
     kernel_dtype,
     prefers_products,
     products,
@@ -40,46 +40,53 @@ logger = logging.getLogger(__name__)
 
 Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionPattern], torch.Tensor]
 # Called before the attention of every block with (block, query, key, pattern): query [B, queries, heads, d] and key
-# [B, L, heads, d] after RoPE. `attention_weights` turns any rows of them and of `pattern.rows` into weights.
+# [B, L, heads, d] after RoPE. `attention_weights` computes the weights of any queries, with their rows of the pattern.
 Tap = Callable[[int, torch.Tensor, torch.Tensor, AttentionPattern | None], None]
 
-FEW_TOKENS = {"sdpa": 2048, "matmul": 1024}  # below, calls of a kernel cost more than pairs of tokens
-MOST_PAIRS = {"sdpa": 0.7, "matmul": 0.6}  # share of all L x L that `grouped` may compute in its place, and
-MOST_COPIES = 10  # of every key that it may make,
-MOST_COPIES_IN_TRAINING = 6  # or keep for the backward pass
-_said: set[tuple[object, ...]] = set()
+# `auto` takes `grouped` instead of a backend with a mask only
+FEW_TOKENS = {"sdpa": 2048, "matmul": 1024}  # from this many tokens on: below, kernel calls cost more than pairs
+MOST_PAIRS = {"sdpa": 0.7, "matmul": 0.6}  # if it computes at most this share of all L x L pairs
+MOST_COPIES = 10  # and copies every key at most this often on average,
+MOST_COPIES_IN_TRAINING = 6  # or this often in training, where copies are kept for the backward pass
+_announced: set[tuple[object, ...]] = set()
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """softmax(q k^T / sqrt(d) + mask) in float32. q [B, Lq, heads, d], k [B, Lk, heads, d] -> [B, heads, Lq, Lk]."""
+    """Compute softmax(q k^T / sqrt(d) + mask) in float32.
+
+    query [B, Lq, heads, d], key [B, Lk, heads, d], mask broadcastable to the result -> [B, heads, Lq, Lk]
+    """
     scores = torch.einsum("bqhd,bkhd->bhqk", query.float(), key.float()) * query.shape[-1] ** -0.5
     return (scores if mask is None else scores + mask.float()).softmax(-1)
 
 
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """The oracle: the textbook formula in float32, without autocast."""
+    """Compute the textbook formula in float32, without autocast: the oracle of all other backends."""
     with torch.autocast(query.device.type, enabled=False):
         weights = attention_weights(query, key, pattern.mask())
         return torch.einsum("bhqk,bkhd->bqhd", weights, value.float()).to(value.dtype)
 
 
 def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """torch's fused kernel, for so many queries at a time; it reads their one mask for all heads."""
-    return (in_parts_with_gradients if trains(query, key, value) else in_parts)(query, key, value, pattern)
+    """Run torch's fused kernel over slices of the queries; all heads share one mask."""
+    return (in_slices_with_gradients if trains(query, key, value) else in_slices)(query, key, value, pattern)
 
 
 def matmul(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """The formula in the model's own precision. On CPUs with bfloat16 matrix units it takes a third of `sdpa`'s time;
-    that trains at a few hundred tokens only: it keeps every pair's score of every head."""
+    """Compute the formula in the model's precision.
+
+    On CPUs with bfloat16 matrix units this takes a third of `sdpa`'s time. Training needs the scores of all pairs and
+    heads in memory, so beyond one slice of queries it uses `sdpa`.
+    """
     if not trains(query, key, value):
-        return in_parts(query, key, value, pattern, products)
-    if len(pattern.parts) > 1:
+        return in_slices(query, key, value, pattern, products)
+    if len(pattern.slices) > 1:
         return sdpa(query, key, value, pattern)
     return products_with_gradients(query, key, value, pattern.mask(kernel_dtype(query)))
 
 
 def auto(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """The backend that `choose` expects to be quickest."""
+    """Run the backend that `choose` expects to be quickest."""
     return BACKENDS[choose(query, key, value, pattern)](query, key, value, pattern)
 
 
@@ -100,38 +107,40 @@ def attend(
     pattern: AttentionPattern | None = None,
     attention_backend: str = "auto",
 ) -> torch.Tensor:
-    """query [B, queries, heads, d], key and value [B, L, heads, d] -> [B, queries, heads, d].
+    """Compute attention in which every query sees the keys that the pattern allows.
 
-    pattern: who sees whom; None = every token every token
-
-    Raises UserError for a backend that would lose the regions or cannot do what is asked of it.
+    query [B, queries, heads, d], key and value [B, L, heads, d] -> [B, queries, heads, d]; pattern None = every query
+    sees every key. Raises UserError for a backend that would lose the regions, or cannot run this pattern.
     """
     if attention_backend not in BACKENDS:
         check_backend(attention_backend)
-    if pattern is None or pattern.is_open:
+    if pattern is None or pattern.is_full:
         return quickest(query, key, value)
     return BACKENDS[attention_backend](query, key, value, pattern)
 
 
 def choose(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> str:
-    """The name of a backend. Says, once for each kind of device, block and answer, what it chose and why."""
+    """Return the name of the backend expected to be quickest, without computing anything.
+
+    The choice and its reason are logged once for each combination of device, kind of block, task and backend.
+    """
     training, masked = trains(query, key, value), "matmul" if prefers_products(query, key, value) else "sdpa"
     name, why = pattern.cached(("auto", training, masked), lambda: _choice(pattern, training, masked))
     about = (query.device.type, pattern.attention, training, name)
-    if about not in _said:
-        _said.add(about)
+    if about not in _announced:
+        _announced.add(about)
         task = "training" if training else "generation"
-        logger.info(f"attention_backend auto: {name} for {task} in {pattern.attention.value} blocks, since {why}")
+        logger.info(f"attention_backend auto: {name} for {task} in {pattern.attention.value} blocks, because {why}")
     return name
 
 
 def _choice(pattern: AttentionPattern, training: bool, masked: str) -> tuple[str, str]:
-    """masked: the quickest backend with a mask."""
+    """Return a backend's name and the reason; `masked` is the quickest backend that uses a mask."""
     n_tokens = pattern.classes.index.shape[1]
     if n_tokens < FEW_TOKENS[masked]:
         return masked, f"{n_tokens} tokens are few"
     if pattern.coverage is not None:
-        return masked, "every image token has weights of its own"
+        return masked, "every image token has its own weights"
     pairs, copies = _cost_of_groups(pattern)
     most_copies = MOST_COPIES_IN_TRAINING if training else MOST_COPIES
     why = f"{len(pattern.log_weights)} classes of tokens see {pairs:.0%} of all pairs and copy keys {copies:.1f} times"
@@ -139,22 +148,21 @@ def _choice(pattern: AttentionPattern, training: bool, masked: str) -> tuple[str
 
 
 def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:
-    """Share of all pairs of query and key that are seen, and how often keys would be copied for the classes that see
-    them."""
+    """Return the share of all (query, key) pairs that are seen, and the copies that `grouped` makes per key."""
     seen, n_keys = (pattern.log_weights > -torch.inf).float(), pattern.classes.index.numel()
     none = seen.new_zeros(len(pattern.classes.index), len(seen))
-    asking, keys = (
+    queries, keys = (  # [B, C], tokens of each class
         none.scatter_add(1, index, torch.ones_like(index, dtype=none.dtype))
         for index in (pattern.query_index, pattern.classes.index)
     )
-    seen_by = keys @ seen.T  # [B, C] tokens that a query of the class sees
-    pairs, copies = (asking * seen_by).sum() / pattern.query_index.shape[1], seen_by[asking > 0].sum()
+    seen_by = keys @ seen.T  # [B, C], keys that a query of the class sees
+    pairs, copies = (queries * seen_by).sum() / pattern.query_index.shape[1], seen_by[queries > 0].sum()
     return float(pairs / n_keys), float(copies / n_keys)
 
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
-    """Tokens and settings of a batch, and the at most two distinct patterns that follow from them."""
+    """Tokens and settings of a batch, with the pattern of every block; blocks share at most two patterns."""
 
     tokens: TokenLayout
     settings: ConditionSettings
@@ -162,23 +170,26 @@ class AttentionPlan:
 
     @cached_property
     def classes(self) -> TokenClasses:
-        """The token classes, shared by the patterns of all blocks."""
+        """The token classes, which the patterns of all blocks share."""
         return TokenClasses.of(self.tokens)
 
     def pattern(self, block: int) -> AttentionPattern:
-        """Return who sees whom in a block, counted over double then single blocks."""
+        """Return the pattern of a block, counted from 0 over double then single blocks."""
         attention = self.settings.attention_of(block)
         if attention not in self._patterns:
             self._patterns[attention] = AttentionPattern(self.tokens, self.classes, attention, self.settings)
         return self._patterns[attention]
 
     def mask(self, block: int, dtype: torch.dtype = torch.float32) -> torch.Tensor | None:
-        """Return the additive mask [B, 1, L, L] of a block; None = all see all."""
+        """Return the additive mask [B, 1, L, L] of a block; None if every token sees every token."""
         pattern = self.pattern(block)
-        return None if pattern.is_open else pattern.mask(dtype)
+        return None if pattern.is_full else pattern.mask(dtype)
 
     def attend(self, block: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """Attend in one block: query [B, queries, heads, d], of the first tokens or of all, key and value
-        [B, L, heads, d] -> [B, queries, heads, d]."""
+        """Compute the attention of one block.
+
+        query [B, queries, heads, d] of the first or all tokens, key and value [B, L, heads, d]
+        -> [B, queries, heads, d]
+        """
         pattern = self.pattern(block).with_queries(query.shape[1])
         return attend(query, key, value, pattern, self.settings.attention_backend)

@@ -1,8 +1,8 @@
-"""Backend `flex`: torch's flex_attention. Tokens are sorted by class, so that whole blocks of 128 x 128 pairs are never
-seen and skipped. The block mask follows from the classes in each block; nothing of size L x L is made.
+"""Compute backend `flex`: torch's flex_attention over tokens sorted by class.
 
-Compiled on CUDA, where it also trains. Elsewhere torch offers only its forward pass, here without compilation, which
-computes all L x L scores: for tests.
+Sorting hides whole blocks of 128 x 128 pairs, which the kernel skips. The block mask follows from the classes in each
+block, without an L x L mask. On CUDA the kernel is compiled and trains. Elsewhere torch has only the forward pass; it
+runs uncompiled and computes all L x L scores, which is good enough for tests.
 """
 
 from __future__ import annotations
@@ -21,29 +21,31 @@ from seg2any.attention.pattern import AttentionPattern, Coverage
 from seg2any.system.errors import UserError
 
 BLOCK = 128
-FEWEST_CLASSES = 32  # the table of weights has this many rows or 2, 4, .. times as many: fewer shapes to compile for
+FEWEST_CLASSES = 32  # the table of weights has 32, 64, 128, ... rows, so that few shapes have to be compiled
 
 
 @dataclass(frozen=True)
 class SortedPattern:
-    """A pattern in the order of classes, padded to whole blocks.
+    """A pattern with its tokens sorted by class and padded to whole blocks.
 
-    queries, keys: int64 [B, P], the token at each place; padding repeats token 0
-    place:         int64 [B, queries], where each query is
-    score_mod:     adds the log weights to scores; None = all seen with full weight
+    queries, keys: int64 [B, P], the token of every sorted row; padding repeats token 0
+    row_of_query:  int64 [B, queries], the sorted row of every query
+    block_mask:    the blocks to compute, and in those seen only in part the pairs that are seen
+    score_mod:     function that adds the log weights to scores; None = all weights are 1
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
-    place: torch.Tensor
+    row_of_query: torch.Tensor
     block_mask: BlockMask
     score_mod: Callable | None
 
 
 def flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """query [B, queries, heads, d], key and value [B, L, heads, d] -> [B, queries, heads, d].
+    """Compute attention with torch's flex_attention, compiled on CUDA.
 
-    Raises UserError where gradients are needed but torch has none.
+    query [B, queries, heads, d], key and value [B, L, heads, d] -> [B, queries, heads, d]
+    Raises UserError for training elsewhere than on CUDA, where torch has no backward pass.
     """
     device = query.device.type
     if device != "cuda" and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
@@ -55,35 +57,36 @@ def flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: A
     )
     attention = _compiled() if device == "cuda" else flex_attention
     out = attention(query, key, value, score_mod=plan.score_mod, block_mask=plan.block_mask)
-    return _reorder(out.transpose(1, 2), plan.place)
+    return _reorder(out.transpose(1, 2), plan.row_of_query)
 
 
 @functools.cache
 def _compiled() -> Callable:
-    """fullgraph: torch would otherwise fall back, silently, to computing all pairs."""
+    # Without fullgraph torch may fall back, silently, to computing all pairs.
     return torch.compile(flex_attention, fullgraph=True)
 
 
 def _reorder(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """x [B, L, heads, d], order [B, P] -> [B, P, heads, d]."""
+    """Reorder the rows of x: x [B, L, heads, d], order [B, P] -> [B, P, heads, d]."""
     return x.gather(1, order[:, :, None, None].expand(-1, -1, *x.shape[2:]))
 
 
 def sorted_pattern(pattern: AttentionPattern) -> SortedPattern:
-    """The pattern with its tokens sorted by class, so that blocks of 128 are seen whole or not at all."""
+    """Sort a pattern's tokens by class, so that most blocks of 128 are seen as a whole or not at all."""
     queries, keys = (Sorted.of(index, pattern) for index in (pattern.query_index, pattern.classes.index))
     table = _table(pattern.log_weights)
     blocks = block_mask(queries.classes, keys.classes, table > -math.inf)
-    place = queries.order[:, : pattern.query_index.shape[1]].argsort(1)
-    return SortedPattern(queries.order, keys.order, place, blocks, _score_mod(queries, keys, table))
+    row_of_query = queries.order[:, : pattern.query_index.shape[1]].argsort(1)
+    return SortedPattern(queries.order, keys.order, row_of_query, blocks, _score_mod(queries, keys, table))
 
 
 @dataclass(frozen=True)
 class Sorted:
-    """Tokens in the order of their classes, padded to whole blocks with a class of their own.
+    """Tokens sorted by class; padding to whole blocks has a class of its own.
 
-    order, classes: int64 [B, P]
-    coverage:       theirs, where the pattern has any; padding is neither text nor image
+    order:    int64 [B, P], the token of every row
+    classes:  int64 [B, P], the class of every row
+    coverage: entity and patch of every row for method `place`, else None; padding is neither text nor image
     """
 
     order: torch.Tensor
@@ -92,7 +95,7 @@ class Sorted:
 
     @classmethod
     def of(cls, index: torch.Tensor, pattern: AttentionPattern) -> Sorted:
-        """index: int64 [B, tokens], the classes of the first tokens of the pattern."""
+        """Sort the first tokens of a pattern, whose classes are index int64 [B, tokens]."""
         order = index.argsort(dim=1, stable=True)
         n_padding = -index.shape[1] % BLOCK
         classes = F.pad(index.gather(1, order), (0, n_padding), value=len(pattern.log_weights))
@@ -102,7 +105,7 @@ class Sorted:
 
 
 def _table(log_weights: torch.Tensor) -> torch.Tensor:
-    """Log weights with a class of padding that sees itself, and rows and columns that nothing is of."""
+    """Extend the log weights [C, C] by a padding class, which sees only itself, and unused rows and columns."""
     n_classes = len(log_weights)
     size = max(FEWEST_CLASSES, 2 ** n_classes.bit_length())
     table = F.pad(log_weights, (0, size - n_classes) * 2, value=-math.inf)
@@ -111,13 +114,18 @@ def _table(log_weights: torch.Tensor) -> torch.Tensor:
 
 
 def block_mask(queries: torch.Tensor, keys: torch.Tensor, sees: torch.Tensor) -> BlockMask:
-    """queries, keys int64 [B, P], the classes of tokens, P whole blocks; sees bool [C, C] of query and key class.
+    """Build the block mask of sorted tokens from the classes in each block.
 
-    A pair of blocks is computed when any class of one sees any of the other, and without looking at each pair of
-    tokens when all do.
+    queries, keys: int64 [B, P], the class of every row; P is a multiple of BLOCK
+    sees:          bool [C, C], whether a query class sees a key class
+
+    A pair of blocks is computed if any class of one sees any class of the other; `mask_mod` is evaluated for its pairs
+    of tokens only if some of them are hidden.
     """
-    asking, present = (_classes_present(classes.unflatten(1, (-1, BLOCK)), len(sees)) for classes in (queries, keys))
-    seen, unseen = (asking @ table.float() @ present.mT > 0 for table in (sees, ~sees))
+    of_queries, of_keys = (
+        _classes_present(classes.unflatten(1, (-1, BLOCK)), len(sees)) for classes in (queries, keys)
+    )
+    seen, unseen = (of_queries @ table.float() @ of_keys.mT > 0 for table in (sees, ~sees))
     partial, full = (_listed(each[:, None]) for each in (seen & unseen, seen & ~unseen))
 
     def mask_mod(b, h, q, k):
@@ -127,40 +135,47 @@ def block_mask(queries: torch.Tensor, keys: torch.Tensor, sees: torch.Tensor) ->
 
 
 def _classes_present(blocks: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """int64 [B, n, BLOCK] -> float32 [B, n, C], 1 where any token of a block is of a class."""
+    """Mark the classes of each block: int64 [B, n, BLOCK] -> float32 [B, n, C], 1 = some token has this class."""
     none = torch.zeros(*blocks.shape[:2], n_classes, device=blocks.device)
     return none.scatter(2, blocks, 1)
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """bool [B, 1, n, n] -> int32 [B, 1, n], how many of each row, and [B, 1, n, n], which: these first, in order."""
+    """List the True columns of each row as BlockMask wants them: bool [B, 1, n, n] -> int32 counts and columns.
+
+    Counts are [B, 1, n], columns [B, 1, n, n] with the True ones first, in order.
+    """
     return blocks.sum(-1, dtype=torch.int32), (~blocks).byte().argsort(dim=-1, stable=True).int().contiguous()
 
 
 def _sort_coverage(coverage: Coverage, order: torch.Tensor, n_padding: int) -> Coverage:
-    """Of the sorted tokens; padding is neither text nor image."""
+    """Reorder the coverage like the sorted tokens; padding becomes neither text nor image."""
     log_weights = coverage.log_weights
     outside = torch.arange(order.shape[1], device=order.device) >= order.shape[1] - n_padding
-    entity, place = (
+    entity, patch = (
         each.gather(1, order).masked_fill(outside, last - 1)
-        for each, last in ((coverage.entity, log_weights.shape[1]), (coverage.place, log_weights.shape[2]))
+        for each, last in ((coverage.entity, log_weights.shape[1]), (coverage.patch, log_weights.shape[2]))
     )
-    return Coverage(log_weights, entity, place)
+    return Coverage(log_weights, entity, patch)
 
 
 def _score_mod(queries: Sorted, keys: Sorted, table: torch.Tensor) -> Callable | None:
-    """`mask_mod` alone says what is not seen, except for parts of an image that a region does not cover."""
+    """Build the function that adds log weights to scores, or None if all weights are 1.
+
+    Pairs that the classes hide are left to `mask_mod`; coverage 0 of method `place` is added here as -inf.
+    """
     log_weights = table.masked_fill(table == -math.inf, 0)
-    query_classes, key_classes, asking, seen = queries.classes, keys.classes, queries.coverage, keys.coverage
+    query_classes, key_classes = queries.classes, keys.classes
+    query_coverage, key_coverage = queries.coverage, keys.coverage
 
     def weighted(score, b, h, q, k):
         return score + log_weights[query_classes[b, q], key_classes[b, k]]
 
     def covered(score, b, h, q, k):
-        of_query = seen.log_weights[b, asking.entity[b, q], seen.place[b, k]]
-        of_key = seen.log_weights[b, seen.entity[b, k], asking.place[b, q]]
+        of_query = key_coverage.log_weights[b, query_coverage.entity[b, q], key_coverage.patch[b, k]]
+        of_key = key_coverage.log_weights[b, key_coverage.entity[b, k], query_coverage.patch[b, q]]
         return weighted(score, b, h, q, k) + of_query + of_key
 
-    if seen is not None:
+    if key_coverage is not None:
         return covered
     return weighted if log_weights.any() else None

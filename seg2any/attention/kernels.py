@@ -1,4 +1,4 @@
-"""The kernels that backends call, in the shapes and the precision of this repository."""
+"""Kernels that the backends call: attention with an additive mask on tensors [B, L, heads, d]."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch.autograd.function import once_differentiable
 from seg2any.attention.pattern import AttentionPattern
 from seg2any.system.precision import has_fast_bfloat16
 
-MOST_SCORES = 2**20  # of a head that `products` holds at a time: 2 MB, so that they stay in a core's cache
-FEW_PAIRS = 4096  # of a query and a key: below, heads are quicker together than one by one
+MOST_SCORES = 2**20  # scores that `products` holds at a time: 2 MB in bfloat16, which stay in a core's cache
+FEW_PAIRS = 4096  # pairs of query and key up to which all heads together are quicker than one by one
 
 
 def kernel_dtype(query: torch.Tensor) -> torch.dtype:
-    """What torch's kernels compute in: that of autocast where it is on."""
+    """Return the dtype that torch's kernels compute in: autocast's where it is on, else the query's."""
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
@@ -27,9 +27,9 @@ def kernel_dtype(query: torch.Tensor) -> torch.dtype:
 def masked_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """torch's fused kernel. query [B, Lq, heads, d], key and value [B, Lk, heads, d] -> [B, Lq, heads, d].
+    """Run torch's fused kernel: query [B, Lq, heads, d], key and value [B, Lk, heads, d] -> [B, Lq, heads, d].
 
-    mask: additive, in `kernel_dtype(query)`, broadcastable to [B, heads, Lq, Lk]; None = every query every key
+    mask: additive, in `kernel_dtype(query)`, broadcastable to [B, heads, Lq, Lk]; None = every query sees every key
     """
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2)
@@ -38,9 +38,10 @@ def masked_sdpa(
 def products(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The same by two matrix products, for a part of one head's queries at a time if they are many. Without gradients.
+    """Compute `masked_sdpa` by matrix products, head by head and without gradients.
 
-    Scores are rounded to the precision of the inputs. mask: as above, one for all heads.
+    Scores are rounded to the precision of the inputs. Few pairs are computed for all heads together; many queries in
+    slices whose scores fit in a core's cache. mask: as in `masked_sdpa`, with one head that all heads share.
     """
     query, key, value = (x.to(kernel_dtype(query)) for x in (query, key, value))
     n_rows, scale = max(64, MOST_SCORES // key.shape[1]), query.shape[-1] ** -0.5
@@ -65,13 +66,13 @@ def products(
 def products_with_gradients(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """The same for all heads together, so that a backward pass can follow; it keeps [B, heads, Lq, Lk]."""
+    """Compute `masked_sdpa` by matrix products that a backward pass can follow; keeps [B, heads, Lq, Lk] scores."""
     query, key, value = (x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
     return ((query @ key.mT).add_(mask).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
 
 
 def prefers_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether `products` is quicker than torch's fused kernel, which on CPUs makes little use of bfloat16 units."""
+    """Return True where `products` beats torch's fused kernel, which makes little use of a CPU's bfloat16 units."""
     if query.device.type != "cpu" or kernel_dtype(query) != torch.bfloat16 or trains(query, key, value):
         return False
     return _cpu_has_fast_bfloat16()
@@ -80,12 +81,12 @@ def prefers_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 def quickest(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """The quicker of the two above."""
+    """Compute `masked_sdpa`, by `products` where that is quicker."""
     return (products if prefers_products(query, key, value) else masked_sdpa)(query, key, value, mask)
 
 
 def trains(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Whether a backward pass will follow."""
+    """Return True if a backward pass can follow."""
     return torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
 
 
@@ -94,32 +95,35 @@ def _cpu_has_fast_bfloat16() -> bool:
     return has_fast_bfloat16("cpu")
 
 
-def in_parts(
+def in_slices(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     pattern: AttentionPattern,
     kernel: Callable[..., torch.Tensor] = masked_sdpa,
 ) -> torch.Tensor:
-    """query [B, queries, heads, d], key and value [B, L, heads, d] -> [B, queries, heads, d], by a function of
-    `seg2any.attention.kernels`. For few tokens the mask is small, and quicker to keep than to make."""
+    """Run a kernel of this module on one slice of the queries after another.
+
+    query [B, queries, heads, d], key and value [B, L, heads, d] -> [B, queries, heads, d]
+    The mask of a single slice is small and kept with the pattern; rows of several slices are built for each call.
+    """
     dtype = kernel_dtype(query)
-    if len(pattern.parts) == 1:
+    if len(pattern.slices) == 1:
         return kernel(query, key, value, pattern.mask(dtype))
-    return torch.cat([kernel(query[:, part], key, value, pattern.rows(part, dtype)) for part in pattern.parts], 1)
+    return torch.cat([kernel(query[:, part], key, value, pattern.rows(part, dtype)) for part in pattern.slices], 1)
 
 
-def in_parts_with_gradients(
+def in_slices_with_gradients(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern
 ) -> torch.Tensor:
-    """The same by torch's kernel for a forward pass that is followed by a backward pass."""
-    if len(pattern.parts) == 1:
-        return in_parts(query, key, value, pattern)
+    """Run torch's kernel slice by slice in a forward pass that a backward pass follows."""
+    if len(pattern.slices) == 1:
+        return in_slices(query, key, value, pattern)
     return _Recomputed.apply(*(x.to(kernel_dtype(query)) for x in (query, key, value)), pattern)
 
 
 class _Recomputed(torch.autograd.Function):
-    """Attention whose backward pass computes every part again. Else each block would keep each part's mask: L x L."""
+    """Attention whose backward pass recomputes every slice, so that no block keeps the masks of all slices, L x L."""
 
     @staticmethod
     def forward(
@@ -128,16 +132,16 @@ class _Recomputed(torch.autograd.Function):
         ctx.save_for_backward(query, key, value)
         ctx.pattern = pattern
         with torch.autocast(query.device.type, enabled=False):
-            return in_parts(query, key, value, pattern)
+            return in_slices(query, key, value, pattern)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value = ctx.saved_tensors
-        sums = torch.promote_types(key.dtype, torch.float32)  # of as many terms as there are parts
+        sums = torch.promote_types(key.dtype, torch.float32)  # gradients of key and value add up over all slices
         of_key, of_value = (torch.zeros_like(x, dtype=sums) for x in (key, value))
         of_query = torch.empty_like(query)
-        for part in ctx.pattern.parts:
+        for part in ctx.pattern.slices:
             leaves = [x.detach().requires_grad_() for x in (query[:, part], key, value)]
             with torch.enable_grad(), torch.autocast(query.device.type, enabled=False):
                 output = masked_sdpa(*leaves, ctx.pattern.rows(part, query.dtype))

@@ -1,6 +1,6 @@
-"""The names of the attention backends, and why others are refused.
+"""Names of the attention backends, and the reasons for refusing others.
 
-A backend belongs here only if it honours the whole pattern and a test compares it with `dense`. Kernels that reduce a
+A backend is listed only if it honours the whole pattern and a test compares it with `dense`. Kernels that reduce the
 mask to key padding, or drop it, would silently turn regional attention into plain attention.
 """
 
@@ -15,18 +15,21 @@ UNSAFE = {
     "flash": "flash kernels take no mask, so the regions vanish",
     "aiter": "it takes no mask, so the regions vanish",
     "sage": "it drops the mask, so the regions vanish",
-    "xformers": "it wants another mask layout, and no test compares it with the dense oracle",
+    "xformers": "it needs another mask layout, and no test compares it with the dense oracle",
     "cudnn": "it falls back or fails on some additive masks, and no test compares it with the dense oracle",
 }
 
 
 def check_backend(name: str, method: str = "hard") -> None:
-    """UserError, with the reason, for a backend that is unknown, would lose the regions or cannot do the method."""
+    """Refuse a backend that is unknown, would lose the regions, or cannot run the mask method.
+
+    Raises UserError with the reason.
+    """
     if name not in BACKEND_NAMES:
         reason = next((f": {why}" for part, why in UNSAFE.items() if part in str(name).lower()), "")
         raise UserError(f"attention_backend {name!r} cannot be used{reason}; use one of {', '.join(BACKEND_NAMES)}")
     if name == "grouped" and method == "place":
         raise UserError(
-            "attention_backend 'grouped' cannot do method 'place': every image token has weights of its own; "
-            "use auto, sdpa or flex"
+            "attention_backend 'grouped' cannot run attention_mask_method 'place', which gives every image token its "
+            "own weights; use auto, sdpa or flex"
         )

@@ -1,4 +1,4 @@
-"""Who may attend to whom (paper section 3, arXiv 2506.00596). One rule for every backend.
+"""Decide which tokens may attend to which (paper section 3, arXiv 2506.00596); all backends use this rule.
 
 query \\ key   GLOBAL   REGION_j     IMAGE      COND      share: query and key have an entity in common
 GLOBAL          1         0           a          0        g: shape guidance strength (paper eq. 6), a weight
@@ -6,11 +6,11 @@ REGION_i        0       share       share        0
 IMAGE           b       share         c          g        padding sees only padding of its own kind
 COND            0         0          d g         1
 
-                      SAA     AIA (paper eq. 7)
-a                      1      1, or with `global_text_sees="background"`, as in the paper: the key is background
-b                      1      the query is background
-c                      1      the query is background, or share
-d                      1      1; 0 in both with `cond_attention="isolated"`
+      SAA   AIA (paper eq. 7)
+a      1    1; with `global_text_sees="background"`, as in the paper: the key is background
+b      1    the query is background
+c      1    the query is background, or share
+d      1    1; in SAA and AIA 0 with `cond_attention="isolated"`
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def may_attend(
 ) -> torch.Tensor:
     """Return True where query tokens (kind_q, entities_q) see key tokens (kind_k, entities_k).
 
-    Elementwise and broadcasting, so the same lines serve a whole mask and one pair of tokens in a compiled kernel.
+    Elementwise, with broadcasting: the arguments may be whole axes of a mask or single tokens in a compiled kernel.
+    Entities are bit sets, 0 = background. The weight g is applied by `AttentionPattern.log_weights`.
     """
     global_q, region_q, image_q, cond_q = (kind_q == kind for kind in (Kind.GLOBAL, Kind.REGION, Kind.IMAGE, Kind.COND))
     global_k, region_k, image_k, cond_k = (kind_k == kind for kind in (Kind.GLOBAL, Kind.REGION, Kind.IMAGE, Kind.COND))

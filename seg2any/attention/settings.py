@@ -1,4 +1,4 @@
-"""The settings of a condition: how layouts become tokens, and who attends to whom. Their one home.
+"""Settings of a condition: how layouts become tokens, and which tokens attend to which.
 
 Adapter cards, training configs, recipes and flags nest `ConditionSettings` or are generated from its fields, under the
 names of the published code. Nothing heavy is imported here, so that --help stays quick.
@@ -20,7 +20,7 @@ MOST_TEXT_TOKENS = 512  # per caption; FLUX was trained with no more
 
 
 class Attention(Enum):
-    """The attention of one block."""
+    """Kind of attention of one transformer block."""
 
     FULL = "full"  # every token sees every token: plain FLUX
     SAA = "semantic alignment"  # paper section 3.2
@@ -34,10 +34,10 @@ def setting(
     bounds: tuple[float, float] | None = None,
     at_run_time: bool = False,
 ) -> Any:
-    """Declare a field of `ConditionSettings` with what flags, configs and cards need to know about it.
+    """Declare a field of `ConditionSettings`, described for flags, configs and cards.
 
     text         one line of help
-    choices      the possible values; None: see `bounds`
+    choices      the allowed strings; None for other types
     bounds       lowest and highest number, both included
     at_run_time  the value is chosen for each run, so adapter cards do not record it
     """
@@ -47,7 +47,7 @@ def setting(
 
 @dataclass(frozen=True)
 class ConditionSettings:
-    """How a layout becomes a condition; names and defaults are those of the published code at 512 px.
+    """Settings that turn a layout into a condition; names and defaults of the published code at 512 px.
 
     attention_mask_method         base = SAA in every block; hard = SAA, and AIA in `hard_attn_block_range`; place = SAA
                                   weighted by the covered fraction of each token; none = plain FLUX with the global
@@ -56,14 +56,14 @@ class ConditionSettings:
     cond2image_attention_weight   g in [0, 1], the shape guidance strength of paper eq. 6; 0 separates image and contour
     cond_attention                isolated = condition tokens see only each other
     global_text_sees              background = paper eq. 7; all = the published code
-    attention_backend             how attention is computed, see `seg2any.attention.attend`; equal up to rounding
-    is_use_cond_token             whether there are contour tokens
+    attention_backend             kernel, see `seg2any.attention.attend`; results are equal up to rounding
+    is_use_cond_token             whether the sequence has contour tokens
     is_filter_cond_token          whether contour tokens whose patch holds no contour are dropped
     cond_scale_factor             image side / contour side: 1 at 512 px, 2 at 1024 px
     region_assignment             which image tokens belong to a region, see `seg2any.attention.tokens.token_masks`
-    max_sequence_length           tokens read of the global caption
-    regional_max_sequence_length  tokens read of each region's caption: 50, or 10 for class names
-    vae_posterior                 contour latents are a sample of the VAE's posterior, or its mode
+    max_sequence_length           most tokens of the global caption; longer captions are cut
+    regional_max_sequence_length  most tokens of each region's caption: 50, or 10 for class names
+    vae_posterior                 sample = draw contour latents from the VAE's posterior; mode = take its mode
 
     Raises UserError for values outside these ranges.
     """
@@ -106,7 +106,7 @@ class ConditionSettings:
 
     @property
     def is_plain(self) -> bool:
-        """Whether this is FLUX without regions and contours."""
+        """True for FLUX without regions and contours."""
         return self.attention_mask_method == "none"
 
     def attention_of(self, block: int) -> Attention:
@@ -118,11 +118,11 @@ class ConditionSettings:
         return Attention.AIA if is_aia else Attention.SAA
 
     def override(self, given: Mapping[str, object]) -> ConditionSettings:
-        """Return these settings with the given values; None keeps a value."""
+        """Return a copy with the given values; None keeps the value of these settings."""
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def to_json(self) -> dict[str, Any]:
-        """Return one flat object of published names, as recipes and reports hold it."""
+        """Return a flat dict with the published names, for recipes and reports."""
         return asdict(self)
 
 
@@ -143,12 +143,12 @@ def published(data_set: str) -> ConditionSettings:
     Raises UserError for a data set without published adapters.
     """
     if data_set not in PUBLISHED:
-        raise UserError(f"no adapters were published for {data_set!r}; use one of {', '.join(PUBLISHED)}")
+        raise UserError(f"{data_set!r} has no published adapters; use one of {', '.join(PUBLISHED)}")
     return ConditionSettings(**PUBLISHED[data_set])
 
 
 def check_blocks(settings: ConditionSettings, n_blocks: int) -> None:
-    """Warn if the settings name blocks that a transformer of `n_blocks` blocks does not have."""
+    """Warn if `hard_attn_block_range` reaches past the last of `n_blocks` blocks."""
     first, last = settings.hard_attn_block_range
     if settings.attention_mask_method == "hard" and last >= n_blocks:
         warnings.warn(
@@ -162,7 +162,7 @@ def _first_last(blocks: object) -> tuple[int, int]:
     match blocks:
         case [int(first), int(last)] if 0 <= first <= last:
             return first, last
-    raise UserError(f"hard_attn_block_range is {blocks!r}; give the first and the last block, e.g. 19 37")
+    raise UserError(f"hard_attn_block_range is {blocks!r}; give the first and the last block, for example 19 37")
 
 
 def _check(name: str, value: object, default: object, about: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Which token is what: kinds, entity bit sets, positions, lengths and padding of a batch, and nowhere else.
+"""Lay out the token sequences of a batch: kinds, entity bit sets, positions, lengths and padding.
 
 Sequence of every sample:  [global text | region 1 .. region N | text pad | image | cond | cond pad]
 
@@ -22,7 +22,7 @@ from seg2any.system.errors import UserError
 
 
 class Kind(IntEnum):
-    """What a token is. Padding sees only its own kind, so text and condition padding stay two kinds."""
+    """Kind of a token. Padding sees only padding of its own kind, so text and condition padding are two kinds."""
 
     GLOBAL = 0
     REGION = 1
@@ -35,10 +35,10 @@ class Kind(IntEnum):
 class Sample(Protocol):
     """One sample before batching.
 
-    text_lengths:   (global, region 1, .., region N) in text tokens; global is 0 when there is no global caption
+    text_lengths:   text tokens of (global, region 1, .., region N); global is 0 without a global caption
     masks:          bool [N, h, w] on the token grid
-    cond_positions: int [n, 2] (row, col) of the kept tokens on the condition's own grid; None = no condition stream
-    coverage:       float [N, h, w] in [0, 1], the weights of the method `place`; None for every other method
+    cond_positions: int [n, 2], (row, col) of the kept tokens on the condition's own grid; None = no condition stream
+    coverage:       float [N, h, w] in [0, 1], see `token_coverage`; None unless the mask method is `place`
     """
 
     text_lengths: tuple[int, ...]
@@ -51,9 +51,10 @@ class Sample(Protocol):
 class TokenLayout:
     """A batch of token sequences, padded to equal length.
 
-    kind:      int32 [B, L]     a `Kind`
-    entities:  int64 [B, L]     bit set: an image token's entities (0 = background), a region token's own single bit
-    positions: float32 [B, L, 3] RoPE ids (0, row, col) on the image's token grid; text and padding are (0, 0, 0)
+    kind:      int32 [B, L], a `Kind`
+    entities:  int64 [B, L], bit set: an image token's entities (0 = background), a region token's own single bit
+    positions: float32 [B, L, 3], RoPE ids (0, row, col) on the image's token grid; text and padding are (0, 0, 0)
+    n_text, n_image, n_cond: tokens of each part, with padding
     coverage:  float32 [B, N, h*w] or None, see `Sample`
     """
 
@@ -67,11 +68,11 @@ class TokenLayout:
 
     @property
     def batch_size(self) -> int:
-        """Samples in the batch."""
+        """Number of samples."""
         return self.kind.shape[0]
 
     def to(self, device: torch.device | str) -> TokenLayout:
-        """The same layout on a device."""
+        """Copy all tensors to a device."""
         return replace(
             self,
             kind=self.kind.to(device),
@@ -82,11 +83,12 @@ class TokenLayout:
 
 
 def layout_tokens(samples: Sequence[Sample], cond_scale_factor: int = 1) -> TokenLayout:
-    """Pad the samples to equal length and name every token.
+    """Lay out the tokens of all samples, padded to equal length.
 
-    A batch whose samples have a condition stream gets at least one condition row, if only padding: without one the
-    `cond` adapter would receive no gradient, and distributed training would wait for it forever.
-    `cond_scale_factor` puts a condition drawn at 1/s of the resolution on the image's position grid.
+    A batch with a condition stream gets at least one condition row, even if it is padding: without it the `cond`
+    adapter would receive no gradient, and distributed training would wait for that gradient forever.
+    cond_scale_factor s: condition positions are multiplied by s, because the condition is drawn at 1/s of the image's
+    resolution.
 
     Raises UserError for more than MAX_ENTITIES regions, and for samples whose parts or sizes do not fit together.
     """
@@ -94,7 +96,7 @@ def layout_tokens(samples: Sequence[Sample], cond_scale_factor: int = 1) -> Toke
         _check(sample)
     grids = {sample.masks.shape[1:] for sample in samples}
     if len(grids) != 1:
-        raise UserError(f"one batch, one image size: got token grids {sorted(grids)}")
+        raise UserError(f"the images of a batch have different token grids, {sorted(grids)}; give images of one size")
     n_text = max(sum(sample.text_lengths) for sample in samples)
     n_cond = max(0 if s.cond_positions is None else max(1, len(s.cond_positions)) for s in samples)
     rows = [_sample_row(sample, n_text, n_cond, cond_scale_factor) for sample in samples]
@@ -106,15 +108,15 @@ def layout_tokens(samples: Sequence[Sample], cond_scale_factor: int = 1) -> Toke
 def _check(sample: Sample) -> None:
     n_entities = len(sample.masks)
     if len(sample.text_lengths) != n_entities + 1:
-        raise UserError(f"{n_entities} masks need {n_entities + 1} text lengths, got {len(sample.text_lengths)}")
+        raise UserError(f"{n_entities} masks have {len(sample.text_lengths)} text lengths; give {n_entities + 1}")
     if n_entities > MAX_ENTITIES:
-        raise UserError(f"{n_entities} regions in one image; at most {MAX_ENTITIES} fit: merge or drop some")
+        raise UserError(f"an image has {n_entities} regions, more than {MAX_ENTITIES}; merge or remove some")
 
 
 def _sample_row(
     sample: Sample, n_text: int, n_cond: int, cond_scale_factor: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """-> kind [L], entities [L], positions [L, 3] of one sample."""
+    """Return kind [L], entities [L] and positions [L, 3] of one sample."""
     bits = np.int64(1) << np.arange(len(sample.masks), dtype=np.int64)
     covering = np.where(sample.masks, bits[:, None, None], np.int64(0))
     image = reduce(np.bitwise_or, covering, np.zeros(sample.masks.shape[1:], np.int64)).ravel()
@@ -144,10 +146,10 @@ def _stack_coverage(samples: Sequence[Sample]) -> torch.Tensor | None:
 
 
 def token_coverage(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Fraction of each token's area that a mask covers (PLACE, spec section 4).
+    """Compute the fraction of each token's area that a mask covers, the weights of method `place`.
 
-    masks bool [N, H, W] -> float32 [N, h, w] in [0, 1]. Exact for every size: a pixel on the border of two tokens
-    counts for each with the part that lies in it.
+    masks bool [N, H, W] -> float32 [N, h, w] in [0, 1]. Exact for every size: a pixel that several tokens share counts
+    for each with the part that lies in it.
     """
     rows, cols = (_overlap(n_pixels, n_tokens) for n_pixels, n_tokens in zip(masks.shape[1:], grid, strict=True))
     covered = rows @ masks.astype(np.float64) @ cols.T
@@ -155,17 +157,19 @@ def token_coverage(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _overlap(n_pixels: int, n_tokens: int) -> np.ndarray:
-    """[n_tokens, n_pixels] overlap of token and pixel intervals, in whole units of 1 / (n_pixels * n_tokens)."""
+    """Return [n_tokens, n_pixels], the overlaps of token and pixel in units of 1 / (n_pixels * n_tokens)."""
     token, pixel = np.arange(n_tokens)[:, None] * n_pixels, np.arange(n_pixels)[None] * n_tokens
     overlap = np.minimum(token + n_pixels, pixel + n_tokens) - np.maximum(token, pixel)
     return np.maximum(overlap, 0).astype(np.float64)
 
 
 def token_masks(masks: np.ndarray, grid: tuple[int, int], assignment: str = "nearest") -> np.ndarray:
-    """Which entity owns which token: masks bool [N, H, W] -> bool [N, h, w].
+    """Assign tokens to entities: masks bool [N, H, W] -> bool [N, h, w], True where the entity owns the token.
 
-    nearest:  the pixel at the token's centre decides (published behaviour). A small entity may own no token.
-    coverage: every non-empty entity owns at least one token, see `_by_coverage`.
+    nearest:  the pixel at the token's centre decides (published behaviour); a small entity may own no token
+    coverage: every entity with pixels owns at least one token, see `_by_coverage`
+
+    Raises UserError for another assignment.
     """
     assignments = {"nearest": resize_masks, "coverage": _by_coverage}
     if assignment not in assignments:
@@ -174,9 +178,12 @@ def token_masks(masks: np.ndarray, grid: tuple[int, int], assignment: str = "nea
 
 
 def _by_coverage(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """A token belongs to whoever covers more than half of it, and to the entity that covers most of it unless the
-    background covers more; ties go to the entity on top. Entities still without a token then choose, from the top
-    down, the token they cover most, one that no other has chosen if they can, and share it with its owners."""
+    """Assign each token to the entities that cover enough of it, and at least one token to each entity.
+
+    An entity owns a token if it covers more than half of it, or more than any other entity (the upper one of two equal
+    ones) and no less than the background. Then each entity that has pixels but no token, from the top down, gets the
+    token that it covers most, shared with the owners; tokens not yet given away in this way come first.
+    """
     coverage = token_coverage(masks, grid)
     if not len(masks):
         return coverage > 0
