@@ -1,4 +1,4 @@
-"""Layouts: masks with captions, the files that hold them, their contours and pictures."""
+"""Layouts: masks with captions, their files, contours and pictures."""
 
 from seg2any.layout.layout import Layout
 

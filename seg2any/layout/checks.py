@@ -1,4 +1,4 @@
-"""What a layout may be: limits, and the checks that every reader and `Layout` itself share."""
+"""Limits of layouts, and the checks that all readers share with `Layout`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from seg2any.system.errors import UserError, shown
 
 MAX_SEED = 2**63 - 1
-MAX_PIXELS = 2**26  # of one mask
-MAX_MASK_BYTES = 2**31  # of all masks of a layout
+MAX_PIXELS = 2**26  # pixels of one mask
+MAX_MASK_BYTES = 2**31  # bytes of all masks of a layout
 
 
 class LayoutParts(NamedTuple):
-    """What files hold of a layout, before `Layout` checks how it fits together; fields as in `Layout`."""
+    """The fields of a `Layout` as read from files, before it checks that they fit together."""
 
     masks: np.ndarray
     captions: tuple[str, ...]
@@ -27,18 +27,18 @@ class LayoutParts(NamedTuple):
 
 
 class LayoutError(UserError):
-    """A layout that cannot be used. The message is one line whatever is in file names."""
+    """A layout that cannot be used; the message is one line, even if a file name has several."""
 
     def __init__(self, message: str):
         super().__init__(" ".join(message.splitlines()))
 
 
 class LayoutWarning(UserWarning):
-    """A layout that can be used, though perhaps not as its author meant it."""
+    """A layout that can be used, but perhaps not as its author meant it."""
 
 
 def overlap(masks: np.ndarray) -> np.ndarray:
-    """bool [N, H, W] -> bool [H, W]: the pixels of two or more masks, however many there are."""
+    """Find the pixels in two or more masks: bool [N, H, W] -> bool [H, W]."""
     once, twice = np.zeros((2, *masks.shape[1:]), dtype=bool)
     for mask in masks:
         twice |= once & mask
@@ -55,7 +55,7 @@ def check_masks(where: str, masks: np.ndarray) -> None:
 
 
 def check_mask_shape(where: str, shape: Sequence[int]) -> None:
-    """Raise LayoutError if [N, H, W] is more than can be handled, before anything of that size is made."""
+    """Raise LayoutError if masks [N, H, W] are too large; call this before allocating them."""
     count, height, width = shape
     if height * width > MAX_PIXELS:
         raise LayoutError(f"{where}: {width}x{height} is more than {MAX_PIXELS >> 20} megapixels; scale it down")
@@ -64,25 +64,25 @@ def check_mask_shape(where: str, shape: Sequence[int]) -> None:
 
 
 def check_caption(where: str, text: object) -> None:
-    """Raise LayoutError unless `text` is a string with something in it that UTF-8 can encode."""
+    """Raise LayoutError unless `text` is a string that is not blank and that UTF-8 can encode."""
     if not isinstance(text, str):
         raise LayoutError(f"{where} is {shown(text)}; write a string")
     if not text.strip():
-        raise LayoutError(f"{where} is empty; say what is there")
+        raise LayoutError(f"{where} is empty; describe what is there")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise LayoutError(f"{where} {shown(text)} holds half a surrogate pair; write the character itself") from None
+        raise LayoutError(f"{where} {shown(text)} has half a surrogate pair; write the character itself") from None
 
 
 def check_seed(where: str, seed: object) -> None:
-    """Raise LayoutError unless `seed` is an integer that torch.Generator takes; True, 1.0 and NaN are not."""
+    """Raise LayoutError unless `seed` is an int from 0 to MAX_SEED, the seeds that torch.Generator takes."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise LayoutError(f"{where} is {shown(seed)}; write a whole number from 0 to 2**63 - 1, or leave it out")
 
 
 def check_scores(where: str, scores: object, count: int) -> None:
-    """Raise LayoutError unless `scores` is float [count] in [0, 1]; NaN is not."""
+    """Raise LayoutError unless `scores` is a float array [count] in [0, 1], without NaN."""
     if not isinstance(scores, np.ndarray) or scores.dtype.kind != "f" or scores.shape != (count,):
         found = f"{scores.dtype} {list(scores.shape)}" if isinstance(scores, np.ndarray) else type(scores).__name__
         raise LayoutError(f"{where}: scores are {found}; give a float array [{count}], one per mask")
@@ -91,6 +91,6 @@ def check_scores(where: str, scores: object, count: int) -> None:
 
 
 def check_source(where: str, source: object) -> None:
-    """Raise LayoutError unless `source` is a string that UTF-8 can encode; "" is one."""
+    """Raise LayoutError unless `source` is \"\" or a caption as `check_caption` wants it."""
     if source != "":
         check_caption(f"{where}: source", source)

@@ -1,4 +1,7 @@
-"""The published format's picture: each region one flat colour. And what to do about colours that are not quite flat."""
+"""Read and write colour maps, the pictures of the published format: every region has one flat colour.
+
+Soft edges and JPEG noise, whose colours the JSON does not list, are recognised and can be merged.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +20,18 @@ from seg2any.layout.images import read_colors
 from seg2any.system.files import atomic_write
 
 SUFFIXES = (".png", ".bmp", ".webp", ".tif", ".tiff", ".jpg", ".jpeg")
-INVISIBLE = 1 << 24  # sorts after all colours
-NEAR = 48.0  # RGB distance: JPEG noise and the ends of a soft edge stay below it
+INVISIBLE = 1 << 24  # sorts after all 24-bit colours
+NEAR = 48.0  # RGB distance; JPEG noise and the ends of a soft edge stay within it
 
 
 @dataclass(frozen=True)
 class _Palette:
-    """The K different colours of an image: rgb [K, 3], pixels of each [K], and index [H, W] into them, -1 invisible."""
+    """The K different colours of an image.
+
+    rgb:    int64 [K, 3]
+    pixels: int64 [K], number of pixels of each colour
+    index:  int [H, W], colour of each pixel, -1 = invisible
+    """
 
     rgb: np.ndarray
     pixels: np.ndarray
@@ -31,11 +39,11 @@ class _Palette:
 
 
 def read_color_map(path: Path, regions: Sequence[Region], snap_colors: bool) -> np.ndarray:
-    """bool [N, H, W]: where the image has each region's colour.
+    """Find the pixels of each region's colour: masks bool [N, H, W].
 
-    Black and transparent pixels that no region claims are background without a word, other unlisted colours with a
-    LayoutWarning. Those that fill no area, or are near one that does, are strays: soft edges and JPEG noise.
-    `snap_colors` gives every stray to the nearest of the listed colours and those of the background.
+    Transparent pixels, and black ones unless a region lists black, are background. Other unlisted colours become
+    background with a LayoutWarning. An unlisted colour that fills no area, or is near to a colour that fills one, is a
+    stray: a soft edge or JPEG noise. `snap_colors` gives every stray to the nearest colour of a region or background.
 
     Raises LayoutError for a listed colour that no pixel has.
     """
@@ -58,14 +66,14 @@ def read_color_map(path: Path, regions: Sequence[Region], snap_colors: bool) -> 
 
 
 def region_colors(count: int) -> list[Color]:
-    """Make `count` distinct colours, none black, neighbours in the list unlike.
+    """Choose `count` distinct colours, none black, with neighbours in the list far apart.
 
-    They differ by at least 255 // (levels - 1) in a channel, where levels**3 > count: by 85 up to 63 regions, by 36 up
-    to 511. Raises LayoutError for more regions than 8-bit colours can tell apart.
+    Any two differ by at least 255 // (levels - 1) in one channel, where levels**3 > count: by 85 up to 63 regions, by
+    36 up to 511. Raises LayoutError for more regions than there are 8-bit colours.
     """
     bits = next((bits for bits in range(2, 9) if count < 8**bits), None)
     if bits is None:
-        raise LayoutError(f"{count} regions are more than there are colours; write .npz")
+        raise LayoutError(f"{count} regions need more colours than 8 bits have; write .npz")
     levels = 2**bits
     codes = [(n + 1) * 23 % levels**3 for n in range(count)]  # 23 is odd, so all differ and none is 0
     shades = [round(255 * level / (levels - 1)) for level in range(levels)]
@@ -73,7 +81,7 @@ def region_colors(count: int) -> list[Color]:
 
 
 def write_color_map(masks: np.ndarray, colors: Sequence[Color], path: Path) -> None:
-    """Write the RGB PNG. Raises LayoutError for overlapping and for empty masks, which it could not give back."""
+    """Write an RGB PNG. Raises LayoutError for overlapping and empty masks, which would be lost."""
     shared = overlap(masks)
     if shared.any():
         raise LayoutError(
@@ -83,7 +91,9 @@ def write_color_map(masks: np.ndarray, colors: Sequence[Color], path: Path) -> N
     pixels = np.zeros((*masks.shape[1:], 3), dtype=np.uint8)
     for n, (mask, color) in enumerate(zip(masks, colors, strict=True)):
         if not mask.any():
-            raise LayoutError(f"{path}: region {n + 1} has no pixel, which a colour map cannot hold; remove the region")
+            raise LayoutError(
+                f"{path}: region {n + 1} has no pixel, which a colour map cannot hold; write .npz, or remove the region"
+            )
         pixels[mask] = color
     with atomic_write(path) as temporary:
         Image.fromarray(pixels).save(temporary)
@@ -93,7 +103,7 @@ def _palette_of(path: Path) -> _Palette:
     colors, visible = read_colors(path)
     red, green, blue = colors.astype(np.int32).reshape(-1, 3).T
     packed = np.where(visible.reshape(-1), red << 16 | green << 8 | blue, INVISIBLE)
-    # Runs of equal pixels instead of pixels: a colour map has few, and sorting is what takes the time.
+    # Sorting takes most of the time, and a colour map has far fewer runs of equal pixels than pixels.
     starts = np.append(0, np.flatnonzero(packed[1:] != packed[:-1]) + 1)
     lengths = np.diff(starts, append=len(packed))
     values, index_of_run = np.unique(packed[starts], return_inverse=True)
@@ -107,7 +117,7 @@ def _palette_of(path: Path) -> _Palette:
 
 
 def _owners(palette: _Palette, listed: np.ndarray) -> np.ndarray:
-    """int [K]: the region that lists exactly this colour, or -1."""
+    """Return int [K], the region that lists exactly this colour, or -1."""
     owner = np.full(len(palette.rgb), -1)
     for n, color in enumerate(listed):
         owner[(palette.rgb == color).all(axis=1)] = n
@@ -117,10 +127,14 @@ def _owners(palette: _Palette, listed: np.ndarray) -> np.ndarray:
 def _split_unlisted(
     palette: _Palette, owner: np.ndarray, listed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices of the strays, indices of the colours besides black that a background is painted in, the commonest first,
-    and what a stray may belong to, rgb [A, 3]: the listed colours, then those of the background, black if there is any.
+    """Split unlisted colours into strays and background, and list the anchors, colours that a stray may belong to.
 
-    Painted means that somewhere a pixel's eight neighbours have its colour, which hardly happens in a soft edge.
+    Returns
+        strays      int, indices of stray colours
+        background  int, indices of colours other than black that fill areas of background, the commonest first
+        anchors     int [A, 3], the listed colours, then black if it fills an area, then those of the background
+
+    A colour fills an area if somewhere a pixel and its eight neighbours have it, which hardly happens in a soft edge.
     """
     is_black = (palette.rgb == 0).all(axis=1)
     painted = _painted(palette) & (owner < 0)
@@ -138,16 +152,16 @@ def _split_unlisted(
 
 
 def _painted(palette: _Palette) -> np.ndarray:
-    """bool [K]: which colours fill a 3x3 square anywhere, or what the image's border leaves of one."""
+    """Return bool [K], the colours that fill a 3x3 square anywhere, cut off at the image's border."""
     index, square = palette.index.astype(np.float32), np.ones((3, 3), dtype=np.uint8)
     uniform = (cv2.erode(index, square) == cv2.dilate(index, square)) & (palette.index >= 0)
     return np.bincount(palette.index[uniform], minlength=len(palette.rgb)) > 0
 
 
 def _has_black(palette: _Palette, owner: np.ndarray, listed: np.ndarray, may_be: np.ndarray) -> bool:
-    """Whether black, or what JPEG has made of it, fills a square: where its areas are narrow, no nine pixels are equal.
+    """Return True if black, with JPEG noise on it, fills a 3x3 square; in narrow areas no nine pixels are equal.
 
-    may_be  bool [K]: colours that count, unless they are nearer to a listed one
+    may_be: bool [K], colours that count as black if they are near to it, and nearer than to any listed colour
     """
     distance = _nearest(palette.rgb, np.zeros((1, 3), dtype=np.int64))[1]
     dark = may_be & (owner < 0) & (distance <= NEAR) & (distance < _nearest(palette.rgb, listed)[1])
@@ -156,7 +170,7 @@ def _has_black(palette: _Palette, owner: np.ndarray, listed: np.ndarray, may_be:
 
 
 def _nearest(rgb: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each colour the index of the nearest anchor, and the Euclidean distance to it."""
+    """Find the nearest anchor of each colour: its index, int [K], and Euclidean distance, float [K]."""
     best, squared = np.zeros(len(rgb), dtype=np.int64), np.full(len(rgb), np.inf)
     for n, anchor in enumerate(anchors):
         candidate = ((rgb - anchor) ** 2).sum(axis=1)
@@ -170,9 +184,9 @@ def _warn_strays(path: Path, palette: _Palette, strays: np.ndarray, anchors: np.
     nearest = anchors[_nearest(palette.rgb[[top]], anchors)[0][0]]
     pixels = int(palette.pixels[strays].sum())
     warnings.warn(
-        f"{path}: {pixels} pixels in {len(strays)} colours that are not in the JSON look like "
-        f"soft edges or JPEG noise (such as {palette.rgb[top].tolist()} beside {nearest.tolist()}) and count as "
-        "background; --snap_colors merges them",
+        f"{path}: {pixels} pixels in {len(strays)} colours that are not in the JSON look like soft edges or JPEG noise "
+        f"(such as {palette.rgb[top].tolist()} near {nearest.tolist()}) and count as background; use --snap_colors to "
+        "merge them",
         LayoutWarning,
         stacklevel=2,
     )
@@ -183,8 +197,8 @@ def _warn_background(path: Path, palette: _Palette, background: np.ndarray) -> N
         names = ", ".join(f"{palette.rgb[k].tolist()} ({palette.pixels[k]} pixels)" for k in shown[:5])
         more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
         warnings.warn(
-            f"{path}: colour {names}{more} is not in the JSON and counts as background; add it to segments_info to "
-            "give it a caption, or paint it black",
+            f"{path}: colour {names}{more} is not in the JSON and counts as background; add it to segments_info with a "
+            "caption, or paint it black",
             LayoutWarning,
             stacklevel=2,
         )
@@ -193,7 +207,7 @@ def _warn_background(path: Path, palette: _Palette, background: np.ndarray) -> N
 def _missing_color(path: Path, region: Region, palette: _Palette) -> str:
     message = f"{region.where}: color {list(region.color)} is not in {path.name}"
     if len(palette.rgb) == 0:
-        return f"{message}, which is transparent all over; paint the regions opaque"
+        return f"{message}, which is entirely transparent; paint the regions opaque"
     best, distance = _nearest(np.array([region.color]), palette.rgb)
     nearest, pixels = palette.rgb[best[0]].tolist(), palette.pixels[best[0]]
     if distance[0] <= NEAR:

@@ -1,4 +1,4 @@
-"""The Entity Contour Map (paper section 3.2): the shape of every entity as thin lines, and which tokens hold any."""
+"""Draw the Entity Contour Map (paper section 3.2), the outlines of all entities, and find its non-empty tokens."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from PIL import Image
 
 
 def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool [N, H, W] -> bool [N, h, w], each pixel from the nearest source pixel centre ("nearest-exact").
+    """Resize masks bool [N, H, W] to `size` (h, w): every pixel takes the nearest source pixel centre.
 
-    Equal to torch nearest-exact. PIL NEAREST rounds some ties otherwise; torch nearest and cv2 INTER_NEAREST differ.
+    Equal to torch's nearest-exact. PIL NEAREST rounds some ties differently; torch nearest and cv2 INTER_NEAREST are
+    other rules.
     """
     rows = nearest_exact(masks.shape[1], size[0])
     columns = nearest_exact(masks.shape[2], size[1])
@@ -18,9 +19,10 @@ def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def outline(masks: np.ndarray) -> np.ndarray:
-    """bool [N, H, W] -> uint8 [H, W], 255 where a mask has a pixel with a 4-neighbour outside it, else 0.
+    """Draw the outlines of masks bool [N, H, W]: uint8 [H, W], 255 on an outline, else 0.
 
-    Outside the image is outside the mask. The union over the N masks; overlaps hide nothing.
+    An outline has the pixels of a mask with a 4-neighbour outside the mask, or outside the image. All N outlines are
+    drawn, also where another mask lies on top.
     """
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     contour = np.zeros(masks.shape[1:], dtype=np.uint8)
@@ -31,20 +33,22 @@ def outline(masks: np.ndarray) -> np.ndarray:
 
 
 def condition_image(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """bool [N, H, W] -> uint8 [h, w]: the outline at the masks' own size, brought to `size` with PIL BILINEAR.
+    """Draw the outlines of masks bool [N, H, W] at `size` (h, w), the image's size / cond_scale_factor: uint8 [h, w].
 
-    `size` is the image's, divided by cond_scale_factor. Shrinking antialiases, so lines become grey, never lost.
+    They are drawn at the masks' own size, then resized with PIL BILINEAR. Shrinking antialiases: lines turn grey, but
+    none is lost.
     """
     height, width = size
     return np.asarray(Image.fromarray(outline(masks)).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def kept_tokens(image: np.ndarray, patch: int) -> np.ndarray:
-    """uint8 [h, w] -> bool [h // patch, w // patch]: which condition tokens hold any pixel that is not black.
+    """Find condition tokens with a pixel that is not black: uint8 [h, w] -> bool [h // patch, w // patch].
 
-    patch    pixels per token side: VAE scale factor times the transformer's 2x2 packing, 16 for FLUX.1
+    patch: pixels per token side; VAE scale factor times the transformer's 2x2 packing, 16 for FLUX.1
 
-    The published code asks for a non-zero sum of signed pixels, which 1 and 254 cancel; on real contours both agree.
+    The published code requires a non-zero sum of pixels in [-1, 1], in which values 1 and 254 cancel; on real contours
+    both rules agree.
     """
     h, w = image.shape[0] // patch, image.shape[1] // patch
     patches = image[: h * patch, : w * patch].reshape(h, patch, w, patch)
@@ -52,7 +56,7 @@ def kept_tokens(image: np.ndarray, patch: int) -> np.ndarray:
 
 
 def nearest_exact(source: int, target: int) -> np.ndarray:
-    """Source index of each of `target` pixels: floor((i + 0.5) * source / target) in float32, as torch rounds it."""
+    """Compute the source index of each of `target` pixels: floor((i + 0.5) * source / target) in torch's float32."""
     scale = np.float32(source) / np.float32(target)
     index = np.floor((np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale).astype(np.int64)
     return np.minimum(index, source - 1)

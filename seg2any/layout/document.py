@@ -1,4 +1,4 @@
-"""The JSON beside the pictures: strict about types, so that a mistake is named where it was made."""
+"""Read and write the JSON of a layout, with strict types, so that errors name the field that is wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLACES = ("color", "mask", "segmentation")
 
 @dataclass(frozen=True)
 class Region:
-    """One entry of `segments_info`: a caption, and exactly one of color, mask (a file name), segmentation (a dict)."""
+    """One entry of `segments_info`: a caption, and either color, mask (a file name) or segmentation (run lengths)."""
 
     where: str  # "five.json: segments_info[2]", for messages
     text: str
@@ -28,13 +28,13 @@ class Region:
 
     @property
     def field(self) -> str:
-        """Where it stands in the JSON, for messages that name the file themselves."""
+        """Place of the entry in the JSON, such as segments_info[2], for messages that already name the file."""
         return self.where.rsplit(": ", 1)[-1]
 
 
 @dataclass(frozen=True)
 class Annotation:
-    """The JSON of a layout as far as all formats share it."""
+    """Content of a layout's JSON; masks in other files are not read yet."""
 
     regions: tuple[Region, ...]
     caption: str | None
@@ -42,7 +42,7 @@ class Annotation:
 
     @property
     def texts(self) -> tuple[str, ...]:
-        """The captions of the regions."""
+        """Captions of the regions."""
         return tuple(region.text for region in self.regions)
 
 
@@ -50,9 +50,9 @@ def read_annotation(path: Path) -> Annotation:
     """Read and check a layout's JSON. Raises LayoutError."""
     document = read_json(path)
     if not isinstance(document, dict):
-        raise LayoutError(f"{path}: holds {_kind(document)}; write an object with segments_info")
+        raise LayoutError(f"{path}: is {_kind(document)}; write an object with segments_info")
     if isinstance(document.get("images"), list) and len(document["images"]) > 1:
-        raise LayoutError(f"{path}: images: holds {len(document['images'])} images; write one JSON per image")
+        raise LayoutError(f"{path}: images has {len(document['images'])} entries; write one JSON per image")
     field = "annotations" if "annotations" in document and "segments_info" not in document else "segments_info"
     entries = document.get(field)
     if not isinstance(entries, list):
@@ -71,10 +71,7 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def read_json(path: Path) -> object:
-    """The document in `path`. NaN and Infinity, which JSON does not know, and a name given twice are refused.
-
-    Raises LayoutError.
-    """
+    """Read a JSON file. Raises LayoutError, also for NaN, Infinity and repeated names, which JSON forbids."""
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise LayoutError(f"{path}: is larger than {MAX_JSON_BYTES >> 20} MiB; write one JSON per image")
@@ -86,18 +83,18 @@ def read_json(path: Path) -> object:
     except UnicodeDecodeError as error:
         raise LayoutError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
     except RecursionError as error:
-        raise LayoutError(f"{path}: is nested too deeply to be a layout") from error
+        raise LayoutError(f"{path}: is nested too deeply; write segments_info as a plain list") from error
     except ValueError as error:
-        raise LayoutError(f"{path}: is not valid JSON ({shown(str(error))}); correct it there") from error
+        raise LayoutError(f"{path}: is not valid JSON ({shown(str(error))}); correct it") from error
 
 
 def decode_json(data: bytes) -> object:
-    """The document in UTF-8 `data`, as strict as `read_json`. Raises ValueError, or RecursionError for deep nesting."""
+    """Parse UTF-8 `data` as `read_json` does. Raises ValueError, or RecursionError for deep nesting."""
     return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
 
 
 def write_annotation(layout: LayoutParts, colors: Sequence[Color], path: Path) -> None:
-    """Write the published JSON for a colour map that uses `colors`, one line per region."""
+    """Write the published JSON of a layout whose colour map has these colours, one line per region."""
     head = {name: getattr(layout, name) for name in ("caption", "seed") if getattr(layout, name) is not None}
     regions = [{"color": color, "text": text} for color, text in zip(colors, layout.captions, strict=True)]
     fields = [f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items()]
@@ -112,12 +109,12 @@ def _read_region(where: str, entry: object) -> Region:
         raise LayoutError(f"{where} is {_kind(entry)}; write an object with color and text")
     text_field = "caption" if "caption" in entry and "text" not in entry else "text"
     if text_field not in entry:
-        raise LayoutError(f"{where}: text is missing; say what is there")
+        raise LayoutError(f"{where}: text is missing; describe what is there")
     check_caption(f"{where}: {text_field}", entry[text_field])
     places = [place for place in PLACES if place in entry]
     if len(places) != 1:
         found = " and ".join(places) if places else "none"
-        raise LayoutError(f"{where}: has {found} of {', '.join(PLACES)}; give exactly one")
+        raise LayoutError(f"{where} has {found} of {', '.join(PLACES)}; give exactly one")
     check = {"color": _read_color, "mask": _read_name, "segmentation": _read_segmentation}[places[0]]
     return Region(where, entry[text_field], **{places[0]: check(f"{where}: {places[0]}", entry[places[0]])})
 
@@ -131,11 +128,11 @@ def _read_color(where: str, value: object) -> Color:
 
 def _read_name(where: str, value: object) -> str:
     if not isinstance(value, str) or not value.strip() or "\0" in value or len(value) > 255:
-        raise LayoutError(f"{where} is {shown(value)}; write the file name of the mask's picture")
+        raise LayoutError(f"{where} is {shown(value)}; write the file name of the mask")
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise LayoutError(f"{where} {shown(value)} is no file name; write that of the mask's picture") from None
+        raise LayoutError(f"{where} {shown(value)} is not a file name; write the file name of the mask") from None
     return value
 
 
@@ -151,7 +148,7 @@ def _check_colors_differ(regions: Sequence[Region]) -> None:
     for region in regions:
         if region.color is not None and (first := first_use.setdefault(region.color, region)) is not region:
             raise LayoutError(
-                f"{region.where}: color {list(region.color)} is already that of {first.field}; give each its own"
+                f"{region.where}: color {list(region.color)} is also that of {first.field}; give each region its own"
             )
 
 
@@ -164,7 +161,7 @@ def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for name in found if names.count(name) > 1)
-        raise ValueError(f"{shown(twice, 30)} stands twice in one object")
+        raise ValueError(f"{shown(twice, 30)} appears twice in one object")
     return found
 
 

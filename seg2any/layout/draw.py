@@ -1,4 +1,4 @@
-"""Pictures of layouts for people: overlays with a legend, contours, and panels with the generated image beside them."""
+"""Draw layouts for people: overlays with a legend, contours, and panels with the generated image."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Color = tuple[int, int, int]
 
 
 def display_colors(count: int) -> list[Color]:
-    """`count` bright colours; neighbours in the list are far apart in hue."""
+    """Choose `count` bright colours; neighbours in the list are far apart in hue."""
     hues = ((0.02 + n * GOLDEN_RATIO) % 1 for n in range(count))
     return [_rgb(hue, 0.75 if n % 2 else 0.9, 0.95 if n % 3 else 0.8) for n, hue in enumerate(hues)]
 
 
 def contour_picture(layout: Layout, size: tuple[int, int]) -> Image.Image:
-    """The condition image at `size` (H, W), white lines on black, RGB."""
+    """Draw the condition image at `size` (H, W), white lines on black, RGB."""
     return Image.fromarray(condition_image(layout.masks, size)).convert("RGB")
 
 
 def overlay_picture(layout: Layout, size: tuple[int, int], image: Image.Image | None = None) -> Image.Image:
-    """The regions in colour with outline and number, over `image` or over grey, RGB of `size` (H, W).
+    """Draw the regions in colour with outline and number over `image`, or over grey, RGB of `size` (H, W).
 
     Later regions lie on top, as in the layout.
     """
@@ -48,7 +48,7 @@ def overlay_picture(layout: Layout, size: tuple[int, int], image: Image.Image | 
 
 
 def legend(layout: Layout, width: int) -> Image.Image:
-    """Colour, number and caption of every region, and the global caption above them, `width` pixels wide."""
+    """Draw the global caption, then colour, number and caption of every region, `width` pixels wide."""
     font = _font(max(11, min(20, width // 40)))
     line_height = font.size + 5
     swatch = line_height * 2
@@ -74,21 +74,21 @@ def legend(layout: Layout, width: int) -> Image.Image:
 
 
 def overlay_with_legend(layout: Layout, size: tuple[int, int]) -> Image.Image:
-    """What `infer.py --check` shows: the overlay, at least 256 pixels wide, and its legend below."""
+    """Draw the picture of `infer.py --check`: the overlay, at least 256 pixels wide, above its legend."""
     enlarged = max(1, -(-256 // size[1]))
     picture = overlay_picture(layout, (size[0] * enlarged, size[1] * enlarged))
     return _below(picture, legend(layout, picture.width))
 
 
 def panel(layout: Layout, image: Image.Image) -> Image.Image:
-    """contour | overlay | image, with the legend below."""
+    """Draw contour, overlay and image in a row, with the legend below."""
     size = (image.height, image.width)
     pictures = beside([contour_picture(layout, size), overlay_picture(layout, size), image.convert("RGB")])
     return _below(pictures, legend(layout, pictures.width))
 
 
 def beside(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Pictures of one height in a row, a white gap between them."""
+    """Paste pictures of equal height in a row, with white gaps."""
     width = sum(picture.width for picture in pictures) + MARGIN * (len(pictures) - 1)
     row = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
     x = 0
@@ -106,7 +106,7 @@ def _below(top: Image.Image, bottom: Image.Image) -> Image.Image:
 
 
 def _draw_numbers(picture: Image.Image, masks: np.ndarray) -> None:
-    """Each number where its region is widest, among the pixels that no later region covers."""
+    """Draw each number at the widest place of its region's visible part."""
     draw = ImageDraw.Draw(picture)
     font = _font(max(10, min(picture.size) // 24))
     covered = np.zeros(masks.shape[1:], dtype=bool)
@@ -120,7 +120,7 @@ def _draw_numbers(picture: Image.Image, masks: np.ndarray) -> None:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Lines no wider than `width`, broken at spaces; a word that is too long for a line stands out of it."""
+    """Break text at spaces into lines of at most `width` pixels; a word longer than the line overflows."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

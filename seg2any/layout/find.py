@@ -1,4 +1,4 @@
-"""Which files and folders are layouts, and a word about those that look like one and are none."""
+"""Find the layouts in a folder, and warn about files that look like layouts but are left out."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from seg2any.layout.checks import LayoutError, LayoutWarning
 from seg2any.layout.color_map import SUFFIXES
 from seg2any.layout.document import read_annotation
 
-REPORT_FILE = "preflight.json"  # written by `infer.py --check`, perhaps into a folder among the layouts; never a layout
+REPORT_FILE = "preflight.json"  # written by `infer.py --check`, maybe into a folder of layouts, but not a layout
 
 
 def find_layouts(path: Path) -> list[Path]:
-    """Every layout in the folder `path`: JSON and npz files, then folders that are one; or `path` itself.
+    """List the layouts in the folder `path`: JSON and npz files, then folders that are one layout.
 
-    `path` itself is one if it is a file, or a folder with nothing but one JSON and its mask pictures. Warns with
-    LayoutWarning of pictures without a JSON and of folders that hold layouts of their own. Raises LayoutError if `path`
-    does not exist or nothing in it looks like a layout.
+    If `path` is itself a layout, a file or a folder with only one JSON and its mask pictures, the list is [path]. Warns
+    with LayoutWarning about pictures without a JSON and about folders of several layouts, which are left out. Raises
+    LayoutError if `path` does not exist or nothing in it looks like a layout.
     """
     if not path.is_dir():
         if not path.exists():
-            raise LayoutError(f"{path}: no such file or folder")
+            raise LayoutError(f"{path}: no such file or folder; give a layout or a folder of layouts")
         return [path]
     entries = _entries_of(path)
     files = layout_files_in(path)
@@ -33,20 +33,20 @@ def find_layouts(path: Path) -> list[Path]:
         _warn_of_orphans(folder, _entries_of(folder), held[folder])
     _warn(path, [entry for entry, inside in held.items() if inside and entry not in folders], "folders of layouts")
     if not files and not folders:
-        raise LayoutError(f"{path}: holds no layout; put NAME.json with NAME.png, or NAME.npz, in it")
+        raise LayoutError(f"{path}: has no layout in it; put NAME.json with NAME.png, or NAME.npz, there")
     if _is_one_json(files) and not folders and (masks or masks_of(files[0])):
         return [path]
     return files + folders
 
 
 def layout_files_in(folder: Path) -> list[Path]:
-    """The JSON and npz files of a folder that may be layouts."""
+    """List the JSON and npz files of a folder, each of which may be a layout."""
     found = (entry for entry in _entries_of(folder) if entry.suffix.lower() in (".json", ".npz"))
     return [entry for entry in found if entry.name != REPORT_FILE and entry.is_file()]
 
 
 def _entries_of(folder: Path) -> list[Path]:
-    """What is in a folder and not hidden, by name."""
+    """List the entries of a folder that are not hidden, sorted by name."""
     return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
@@ -55,16 +55,16 @@ def _is_one_json(files: Sequence[Path]) -> bool:
 
 
 def only_json(folder: Path) -> Path:
-    """The JSON of a folder that is one layout. Raises LayoutError if there is none, or something beside it."""
+    """Return the JSON of a folder that is one layout. Raises LayoutError unless it is the only JSON or npz."""
     found = layout_files_in(folder)
     if not _is_one_json(found):
         names = ", ".join(file.name for file in found[:4]) + (", ..." if len(found) > 4 else "") or "none"
-        raise LayoutError(f"{folder}: the folder of one layout holds one JSON, and this holds {names}; name the file")
+        raise LayoutError(f"{folder}: has {names} where the folder of one layout has one JSON; give the file itself")
     return found[0]
 
 
 def masks_of(annotation: Path) -> set[Path]:
-    """The mask pictures that a JSON names; none if it cannot be read, which its reader explains."""
+    """Return the mask pictures that a JSON names; an empty set if the JSON is invalid, which its reader reports."""
     try:
         regions = read_annotation(annotation).regions
     except LayoutError:
@@ -73,10 +73,10 @@ def masks_of(annotation: Path) -> set[Path]:
 
 
 def _warn_of_orphans(path: Path, entries: Iterable[Path], files: Iterable[Path]) -> set[Path]:
-    """Warn of pictures that belong to no file, and return the masks that were read to know this."""
+    """Warn about pictures that no file names, and return the mask pictures that files name."""
     stems = {file.stem for file in files}
     pictures = [entry for entry in entries if entry.suffix.lower() in SUFFIXES and entry.stem not in stems]
-    if not pictures:  # the usual case, in which the JSON files need not be read here
+    if not pictures:  # usually, so that no JSON has to be read here
         return set()
     masks = {mask for file in files if file.suffix.lower() == ".json" for mask in masks_of(file)}
     _warn(path, [picture for picture in pictures if picture not in masks], "pictures without a JSON")

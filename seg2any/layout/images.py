@@ -1,7 +1,6 @@
-"""Pictures from strangers: bounded in size, and every way of being damaged is one LayoutError.
+"""Read image files that may be huge, damaged or hostile; every failure is one kind of exception.
 
-A turn noted in EXIF is not followed, here or in `seg2any.data.pictures`, as in the published code: pixels count as they
-are stored, of photos as of masks.
+Rotation noted in EXIF is ignored, for masks here and for photos in `seg2any.data.pictures`, as in the published code.
 """
 
 from __future__ import annotations
@@ -23,17 +22,19 @@ _MEGAPIXELS = MAX_PIXELS >> 20
 
 
 class ImageError(Exception):
-    """What is wrong with an image file, without its name, and what to do about it."""
+    """An image file that cannot be used; the message gives the reason and the fix, but not the file."""
 
 
 @contextmanager
 def opened_image(
     source: Path | BinaryIO, advice: str = "get it again", formats: Sequence[str] = FORMATS
 ) -> Iterator[Image.Image]:
-    """Open an image that may be damaged, huge or hostile; nothing is decoded before its size is checked.
+    """Open an image, and check its size before anything is decoded.
 
-    Raises ImageError for whatever goes wrong in opening it or inside the block; a UserError from the block passes. Does
-    not silence Pillow's warnings, because `warnings.catch_warnings` acts on all threads at once.
+    advice:  fix to suggest for a damaged image
+
+    Raises ImageError for any error in opening it or inside the `with` block, except a UserError, which passes through.
+    Pillow's warnings are not silenced, because `warnings.catch_warnings` acts on all threads at once.
     """
     try:
         with Image.open(source, formats=formats) as image:
@@ -45,7 +46,7 @@ def opened_image(
     except FileNotFoundError:
         raise ImageError("no such file; put it there, or correct its name") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"more than {_MEGAPIXELS} megapixels; scale it down") from error
+        raise ImageError(f"is more than {_MEGAPIXELS} megapixels; scale it down") from error
     except Exception as error:  # on damaged files the decoders raise nearly every kind of exception
         raise ImageError(f"cannot be read as an image ({shown(str(error))}); {advice}") from error
 
@@ -54,7 +55,7 @@ def load_image(path: Path) -> Image.Image:
     """Return the decoded first frame of an image file. Raises LayoutError if it is missing, damaged or too large."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow's, about odd files; what matters is checked here
+            warnings.simplefilter("ignore")  # Pillow warns about harmless oddities; errors are raised here
             with opened_image(path, "save it again as PNG") as image:
                 image.load()
                 return image
@@ -63,9 +64,9 @@ def load_image(path: Path) -> Image.Image:
 
 
 def decode_roughly(image: Image.Image) -> tuple[int, int]:
-    """Decode an opened image to its end and return (H, W).
+    """Decode an opened image to its end, to find damage, and return (H, W).
 
-    Of a JPEG every bit is read, but only a 64th of the pixels is computed.
+    Of a JPEG all bits are read, but only 1/64 of the pixels are computed.
     """
     width, height = image.size
     image.draft("L", (max(1, width // 8), max(1, height // 8)))
@@ -74,10 +75,12 @@ def decode_roughly(image: Image.Image) -> tuple[int, int]:
 
 
 def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 [H, W, 3] colours and bool [H, W] where they are visible (alpha > 0). Palettes and grey are expanded."""
+    """Read a picture as colours uint8 [H, W, 3] and visibility bool [H, W] (alpha > 0); raises LayoutError."""
     image = load_image(path)
     if image.mode.startswith(("I", "F")):
-        raise LayoutError(f"{path}: has {image.mode} pixels (over 8 bits); save the colour map with 8 bits per channel")
+        raise LayoutError(
+            f"{path}: has over 8 bits per channel ({image.mode}); save the colour map with 8 bits per channel"
+        )
     try:
         if image.has_transparency_data:
             pixels = np.asarray(image.convert("RGBA"))
@@ -89,7 +92,10 @@ def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """bool [H, W]: the pixels brighter than half of the brightest one, so 0/1, 0/255 and 16-bit masks all work."""
+    """Read a mask, bool [H, W]: the pixels brighter than half of the brightest pixel.
+
+    So masks of 0 and 1, 0 and 255, and 16 bits all work. Raises LayoutError, also for a mask that is all black.
+    """
     image = load_image(path)
     if image.mode.startswith(("I", "F")):
         brightness = np.nan_to_num(np.asarray(image, dtype=np.float64))
@@ -98,5 +104,5 @@ def read_mask(path: Path) -> np.ndarray:
         brightness = np.where(visible, colors.max(axis=2), 0)
     mask = brightness > brightness.max() / 2
     if not mask.any():
-        raise LayoutError(f"{path}: mask is black all over; paint its region white, or remove the region from the JSON")
+        raise LayoutError(f"{path}: mask is entirely black; paint the region white, or remove it from the JSON")
     return mask

@@ -1,4 +1,4 @@
-"""A layout: what is drawn where. It goes into generation and comes out of segmentation."""
+"""Define the layout, masks with captions: the input of generation and the output of segmentation."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from seg2any.layout.checks import (
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """N masks with a caption each, in z order (a later region lies on top of an earlier one), and a global caption.
+    """N regions, each a mask with a caption, and a global caption; later regions lie on top of earlier ones.
 
     masks     bool [N, H, W]; may overlap, touch the border or be empty; pixels of no mask are background
     captions  N strings, none blank
     caption   of the whole image, or None
     seed      0 <= seed < 2**63, or None
-    name      what its results are called
-    scores    float [N] in [0, 1], how sure the segmenter is of each region; None if no segmenter made the layout
-    source    the segmenter that found the regions; "" if none did or it is unknown
+    name      file name of the results, without suffix
+    scores    float [N] in [0, 1], the segmenter's confidence in each region; None without a segmenter
+    source    name of the segmenter that found the regions; "" = none, or unknown
 
-    N = 0 is a layout of background only: some data sets hold such images, the file readers refuse them.
+    N = 0 is a layout of background only, for images without a region in a data set or found by a segmenter.
 
     >>> Layout(np.ones((1, 2, 3), dtype=bool), ("a wall",), caption="a wall").size
     (2, 3)
@@ -54,7 +54,8 @@ class Layout:
         where = f"layout {self.name!r}" if self.name else "layout"
         check_masks(where, self.masks)
         if len(self.masks) != len(self.captions):
-            raise LayoutError(f"{where}: {len(self.masks)} masks but {len(self.captions)} captions; give one per mask")
+            message = f"{where}: {len(self.masks)} masks have {len(self.captions)} captions; give one caption per mask"
+            raise LayoutError(message)
         for number, text in enumerate(self.captions, start=1):
             check_caption(f"{where}: caption {number}", text)
         if self.caption is not None:
@@ -67,28 +68,28 @@ class Layout:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the masks."""
+        """Height and width of the masks."""
         height, width = self.masks.shape[1:]
         return height, width
 
     @property
     def background(self) -> np.ndarray:
-        """bool [H, W]: the pixels of no mask."""
+        """The pixels outside all masks, bool [H, W]."""
         return ~self.masks.any(axis=0)
 
     @property
     def overlap(self) -> np.ndarray:
-        """bool [H, W]: the pixels of two or more masks."""
+        """The pixels in two or more masks, bool [H, W]."""
         return overlap(self.masks)
 
     def digest(self) -> str:
-        """Return the sha256 in hex of masks and captions, the only fields that say what is drawn where."""
+        """Return the SHA-256 in hex of masks, captions and global caption, without seed, name, scores and source."""
         digest = hashlib.sha256(repr((self.masks.shape, self.captions, self.caption)).encode())
         digest.update(np.packbits(self.masks).tobytes())
         return digest.hexdigest()
 
     def flattened(self) -> Layout:
-        """The same picture without overlaps: every pixel belongs to its topmost region only."""
+        """Return the layout without overlaps: every pixel stays in its topmost region only."""
         covered_above = np.zeros(self.size, dtype=bool)
         masks = np.empty_like(self.masks)
         for n in reversed(range(len(self.masks))):
@@ -98,11 +99,13 @@ class Layout:
 
     @classmethod
     def read(cls, path: str | os.PathLike, snap_colors: bool = False) -> Layout:
-        """Read any format of seg2any.layout.readers; `snap_colors` merges soft edges and JPEG noise of a colour map.
+        """Read a layout from any format of `seg2any.layout.readers`.
 
-        Raises LayoutError, whose one line names the file, the field and the fix, and warns with LayoutWarning.
+        snap_colors: give soft edges and JPEG noise of a colour map to the nearest region
+
+        Raises LayoutError, one line that names the file, the field and the fix. Warns with LayoutWarning.
         """
-        from seg2any.layout.readers import read_layout  # late: readers bring PIL and cv2, which a Layout needs not
+        from seg2any.layout.readers import read_layout  # imported late: it needs PIL and cv2
 
         parts = read_layout(Path(path), snap_colors)
         try:
@@ -112,13 +115,16 @@ class Layout:
 
     @classmethod
     def find(cls, path: str | os.PathLike) -> list[Path]:
-        """The layouts of a folder, sorted by name, or the one layout that `path` is; each can be given to `read`."""
+        """List the layouts of a folder, sorted by name, as paths for `read`; a layout's own path gives itself."""
         from seg2any.layout.find import find_layouts
 
         return find_layouts(Path(path))
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write NAME.json with NAME.png (the published format), or NAME.npz, which also holds overlaps and scores."""
+        """Write NAME.json with NAME.png (the published format), or NAME.npz, which can hold every layout.
+
+        Raises LayoutError for overlapping or empty masks in the published format, which has no room for them.
+        """
         from seg2any.layout.readers import write_layout
 
         parts = LayoutParts(self.masks, self.captions, self.caption, self.seed, self.name, self.scores, self.source)

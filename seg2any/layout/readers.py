@@ -1,21 +1,22 @@
-"""Where layouts come from: one JSON schema with three ways to say where a region is, and one array file.
+"""Read and write layouts: one JSON schema with three ways to locate a region, and one array file.
 
-`NAME.json` holds a caption, a seed (both optional) and the regions in z order, later ones on top. Each region has its
-`text` (or `caption`) and exactly one of
+`NAME.json` has a caption and a seed (both optional) and the regions, later ones on top. Each region has its `text` (or
+`caption`) and exactly one of
 
 color         its colour in NAME.png beside the JSON: the published format
               {"caption": "a cat on a mat", "seed": 7, "segments_info": [
                   {"color": [255, 0, 0], "text": "a black cat"}, {"color": [0, 0, 255], "text": "a mat"}]}
               RGB, RGBA, palette and grey images; transparent pixels, black and unlisted colours are background
-mask          a picture of its own, named relative to the JSON; white (brighter than half of the maximum) is the region
+mask          a picture of its own, named relative to the JSON; pixels brighter than half of the maximum are inside
               {"segments_info": [{"mask": "cat.png", "text": "a black cat"}, {"mask": "mat.png", "text": "a mat"}]}
 segmentation  COCO / SA-1B run lengths, compressed or not; `annotations` is read as `segments_info`
               {"annotations": [{"segmentation": {"size": [2, 3], "counts": [0, 2, 4]}, "text": "the left column"}]}
 
-`NAME.npz` holds `masks` bool [N, H, W], `captions` [N] and, if wanted, `caption`, `seed`, `scores` float [N], `source`.
+`NAME.npz` has `masks` bool [N, H, W], `captions` [N] and optionally `caption`, `seed`, `scores` float [N], `source` and
+`empty`, the numbers of masks that have no pixel on purpose; other masks without a pixel are refused as mistakes.
 
-A folder with one JSON in it is that layout (so a folder of mask pictures is one); with more it is a collection.
-The report of `infer.py --check` does not count.
+A folder with a single JSON is one layout (so a JSON with its mask pictures is one); a folder with several is a
+collection. The report of `infer.py --check` is not counted.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = ["decode_rle", "find_layouts", "read_layout", "write_layout"]
 def read_layout(path: Path, snap_colors: bool = False) -> LayoutParts:
     """Read a layout from NAME.json, NAME.png (with its JSON beside it), NAME.npz or a folder with one JSON in it.
 
-    Raises LayoutError with one line that names the file, the field and the fix.
+    Raises LayoutError, one line that names the file, the field and the fix.
     """
     try:
         if path.is_dir():
@@ -55,17 +56,17 @@ def read_layout(path: Path, snap_colors: bool = False) -> LayoutParts:
     if path.suffix.lower() in SUFFIXES:
         annotation = _beside(path, (".json",))
         if not annotation.is_file():
-            raise LayoutError(f"{path}: {annotation.name} is missing beside it; it names the colours' captions")
+            raise LayoutError(f"{path}: {annotation.name}, with the captions, is missing; put it beside the picture")
         return _read_json(annotation, path.stem, snap_colors)
-    raise LayoutError(f"{path}: not a kind of file that holds a layout; give its .json, .png or .npz")
+    raise LayoutError(f"{path}: is not a layout; give a .json, .png or .npz file")
 
 
 def write_layout(layout: LayoutParts, path: Path) -> None:
-    """Write NAME.npz, or NAME.png and NAME.json. Raises LayoutError for what a colour map cannot hold."""
+    """Write NAME.npz, or NAME.png and NAME.json. Raises LayoutError for masks that a colour map cannot hold."""
     if path.suffix.lower() == ".npz":
         return write_npz(layout, path)
     if path.suffix.lower() not in (".json", ".png"):
-        raise LayoutError(f"{path}: layouts are written as .json (with .png) or .npz")
+        raise LayoutError(f"{path}: has no suffix of a layout; write .json (with .png) or .npz")
     colors = region_colors(len(layout.masks))
     write_color_map(layout.masks, colors, path.with_suffix(".png"))
     write_annotation(layout, colors, path.with_suffix(".json"))
@@ -98,13 +99,15 @@ def _stack(masks: list[np.ndarray], annotation: Annotation) -> np.ndarray:
             (height, width), (expected_height, expected_width) = mask.shape, masks[0].shape
             raise LayoutError(
                 f"{region.where}: mask is {width}x{height} but that of {annotation.regions[0].field} is "
-                f"{expected_width}x{expected_height}; all masks of a layout need one size"
+                f"{expected_width}x{expected_height}; save all masks in one size"
             )
     return np.stack(masks)
 
 
 def _beside(path: Path, suffixes: Sequence[str]) -> Path:
-    """The file called like `path` with the first of these suffixes, in small letters or capitals, that is there; if
-    none is, the usual one."""
+    """Find the file named like `path` with one of these suffixes, in small letters or capitals.
+
+    Earlier suffixes come first; if there is no such file, the path with the first suffix is returned.
+    """
     candidates = [path.with_suffix(spelt) for suffix in suffixes for spelt in (suffix, suffix.upper())]
     return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])

@@ -1,8 +1,8 @@
-"""Run lengths as COCO and SA-1B store masks: column by column, first a run of 0, then of 1, and so on.
+"""Decode masks stored as run lengths, as in COCO and SA-1B: column by column, runs of 0 and 1 in turn, 0 first.
 
 `counts` is a list of runs, or a string. In the string every run from the fourth on is the difference to the run two
 before it. A number is written in groups of 5 bits, lowest first, one character each: chr(48 + bits), plus 32 if more
-follow; the highest bit of the last group is the sign.
+groups follow; the highest bit of the last group is the sign.
 """
 
 from __future__ import annotations
@@ -14,7 +14,10 @@ from seg2any.system.errors import shown
 
 
 def decode_rle(where: str, segmentation: dict) -> np.ndarray:
-    """bool [H, W] of {"size": [H, W], "counts": str | list[int]}. Raises LayoutError that starts with `where`."""
+    """Decode {"size": [H, W], "counts": str | list[int]} to a mask, bool [H, W].
+
+    Raises LayoutError that starts with `where`, also for a mask without a pixel.
+    """
     mask = draw_runs(*decode_runs(where, segmentation))
     if not mask.any():
         raise LayoutError(f"{where}: segmentation has no pixel; remove the region")
@@ -22,13 +25,13 @@ def decode_rle(where: str, segmentation: dict) -> np.ndarray:
 
 
 def draw_runs(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Runs int [R] of pixels outside and inside in turn, outside first, column by column -> bool [H, W]."""
+    """Draw runs int [R] of pixels outside and inside in turn, outside first, column by column -> bool [H, W]."""
     height, width = size
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def decode_runs(where: str, segmentation: dict) -> tuple[np.ndarray, tuple[int, int]]:
-    """Runs int64 [R] and (H, W), checked but not drawn; the region may have no pixel. Raises LayoutError."""
+    """Decode and check runs, int64 [R], and size, (H, W); there may be no pixel inside. Raises LayoutError."""
     size = segmentation.get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(_is_count(side) and side > 0 for side in size):
         raise LayoutError(f"{where}: segmentation size is {shown(size)}; write [height, width]")
@@ -43,7 +46,7 @@ def decode_runs(where: str, segmentation: dict) -> tuple[np.ndarray, tuple[int, 
         raise LayoutError(f"{where}: segmentation counts are {shown(counts)}; write a string or a list of run lengths")
     if (runs < 0).any() or runs.sum() != height * width:
         raise LayoutError(
-            f"{where}: segmentation counts cover {int(runs.sum())} pixels, its size {width}x{height} has "
+            f"{where}: segmentation counts cover {int(runs.sum())} pixels, but its size {width}x{height} has "
             f"{height * width}; store the mask again"
         )
     return runs, (height, width)
@@ -63,7 +66,7 @@ def _decompress(where: str, counts: str) -> np.ndarray:
     runs = np.add.reduceat((codes & 31) << shifts, starts)
     runs -= np.where(codes[ends] & 16, 1 << (5 * lengths), 0)
     runs[1::2] = np.cumsum(runs[1::2])
-    runs[2::2] = np.cumsum(runs[2::2])  # run 0 stands alone: differences begin at the fourth run
+    runs[2::2] = np.cumsum(runs[2::2])  # run 0 is in no sum: differences begin at the fourth run
     return runs
 
 
