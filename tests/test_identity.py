@@ -6,11 +6,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError
 from seg2any.system.weights import weights_fingerprint
 from seg2any.training import build
 from seg2any.training.identity import WEIGHTS, Identity
 from tests import tiny_run
+
+NETWORKS = Seg2AnyPipeline.NETWORKS
 
 TENSORS = {
     "block.weight": torch.arange(4000.0).reshape(40, 100),
@@ -59,9 +62,9 @@ def test_weights_are_the_same_in_another_folder_in_shards_and_beside_variants(tm
         ("model-00002-of-00002.safetensors", {name: TENSORS[name] for name in names[:2]}),
         ("model.fp16.safetensors", {name: tensor.half() for name, tensor in TENSORS.items()}),
     )
-    assert weights_fingerprint(whole) == weights_fingerprint(shards) != ""
+    assert weights_fingerprint(whole, NETWORKS) == weights_fingerprint(shards, NETWORKS) != ""
     torch.save(TENSORS, shards / "transformer" / "model.bin")  # not read beside safetensors
-    assert weights_fingerprint(whole) == weights_fingerprint(shards)
+    assert weights_fingerprint(whole, NETWORKS) == weights_fingerprint(shards, NETWORKS)
 
 
 @pytest.mark.parametrize("change", ["values", "dtype", "name", "shape", "part"])
@@ -81,21 +84,21 @@ def test_other_weights_are_told(change, tmp_path):
         folder_of(tmp_path / "a", ("model.safetensors", TENSORS)),
         folder_of(tmp_path / "b", ("model.safetensors", other), part=part),
     ]
-    assert len(set(map(weights_fingerprint, folders))) == 2
+    assert len({weights_fingerprint(folder, NETWORKS) for folder in folders}) == 2
 
 
 def test_files_that_are_no_safetensors_are_left_to_who_loads_them(tmp_path):
-    assert weights_fingerprint(tmp_path) == ""
+    assert weights_fingerprint(tmp_path, NETWORKS) == ""
     (tmp_path / "vae").mkdir()
     path = tmp_path / "vae" / "model.safetensors"
     for content in (b"", b"\xff" * 40, b"\x02" + bytes(7) + b"[]", b"\x08" + bytes(7) + b'{"a": 1}'):
         path.write_bytes(content)
-        assert weights_fingerprint(tmp_path)
+        assert weights_fingerprint(tmp_path, NETWORKS)
     path.unlink()
     found = set()
     for value in (1.0, 2.0):
         torch.save({"a": torch.full((500,), value)}, tmp_path / "vae" / "model.bin")
-        found.add(weights_fingerprint(tmp_path))
+        found.add(weights_fingerprint(tmp_path, NETWORKS))
     assert len(found) == 2
 
 

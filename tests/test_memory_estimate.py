@@ -14,6 +14,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 from examples.shapes.make import build
 from seg2any.adapters.fold import fold
 from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.flux1.text import text_bytes
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion.cond_cache import with_keys
 from seg2any.diffusion.prepare import encode_layouts
@@ -25,7 +26,6 @@ from seg2any.generate.memory_estimate import (
     copied_rows,
     decoder_bytes,
     predict,
-    t5_bytes,
     transformer_bytes,
 )
 from seg2any.generate.memory_modes import MEMORY_MODES
@@ -91,7 +91,7 @@ def test_a_pass_of_t5(size, ff, batch, length):
     with torch.no_grad(), TrackedMemory() as tracked:
         encoder(torch.zeros(batch, length, dtype=torch.long))
     request = dataclasses.replace(ONE_IMAGE, n_captions=batch * length, caption_length=length)
-    assert t5_bytes(sizes, request, 4) == near(tracked.peak)
+    assert text_bytes(sizes, request.n_captions, request.caption_length, 4) == near(tracked.peak)
 
 
 @pytest.mark.parametrize("channels", [(8, 8, 16, 16), (8, 16, 32, 32)])

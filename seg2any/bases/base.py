@@ -157,6 +157,7 @@ class Base(Protocol):
                     nobody has measured this model
     keeps_cond_keys whether `velocity` can fill and use `Condition.cond_keys`
     tokenizer       counts the tokens of a caption: `len(tokenizer(text).input_ids)`
+    text_encoders   networks that read captions; the last one reads every caption, others give the pooled vector
     network         the module that `velocity` runs; callers freeze, move, compile or quantise it, or give it a step
                     cache
     device          the device that `velocity` computes on
@@ -167,6 +168,7 @@ class Base(Protocol):
     mag_ratios: Sequence[float] | None
     keeps_cond_keys: bool
     tokenizer: object
+    text_encoders: Sequence[nn.Module]
     network: nn.Module
     device: torch.device
 

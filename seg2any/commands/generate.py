@@ -22,7 +22,7 @@ from seg2any.generate.model import adapter_folder, read_adapter_card, read_facts
 from seg2any.generate.options import Options
 from seg2any.generate.plan import Job, Plan, batches, make_plan
 from seg2any.generate.recipe import BrokenImage, read_recipe, save_image
-from seg2any.generate.session import Loading, Sampling, Session
+from seg2any.generate.session import ImageOptions, Loading, Session
 from seg2any.generate.survey import read_quietly, survey_layouts, write_report
 from seg2any.layout import Layout
 from seg2any.layout.draw import panel
@@ -80,7 +80,7 @@ def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine
         loading = Loading(options.lora_ckpt_path, options.fold, options.memory, options.vae_tiling, options.compile)
         session = Session.open(options.pretrained_model_name_or_path, machine.dtype, machine.device, loading)
         names = ("num_inference_steps", "guidance_scale", "height", "width", "step_cache")
-        sampling = Sampling(settings, **{name: getattr(options, name) for name in names})
+        sampling = ImageOptions(settings, **{name: getattr(options, name) for name in names})
         todo = [Batch(jobs, jobs) for jobs in map(tuple, batches(plan.to_do, options.batch_size))]
         make_images(session, todo, sampling, partial(read_layout, options), partial(save, options), shown)
     for job in plan.finished:

@@ -3,9 +3,9 @@
 Columns, one row per sample in the order of the data set:
 
 cond_seq_len   kept condition tokens                                        in published maps
-txt_seq_len    T5 tokens of all captions with `</s>`, nothing cut           in published maps
+txt_seq_len    text tokens of all captions with `</s>`, nothing cut           in published maps
 key            name of the sample
-txt_len_trunc  T5 tokens that training reads: every caption cut at its limit
+txt_len_trunc  text tokens that training reads: every caption cut at its limit
 height, width  size in pixels at which the sample is trained: its aspect bucket
 flags          sum of EMPTY_REGION, VANISHED_REGION, REGION_WITHOUT_TOKEN, UNUSABLE
 
@@ -57,7 +57,7 @@ class Origin:
     """Everything that the counts depend on.
 
     annotations  fingerprint of the data set
-    tokenizer    digest of the T5 tokenizer
+    tokenizer    digest of the tokenizer of captions
     patch        pixels per token side
     """
 

@@ -38,7 +38,7 @@ class RowCounter:
 
     Picklable, for worker processes.
 
-    tokenizer  T5's
+    tokenizer  of captions
     on_error   skip: samples whose annotation cannot be read are flagged UNUSABLE; fail: they raise SampleError
     """
 

@@ -61,7 +61,7 @@ def count_regions(
 def text_lengths(
     captions: Sequence[Sequence[str]], tokenizer: object, known: Mapping[str, int] | None = None
 ) -> list[list[int]]:
-    """Count the T5 tokens of all captions of all samples, with `</s>`, uncut, not padded.
+    """Count the tokens of all captions of all samples, with `</s>`, uncut, not padded.
 
     known  lengths of captions that need not be counted again
 

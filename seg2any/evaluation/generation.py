@@ -18,7 +18,7 @@ from seg2any.data.dataset import DataSet
 from seg2any.evaluation.generated import image_path, image_seed
 from seg2any.generate.folder import Batch, State, look_at, make_images
 from seg2any.generate.recipe import save_image
-from seg2any.generate.session import Sampling, Session
+from seg2any.generate.session import ImageOptions, Session
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError
@@ -112,5 +112,5 @@ def make_missing(
         save_image(picture, task.recipe_of(image, layout), image.path, quality=PIL_QUALITY)
 
     chosen = (task.recipe["num_inference_steps"], task.recipe["guidance_scale"])
-    sampling = Sampling(settings, *chosen, *task.size)
+    sampling = ImageOptions(settings, *chosen, *task.size)
     make_images(session, blocks, sampling, lambda image: task.layout(image.index), save, shown)

@@ -1,4 +1,4 @@
-"""What `--estimate` prints: the predicted peak of every memory mode, for the layouts at hand. It loads no weights."""
+"""Print `--estimate`: the predicted peak of every memory mode for the given layouts. Loads no weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from seg2any.generate.survey import Survey
 
 
 def describe(survey: Survey, options: Options, settings: ConditionSettings, machine: Machine) -> str:
-    """A table of modes and stages, of the batch that takes most. Raises UserError for a model that cannot be read."""
+    """Build a table of modes and stages for the batch that takes most.
+
+    Raises UserError for a model that cannot be read.
+    """
     model = options.pretrained_model_name_or_path
     networks = networks_of(model, adapter_folder(model, options.lora_ckpt_path), options.fold)
     reports = [layout.report for layout in survey.layouts]
@@ -47,12 +50,12 @@ def describe(survey: Survey, options: Options, settings: ConditionSettings, mach
 
 
 def networks_of(model: str, adapter: Path | None, fold: bool = False) -> Networks:
-    """The sizes of a model and its adapters, folded by `fold` or as they were saved."""
+    """Read the sizes of a model and its adapters, folded by `fold` or as they were saved."""
     with explained(model):
         pipe = weightless_pipeline(model)
     n_adapter = sum(map(_n_parameters, sorted(adapter.glob("*/*.safetensors")))) if adapter else 0
     is_folded = fold or folded_adapters(model) is not None
-    return Networks(pipe.transformer, (pipe.text_encoder, pipe.text_encoder_2), pipe.vae, n_adapter, is_folded)
+    return Networks(pipe.transformer, pipe.base.text_encoders, pipe.vae, n_adapter, is_folded)
 
 
 def _n_parameters(file: Path) -> int:
@@ -61,7 +64,7 @@ def _n_parameters(file: Path) -> int:
 
 
 def request_of(reports: Sequence[LayoutReport], settings: ConditionSettings) -> Request:
-    """A batch of these layouts: the tokens of the longest, the captions of all as far as one pass of T5 takes them."""
+    """Describe a batch of layouts: the tokens of the longest, and the captions of all that fit into one pass."""
     captions = [report.caption for report in reports if report.caption]
     regions = [] if settings.is_plain else [region.caption for report in reports for region in report.regions]
     in_passes = [

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from seg2any.generate.recipe import BrokenImage, differences, read_recipe
-from seg2any.generate.session import Sampling, Session
+from seg2any.generate.session import ImageOptions, Session
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 
@@ -80,7 +80,7 @@ class Batch(Generic[J]):
 def make_images(
     session: Session,
     batches: Sequence[Batch[J]],
-    sampling: Sampling,
+    sampling: ImageOptions,
     read: Callable[[J], Layout],
     write: Callable[[J, Layout, Image.Image], None],
     shown: bool,

@@ -1,8 +1,8 @@
-"""How much memory making images takes, from sizes alone: the answer to "will it fit" before anything is loaded.
+"""Estimate the memory that making images takes, from sizes alone, before anything is loaded.
 
 With e bytes per element, a batch of B images of H x W pixels, L tokens each (text + image + condition), width d:
 
-    text       e (T (4 f + 4 w) + h t^2)     T5 of width w, feed-forward f, h heads; T tokens of captions padded to t
+    text       as the base says              of the encoder of captions, for one pass
     denoising  e B L d (13.3 + 0.8 adapters) one block at its widest: residual, attention, and the feed-forward layer's
                4 d before and after its GELU; and 5 e B d for each row that adapters act on, if B > 1 and condition rows
                are beside them: a stretch of each sample's rows is copied. Folded, these are the condition rows, else
@@ -36,6 +36,7 @@ from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from torch import nn
 
 from seg2any.attention.pattern import QUERIES_AT_A_TIME
+from seg2any.bases.flux1.text import text_bytes
 
 GIB = 2**30
 RESERVE = GIB
@@ -45,11 +46,11 @@ WIDEST_BLOCK, OF_ADAPTERS, OF_ROPE = 13.3, 0.8, 3.1
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be made: `batch` images of `size` (H, W) pixels at a time.
+    """The images to make: `batch` of `size` (H, W) pixels at a time.
 
     n_tokens   of the longest sample: text, image and condition; `n_cond` of them are of the condition, and `n_kept`
                of these isolated
-    n_captions tokens of all captions that T5 reads in one pass, padding included; `caption_length` of one
+    n_captions tokens of all captions that the encoder reads in one pass, padding included; `caption_length` of one
     in_parts   decoding image by image and in tiles, which all modes but `full` do anyway
     """
 
@@ -65,7 +66,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks of a pipeline, on the meta device, how many parameters the adapters have, and if they are folded."""
+    """The networks of a pipeline on the meta device, and its adapters.
+
+    text_encoders  the last one reads every caption
+    n_adapter      parameters of the adapters; `is_folded`: whether they are merged into the weights
+    """
 
     transformer: nn.Module
     text_encoders: tuple[nn.Module, ...]
@@ -75,11 +80,15 @@ class Networks:
 
 
 def predict(networks: Networks, request: Request, mode: str, width: int, device: str = "cuda") -> dict[str, int]:
-    """Bytes at the worst moment of each stage, by its name; `mode` is a memory mode, `width` bytes per element, and
-    `device` the kind of device."""
+    """Estimate the bytes at the worst moment of each stage, by its name.
+
+    mode    a memory mode
+    width   bytes per element
+    device  kind of device
+    """
     all_stay = mode == "full" or (mode == "fp8" and device == "cpu")
     activations = {
-        "text": t5_bytes(networks.text_encoders[-1].config, request, width),
+        "text": text_bytes(networks.text_encoders[-1].config, request.n_captions, request.caption_length, width),
         "denoising": activation_bytes(
             networks.transformer.config,
             request.batch,
@@ -110,7 +119,7 @@ def activation_bytes(
     n_kept: int = 0,
     n_copied: int = 0,
 ) -> int:
-    """What a forward pass of the transformer without gradients has alive at once, beside its weights and inputs."""
+    """Estimate the bytes alive at once in a forward pass without gradients, beside weights and inputs."""
     d, asking = sizes["num_attention_heads"] * sizes["attention_head_dim"], n_tokens - n_kept
     block = (WIDEST_BLOCK + OF_ADAPTERS * has_adapters) * d * asking
     attention = block + (OF_ROPE * d + QUERIES_AT_A_TIME) * asking if width < 4 else 0
@@ -121,21 +130,15 @@ def activation_bytes(
 
 
 def copied_rows(networks: Networks, request: Request) -> int:
-    """Of each sample, the rows of adapters that lie beside rows of others."""
+    """Count the rows of each sample that adapters act on and that lie beside other rows."""
     beside = request.n_cond - request.n_kept
     if request.batch == 1 or not beside or not networks.n_adapter:
         return 0
     return beside if networks.is_folded else request.n_tokens - request.n_cond
 
 
-def t5_bytes(sizes: Any, request: Request, width: int) -> int:
-    """What T5 has alive at once beside its weights, for all captions together."""
-    per_token = 4 * sizes.d_ff + 4 * sizes.d_model
-    return width * (request.n_captions * per_token + sizes.num_heads * request.caption_length**2)
-
-
 def decoder_bytes(sizes: Any, request: Request, width: int, in_parts: bool) -> int:
-    """What the VAE has alive at once while it decodes, a tile of one image or all images."""
+    """Estimate the bytes alive at once while the VAE decodes, a tile of one image or all images."""
     c0, c1 = (*sizes.block_out_channels, 0)[:2]
     height, wide = request.size
     if in_parts:
@@ -144,7 +147,7 @@ def decoder_bytes(sizes: Any, request: Request, width: int, in_parts: bool) -> i
 
 
 def transformer_bytes(transformer: nn.Module, mode: str, width: int) -> int:
-    """The frozen weights as a mode holds them; biases and norms are never quantised."""
+    """Estimate the bytes of the frozen weights in a memory mode; biases and norms are never quantised."""
     if mode not in BYTES_OF_LINEAR:
         return _stored(transformer, mode, width)
     skipped = DEFAULT_SKIP_MODULES_PATTERN if mode == "fp8" else ()
@@ -154,7 +157,7 @@ def transformer_bytes(transformer: nn.Module, mode: str, width: int) -> int:
 
 
 def count_linear(network: nn.Module, chosen: Callable[[str], bool] = lambda name: True) -> tuple[int, int]:
-    """Frozen parameters: weights of the Linear layers whose name is chosen, adapters' apart, and all others."""
+    """Count frozen parameters: weights of the Linear layers whose name is chosen, and all others, without adapters."""
     linear = {
         id(module.weight)
         for name, module in network.named_modules()

@@ -1,4 +1,4 @@
-"""Layouts in, images out: encode captions and contours, assemble conditions, denoise, decode."""
+"""Make images of layouts: encode captions and contours, assemble conditions, denoise, decode."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from diffusers.pipelines.flux.pipeline_output import FluxPipelineOutput
+from diffusers import ImagePipelineOutput
 from torch import Tensor
 
 from seg2any.adapters.files import switched_off
@@ -33,7 +33,7 @@ OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
 class Seg2AnyPipeline(Flux1Pipeline):
-    """FLUX that obeys masks and captions.
+    """Generate images that follow masks and captions.
 
     >>> pipe = Seg2AnyPipeline.from_pretrained("examples/shapes/model")  # any FLUX folder, or a hub id
     >>> pipe.load_adapters("examples/shapes/lora")
@@ -46,7 +46,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *, memory="full", device=None, **kwargs):
-        """Load as in diffusers. Without `dtype` all parts are float32: transformers alone keeps the precision of files.
+        """Load a pipeline as diffusers does; without `dtype` in float32.
 
         memory  a mode of `seg2any.generate.memory_modes`
         device  to compute on; None: the best one present, but mode "full" leaves all on the CPU, as diffusers does
@@ -64,13 +64,15 @@ class Seg2AnyPipeline(Flux1Pipeline):
         return pipe
 
     def compile(self) -> None:
-        """Compile the transformer's blocks, once for each kind and not again for other layouts: token counts are
-        symbols, and attention, which knows the layout, stays outside."""
+        """Compile the transformer's blocks, once per kind of block and for all layouts.
+
+        Token counts are symbolic, and attention, which depends on the layout, is not compiled.
+        """
         self.transformer.compile_repeated_blocks(dynamic=True)
 
     @property
     def settings(self) -> ConditionSettings:
-        """The settings that the loaded adapters were trained with; the published ones without adapters or card."""
+        """Settings that the loaded adapters were trained with; without adapters or card the published ones."""
         return ConditionSettings() if self.card is None else self.card.condition
 
     @torch.no_grad()
@@ -94,7 +96,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
         step_cache: str | CacheConfig = "none",
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
-    ) -> FluxPipelineOutput:
+    ) -> ImagePipelineOutput:
         """Generate `num_images_per_prompt` images for each layout, in order: all of the first layout, then the second.
 
         layouts          one, or several of one size
@@ -108,7 +110,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
         seeds, generator sources of the noise, see `image_generators`; default: the layouts' seeds
         latents          initial noise [images, tokens, D], packed
         known_texts      text embeddings kept between calls, see `TextCache`
-        step_cache       a name of `seg2any.diffusion.step_cache` or a configuration of diffusers; changes images a bit
+        step_cache       a name of `seg2any.diffusion.step_cache` or a configuration of diffusers; changes images
         output_type      "pil", "np" float [B, H, W, 3] in [0, 1], "pt" float [B, 3, H, W] in [0, 1], "latent" packed
         callback_on_step_end  f(pipe, step, timestep, {"latents": packed}), may return {"latents": others}
 
@@ -142,7 +144,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
         if output_type != "latent":
             images = self.image_processor.postprocess(base.decode(images, grid), output_type=output_type)
         self.maybe_free_model_hooks()
-        return FluxPipelineOutput(images=images)
+        return ImagePipelineOutput(images=images)
 
     def _check(self, settings: ConditionSettings, output_type: str) -> None:
         check_blocks(settings, self.base.geometry.n_blocks)
@@ -153,7 +155,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
 
 
 class _Steps(Watcher):
-    """Shows callbacks the state that stock FluxPipeline keeps, obeys what they change in it, and moves the bar."""
+    """Keep the state that diffusers' callbacks read and may change, and move the progress bar."""
 
     def __init__(self, pipe: Seg2AnyPipeline, guidance_scale: float, callback: Callback | None):
         self.pipe, self.callback, self.progress = pipe, callback, None

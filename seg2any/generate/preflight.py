@@ -26,7 +26,7 @@ class ModelFacts:
     """What has to be known of a model to foresee its tokens, all from its small files.
 
     pixels_per_token  edge of the image patch behind one token, 16 for FLUX.1
-    count_tokens      of a caption, as T5 reads it, its end mark included and nothing cut
+    count_tokens      of a caption, with its end token and uncut
     """
 
     pixels_per_token: int

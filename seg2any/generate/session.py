@@ -20,8 +20,8 @@ from seg2any.layout import Layout
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """What the images of one call share, beside the model.
+class ImageOptions:
+    """The options that all images of one call share.
 
     settings       of the condition; None: those that the loaded adapters were trained with
     height, width  in pixels; None: the layouts'
@@ -38,7 +38,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Loading:
-    """How a model is loaded.
+    """The options for loading a model.
 
     adapter        folder of default/ and cond/; None: the model alone, or the adapters of a model that was saved folded
     fold           merge the adapter into the weights
@@ -75,7 +75,7 @@ class Session:
         """Show or hide the bar of denoising steps."""
         self.pipeline.set_progress_bar_config(desc="steps", leave=False, unit="step", disable=not shown)
 
-    def images(self, layouts: Sequence[Layout], sampling: Sampling, **more: Any) -> Any:
+    def images(self, layouts: Sequence[Layout], sampling: ImageOptions, **more: Any) -> Any:
         """Make images as `Seg2AnyPipeline.__call__` does; captions are encoded once in a session.
 
         more  further arguments of the pipeline, such as `seeds` and `output_type`
@@ -83,7 +83,7 @@ class Session:
         given = {**vars(sampling), "settings": sampling.settings or self.settings}
         return self.pipeline(layouts, known_texts=self.texts, **given, **more).images
 
-    def images_quietly(self, layouts: Sequence[Layout], sampling: Sampling, **more: Any) -> Any:
+    def images_quietly(self, layouts: Sequence[Layout], sampling: ImageOptions, **more: Any) -> Any:
         """Make images without warnings of cut captions, which a preflight has reported or nobody can change."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)

@@ -2,7 +2,7 @@
 
 file_digest          every byte of one file
 folder_digest        every byte of the safetensors files of a folder: `sha256` in recipes
-weights_fingerprint  some bytes of every tensor in a FLUX folder: the identity of a training run
+weights_fingerprint  some bytes of every tensor in a model's folder: the identity of a training run
 module_samples       some numbers of every tensor of a loaded network: part of a cache's name
 tokenizer_digest     vocabulary and behaviour of a tokenizer: part of a bucket map's origin
 """
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, BinaryIO
 if TYPE_CHECKING:
     from torch import nn
 
-PARTS = ("transformer", "vae", "text_encoder", "text_encoder_2")  # networks of a FLUX folder that training uses
 WEIGHTS = re.compile(r"\w+(-\d+-of-\d+)?\.(safetensors|bin)")  # no variants, such as model.fp16.safetensors
 SPOTS, SPOT_BYTES = 4, 64  # read of every tensor; another training changes nearly all numbers of what it changes
 SAMPLED_NUMBERS = 256  # of every tensor of a loaded network
@@ -37,13 +36,15 @@ def folder_digest(folder: Path) -> str:
     return _digest_of(sorted(folder.rglob("*.safetensors")))
 
 
-def weights_fingerprint(folder: Path) -> str:
-    """Return a digest of some bytes of every tensor in a FLUX folder; "" if it has no weights.
+def weights_fingerprint(folder: Path, parts: Iterable[str]) -> str:
+    """Return a digest of some bytes of every tensor in a model's folder; "" if it has no weights.
 
     Neither the folder's name nor how tensors are spread over files counts, so a model may move or be sharded anew. For
     FLUX.1-dev a megabyte is read, in about a second.
+
+    parts  subfolders of the networks that count
     """
-    lines = [f"{part}/{line}" for part in PARTS for line in _network_lines(folder / part)]
+    lines = [f"{part}/{line}" for part in parts for line in _network_lines(folder / part)]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16] if lines else ""
 
 

@@ -40,7 +40,8 @@ def finding_model(config: Config) -> Iterator[str]:
 def base_fingerprint(config: Config) -> str:
     """Return `weights_fingerprint` of the base model; download it unless it is a local folder."""
     with finding_model(config) as name:
-        return weights_fingerprint(Path(name if Path(name).is_dir() else Seg2AnyPipeline.download(name)))
+        folder = Path(name if Path(name).is_dir() else Seg2AnyPipeline.download(name))
+        return weights_fingerprint(folder, Seg2AnyPipeline.NETWORKS)
 
 
 def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
@@ -54,7 +55,7 @@ def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
         pipeline = Seg2AnyPipeline.from_pretrained(
             name, dtype=dtypes, quantization_config=quantization_config(config.trainer.base_quantization, dtype)
         )
-    for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
+    for module in (pipeline.vae, *pipeline.base.text_encoders, pipeline.transformer):
         module.requires_grad_(False)
     strategy.place(pipeline)
     follow_autocast(pipeline.transformer)

@@ -126,7 +126,7 @@ class TrainerOptions:
     num_validation_samples: int = 64  # samples behind that loss
     log_steps: int = 10
     sampler: str = "length"  # published: groups of equal length class, their tails filled with repetitions
-    cache_text: str = "classes"  # T5 embeddings to keep: none, classes (of closed sets), all
+    cache_text: str = "classes"  # text embeddings to keep: none, classes (of closed sets), all
     cache_latents: bool = False  # keep the VAE's encodings of images and contours
     cache_dir: str | None = None  # keep caches here for later runs; null: only in memory
     cache_batch_size: int = 32

@@ -15,7 +15,7 @@ rank r, D double and S single blocks, and e bytes per element (2 under bf16 or f
     kept activations    e B T (D (23 d + 6 r) + S (20 d + 6 r)), with gradient checkpointing e B T d (D + S)
     one block           e B T (23 d + 6 r): activations that checkpointing recomputes, and gradients in flight
     attention masks     e B T min(T, 512), since a mask covers 512 queries at a time; attention keeps no other matrix
-    encoders            T5, CLIP and VAE at e unless a cache replaces them, and one image's pass through the VAE
+    encoders            text encoders and VAE at e unless a cache replaces them, and one image's pass through the VAE
     reserve             1 GiB: context, workspaces, fragments
 
 23 d, 20 d and 6 r were counted on a CPU, as what autograd keeps of a block; tests/test_memory.py counts again.
@@ -105,9 +105,10 @@ def _encoders(config: Config, pipeline: Seg2AnyPipeline, train: DataSet) -> Enco
     """Count the parameters of the encoders that the configured caches leave on the GPU."""
     text, trainer = 0, config.trainer
     if trainer.cache_text != "all":
-        text += _size(pipeline.text_encoder)
+        *of_pooled, of_captions = map(_size, pipeline.base.text_encoders)
+        text += sum(of_pooled)
         if not (isinstance(train, ClosedSet) and trainer.cache_text == "classes"):
-            text += _size(pipeline.text_encoder_2)
+            text += of_captions
     return EncoderSizes(text=text, vae=0 if trainer.cache_latents else _size(pipeline.vae))
 
 

@@ -120,7 +120,7 @@ def map_path(config: Config) -> Path:
 def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> Origin:
     """Return what a bucket map of `data` depends on.
 
-    `tokenizer` is T5's, `patch` the pixels per token side.
+    `tokenizer` is that of captions, `patch` the pixels per token side.
 
     Raises UserError for sizes that hold no token, and for sizes that data.*.params contradict.
     """

@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from diffusers import AutoencoderKL
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
-from torch import Tensor
+from torch import Tensor, nn
 
 from seg2any.attention.attend import Tap
 from seg2any.attention.settings import ConditionSettings
@@ -53,6 +53,11 @@ class Flux1:
     def tokenizer(self) -> object:
         """Return the tokenizer of T5, the encoder that reads every caption."""
         return self.parts.tokenizer_2
+
+    @property
+    def text_encoders(self) -> tuple[nn.Module, ...]:
+        """Return CLIP and T5, unless they were released."""
+        return tuple(part for part in (self.parts.text_encoder, self.parts.text_encoder_2) if part is not None)
 
     @property
     def device(self) -> torch.device:

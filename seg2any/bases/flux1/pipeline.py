@@ -27,6 +27,8 @@ class Flux1Pipeline(FluxPipeline):
     attention, and with it the regions.
     """
 
+    NETWORKS = ("transformer", "vae", "text_encoder", "text_encoder_2")  # folders of the weights that decide images
+
     card: AdapterCard | None = None
 
     @functools.wraps(FluxPipeline.__init__)  # from_pretrained reads the names of the parts from the signature

@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
@@ -125,3 +125,15 @@ def _tokenize(tokenizer: object, captions: Sequence[str], length: int):
 
 def _to(module: nn.Module, ids: Tensor) -> Tensor:
     return ids.to(get_module_execution_device(module))
+
+
+def text_bytes(sizes: Any, n_tokens: int, caption_length: int, width: int) -> int:
+    """Estimate the bytes of activations that T5 has alive at once, beside its weights.
+
+    With w and f numbers per token outside and inside the feed-forward layer, h heads and `width` e bytes per number, T
+    tokens of captions padded to t take e (T (4 f + 4 w) + h t^2).
+
+    sizes  T5's configuration
+    """
+    per_token = 4 * sizes.d_ff + 4 * sizes.d_model
+    return width * (n_tokens * per_token + sizes.num_heads * caption_length**2)

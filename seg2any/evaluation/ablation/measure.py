@@ -27,7 +27,7 @@ from seg2any.evaluation.shapes.results import results
 from seg2any.evaluation.shapes.sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_session, to_bytes
 from seg2any.generate.model import read_adapter_card
 from seg2any.generate.recipe import differences
-from seg2any.generate.session import Sampling
+from seg2any.generate.session import ImageOptions
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.training.config import load
@@ -132,7 +132,7 @@ class Ablation:
         """Generate uint8 [scenes x seeds, H, W, 3], scene by scene."""
         images = self._session.images(
             [sample.layout for sample in batch],
-            Sampling(self.settings(row), num_inference_steps, GUIDANCE_SCALE),
+            ImageOptions(self.settings(row), num_inference_steps, GUIDANCE_SCALE),
             num_images_per_prompt=self.options.seeds,
             seeds=self.scenes[kind].seeds_of(batch),
             output_type="np",
