@@ -255,6 +255,6 @@ def image_size(layouts: Sequence[Layout], height: int | None, width: int | None,
     height, width = own_height if height is None else height, own_width if width is None else width
     if height * width > MAX_PIXELS:
         raise UserError(
-            f"image size {width}x{height}: it has more than {MAX_PIXELS >> 20} megapixels; give a smaller height and width"
+            f"image size {width}x{height}: more than {MAX_PIXELS >> 20} megapixels; give a smaller height and width"
         )
     return height // multiple * multiple, width // multiple * multiple
