@@ -1,4 +1,4 @@
-"""Segmentation masks and captions in, images out. `python infer.py --help` shows how."""
+"""Make images from segmentation masks and captions; see `python infer.py --help`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Return the exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted."""
     advice = "the images written so far are complete, start again to go on"
     return exit_status("infer.py", parse_and_run, advice)
 
@@ -31,9 +31,9 @@ def run(options: Options) -> None:
     from seg2any.layout import Layout
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the run looks again, and says what it left out
-        Layout.find(options.seg_mask_path)  # a path with nothing to read is known before anything heavy is loaded
-    from seg2any.commands.generate import run  # takes seconds to import: not before --help is answered
+        warnings.simplefilter("ignore")  # the run reads the folder again and shows the warnings
+        Layout.find(options.seg_mask_path)  # report a path without layouts before anything heavy is imported
+    from seg2any.commands.generate import run  # late: it takes seconds to import
 
     run(options)
 

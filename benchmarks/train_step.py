@@ -98,7 +98,7 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def has_file(words: list[str]) -> bool:
-    """Whether the words begin with a config file, which then takes the default's place."""
+    """Tell whether the words begin with a config file, which then takes the default's place."""
     return bool(words) and not words[0].startswith("--")
 
 

@@ -46,7 +46,7 @@ class Run:
 
     @property
     def is_full(self) -> bool:
-        """Whether this is FLUX.1's size."""
+        """Tell whether this is FLUX.1's size."""
         return self.size == "flux"
 
 

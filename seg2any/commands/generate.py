@@ -1,4 +1,4 @@
-"""`infer.py` after its command line is read: survey the layouts, plan the images, load the model, make the images."""
+"""Run `infer.py`: survey the layouts, plan the images, load the model, make the images."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine
 
 
 def read_layout(options: Options, job: Job) -> Layout:
-    """Read the layout of a job, of which the survey has reported everything."""
+    """Read the layout of a job without the warnings, which the survey has shown."""
     return read_quietly(job.layout.path, options.snap_colors)[0]
 
 

@@ -137,7 +137,7 @@ class Parts:
         return f"; {found[0].name} holds parts of other data or settings, which do not count" if found else ""
 
     def is_finished(self) -> bool:
-        """Whether the map exists, whole and of this origin; if not, it has to be made again."""
+        """Tell whether the map exists, whole and of this origin; if not, it has to be made again."""
         try:
             if not self.path.is_file() or read_origin(self.path) != self.origin:
                 return False

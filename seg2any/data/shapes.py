@@ -103,7 +103,7 @@ def visible_masks(masks: list[np.ndarray]) -> np.ndarray:
 
 
 def held_out(figure: Figure) -> bool:
-    """Whether a figure's combination of colour, shape and pattern never occurs in training."""
+    """Tell whether a figure's combination of colour, shape and pattern never occurs in training."""
     code = 7 * list(COLOURS).index(figure.colour) + 3 * SHAPES.index(figure.shape) + 5 * PATTERNS.index(figure.pattern)
     return code % 10 == 0
 
@@ -218,7 +218,7 @@ def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: int,
 
 
 def _fits_on_top(figures: list[Figure], alphas: list[np.ndarray], figure: Figure, alpha: np.ndarray) -> bool:
-    """Whether the figure can partly cover others without hiding any of them."""
+    """Tell whether the figure can partly cover others without hiding any of them."""
     if any(_concentric(figure, other) for other in figures):
         return False
     shown = visible_masks([*alphas, alpha])

@@ -1,4 +1,4 @@
-"""What a run uses: device, settings, the part that all recipes share, and advice when memory runs out."""
+"""Choose for a run: device, settings, the part that all recipes share, and advice when memory runs out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A folder of images: which are finished, which are missing, and making those.
+"""Fill a folder with images: find out which are finished, and make the missing ones.
 
-The rules are the same for everybody who fills a folder (infer.py, the evaluation): an image is written whole or not at
-all, carries its recipe, and is skipped if it is there and its recipe agrees.
+infer.py and the evaluation follow the same rules: an image is written whole or not at all, holds its recipe, and is
+skipped if it exists with the same recipe.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from seg2any.system.errors import UserError
 
 
 class State(Enum):
-    """What is at the place of an image."""
+    """The state of an image file."""
 
     MISSING = "missing"
     BROKEN = "broken"  # an interrupted copy, or not an image
     FOREIGN = "foreign"  # an image without a recipe
-    OTHER = "other"  # an image of ours by another recipe
+    OTHER = "other"  # an image with another recipe
     FINISHED = "finished"
 
 
@@ -41,12 +41,12 @@ class Found:
 
     @property
     def is_to_be_made(self) -> bool:
-        """Whether nothing usable is there."""
+        """True if the file is missing or broken."""
         return self.state in (State.MISSING, State.BROKEN)
 
 
 def look_at(path: Path, recipe: Callable[[], dict]) -> Found:
-    """Compare an image file with the recipe that it should have. Decodes all of it."""
+    """Decode an image file and compare its recipe with the expected one."""
     if not path.exists():
         return Found(State.MISSING)
     try:
@@ -71,7 +71,7 @@ J = TypeVar("J", bound=Job)
 
 @dataclass(frozen=True)
 class Batch(Generic[J]):
-    """Images that are made together, and the missing ones among them, which are written."""
+    """Images that are made together; only `missing` ones are written."""
 
     jobs: tuple[J, ...]
     missing: tuple[J, ...]
@@ -101,7 +101,7 @@ def make_images(
 
 
 def open_folder(folder: Path, flag: str = "--output_path") -> None:
-    """Create a flag's folder. Raises UserError where nothing can be written: now, not after the first image."""
+    """Create the folder of a flag. Raises UserError if nothing can be written to it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

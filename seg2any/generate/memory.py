@@ -1,11 +1,11 @@
-"""Put a pipeline into a memory mode: what is small, and what waits on the CPU, while an image is made."""
+"""Put a pipeline into a memory mode: which weights are quantised and which wait on the CPU."""
 
 from __future__ import annotations
 
 import importlib.util
 
 import torch
-from diffusers import DiffusionPipeline, FluxTransformer2DModel, PipelineQuantizationConfig
+from diffusers import DiffusionPipeline, ModelMixin, PipelineQuantizationConfig
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from diffusers.quantizers.quantization_config import BitsAndBytesConfig
 
@@ -17,7 +17,7 @@ FP8 = torch.float8_e4m3fn
 
 
 def check_mode(mode: str, device: torch.device, flag: str = "memory") -> None:
-    """Raise UserError for a mode that is none or that the device cannot do."""
+    """Raise UserError for an unknown mode and for one that the device does not support."""
     if mode not in MEMORY_MODES:
         raise UserError(f"{flag} is {mode!r}; use one of {', '.join(MEMORY_MODES)}")
     if mode in ("offload", "group_offload") and device.type == "cpu":
@@ -29,14 +29,14 @@ def check_mode(mode: str, device: torch.device, flag: str = "memory") -> None:
 
 
 def next_mode(mode: str, device: torch.device) -> str | None:
-    """The mode to turn to when memory is short, None if there is none that takes less."""
+    """Return a mode that needs less memory, or None."""
     if device.type == "cpu":
         return "fp8" if mode == "full" else None
     return SMALLER.get(mode)
 
 
 def check_bitsandbytes(what: str, device: torch.device, instead: str) -> None:
-    """Raise UserError, about `what`, where transformers cannot be quantised."""
+    """Raise UserError, naming `what`, if networks cannot be quantised on this machine."""
     if importlib.util.find_spec("bitsandbytes") is None:
         raise UserError(f"{what} needs bitsandbytes; pip install bitsandbytes, or use {instead}")
     if device.type == "cpu":
@@ -44,7 +44,7 @@ def check_bitsandbytes(what: str, device: torch.device, instead: str) -> None:
 
 
 def quantization_config(mode: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
-    """For `from_pretrained`: the transformer in int8 or nf4. Matrix products are computed in `dtype`."""
+    """Build the option of `from_pretrained` for a transformer in int8 or nf4 that computes in `dtype`."""
     if mode == "int8":
         chosen = BitsAndBytesConfig(load_in_8bit=True)
     else:
@@ -55,7 +55,7 @@ def quantization_config(mode: str, dtype: torch.dtype) -> PipelineQuantizationCo
 
 
 def place(pipe: DiffusionPipeline, mode: str, device: torch.device) -> None:
-    """Put a loaded pipeline where its mode wants it. One way: load it again for another mode."""
+    """Move and store a loaded pipeline as its mode says; for another mode it must be loaded again."""
     if mode == "full":
         pipe.to(device)
         return
@@ -65,31 +65,34 @@ def place(pipe: DiffusionPipeline, mode: str, device: torch.device) -> None:
         dtype = pipe.transformer.dtype
         pipe.transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype, skip_modules_pattern=kept)
     if mode == "group_offload":
-        is_cuda = device.type == "cuda"  # the only one with streams
+        is_cuda = device.type == "cuda"  # the only device with streams
         pipe.enable_group_offload(device, offload_type="leaf_level", use_stream=is_cuda)
     elif device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device)
 
 
 def decode_in_parts(pipe: DiffusionPipeline) -> None:
-    """The VAE: one image at a time and, above its training size, tile by tile with blended seams."""
+    """Let the VAE decode one image at a time and, above its training size, tile by tile with blended seams."""
     pipe.vae.enable_slicing()
     pipe.vae.enable_tiling()
 
 
-def fits_doubled(transformer: FluxTransformer2DModel, batch: int, n_tokens: int, device: torch.device) -> bool:
-    """Whether true CFG should run both passes as one batch: on CUDA, if what a batch of twice `batch` images of
-    `n_tokens` tokens is estimated to take is at most half of the free memory. On a CPU it would be no faster."""
+def fits_doubled(transformer: ModelMixin, batch: int, n_tokens: int, device: torch.device) -> bool:
+    """Tell whether true CFG should run both passes as one batch.
+
+    True on CUDA, if a batch of twice `batch` images of `n_tokens` tokens is estimated to take at most half of the free
+    memory. On a CPU one batch is not faster.
+    """
     if device.type != "cuda":
         return False
     width = transformer.dtype.itemsize
     needed = activation_bytes(transformer.config, 2 * batch, n_tokens, width)
-    if transformer.device.type == "cpu":  # offloaded: it will come as well
+    if transformer.device.type == "cpu":  # offloaded: the weights will need memory, too
         needed += sum(p.numel() * p.element_size() for p in transformer.parameters())
     return needed <= free_bytes(device) / 2
 
 
 def free_bytes(device: torch.device) -> int:
-    """What a CUDA device could still give this process."""
+    """Return the memory of a CUDA device that this process can still allocate."""
     free, _ = torch.cuda.mem_get_info(device)
     return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""The memory modes by name, and which of them can train. Light, so that --help stays quick.
+"""List the memory modes, and which of them can train. Imports nothing, so that --help stays quick.
 
 mode           weights on the device at a time                            by
 full           all of them                                                -
@@ -19,6 +19,6 @@ SMALLER = {"full": "offload", "offload": "nf4", "int8": "nf4", "fp8": "nf4", "nf
 IN_TRAINING = {"full": "none", "int8": "8bit", "nf4": "nf4"}
 NOT_IN_TRAINING = {
     "offload": "a step needs the transformer throughout; trainer.cache_text and cache_latents spare the others",
-    "group_offload": "the backward pass needs the layers that would have been sent away",
+    "group_offload": "the backward pass needs the layers that would have been moved away",
     "fp8": "the backward pass keeps the unpacked weights, so nothing is saved",
 }

@@ -1,4 +1,4 @@
-"""A model by its small files, before any weight is loaded. Every way to fail is one clear line."""
+"""Read the small files of a model and its adapters, before any weight is loaded. Every error is one clear line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line of `infer.py`: one table of options. Nothing heavy is imported, so that --help is quick."""
+"""Define the command line of `infer.py` as one table of options, without heavy imports, so that --help is quick."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
 
 
 def flag(default: Any, text: str, **argument: Any) -> Any:
-    """A field of `Options` and the command line's flag of that name; `argument` goes to argparse."""
+    """Define a field of `Options` and its flag; `argument` goes to argparse."""
     return dataclasses.field(default=default, metadata={"help": text, **argument})
 
 
 @dataclass(frozen=True)
 class Options:
-    """Everything that `infer.py` can be told. None means: choose for me."""
+    """The options of `infer.py`. None: `infer.py` chooses."""
 
     seg_mask_path: Path = flag(None, "a layout, or a folder of layouts", type=Path, required=True)
     output_path: Path = flag(Path("result"), "folder for the images (default: result)", type=Path)
@@ -70,7 +70,7 @@ class Options:
     num_inference_steps: int = flag(32, "denoising steps (default: 32)", type=whole(1, 1000))
     guidance_scale: float = flag(3.5, "distilled guidance (default: 3.5)", type=real(0))
 
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # a flag for each of `ConditionSettings`
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # the flags of `ConditionSettings`
 
     device: str | None = flag(None, "cuda, cuda:1, mps or cpu (default: the best one present)")
     weight_dtype: str | None = flag(None, "precision of the weights (default: bf16, on a CPU fp32)", choices=PRECISIONS)
@@ -107,7 +107,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _parsing(field: dataclasses.Field) -> dict[str, Any]:
-    """What argparse has to know to read a value of a setting."""
+    """Return the arguments of argparse that parse a setting."""
     if field.metadata["choices"]:
         return {"choices": field.metadata["choices"]}
     if isinstance(field.default, bool):
@@ -118,13 +118,13 @@ def _parsing(field: dataclasses.Field) -> dict[str, Any]:
 
 
 def options_of(flags: Mapping[str, Any]) -> Options:
-    """Make `Options` of a flat mapping of flags; those of settings that are None are left to the adapter."""
+    """Build `Options` from parsed flags; settings that are None follow the adapter."""
     settings = {name: flags[name] for name in NAMES if flags.get(name) is not None}
     return Options(**{name: value for name, value in flags.items() if name not in NAMES}, settings=settings)
 
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
-    """Options of a command line, by default this process's. Leaves the process with status 2 if they make no sense."""
+    """Parse a command line, by default this process's; exit with status 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="infer.py",
         description=DESCRIPTION,

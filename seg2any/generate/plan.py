@@ -1,4 +1,4 @@
-"""Which images are still to be made: one job per image, finished ones left out."""
+"""Plan a run of `infer.py`: one job per image, finished images left out."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What each region will get, found out before any weight is loaded: pixels, tokens, how much of its caption is read.
+"""Report what each region will get before any weight is loaded: pixels, tokens, and how much of its caption is read.
 
-A region that wins no image token keeps its caption's tokens, but nothing of the image ever looks at them: it is lost
-without a sign. So are the words beyond a caption's token limit. Here both are said in advance.
+No image token attends to the caption of a region that wins no image token: the region silently disappears. So do the
+words beyond a caption's token limit. The report warns of both.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ STRETCH_LIMIT = 1.1  # rounding to whole tokens changes an image's shape by less
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What has to be known of a model to foresee its tokens, all from its small files.
+    """The facts about a model that determine its token counts; its small files hold them.
 
     pixels_per_token  edge of the image patch behind one token, 16 for FLUX.1
-    count_tokens      of a caption, with its end token and uncut
+    count_tokens      counts the tokens of a caption, with its end token and uncut
     """
 
     pixels_per_token: int
@@ -35,7 +35,7 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class CaptionReport:
-    """How many tokens of a caption are there, and how many are read."""
+    """The number of tokens of a caption, and the limit up to which they are read."""
 
     text: str
     tokens: int
@@ -43,13 +43,13 @@ class CaptionReport:
 
     @property
     def cut(self) -> int:
-        """Tokens that will not be read."""
+        """Number of tokens that will not be read."""
         return max(0, self.tokens - self.limit)
 
 
 @dataclass(frozen=True)
 class RegionReport:
-    """One region; pixels count at the masks' own size, tokens at the image's."""
+    """One region: pixels at the size of the masks, tokens at the size of the image."""
 
     caption: CaptionReport
     pixels: int
@@ -61,7 +61,7 @@ class RegionReport:
 
 @dataclass(frozen=True)
 class LayoutReport:
-    """What a layout will get; `warnings` are lines for the user."""
+    """The report on a layout; `warnings` are lines for the user."""
 
     name: str
     mask_size: tuple[int, int]  # (H, W)
@@ -75,7 +75,7 @@ class LayoutReport:
     warnings: tuple[str, ...]
 
     def to_json(self) -> dict:
-        """Plain types, with `cut` spelled out for each caption."""
+        """Convert to plain types, with `cut` for each caption."""
         document = dataclasses.asdict(self)
         captions = [(document["caption"], self.caption)] if self.caption else []
         captions += [
@@ -113,11 +113,15 @@ def check_layout(
     model: ModelFacts,
     known_warnings: Sequence[str] = (),
 ) -> LayoutReport:
-    """What becomes of `layout` in an image of `size` (H, W), which is whole tokens in both directions.
+    """Report on `layout` in an image of `size` (H, W), a multiple of the token size in both directions.
 
-    `known_warnings`, those of reading the file, come first in the report's.
+    known_warnings  warnings of reading the file; they come first in the report
     """
-    without = {"attention_mask_method": "base", "is_use_cond_token": False}  # the regions as a map of the layout only
+    # plain settings ignore the regions; the report shows where they are all the same
+    without = {
+        "attention_mask_method": "base",
+        "is_use_cond_token": False,
+    }
     drawn_with = settings.override(without) if settings.is_plain else settings
     drawn = draw_layout(layout.masks, size, model.pixels_per_token, drawn_with)
     tokens, others = drawn.masks, layout.overlap
@@ -174,7 +178,7 @@ def _warnings(
             "--max_sequence_length"
         )
     if settings.is_plain:
-        return found  # the regions are not used
+        return found  # plain settings ignore the regions
     for number, region in enumerate(regions, start=1):
         label = f"region {number} ({shown(region.caption.text, 40)})"
         if region.image_tokens == 0:

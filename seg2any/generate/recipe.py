@@ -1,4 +1,4 @@
-"""The recipe of an image, carried in the image: everything needed to make it again, and to know that it is finished."""
+"""Write and read recipes: an image file holds everything needed to make the image again."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from seg2any.system.files import atomic_write
 KEY = "seg2any"  # of the PNG text chunk
 IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and WebP
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
-# What may differ between two recipes of the same image.
+# These may differ between two recipes of the same image.
 CIRCUMSTANCES = ("versions", "device", "adapter.path", "model.path")
 
 
 class BrokenImage(Exception):
-    """A file that is not a whole image, as an interrupted copy or another program may leave it."""
+    """A file that is not a complete image, such as one of an interrupted copy."""
 
 
 def save_image(image: Image.Image, recipe: dict, path: Path, quality: int = 95) -> None:
-    """Write a PNG, JPEG or WebP that carries `recipe`: whole or not at all. A PNG has no `quality`."""
+    """Write a PNG, JPEG or WebP with its `recipe`, whole or not at all. PNG ignores `quality`."""
     text = json.dumps(recipe)
     with atomic_write(path) as temporary:
         if path.suffix == ".png":
@@ -37,13 +37,13 @@ def save_image(image: Image.Image, recipe: dict, path: Path, quality: int = 95) 
 
 
 def check_recipe_fits(recipe: dict, path: Path) -> None:
-    """Raise UserError if the format of `path` has no room for `recipe`: to be known before the image is made."""
+    """Raise UserError if the format of `path` cannot hold `recipe`. Call it before the image is made."""
     if path.suffix != ".png":
         _exif(json.dumps(recipe), path)
 
 
 def read_recipe(path: Path) -> dict | None:
-    """The recipe in an image, or None if it carries none. Decodes all of it: raises BrokenImage if it is not whole."""
+    """Decode an image and return its recipe, or None without one. Raises BrokenImage if it is not complete."""
     try:
         with opened_image(path) as image:
             image.load()
@@ -64,15 +64,15 @@ def _exif(text: str, path: Path) -> Image.Exif:
     exif[IMAGE_DESCRIPTION] = text
     kind = Image.registered_extensions()[path.suffix]
     try:
-        Image.new("RGB", (1, 1)).save(BytesIO(), kind, exif=exif)  # the writer of the format knows its bounds
+        Image.new("RGB", (1, 1)).save(BytesIO(), kind, exif=exif)  # Pillow knows the limits of each format
     except ValueError as error:
         raise UserError(f"{path}: the captions are too long for a recipe in this format; use --format png") from error
     return exif
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """Names of what differs between two recipes, such as `seed` or `settings.cond_scale_factor`."""
-    new = json.loads(json.dumps(new))  # tuples become lists, as they have in a recipe that was read
+    """List the keys that differ between two recipes, such as `seed` or `settings.cond_scale_factor`."""
+    new = json.loads(json.dumps(new))  # turns tuples into lists, as in a recipe that was read
     return sorted(_differences(old, new, ""))
 
 

@@ -1,4 +1,4 @@
-"""One loaded model with its adapters and text cache: infer.py, the evaluation and a studio make images with it."""
+"""Define `Session`, a loaded model with its adapters and text cache, used by infer.py and the evaluation."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Session:
         return self.pipeline(layouts, known_texts=self.texts, **given, **more).images
 
     def images_quietly(self, layouts: Sequence[Layout], sampling: ImageOptions, **more: Any) -> Any:
-        """Make images without warnings of cut captions, which a preflight has reported or nobody can change."""
+        """Make images without warnings of cut captions, which the preflight reports and a data set cannot change."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)
             return self.images(layouts, sampling, **more)

@@ -1,4 +1,4 @@
-"""Pre-flight of files: every layout is read and judged before the first weight is loaded."""
+"""Check every layout of a run before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Surveyed:
-    """A layout that can be used. Its masks are not kept: a folder may hold more than memory does."""
+    """A usable layout without its masks: all masks of a folder may not fit into memory."""
 
     path: Path
     digest: str
@@ -35,7 +35,7 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class Survey:
-    """The layouts that can be used, a line for each that cannot, and lines about what was left out of the folder."""
+    """The usable layouts, one line for each layout that is not, and lines about ignored files."""
 
     layouts: tuple[Surveyed, ...]
     errors: tuple[str, ...]
@@ -43,21 +43,21 @@ class Survey:
 
     @property
     def warnings(self) -> list[str]:
-        """Of all layouts, each after the layout's name."""
+        """Warnings about all layouts, each with the layout's name."""
         own = [f"{layout.report.name}: {text}" for layout in self.layouts for text in layout.report.warnings]
         return [*self.left_out, *own]
 
     def stop_at_problems(self, strict: bool) -> None:
-        """Raise UserError, one line per problem, for layouts that cannot be used and, if strict, for warnings."""
+        """Raise UserError, one line per problem, for unusable layouts and, if strict, for warnings."""
         problems = [*self.errors, *(self.warnings if strict else [])]
         if problems:
             raise UserError("\n".join(problems))
 
 
 def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFacts) -> Survey:
-    """Read and judge every layout of `options.seg_mask_path`.
+    """Read and check every layout of `options.seg_mask_path`.
 
-    Raises UserError if there is none to look at, or if the output folder is theirs.
+    Raises UserError if there is no layout, or if the output folder holds the layouts.
     """
     unit = model.pixels_per_token * settings.cond_scale_factor
     layouts, errors = [], []
@@ -78,11 +78,11 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
             if options.check:
                 _save_overlay(layout, report, options.output_path)
     errors += _same_names(layouts, options)
-    return Survey(tuple(layouts), tuple(dict.fromkeys(errors)), tuple(left_out))  # what is wrong with all is said once
+    return Survey(tuple(layouts), tuple(dict.fromkeys(errors)), tuple(left_out))  # shared errors once
 
 
 def read_quietly(path: Path, snap_colors: bool) -> tuple[Layout, list[str]]:
-    """A layout, and the warnings about its file instead of showing them. Raises LayoutError."""
+    """Read a layout and return the warnings about it instead of showing them. Raises LayoutError."""
     return _quietly(lambda: Layout.read(path, snap_colors))
 
 
@@ -94,7 +94,7 @@ def _quietly(look: Callable[[], T]) -> tuple[T, list[str]]:
 
 
 def write_report(survey: Survey, settings: ConditionSettings, folder: Path) -> Path:
-    """Write the survey as JSON into `folder`."""
+    """Write the survey as JSON into `folder` and return the path of the file."""
     document = {
         "settings": settings.to_json(),
         "errors": list(survey.errors),
@@ -104,7 +104,7 @@ def write_report(survey: Survey, settings: ConditionSettings, folder: Path) -> P
         ],
     }
     text = json.dumps(document, indent=2, ensure_ascii=False) + "\n"
-    with atomic_write(folder / REPORT_FILE) as temporary:  # what UTF-8 cannot hold of a file name becomes JSON's escape
+    with atomic_write(folder / REPORT_FILE) as temporary:  # file names may hold bytes that UTF-8 cannot encode
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return folder / REPORT_FILE
 
@@ -127,14 +127,14 @@ def _check_usable(
 
 
 def image_paths(name: str, options: Options) -> list[Path]:
-    """The images of the layout called `name`."""
+    """Return the paths of the images of the layout called `name`."""
     count = options.num_images_per_prompt
     names = [name] if count == 1 else [f"{name}_{n}" for n in range(count)]
     return [options.output_path / f"{name}.{options.format}" for name in names]
 
 
 def panel_path(image: Path) -> Path:
-    """The panel beside an image."""
+    """Return the path of the panel beside an image."""
     return image.with_name(f"{image.stem}_panel.png")
 
 

@@ -21,7 +21,7 @@ GEOMETRY = ("points", "boxes", "masks")
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Which regions to find in an image.
+    """The regions to find in an image.
 
     phrases     N free texts, one per region ("a red circle on the left")
     categories  K class names; a method finds at most one region per name

@@ -1,4 +1,4 @@
-"""How the run talks: one line per message, progress bars undisturbed, libraries quiet about themselves."""
+"""Print messages of one line each, keep progress bars intact, and silence the libraries."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from seg2any.system.errors import UserError
 
 @contextmanager
 def plain_messages() -> Iterator[None]:
-    """Show each of our warnings once, as a line without its place in the code, what our modules log as it is, and none
-    of the libraries' own affairs. To be entered before they are imported.
+    """Show each warning of this package once, as one line, show its log messages, and hide those of libraries.
+
+    Enter it before the libraries are imported.
     """
     quiet_libraries()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal may lack a letter of a file name, UTF-8 lacks Latin-1's
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names may hold characters that the terminal cannot show
         sys.stdout.reconfigure(errors="backslashreplace")
     shown = set()
 
@@ -43,15 +44,15 @@ def plain_messages() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """To be called before libraries are imported: they warn on import of what they lack and nothing here needs."""
+    """Silence warnings about optional packages that nothing here needs. Call it before libraries are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it, and it tells what kernels it lacks
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it logs which kernels are missing
 
 
 @contextmanager
 def logged_lines() -> Iterator[None]:
-    """What `seg2any` logs goes to stderr."""
+    """Write log messages of `seg2any` to stderr."""
     logger, handler = logging.getLogger("seg2any"), logging.Handler()
     handler.emit = lambda record: write_line(record.getMessage())
     level = logger.level
@@ -65,7 +66,7 @@ def logged_lines() -> Iterator[None]:
 
 
 def warn(lines: Iterable[str]) -> None:
-    """One warning per line, to stderr."""
+    """Print one warning per line to stderr."""
     for line in lines:
         write_line(f"warning: {line}")
 
@@ -78,9 +79,11 @@ def write_line(text: str) -> None:
 
 
 def exit_status(program: str, run: Callable[[], int | None], advice: str = "start again to go on") -> int:
-    """Run and print what went wrong, a line each, after the program's name; `advice` follows "interrupted".
+    """Run and return the exit status; print errors as lines after the program's name.
 
-    0 done, or what `run` returns; 1 out of memory, 2 wrong input or a file that cannot be written, 130 interrupted.
+    advice  follows "interrupted"
+
+    Status: 0 done, or as `run` returns; 1 out of memory; 2 wrong input or an unwritable file; 130 interrupted.
     """
     message, status, interrupted = "", 0, False
     try:
@@ -103,17 +106,17 @@ def exit_status(program: str, run: Callable[[], int | None], advice: str = "star
 
 
 def whole(low: int, high: float = math.inf) -> Callable[[str], int]:
-    """Parses a whole number within bounds."""
+    """Make a parser of whole numbers within bounds, for argparse."""
     return _bounded(int, low, high)
 
 
 def real(low: float, high: float = math.inf) -> Callable[[str], float]:
-    """Parses a finite number within bounds."""
+    """Make a parser of finite numbers within bounds, for argparse."""
     return _bounded(float, low, high)
 
 
 def yes_or_no(text: str) -> bool:
-    """Parse true or false, as argparse's `type`."""
+    """Parse true or false, for argparse."""
     if text.lower() not in ("true", "false"):
         raise argparse.ArgumentTypeError(f"{text} is neither true nor false")
     return text.lower() == "true"

@@ -1,4 +1,4 @@
-"""Ctrl-C in a command: it ends with one line and status 130 wherever the signal arrives, without a traceback.
+"""Handle Ctrl-C: a command ends with one line and status 130 wherever the signal arrives, without a traceback.
 
 Python raises KeyboardInterrupt between any two instructions. Inside a destructor or a callback it prints the exception
 and goes on as if nothing had happened; an object that the exception left half made complains in its own destructor; and
@@ -45,7 +45,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
 
 def was_interrupted() -> bool:
-    """Whether a SIGINT arrived under `run_command`, whatever became of its KeyboardInterrupt."""
+    """Tell whether a SIGINT arrived under `run_command`, even if its KeyboardInterrupt was swallowed."""
     return _seen
 
 
@@ -74,7 +74,7 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _send() -> None:
-    """Interrupt the main thread, also while it waits in a system call, which `interrupt_main` alone would not end."""
+    """Interrupt the main thread, even in a system call, which `interrupt_main` would not end."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
     else:

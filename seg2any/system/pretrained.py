@@ -1,4 +1,4 @@
-"""Networks that others trained: their weights, never unpickled, and images normalised as on ImageNet.
+"""Load pretrained networks without unpickling, and normalise images with the statistics of ImageNet.
 
 Weights are given by path or hub id; where they are missing or damaged, a UserError of one line says how to get them.
 In every function `what` names the network in messages and `source` is its address or hub id.
@@ -30,7 +30,7 @@ def weights_file(path: str | Path, what: str, source: str) -> Path:
 
 
 def state_dict(path: str | Path, what: str, source: str) -> dict[str, torch.Tensor]:
-    """Read the tensors of a .safetensors or .pth file by name, without a training framework's wrapping around them.
+    """Read the tensors of a .safetensors or .pth file by name, without the wrapper of a training framework.
 
     Raises UserError if the file is missing, or if it holds more than tensors and plain values.
     """

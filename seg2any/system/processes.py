@@ -45,7 +45,7 @@ class Process:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process prints, warns and writes what one process does for all."""
+        """Tell whether this process prints, warns and writes what one process does for all."""
         return self.index == 0
 
     def __str__(self) -> str:

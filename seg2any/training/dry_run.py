@@ -129,7 +129,7 @@ class EncoderSizes:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run is launched.
+    """The processes and the precision of a run.
 
     width      bytes per element of frozen weights and of tensors under autocast
     processes  number of processes

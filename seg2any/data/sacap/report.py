@@ -48,7 +48,7 @@ class Meter:
 
     @property
     def stopped(self) -> bool:
-        """Whether the task has to return at once; its result is not used."""
+        """Tell whether the task has to return at once; its result is not used."""
         return self.progress.stop.value
 
 

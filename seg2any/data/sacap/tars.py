@@ -82,7 +82,7 @@ def read_member(file: BinaryIO, member: Member) -> bytes:
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether a name stays below its folder.
+    """Tell whether a name stays below its folder.
 
     Only its last part is ever used, but names that lead out are not trusted.
     """

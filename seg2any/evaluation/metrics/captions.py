@@ -1,4 +1,4 @@
-"""How well images fit their global captions: the CLIP score, and scores of what people prefer."""
+"""Measure how well images fit their global captions: the CLIP score and scores of human preference."""
 
 from __future__ import annotations
 

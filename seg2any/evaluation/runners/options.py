@@ -43,7 +43,7 @@ Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and with which judges.
+    """The measures of a run, and their judges.
 
     metrics  None: those of the data set
     """

@@ -24,7 +24,7 @@ examples:
 
 @dataclass(frozen=True)
 class Options:
-    """What to measure, and where the images go.
+    """The scenes to measure, and the folder of the images.
 
     lora          adapter folder; None: no adapters
     limit         scenes of each kind; None: all of `SCENES`

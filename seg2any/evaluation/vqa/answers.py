@@ -39,7 +39,7 @@ class Judge(Protocol):
 
 @dataclass(frozen=True)
 class Patience:
-    """How often a question is asked again.
+    """The number of times that a question is asked again.
 
     attempts      attempts in all
     first_wait    seconds before the second attempt; every further wait is twice as long
