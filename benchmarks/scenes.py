@@ -46,8 +46,7 @@ def tokens_of(samples: Sequence[Entities], side: int, patch: int, settings: Cond
     tokens = []
     for masks, lengths in samples:
         drawn = draw_layout(masks, (side, side), patch, settings)
-        coverage = None if drawn.coverage is None else drawn.coverage.numpy()
-        tokens.append(SampleTokens(lengths, drawn.masks, np.argwhere(drawn.kept), coverage))
+        tokens.append(SampleTokens(lengths, drawn.masks, np.argwhere(drawn.kept), drawn.coverage))
     return layout_tokens(tokens, settings.cond_scale_factor)
 
 

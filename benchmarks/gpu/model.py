@@ -20,6 +20,7 @@ from seg2any.adapters.files import add_adapters, trainable_parameters
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.bases.base import Condition
+from seg2any.bases.flux1.base import velocity
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
 TEXT_WIDTH, POOLED_WIDTH, CHANNELS = 256, 64, 64
@@ -76,15 +77,7 @@ class Inputs:
 
     def predict(self, model: Seg2AnyTransformer2DModel) -> torch.Tensor:
         """Call the model: the velocity [B, image tokens, channels]."""
-        return model(
-            hidden_states=self.x,
-            timestep=self.s,
-            guidance=self.s,
-            encoder_hidden_states=self.condition.prompt_embeds,
-            pooled_projections=self.condition.pooled_prompt_embeds,
-            joint_attention_kwargs={"condition": self.condition},
-            return_dict=False,
-        )[0]
+        return velocity(model, self.x, self.s, self.condition, guidance=0.5)
 
 
 def training_step(on: Run, model: Seg2AnyTransformer2DModel, inputs: Inputs) -> torch.Tensor:

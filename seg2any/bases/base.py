@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,8 @@ class Geometry:
     position_axes     rotary position axes: 3 for FLUX.1
     text_width        numbers per text token
     pooled_width      numbers in the pooled text vector; 0 if the base takes none
-    latent_scaling    (shift, scale): a latent z of the VAE enters the network as (z - shift) * scale
+    latent_scaling    constants that scale the VAE's latents, () if its weights hold them; FLUX.1: (shift, scale), a
+                      latent z enters the network as (z - shift) * scale
     """
 
     pixels_per_token: int
@@ -47,7 +48,7 @@ class Geometry:
     position_axes: int
     text_width: int
     pooled_width: int
-    latent_scaling: tuple[float, float]
+    latent_scaling: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,6 +216,12 @@ class Base(Protocol):
         """Decode tokens [B, h*w, D] -> images [B, 3, H, W], about in [-1, 1].
 
         Raises UserError if an image contains NaN or infinity.
+        """
+
+    def time_shift(self, schedule: Mapping[str, Any], n_tokens: int, n_steps: int) -> float:
+        """Return mu, by which the schedule shifts the times of n_steps steps for n_tokens tokens.
+
+        schedule  the scheduler's configuration
         """
 
     def velocity(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from torch import Tensor
 
 from seg2any.bases.base import Base, Condition
@@ -81,7 +81,7 @@ def denoise(
     conditions  on the device of the noise, one per forward pass of a step, see `guidance.conditions_of`
     """
     watcher, latents = watcher or Watcher(sampling.guidance_scale), noise
-    timesteps = times(scheduler, latents.shape[1], sampling.num_inference_steps, latents.device)
+    timesteps = times(base, scheduler, latents.shape[1], sampling.num_inference_steps, latents.device)
     cond_cache = ConditionCache(base)
     watcher.begin(len(timesteps))
     with step_cache(base, sampling.step_cache, len(timesteps)):
@@ -97,19 +97,16 @@ def denoise(
 
 
 def times(
-    scheduler: FlowMatchEulerDiscreteScheduler, n_tokens: int, num_inference_steps: int, device: torch.device
+    base: Base,
+    scheduler: FlowMatchEulerDiscreteScheduler,
+    n_tokens: int,
+    num_inference_steps: int,
+    device: torch.device,
 ) -> Tensor:
     """Return the times of the steps, from 1000 down: equal steps, shifted for `n_tokens`."""
-    config = scheduler.config
-    mu = calculate_shift(
-        n_tokens,
-        config.get("base_image_seq_len", 256),
-        config.get("max_image_seq_len", 4096),
-        config.get("base_shift", 0.5),
-        config.get("max_shift", 1.15),
-    )
+    mu = base.time_shift(scheduler.config, n_tokens, num_inference_steps)
     even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-    sigmas = None if config.get("use_flow_sigmas") else even
+    sigmas = None if scheduler.config.get("use_flow_sigmas") else even
     timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, device, sigmas=sigmas, mu=mu)
     scheduler.set_begin_index(0)
     return timesteps

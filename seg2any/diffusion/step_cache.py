@@ -75,19 +75,19 @@ def step_cache(base: Base, cache: str | CacheConfig, num_inference_steps: int) -
 
     Raises UserError if a cache is enabled already, or if the blocks are compiled.
     """
-    transformer = base.network
+    network = base.network
     config = cache_config(cache, base, num_inference_steps) if isinstance(cache, str) else cache
     if config is None:
-        if transformer.is_cache_enabled:
-            transformer._reset_stateful_cache()  # an interrupted call leaves its state
+        if network.is_cache_enabled:
+            network._reset_stateful_cache()  # an interrupted call leaves its state
         yield
         return
-    if transformer.is_cache_enabled:
+    if network.is_cache_enabled:
         raise UserError("step_cache: the transformer has a cache already; call transformer.disable_cache() first")
-    if any(block._compiled_call_impl is not None for block in transformer.single_transformer_blocks):
+    if any(module._compiled_call_impl is not None for module in network.modules() if module is not network):
         raise UserError("step_cache: every call would compile the compiled blocks again; use one of the two")
-    transformer.enable_cache(config)
+    network.enable_cache(config)
     try:
         yield
     finally:
-        transformer.disable_cache()
+        network.disable_cache()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from diffusers import AutoencoderKL
 from diffusers.hooks.mag_cache import FLUX_MAG_RATIOS
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from torch import Tensor, nn
 
 from seg2any.attention.attend import Tap
@@ -144,6 +145,16 @@ class Flux1:
     def decode(self, tokens: Tensor, grid: Grid) -> Tensor:
         """Run the VAE's decoder; see `Base`."""
         return latents.decode_latents(tokens, grid, self.parts.vae)
+
+    def time_shift(self, schedule: Mapping[str, Any], n_tokens: int, n_steps: int) -> float:
+        """Interpolate mu linearly in the number of image tokens; see `Base`."""
+        return calculate_shift(
+            n_tokens,
+            schedule.get("base_image_seq_len", 256),
+            schedule.get("max_image_seq_len", 4096),
+            schedule.get("base_shift", 0.5),
+            schedule.get("max_shift", 1.15),
+        )
 
     def velocity(
         self, x: Tensor, s: Tensor, condition: Condition, guidance: float | None = None, tap: Tap | None = None
