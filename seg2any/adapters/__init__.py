@@ -1,1 +1,1 @@
-"""LoRA adapters: routing to token rows, files, the adapter card, and folding into the base weights."""
+"""LoRA adapters: routing to token rows, files, the adapter card, and folding."""

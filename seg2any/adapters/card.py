@@ -25,7 +25,7 @@ def package_version() -> str:
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """Training settings of the adapters in a folder; defaults of the published SACap-1M checkpoint.
+    """Training settings of a folder's adapters; defaults of the published SACap-1M adapters.
 
     condition:          settings of the condition; files hold their fields and the other fields in one flat object
     resolution:         side of the training images in pixels
@@ -52,7 +52,10 @@ class AdapterCard:
         return replace(self, condition=replace(self.condition, is_use_cond_token=False))
 
     def to_json(self) -> str:
-        """Return the card as JSON, without `assumed` and run-time settings, with this version of seg2any."""
+        """Return the card as JSON, without `assumed` and settings that are chosen at run time.
+
+        `seg2any_version` becomes the version of this package.
+        """
         own = {
             each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("condition", "assumed")
         }
@@ -100,7 +103,7 @@ def write_card(folder: Path, card: AdapterCard) -> None:
 
 
 def read_card(folder: Path, metadata: dict[str, str]) -> AdapterCard:
-    """Read the card from adapter.json, else from the safetensors metadata; without both, assume the defaults."""
+    """Read the card from adapter.json, or the safetensors metadata, or assume the defaults."""
     file = folder / CARD_FILE
     if file.is_file():
         return AdapterCard.from_json(file.read_bytes(), file)  # json.loads detects the encoding of bytes

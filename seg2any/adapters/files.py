@@ -64,7 +64,7 @@ def add_adapters(
 
 
 def trainable_parameters(transformer: nn.Module) -> list[nn.Parameter]:
-    """Make `default` and `cond` of a diffusers model trainable, nothing else, and return their parameters.
+    """Make only `default` and `cond` of a diffusers model trainable; return their parameters.
 
     The parameters become float32 whatever the dtype of the base weights. Raises UserError for a folded model, whose
     `default` acts through the base weights.
@@ -91,7 +91,7 @@ def switched_off(transformer: nn.Module) -> list[str]:
 
 
 def load_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> AdapterCard:
-    """Load <folder>/default and, if it exists, <folder>/cond; they replace loaded adapters of these names.
+    """Load <folder>/default and, if it exists, <folder>/cond, replacing loaded ones.
 
     transformer:  a diffusers model with `adapter_layers`; its other adapters stay as they are
     dtype:        of the loaded weights; None = that of the base weights, for generation; float32 for further training
@@ -104,7 +104,7 @@ def load_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torc
 
 
 def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> AdapterCard:
-    """Load adapters as `load_adapters` does, also into a model with an adapter folded into its weights."""
+    """Load adapters like `load_adapters`, even into a model with a folded adapter."""
     folder = Path(folder)
     files = {name: folder / name / WEIGHTS_FILE for name in (DEFAULT, COND)}
     if not files[DEFAULT].is_file():
@@ -148,7 +148,7 @@ def read_lora(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 
 def _peft_config(metadata: dict[str, str], file: Path) -> dict | None:
-    """Read the peft config that diffusers keeps in the metadata; None for published files, which have none."""
+    """Read the peft config in the metadata; None for published files, which have none."""
     if LORA_ADAPTER_METADATA_KEY not in metadata:
         return None
     try:
@@ -163,7 +163,7 @@ def _peft_config(metadata: dict[str, str], file: Path) -> dict | None:
 
 
 def check_pairs(weights: dict[str, torch.Tensor], file: Path) -> None:
-    """Raise UserError for an A [rank, in] or a B [out, rank] without its partner of the same rank."""
+    """Raise UserError for an A [rank, in] or B [out, rank] without a partner of equal rank."""
     ends = {".lora_A.weight": ".lora_B.weight", ".lora_B.weight": ".lora_A.weight"}
     for key, weight in weights.items():
         end = key[-len(".lora_A.weight") :]

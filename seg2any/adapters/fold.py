@@ -1,4 +1,4 @@
-"""Fold adapter `default` into the base weights: W' = W + s B A (paper eq. 4), so that it costs nothing to run.
+"""Fold adapter `default` into the base weights: W' = W + s B A (paper eq. 4).
 
 Text and image rows then pass plain layers. Condition rows, on which `default` must not act, get it subtracted as a
 low-rank delta: s_c B_c A_c - s B A instead of s_c B_c A_c, see `seg2any.adapters.routing`. The adapters stay loaded, so
@@ -21,7 +21,9 @@ FOLDED_KEY = "_seg2any_folded_scale"  # config key of a transformer that was sav
 
 
 def fold(transformer: nn.Module) -> None:
-    """Add `default`, with its current scale, to a diffusers model's base weights, rounded once to their dtype.
+    """Add `default`, with its current scale, to the base weights of a diffusers model.
+
+    The sum is computed in float32 and rounded once.
 
     Raises UserError if `default` is inactive or folded already, and for quantised or offloaded base weights.
     """
@@ -59,7 +61,7 @@ def is_folded(transformer: nn.Module) -> bool:
 
 
 def refuse_folded(transformer: nn.Module, what: str) -> None:
-    """Raise UserError that starts with `what` if the base weights contain an adapter, loaded or not."""
+    """Raise UserError, starting with `what`, if the base weights contain an adapter."""
     if is_folded(transformer) or transformer.config.get(FOLDED_KEY) is not None:
         raise UserError(
             f"{what}: the model already has an adapter folded into its weights; unfold it, or use the model that "
@@ -68,7 +70,10 @@ def refuse_folded(transformer: nn.Module, what: str) -> None:
 
 
 def folded_scale(transformer: nn.Module) -> float:
-    """Return the scale with which `default` was folded. Raises UserError if it differs between layers."""
+    """Return the scale with which `default` was folded.
+
+    Raises UserError if it differs between layers.
+    """
     scales = {layer.folded[DEFAULT] for _, layer in _layers_of_default(transformer)}
     if len(scales) != 1:
         raise UserError(f"adapter {DEFAULT!r} was folded with {len(scales)} different weights; fold it with one weight")
@@ -76,7 +81,10 @@ def folded_scale(transformer: nn.Module) -> float:
 
 
 def mark_folded(transformer: nn.Module, scale: float) -> None:
-    """Record that the base weights contain scale x B A of the loaded `default`, and set its scale to that."""
+    """Record that the base weights contain scale x B A of the loaded `default`.
+
+    Its own scale is set to the same value.
+    """
     for _, layer in _layers_of_default(transformer):
         layer.scaling[DEFAULT] = scale
         layer.folded = {DEFAULT: scale}

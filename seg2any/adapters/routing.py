@@ -1,7 +1,8 @@
-"""Apply each adapter to its own token rows (paper eq. 4): `cond` to condition rows, the others to all other rows.
+"""Apply each adapter to its own token rows (paper eq. 4).
 
-One matrix product with the frozen weight serves all rows; each adapter's low-rank delta is added on its own rows. Every
-call passes the rows, so no state has to be switched, and a call without condition rows never uses `cond`.
+Condition rows use `cond`, all other rows all other adapters. One matrix product with the frozen weight serves
+all rows; each adapter's low-rank delta is added on its own rows. Every call passes the rows, so no state has to be
+switched, and a call without condition rows never uses `cond`.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ COND = "cond"
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a token matrix [B, L, D]: the last `n_cond` are condition tokens, on which `cond_adapters` act.
+    """Rows of a token matrix [B, L, D], of which the last `n_cond` are condition tokens.
 
-    All other adapters, a style LoRA for instance, act on the text and image rows.
+    `cond_adapters` act on the condition tokens, all other adapters, a style LoRA for instance, on the other rows.
     """
 
     n_cond: int = 0
@@ -67,7 +68,7 @@ def linear(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def _delta(layer: LoraLayer, x: torch.Tensor, rows: Rows, is_cond: bool) -> torch.Tensor | None:
-    """Sum the deltas that the base weight lacks on these rows: [B, L, D_out], or None if it lacks none."""
+    """Sum the deltas that the base weight lacks on these rows, [B, L, D_out]; None = none."""
     deltas = [_low_rank(layer, name, x, factor) for name, factor in _missing(layer, rows, is_cond)]
     return functools.reduce(torch.add, deltas) if deltas else None
 
@@ -116,7 +117,7 @@ _FOREIGN_WEIGHTS = {"lora_magnitude_vector": "use_dora", "dora_scale": "use_dora
 
 
 def refuse_unroutable(options: Mapping[str, Any], name: str, weights: Iterable[str] = ()) -> None:
-    """Refuse an adapter that is more than a low-rank delta, because it would change the results of other rows.
+    """Refuse an adapter that is more than a low-rank delta, which would change other rows.
 
     DoRA rescales the output of the base weight; PiSSA, OLoRA, CorDA and LoftQ rewrite the base weight that all
     adapters share; aLoRA chooses its own tokens.

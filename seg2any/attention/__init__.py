@@ -1,1 +1,1 @@
-"""Regional attention: settings, tokens, the rule, its pattern over a batch, and the one attention call."""
+"""Regional attention: settings, tokens, the rule, its pattern, and the one attention call."""

@@ -1,4 +1,4 @@
-"""Compute regional attention with one of several interchangeable backends, each tested against `dense`.
+"""Compute regional attention with interchangeable backends, each tested against `dense`.
 
 name     memory for the pattern    computation
 dense    L x L, float32            the formula in float32, the oracle of all others
@@ -61,7 +61,7 @@ def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor
 
 
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """Compute the textbook formula in float32, without autocast: the oracle of all other backends."""
+    """Compute the textbook formula in float32, without autocast: the oracle of the others."""
     with torch.autocast(query.device.type, enabled=False):
         weights = attention_weights(query, key, pattern.mask())
         return torch.einsum("bhqk,bkhd->bqhd", weights, value.float()).to(value.dtype)
@@ -148,7 +148,7 @@ def _choice(pattern: AttentionPattern, training: bool, masked: str) -> tuple[str
 
 
 def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:
-    """Return the share of all (query, key) pairs that are seen, and the copies that `grouped` makes per key."""
+    """Return the share of (query, key) pairs seen, and the copies `grouped` makes per key."""
     seen, n_keys = (pattern.log_weights > -torch.inf).float(), pattern.classes.index.numel()
     none = seen.new_zeros(len(pattern.classes.index), len(seen))
     queries, keys = (  # [B, C], tokens of each class
@@ -162,7 +162,10 @@ def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:
 
 @dataclass(frozen=True, eq=False)
 class AttentionPlan:
-    """Tokens and settings of a batch, with the pattern of every block; blocks share at most two patterns."""
+    """Tokens and settings of a batch, with the pattern of every block.
+
+    Blocks share at most two patterns, because settings use at most two kinds of `Attention`.
+    """
 
     tokens: TokenLayout
     settings: ConditionSettings

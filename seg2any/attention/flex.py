@@ -72,7 +72,7 @@ def _reorder(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
 
 
 def sorted_pattern(pattern: AttentionPattern) -> SortedPattern:
-    """Sort a pattern's tokens by class, so that most blocks of 128 are seen as a whole or not at all."""
+    """Sort a pattern's tokens by class, so that most blocks are seen entirely or not at all."""
     queries, keys = (Sorted.of(index, pattern) for index in (pattern.query_index, pattern.classes.index))
     table = _table(pattern.log_weights)
     blocks = block_mask(queries.classes, keys.classes, table > -math.inf)
@@ -105,7 +105,7 @@ class Sorted:
 
 
 def _table(log_weights: torch.Tensor) -> torch.Tensor:
-    """Extend the log weights [C, C] by a padding class, which sees only itself, and unused rows and columns."""
+    """Extend log weights [C, C] by a padding class, which sees only itself, and unused rows."""
     n_classes = len(log_weights)
     size = max(FEWEST_CLASSES, 2 ** n_classes.bit_length())
     table = F.pad(log_weights, (0, size - n_classes) * 2, value=-math.inf)
@@ -135,13 +135,13 @@ def block_mask(queries: torch.Tensor, keys: torch.Tensor, sees: torch.Tensor) ->
 
 
 def _classes_present(blocks: torch.Tensor, n_classes: int) -> torch.Tensor:
-    """Mark the classes of each block: int64 [B, n, BLOCK] -> float32 [B, n, C], 1 = some token has this class."""
+    """Mark the classes in each block: int64 [B, n, BLOCK] -> float32 [B, n, C], 1 = present."""
     none = torch.zeros(*blocks.shape[:2], n_classes, device=blocks.device)
     return none.scatter(2, blocks, 1)
 
 
 def _listed(blocks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """List the True columns of each row as BlockMask wants them: bool [B, 1, n, n] -> int32 counts and columns.
+    """List the True columns of each row, bool [B, 1, n, n], as BlockMask wants them.
 
     Counts are [B, 1, n], columns [B, 1, n, n] with the True ones first, in order.
     """

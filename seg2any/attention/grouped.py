@@ -1,4 +1,4 @@
-"""Compute backend `grouped`: one exact attention without a mask for each class of tokens, over the keys it sees.
+"""Compute backend `grouped`: exact attention without a mask, one token class at a time.
 
 In AIA (paper eq. 7) a foreground token sees its own entity, that entity's caption and the contour, so most of the L x L
 pairs are never computed. Weights other than 0 and 1 (paper eq. 6) become a bias for each key.
@@ -104,7 +104,10 @@ def _grouping(pattern: AttentionPattern) -> Grouping:
 
 
 def _sorted_by_class(row: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Sort one sample's tokens by class: row int [L], their classes -> tokens [L], class sizes, class numbers."""
+    """Sort the classes of one sample's tokens, int [L]; return tokens, sizes and numbers.
+
+    tokens int [L], sorted by class; sizes and numbers int [C], of the classes that are present
+    """
     present, counts = np.unique(row, return_counts=True)
     members = np.split(np.argsort(row, kind="stable"), counts.cumsum()[:-1])
     order = np.argsort([ORDER.index(each) for each in kind[present]], kind="stable")
@@ -112,7 +115,7 @@ def _sorted_by_class(row: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def _group(log_weights: np.ndarray, sizes: np.ndarray, device: torch.device) -> Group:
-    """Build the group of one class from the log weights float32 [C] that it gives to every class."""
+    """Build the group of one class from the log weights, float32 [C], that it gives to all."""
     seen = np.flatnonzero(log_weights > -np.inf)
     weighted = log_weights[seen].any()
     bias = torch.from_numpy(log_weights[seen].repeat(sizes[seen])).to(device) if weighted else None

@@ -1,4 +1,4 @@
-"""Kernels that the backends call: attention with an additive mask on tensors [B, L, heads, d]."""
+"""Kernels of the backends: attention with an additive mask on tensors [B, L, heads, d]."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FEW_PAIRS = 4096  # pairs of query and key up to which all heads together are qu
 
 
 def kernel_dtype(query: torch.Tensor) -> torch.dtype:
-    """Return the dtype that torch's kernels compute in: autocast's where it is on, else the query's."""
+    """Return the dtype in which torch's kernels compute: autocast's if on, else the query's."""
     device = query.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
@@ -27,7 +27,9 @@ def kernel_dtype(query: torch.Tensor) -> torch.dtype:
 def masked_sdpa(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Run torch's fused kernel: query [B, Lq, heads, d], key and value [B, Lk, heads, d] -> [B, Lq, heads, d].
+    """Run torch's fused attention kernel.
+
+    query [B, Lq, heads, d], key and value [B, Lk, heads, d] -> [B, Lq, heads, d]
 
     mask: additive, in `kernel_dtype(query)`, broadcastable to [B, heads, Lq, Lk]; None = every query sees every key
     """
@@ -66,13 +68,16 @@ def products(
 def products_with_gradients(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
 ) -> torch.Tensor:
-    """Compute `masked_sdpa` by matrix products that a backward pass can follow; keeps [B, heads, Lq, Lk] scores."""
+    """Compute `masked_sdpa` by matrix products that a backward pass can follow.
+
+    Keeps scores [B, heads, Lq, Lk]; the mask is required.
+    """
     query, key, value = (x.transpose(1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
     return ((query @ key.mT).add_(mask).softmax(-1).to(value.dtype) @ value).transpose(1, 2)
 
 
 def prefers_products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> bool:
-    """Return True where `products` beats torch's fused kernel, which makes little use of a CPU's bfloat16 units."""
+    """Return True if `products` beats torch's kernel here: on CPUs with bfloat16 units."""
     if query.device.type != "cpu" or kernel_dtype(query) != torch.bfloat16 or trains(query, key, value):
         return False
     return _cpu_has_fast_bfloat16()
@@ -123,7 +128,10 @@ def in_slices_with_gradients(
 
 
 class _Recomputed(torch.autograd.Function):
-    """Attention whose backward pass recomputes every slice, so that no block keeps the masks of all slices, L x L."""
+    """Attention whose backward pass recomputes every slice of queries.
+
+    So no block keeps the masks of all slices, L x L, for its backward pass.
+    """
 
     @staticmethod
     def forward(

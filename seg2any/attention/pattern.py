@@ -1,7 +1,7 @@
-"""Apply the attention rule to a batch of tokens, class by class; every backend takes the resulting pattern.
+"""Apply the attention rule to a batch of tokens, one class at a time.
 
 Tokens of equal (kind, entities) form a class: their rows and columns of the mask are equal. So the rule is evaluated
-once per pair of classes, and an L x L mask is built only for backends that need one.
+once per pair of classes. All backends take the resulting pattern, and only some of them make an L x L mask from it.
 Shape suffixes: B batch, L tokens, C classes, N entities.
 """
 
@@ -47,7 +47,7 @@ class TokenClasses:
 
 @dataclass(frozen=True, eq=False)
 class Coverage:
-    """Weights of method `place`: the fraction of an image token that a region covers, for the region's text.
+    """Weights of method `place`: fractions of image tokens that regions cover.
 
     Query q and key k add log_weights[b, entity[b, q], patch[b, k]] + log_weights[b, entity[b, k], patch[b, q]] to their
     score. Both terms are 0 unless one of the tokens is a region's text and the other an image token.
@@ -63,7 +63,7 @@ class Coverage:
 
     @classmethod
     def of(cls, tokens: TokenLayout) -> Coverage:
-        """Look up the coverage of every token. Raises UserError for tokens prepared for another method."""
+        """Look up the coverage of each token. Raises UserError without method `place`."""
         if tokens.coverage is None:
             raise UserError(
                 "attention_mask_method 'place' needs the coverage of every token, but the layout was prepared for "
@@ -82,7 +82,9 @@ class Coverage:
 
 @dataclass(frozen=True, eq=False)
 class AttentionPattern:
-    """Which tokens of a batch attend to which in blocks of one kind, with whatever backends derive from it.
+    """Which tokens of a batch attend to which, in all blocks of one kind.
+
+    Whatever backends derive from it is kept with it and computed once, see `cached`.
 
     n_queries: only the first n_queries tokens of each sample are queries, all tokens are keys; None = all are queries
     """
@@ -108,12 +110,15 @@ class AttentionPattern:
 
     @property
     def query_index(self) -> torch.Tensor:
-        """int64 [B, queries], the class of every query."""
+        """Class of every query, int64 [B, queries]."""
         return self.classes.index[:, : self.n_queries]
 
     @cached_property
     def log_weights(self) -> torch.Tensor:
-        """float32 [C, C], log attention weight of a query class (row) for a key class; 0 = full, -inf = hidden."""
+        """Log attention weights of a query class (row) for a key class, float32 [C, C].
+
+        0 = full weight, -inf = hidden
+        """
         kind, entities = self.classes.kind, self.classes.entities
         image, cond, region = kind == Kind.IMAGE, kind == Kind.COND, kind == Kind.REGION
         weights = may_attend(kind[:, None], entities[:, None], kind, entities, self.attention, self.settings).float()
@@ -159,7 +164,7 @@ class AttentionPattern:
         return rows[:, None]
 
     def _class_rows(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return [B, C, L or more]: log weights of every key for a query of each class, without `coverage`.
+        """Return the log weights of all keys for each query class, without `coverage`: [B, C, L].
 
         Rows are padded to a multiple of ROW_ALIGNMENT, because torch's CUDA kernel copies a mask with unaligned rows.
         """
@@ -176,7 +181,7 @@ class AttentionPattern:
 def additive_mask(
     tokens: TokenLayout, attention: Attention, settings: ConditionSettings, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
-    """Return the log attention weight of every pair of tokens, [B, 1, L, L]; 0 = full weight, -inf = hidden."""
+    """Return the additive mask [B, 1, L, L]: log weights, 0 = full, -inf = hidden."""
     return AttentionPattern.of(tokens, attention, settings).mask(dtype)
 
 
@@ -192,5 +197,8 @@ def picture(tokens: TokenLayout, attention: Attention, settings: ConditionSettin
 
 
 def _log(weights: torch.Tensor) -> torch.Tensor:
-    """Round the exact logarithm to float32: fast float32 logarithms differ between CPUs in the last bit."""
+    """Round the exact logarithm to float32.
+
+    Fast float32 logarithms differ between CPUs in the last bit.
+    """
     return weights.cpu().double().log().float().to(weights.device)

@@ -1,4 +1,4 @@
-"""Decide which tokens may attend to which (paper section 3, arXiv 2506.00596); all backends use this rule.
+"""Decide which tokens attend to which (paper section 3, arXiv 2506.00596).
 
 query \\ key   GLOBAL   REGION_j     IMAGE      COND      share: query and key have an entity in common
 GLOBAL          1         0           a          0        g: shape guidance strength (paper eq. 6), a weight

@@ -47,7 +47,7 @@ def setting(
 
 @dataclass(frozen=True)
 class ConditionSettings:
-    """Settings that turn a layout into a condition; names and defaults of the published code at 512 px.
+    """Settings that turn a layout into a condition; defaults of the published code at 512 px.
 
     attention_mask_method         base = SAA in every block; hard = SAA, and AIA in `hard_attn_block_range`; place = SAA
                                   weighted by the covered fraction of each token; none = plain FLUX with the global

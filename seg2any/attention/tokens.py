@@ -1,4 +1,4 @@
-"""Lay out the token sequences of a batch: kinds, entity bit sets, positions, lengths and padding.
+"""Lay out the tokens of a batch: kinds, entity bit sets, positions and padding.
 
 Sequence of every sample:  [global text | region 1 .. region N | text pad | image | cond | cond pad]
 
@@ -22,7 +22,10 @@ from seg2any.system.errors import UserError
 
 
 class Kind(IntEnum):
-    """Kind of a token. Padding sees only padding of its own kind, so text and condition padding are two kinds."""
+    """Kind of a token.
+
+    Padding sees only padding of its own kind, so text and condition padding are two kinds.
+    """
 
     GLOBAL = 0
     REGION = 1
@@ -146,7 +149,7 @@ def _stack_coverage(samples: Sequence[Sample]) -> torch.Tensor | None:
 
 
 def token_coverage(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Compute the fraction of each token's area that a mask covers, the weights of method `place`.
+    """Compute the fraction of each token's area that a mask covers, for method `place`.
 
     masks bool [N, H, W] -> float32 [N, h, w] in [0, 1]. Exact for every size: a pixel that several tokens share counts
     for each with the part that lies in it.
@@ -157,14 +160,14 @@ def token_coverage(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
 
 
 def _overlap(n_pixels: int, n_tokens: int) -> np.ndarray:
-    """Return [n_tokens, n_pixels], the overlaps of token and pixel in units of 1 / (n_pixels * n_tokens)."""
+    """Return overlaps of token and pixel [n_tokens, n_pixels], in 1 / (n_pixels * n_tokens)."""
     token, pixel = np.arange(n_tokens)[:, None] * n_pixels, np.arange(n_pixels)[None] * n_tokens
     overlap = np.minimum(token + n_pixels, pixel + n_tokens) - np.maximum(token, pixel)
     return np.maximum(overlap, 0).astype(np.float64)
 
 
 def token_masks(masks: np.ndarray, grid: tuple[int, int], assignment: str = "nearest") -> np.ndarray:
-    """Assign tokens to entities: masks bool [N, H, W] -> bool [N, h, w], True where the entity owns the token.
+    """Assign tokens to entities: masks bool [N, H, W] -> bool [N, h, w], True = owned.
 
     nearest:  the pixel at the token's centre decides (published behaviour); a small entity may own no token
     coverage: every entity with pixels owns at least one token, see `_by_coverage`
@@ -178,7 +181,7 @@ def token_masks(masks: np.ndarray, grid: tuple[int, int], assignment: str = "nea
 
 
 def _by_coverage(masks: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
-    """Assign each token to the entities that cover enough of it, and at least one token to each entity.
+    """Assign each token to the entities that cover enough of it, and a token to each entity.
 
     An entity owns a token if it covers more than half of it, or more than any other entity (the upper one of two equal
     ones) and no less than the background. Then each entity that has pixels but no token, from the top down, gets the

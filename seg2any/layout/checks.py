@@ -76,7 +76,7 @@ def check_caption(where: str, text: object) -> None:
 
 
 def check_seed(where: str, seed: object) -> None:
-    """Raise LayoutError unless `seed` is an int from 0 to MAX_SEED, the seeds that torch.Generator takes."""
+    """Raise LayoutError unless `seed` is an int from 0 to 2**63 - 1, as torch.Generator takes."""
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed <= MAX_SEED:
         raise LayoutError(f"{where} is {shown(seed)}; write a whole number from 0 to 2**63 - 1, or leave it out")
 

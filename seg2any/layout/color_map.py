@@ -1,4 +1,4 @@
-"""Read and write colour maps, the pictures of the published format: every region has one flat colour.
+"""Read and write colour maps, the published pictures: one flat colour for each region.
 
 Soft edges and JPEG noise, whose colours the JSON does not list, are recognised and can be merged.
 """
@@ -127,7 +127,7 @@ def _owners(palette: _Palette, listed: np.ndarray) -> np.ndarray:
 def _split_unlisted(
     palette: _Palette, owner: np.ndarray, listed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Split unlisted colours into strays and background, and list the anchors, colours that a stray may belong to.
+    """Split unlisted colours into strays and background; list what strays may belong to.
 
     Returns
         strays      int, indices of stray colours
@@ -152,14 +152,16 @@ def _split_unlisted(
 
 
 def _painted(palette: _Palette) -> np.ndarray:
-    """Return bool [K], the colours that fill a 3x3 square anywhere, cut off at the image's border."""
+    """Find the colours, bool [K], that fill a 3x3 square, which the border may cut off."""
     index, square = palette.index.astype(np.float32), np.ones((3, 3), dtype=np.uint8)
     uniform = (cv2.erode(index, square) == cv2.dilate(index, square)) & (palette.index >= 0)
     return np.bincount(palette.index[uniform], minlength=len(palette.rgb)) > 0
 
 
 def _has_black(palette: _Palette, owner: np.ndarray, listed: np.ndarray, may_be: np.ndarray) -> bool:
-    """Return True if black, with JPEG noise on it, fills a 3x3 square; in narrow areas no nine pixels are equal.
+    """Return True if black, with JPEG noise on it, fills a 3x3 square.
+
+    In narrow black areas of a JPEG no nine pixels are equal, so that `_painted` misses them.
 
     may_be: bool [K], colours that count as black if they are near to it, and nearer than to any listed colour
     """
@@ -170,7 +172,7 @@ def _has_black(palette: _Palette, owner: np.ndarray, listed: np.ndarray, may_be:
 
 
 def _nearest(rgb: np.ndarray, anchors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest anchor of each colour: its index, int [K], and Euclidean distance, float [K]."""
+    """Find the nearest anchor of each colour: index int [K], Euclidean distance float [K]."""
     best, squared = np.zeros(len(rgb), dtype=np.int64), np.full(len(rgb), np.inf)
     for n, anchor in enumerate(anchors):
         candidate = ((rgb - anchor) ** 2).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Draw the Entity Contour Map (paper section 3.2), the outlines of all entities, and find its non-empty tokens."""
+"""Draw the Entity Contour Map (paper section 3.2) and find its non-empty tokens."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 
 
 def resize_masks(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize masks bool [N, H, W] to `size` (h, w): every pixel takes the nearest source pixel centre.
+    """Resize masks bool [N, H, W] to `size` (h, w), taking the nearest source pixel centre.
 
     Equal to torch's nearest-exact. PIL NEAREST rounds some ties differently; torch nearest and cv2 INTER_NEAREST are
     other rules.
@@ -33,7 +33,9 @@ def outline(masks: np.ndarray) -> np.ndarray:
 
 
 def condition_image(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Draw the outlines of masks bool [N, H, W] at `size` (h, w), the image's size / cond_scale_factor: uint8 [h, w].
+    """Draw the outlines of masks bool [N, H, W] at `size` (h, w): uint8 [h, w].
+
+    size: of the image, divided by cond_scale_factor
 
     They are drawn at the masks' own size, then resized with PIL BILINEAR. Shrinking antialiases: lines turn grey, but
     none is lost.
@@ -43,7 +45,7 @@ def condition_image(masks: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def kept_tokens(image: np.ndarray, patch: int) -> np.ndarray:
-    """Find condition tokens with a pixel that is not black: uint8 [h, w] -> bool [h // patch, w // patch].
+    """Find condition tokens that are not all black: uint8 [h, w] -> bool [h/patch, w/patch].
 
     patch: pixels per token side; VAE scale factor times the transformer's 2x2 packing, 16 for FLUX.1
 
@@ -56,7 +58,10 @@ def kept_tokens(image: np.ndarray, patch: int) -> np.ndarray:
 
 
 def nearest_exact(source: int, target: int) -> np.ndarray:
-    """Compute the source index of each of `target` pixels: floor((i + 0.5) * source / target) in torch's float32."""
+    """Compute the source index of each target pixel, int [target].
+
+    floor((i + 0.5) * source / target), in float32 as torch rounds it
+    """
     scale = np.float32(source) / np.float32(target)
     index = np.floor((np.arange(target, dtype=np.float32) + np.float32(0.5)) * scale).astype(np.int64)
     return np.minimum(index, source - 1)

@@ -1,4 +1,4 @@
-"""Read and write the JSON of a layout, with strict types, so that errors name the field that is wrong."""
+"""Read and write the JSON of a layout, with strict types, so that errors name the field."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLACES = ("color", "mask", "segmentation")
 
 @dataclass(frozen=True)
 class Region:
-    """One entry of `segments_info`: a caption, and either color, mask (a file name) or segmentation (run lengths)."""
+    """Entry of `segments_info`: a caption, and one of color, mask and segmentation."""
 
     where: str  # "five.json: segments_info[2]", for messages
     text: str
@@ -28,7 +28,7 @@ class Region:
 
     @property
     def field(self) -> str:
-        """Place of the entry in the JSON, such as segments_info[2], for messages that already name the file."""
+        """Place of the entry in the JSON, such as segments_info[2]."""
         return self.where.rsplit(": ", 1)[-1]
 
 
@@ -71,7 +71,10 @@ def read_annotation(path: Path) -> Annotation:
 
 
 def read_json(path: Path) -> object:
-    """Read a JSON file. Raises LayoutError, also for NaN, Infinity and repeated names, which JSON forbids."""
+    """Read a JSON file.
+
+    Raises LayoutError, also for NaN, Infinity and a name that appears twice in one object.
+    """
     try:
         if path.stat().st_size > MAX_JSON_BYTES:
             raise LayoutError(f"{path}: is larger than {MAX_JSON_BYTES >> 20} MiB; write one JSON per image")
@@ -89,12 +92,15 @@ def read_json(path: Path) -> object:
 
 
 def decode_json(data: bytes) -> object:
-    """Parse UTF-8 `data` as `read_json` does. Raises ValueError, or RecursionError for deep nesting."""
+    """Parse UTF-8 `data` as strictly as `read_json`.
+
+    Raises ValueError, or RecursionError for deep nesting.
+    """
     return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
 
 
 def write_annotation(layout: LayoutParts, colors: Sequence[Color], path: Path) -> None:
-    """Write the published JSON of a layout whose colour map has these colours, one line per region."""
+    """Write the published JSON for a colour map with these colours, one line per region."""
     head = {name: getattr(layout, name) for name in ("caption", "seed") if getattr(layout, name) is not None}
     regions = [{"color": color, "text": text} for color, text in zip(colors, layout.captions, strict=True)]
     fields = [f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items()]

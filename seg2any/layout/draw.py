@@ -1,4 +1,4 @@
-"""Draw layouts for people: overlays with a legend, contours, and panels with the generated image."""
+"""Draw layouts for people: overlays, legends, contours, and panels with the image."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def contour_picture(layout: Layout, size: tuple[int, int]) -> Image.Image:
 
 
 def overlay_picture(layout: Layout, size: tuple[int, int], image: Image.Image | None = None) -> Image.Image:
-    """Draw the regions in colour with outline and number over `image`, or over grey, RGB of `size` (H, W).
+    """Draw coloured and numbered regions over `image` or grey, RGB of `size` (H, W).
 
     Later regions lie on top, as in the layout.
     """
@@ -48,7 +48,10 @@ def overlay_picture(layout: Layout, size: tuple[int, int], image: Image.Image | 
 
 
 def legend(layout: Layout, width: int) -> Image.Image:
-    """Draw the global caption, then colour, number and caption of every region, `width` pixels wide."""
+    """Draw the global caption and every region's colour, number and caption.
+
+    The picture is `width` pixels wide.
+    """
     font = _font(max(11, min(20, width // 40)))
     line_height = font.size + 5
     swatch = line_height * 2
@@ -74,7 +77,7 @@ def legend(layout: Layout, width: int) -> Image.Image:
 
 
 def overlay_with_legend(layout: Layout, size: tuple[int, int]) -> Image.Image:
-    """Draw the picture of `infer.py --check`: the overlay, at least 256 pixels wide, above its legend."""
+    """Draw an overlay, at least 256 pixels wide, above its legend, for `infer.py --check`."""
     enlarged = max(1, -(-256 // size[1]))
     picture = overlay_picture(layout, (size[0] * enlarged, size[1] * enlarged))
     return _below(picture, legend(layout, picture.width))
@@ -120,7 +123,7 @@ def _draw_numbers(picture: Image.Image, masks: np.ndarray) -> None:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
-    """Break text at spaces into lines of at most `width` pixels; a word longer than the line overflows."""
+    """Break text into lines of at most `width` pixels; a word longer than the line overflows."""
     lines: list[str] = []
     for word in text.split():
         if lines and font.getlength(f"{lines[-1]} {word}") <= width:

@@ -1,4 +1,4 @@
-"""Find the layouts in a folder, and warn about files that look like layouts but are left out."""
+"""Find the layouts in a folder, and warn about similar files that are left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ REPORT_FILE = "preflight.json"  # written by `infer.py --check`, maybe into a fo
 
 
 def find_layouts(path: Path) -> list[Path]:
-    """List the layouts in the folder `path`: JSON and npz files, then folders that are one layout.
+    """List the layouts in a folder: JSON and npz files, then folders that are one layout.
 
     If `path` is itself a layout, a file or a folder with only one JSON and its mask pictures, the list is [path]. Warns
     with LayoutWarning about pictures without a JSON and about folders of several layouts, which are left out. Raises
@@ -55,7 +55,10 @@ def _is_one_json(files: Sequence[Path]) -> bool:
 
 
 def only_json(folder: Path) -> Path:
-    """Return the JSON of a folder that is one layout. Raises LayoutError unless it is the only JSON or npz."""
+    """Return the JSON of a folder that is one layout.
+
+    Raises LayoutError unless it is the only JSON or npz there.
+    """
     found = layout_files_in(folder)
     if not _is_one_json(found):
         names = ", ".join(file.name for file in found[:4]) + (", ..." if len(found) > 4 else "") or "none"
@@ -64,7 +67,10 @@ def only_json(folder: Path) -> Path:
 
 
 def masks_of(annotation: Path) -> set[Path]:
-    """Return the mask pictures that a JSON names; an empty set if the JSON is invalid, which its reader reports."""
+    """Return the mask pictures that a JSON names.
+
+    The set is empty if the JSON is invalid, which its reader reports.
+    """
     try:
         regions = read_annotation(annotation).regions
     except LayoutError:

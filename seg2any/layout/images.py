@@ -1,4 +1,4 @@
-"""Read image files that may be huge, damaged or hostile; every failure is one kind of exception.
+"""Read image files that may be huge, damaged or hostile.
 
 Rotation noted in EXIF is ignored, for masks here and for photos in `seg2any.data.pictures`, as in the published code.
 """
@@ -22,7 +22,7 @@ _MEGAPIXELS = MAX_PIXELS >> 20
 
 
 class ImageError(Exception):
-    """An image file that cannot be used; the message gives the reason and the fix, but not the file."""
+    """An image file that cannot be used; the message has reason and fix, but not the file."""
 
 
 @contextmanager
@@ -52,7 +52,10 @@ def opened_image(
 
 
 def load_image(path: Path) -> Image.Image:
-    """Return the decoded first frame of an image file. Raises LayoutError if it is missing, damaged or too large."""
+    """Decode the first frame of an image file.
+
+    Raises LayoutError if the file is missing, damaged or too large.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about harmless oddities; errors are raised here
@@ -75,7 +78,10 @@ def decode_roughly(image: Image.Image) -> tuple[int, int]:
 
 
 def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a picture as colours uint8 [H, W, 3] and visibility bool [H, W] (alpha > 0); raises LayoutError."""
+    """Read colours, uint8 [H, W, 3], and where they are visible (alpha > 0), bool [H, W].
+
+    Palettes and grey are expanded to RGB. Raises LayoutError, also for more than 8 bits per channel.
+    """
     image = load_image(path)
     if image.mode.startswith(("I", "F")):
         raise LayoutError(

@@ -1,4 +1,4 @@
-"""Define the layout, masks with captions: the input of generation and the output of segmentation."""
+"""Define the layout, masks with captions, which images are made from and segmented into."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from seg2any.layout.checks import (
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """N regions, each a mask with a caption, and a global caption; later regions lie on top of earlier ones.
+    """Masks with captions and a global caption; later regions lie on top of earlier ones.
 
     masks     bool [N, H, W]; may overlap, touch the border or be empty; pixels of no mask are background
     captions  N strings, none blank
@@ -33,7 +33,7 @@ class Layout:
     scores    float [N] in [0, 1], the segmenter's confidence in each region; None without a segmenter
     source    name of the segmenter that found the regions; "" = none, or unknown
 
-    N = 0 is a layout of background only, for images without a region in a data set or found by a segmenter.
+    N = 0 is a layout of background only; data sets and segmenters make them.
 
     >>> Layout(np.ones((1, 2, 3), dtype=bool), ("a wall",), caption="a wall").size
     (2, 3)
@@ -83,7 +83,10 @@ class Layout:
         return overlap(self.masks)
 
     def digest(self) -> str:
-        """Return the SHA-256 in hex of masks, captions and global caption, without seed, name, scores and source."""
+        """Return the SHA-256, in hex, of masks, captions and global caption.
+
+        Seed, name, scores and source do not change what is drawn where.
+        """
         digest = hashlib.sha256(repr((self.masks.shape, self.captions, self.caption)).encode())
         digest.update(np.packbits(self.masks).tobytes())
         return digest.hexdigest()
@@ -115,15 +118,19 @@ class Layout:
 
     @classmethod
     def find(cls, path: str | os.PathLike) -> list[Path]:
-        """List the layouts of a folder, sorted by name, as paths for `read`; a layout's own path gives itself."""
+        """List the layouts of a folder, sorted by name, as paths for `read`.
+
+        The path of a layout gives a list of this path only.
+        """
         from seg2any.layout.find import find_layouts
 
         return find_layouts(Path(path))
 
     def write(self, path: str | os.PathLike) -> None:
-        """Write NAME.json with NAME.png (the published format), or NAME.npz, which can hold every layout.
+        """Write NAME.json with NAME.png (the published format), or NAME.npz.
 
-        Raises LayoutError for overlapping or empty masks in the published format, which has no room for them.
+        The published format has no scores and source. Raises LayoutError for masks that it cannot hold, which overlap
+        or are empty; npz holds every layout.
         """
         from seg2any.layout.readers import write_layout
 

@@ -1,4 +1,4 @@
-"""Read and write layouts as numpy arrays: the format for overlaps, empty masks, scores and programs."""
+"""Read and write layouts as numpy arrays, with overlaps, empty masks and scores."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _without_pixel(masks: np.ndarray) -> np.ndarray:
 
 
 def _check_empty(path: Path, masks: np.ndarray, listed: np.ndarray | None) -> None:
-    """Raise LayoutError for masks without a pixel unless `listed` numbers them, so that none is empty by mistake."""
+    """Raise LayoutError for masks without a pixel that `listed`, int [E], does not number."""
     if listed is None and not len(masks):
         raise LayoutError(f"{path}: masks are {list(masks.shape)}; a layout needs at least one region")
     if listed is None:

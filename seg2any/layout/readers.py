@@ -1,4 +1,4 @@
-"""Read and write layouts: one JSON schema with three ways to locate a region, and one array file.
+"""Read and write layouts: JSON with three ways to locate a region, and numpy arrays.
 
 `NAME.json` has a caption and a seed (both optional) and the regions, later ones on top. Each region has its `text` (or
 `caption`) and exactly one of
@@ -38,7 +38,9 @@ __all__ = ["decode_rle", "find_layouts", "read_layout", "write_layout"]
 
 
 def read_layout(path: Path, snap_colors: bool = False) -> LayoutParts:
-    """Read a layout from NAME.json, NAME.png (with its JSON beside it), NAME.npz or a folder with one JSON in it.
+    """Read a layout from NAME.json, NAME.png, NAME.npz or a folder with one JSON.
+
+    A NAME.png needs its NAME.json beside it.
 
     Raises LayoutError, one line that names the file, the field and the fix.
     """
@@ -62,7 +64,10 @@ def read_layout(path: Path, snap_colors: bool = False) -> LayoutParts:
 
 
 def write_layout(layout: LayoutParts, path: Path) -> None:
-    """Write NAME.npz, or NAME.png and NAME.json. Raises LayoutError for masks that a colour map cannot hold."""
+    """Write NAME.npz, or NAME.png and NAME.json.
+
+    Raises LayoutError for masks that a colour map cannot hold.
+    """
     if path.suffix.lower() == ".npz":
         return write_npz(layout, path)
     if path.suffix.lower() not in (".json", ".png"):

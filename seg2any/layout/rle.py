@@ -1,4 +1,6 @@
-"""Decode masks stored as run lengths, as in COCO and SA-1B: column by column, runs of 0 and 1 in turn, 0 first.
+"""Decode masks stored as run lengths, as in COCO and SA-1B.
+
+Runs of pixels outside and inside alternate, outside first, column by column.
 
 `counts` is a list of runs, or a string. In the string every run from the fourth on is the difference to the run two
 before it. A number is written in groups of 5 bits, lowest first, one character each: chr(48 + bits), plus 32 if more
@@ -25,13 +27,16 @@ def decode_rle(where: str, segmentation: dict) -> np.ndarray:
 
 
 def draw_runs(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Draw runs int [R] of pixels outside and inside in turn, outside first, column by column -> bool [H, W]."""
+    """Draw runs int [R] of pixels outside and inside in turn, column by column: bool [H, W]."""
     height, width = size
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T
 
 
 def decode_runs(where: str, segmentation: dict) -> tuple[np.ndarray, tuple[int, int]]:
-    """Decode and check runs, int64 [R], and size, (H, W); there may be no pixel inside. Raises LayoutError."""
+    """Decode and check runs, int64 [R], and size, (H, W), without drawing them.
+
+    The mask may have no pixel. Raises LayoutError.
+    """
     size = segmentation.get("size")
     if not isinstance(size, list) or len(size) != 2 or not all(_is_count(side) and side > 0 for side in size):
         raise LayoutError(f"{where}: segmentation size is {shown(size)}; write [height, width]")
