@@ -1,4 +1,4 @@
-"""Adapters: where they sit, that they survive files and each other, and that stock diffusers reads them."""
+"""Test adapters: their layers, their files (also in stock diffusers), and several at once."""
 
 import json
 
@@ -31,7 +31,7 @@ def given():
 
 
 def outputs(model: nn.Module, given) -> list[torch.Tensor]:
-    """With a condition, and without any."""
+    """Run the model with a condition and without one."""
     with torch.no_grad():
         return [run(model, given), run(model)]
 
@@ -48,7 +48,7 @@ def test_default_is_on_every_linear_of_the_blocks_and_cond_where_condition_token
     model = adapted()
     found = {a: {n for n, m in model.named_modules() if a in getattr(m, "lora_A", {})} for a in (DEFAULT, COND)}
     assert found[DEFAULT] == everywhere
-    text = ("context", "add_", ".norm_")  # what only text passes
+    text = ("context", "add_", ".norm_")  # layers that only text passes
     assert found[COND] == {"x_embedder"} | {name for name in everywhere if not any(part in name for part in text)}
 
 
@@ -66,7 +66,7 @@ def test_a_third_adapter_keeps_working_and_keeps_its_weight(given):
 
 
 @pytest.mark.parametrize("order", ["style first", "style last"])
-def test_loading_in_any_order_switches_nothing_off(tmp_path, given, order):
+def test_loading_in_any_order_leaves_all_adapters_active(tmp_path, given, order):
     source = adapted()
     add_style(source)
     expected = outputs(source, given)
@@ -93,7 +93,7 @@ def load_style(model: nn.Module, folder) -> None:
     model.load_lora_adapter(weights, adapter_name="style", metadata=metadata)
 
 
-def test_loading_again_replaces_ours_and_leaves_others(tmp_path, given):
+def test_loading_again_replaces_default_and_cond_and_leaves_others(tmp_path, given):
     first, second = adapted(), adapted(rank=2, alpha=1)
     save_adapters(second, tmp_path, AdapterCard())
     add_style(first, 0.5)
@@ -139,7 +139,7 @@ def test_16_bit_files_and_float32_copies_on_a_16_bit_model(tmp_path):
     assert {weight.dtype for weight in load_file(tmp_path / COND / WEIGHTS_FILE).values()} == {torch.float16}
 
 
-def test_exactly_our_adapters_are_trainable_in_float32():
+def test_only_default_and_cond_are_trainable_and_in_float32():
     model = tiny().bfloat16()
     add_adapters(model, 2, is_use_cond_token=False)
     assert set(model.peft_config) == {DEFAULT}
@@ -165,7 +165,7 @@ def test_a_folder_without_condition_adapter_is_used_without_condition_tokens(tmp
     assert published.assumed and not published.condition.is_use_cond_token
 
 
-def test_a_folder_holds_what_was_saved_last_and_nothing_is_saved_of_no_adapters(tmp_path):
+def test_saving_removes_an_earlier_cond_and_refuses_a_model_without_adapters(tmp_path):
     model = adapted()
     save_adapters(model, tmp_path, AdapterCard())
     alone, again = tiny(), tiny()
@@ -181,7 +181,7 @@ def test_a_folder_holds_what_was_saved_last_and_nothing_is_saved_of_no_adapters(
 
 
 def _strip_cards(folder) -> None:
-    """As published: weights only."""
+    """Remove the cards, so that the folder holds only weights, like the published ones."""
     (folder / "adapter.json").unlink()
     file = folder / DEFAULT / WEIGHTS_FILE
     save_file(load_file(file), file)
@@ -197,7 +197,7 @@ def test_published_start_is_uniform_and_gaussian_is_offered():
     assert spans[0] < 1.9 < 2.5 < spans[1]  # a uniform distribution ends at sqrt(3) standard deviations
 
 
-def test_new_adapters_change_nothing(given):
+def test_new_adapters_do_not_change_the_output(given):
     model = tiny()
     before = outputs(model, given)
     add_adapters(model, 2, 5)

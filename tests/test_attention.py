@@ -1,4 +1,4 @@
-"""Attention rules against a definition written pair by pair, and masks against invariants."""
+"""Compare attention masks with a definition written pair by pair, and check their invariants."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ from tests.tiny_flux import SampleTokens
 
 
 def random_sample(rng: np.random.Generator, n: int, grid: tuple[int, int]) -> SampleTokens:
-    """Overlapping, empty and full regions; sometimes no global caption, no text of a region, no condition token."""
+    """Draw overlapping, empty and full regions, some samples without captions or condition tokens."""
     masks = rng.random((n, *grid)) < rng.choice([0, 0.2, 0.6, 1], (n, 1, 1))
     lengths = (rng.choice([0, 3]), *rng.integers(0, 4, n))
     coverage = rng.choice([0, 0.25, 0.7, 1], (n, *grid)).astype(np.float32)
@@ -30,8 +30,10 @@ def random_sample(rng: np.random.Generator, n: int, grid: tuple[int, int]) -> Sa
 def weight_by_definition(
     sample: SampleTokens, q: tuple, k: tuple, attention: Attention, rules: ConditionSettings
 ) -> float:
-    """Attention weight of two tokens named ("global",), ("region", i), ("image", x), ("cond",), ("text pad",) or
-    ("cond pad",), straight from the table of the method's description."""
+    """Return the attention weight of two tokens by the table of the method's description.
+
+    Tokens are named ("global",), ("region", i), ("image", x), ("cond",), ("text pad",) and ("cond pad",).
+    """
 
     def entities(token):
         return {i for i, mask in enumerate(sample.masks) if mask.ravel()[token[1]]}
@@ -150,7 +152,7 @@ def test_the_hard_range_is_inclusive():
         ("global_text_sees", "nothing"),
     ],
 )
-def test_settings_that_mean_nothing_are_refused(field, value):
+def test_invalid_settings_are_refused(field, value):
     with pytest.raises(UserError, match=field):
         ConditionSettings(**{field: value})
 
@@ -163,7 +165,7 @@ def test_backends_that_lose_the_mask_are_refused_by_name(name):
         attend(*torch.ones(3, 1, 2, 1, 4), attention_backend=name)
 
 
-def test_a_plan_asks_the_rules_once_and_builds_each_mask_once(monkeypatch):
+def test_a_plan_evaluates_the_rule_once_and_builds_each_mask_once(monkeypatch):
     asked = []
 
     def count(*arguments):
@@ -186,7 +188,7 @@ def test_plain_attention_without_padding_needs_no_mask():
     assert AttentionPlan(padded, ConditionSettings("none")).mask(0) is not None
 
 
-def test_place_without_coverage_is_said():
+def test_place_without_coverage_is_refused():
     tokens = layout_tokens([SampleTokens((1, 1), np.ones((1, 2, 2), bool))])
     with pytest.raises(UserError, match="place"):
         AttentionPlan(tokens, ConditionSettings("place")).mask(0)

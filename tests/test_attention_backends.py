@@ -1,4 +1,4 @@
-"""Backends against the formula and the `dense` oracle, forward and backward, and what they allocate and refuse."""
+"""Compare backends with the formula and the `dense` oracle, and check memory and refusals."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ TRAIN_HERE = [name for name in BACKENDS if name != "flex"]
 
 
 def random_batch(seed: int, n_samples: int = 3, grid: tuple[int, int] = (4, 5)) -> TokenLayout:
-    """Different layouts with overlaps, empty regions and padding; the last sample equals the first."""
+    """Draw layouts with overlaps, empty regions and padding; the last sample equals the first."""
     rng = np.random.default_rng(seed)
     samples = [random_sample(rng, int(rng.integers(0, 6)), grid) for _ in range(n_samples)]
     return layout_tokens([*samples, samples[0]])
 
 
 def random_leaves(tokens: TokenLayout, seed: int = 0, n_heads: int = 2, head_dim: int = 8) -> torch.Tensor:
-    """Query, key and value in one tensor [3, B, L, heads, d]."""
+    """Draw query, key and value in one tensor [3, B, L, heads, d]."""
     return torch.randn(3, *tokens.kind.shape, n_heads, head_dim, generator=torch.Generator().manual_seed(seed))
 
 
 def output_and_gradients(
     tokens: TokenLayout, rules: ConditionSettings, leaves: torch.Tensor, n_queries: int | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Of all queries or the first so many; the gradient of query, key and value."""
+    """Compute the output of all or the first queries, and the gradients of query, key and value."""
     leaves = leaves.clone().requires_grad_()
     output = AttentionPlan(tokens, rules).attend(0, leaves[0, :, :n_queries], *leaves[1:])
     weight = torch.linspace(-1, 1, output.numel()).view_as(output)
@@ -102,8 +102,7 @@ def test_outputs_and_gradients_equal_the_oracle_on_random_batches(name, seed):
 
 @pytest.mark.parametrize("name", ["sdpa", "grouped", "matmul"])
 def test_no_and_hardly_any_guidance_for_all_queries_and_for_the_first(name):
-    """Overlaps, empty regions, padding and several layouts; weights of 0 and nearly 0, and condition tokens that ask or
-    do not: the oracle's outputs and gradients."""
+    """Compare with the oracle at guidance 0 and nearly 0, with condition tokens among the queries or not."""
     tokens = random_batch(7, grid=(5, 6))
     leaves = random_leaves(tokens, 7)
     for method, weight, cond_attention in itertools.product(
@@ -122,7 +121,9 @@ def test_no_and_hardly_any_guidance_for_all_queries_and_for_the_first(name):
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 def test_flex_equals_the_oracle(monkeypatch):
-    monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)  # seconds for every pattern
+    monkeypatch.setattr(
+        flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True
+    )  # compiling takes seconds for every pattern
     for seed, rules in enumerate(
         [
             ConditionSettings("hard", (0, 0)),
@@ -174,7 +175,7 @@ def test_without_a_pattern_every_token_sees_every_token(name):
 
 
 class Largest(TorchDispatchMode):
-    """The number of elements of the largest tensor that any operation returns."""
+    """Record the number of elements of the largest tensor that any operation returns."""
 
     def __init__(self):
         super().__init__()
@@ -188,7 +189,7 @@ class Largest(TorchDispatchMode):
 
 
 def regions_side_by_side(n: int, size: int) -> SampleTokens:
-    """n vertical stripes in the upper half of a square grid, background below."""
+    """Return n vertical stripes in the upper half of a square grid, background below."""
     masks = np.zeros((n, size, size), bool)
     for entity, columns in enumerate(np.array_split(np.arange(size), n)):
         masks[entity, : size // 2, columns] = True
@@ -197,7 +198,7 @@ def regions_side_by_side(n: int, size: int) -> SampleTokens:
 
 @functools.cache
 def allocated(backend: str, method: str, training: bool) -> tuple[int, int, int]:
-    """Of two layouts in a batch: elements of all pairs, of the largest tensor, and bytes that are alive at once."""
+    """Measure a batch of two layouts: number of pairs, elements of the largest tensor, peak bytes."""
     tokens = layout_tokens([regions_side_by_side(8, 48), regions_side_by_side(3, 48)])
     leaves = random_leaves(tokens, n_heads=1).requires_grad_(training)
     plan = AttentionPlan(tokens, ConditionSettings(method, (0, 0), 0.5, attention_backend=backend))
@@ -212,10 +213,12 @@ def allocated(backend: str, method: str, training: bool) -> tuple[int, int, int]
 @pytest.mark.parametrize(("name", "share"), [("grouped", 8), ("sdpa", 4), ("matmul", 4), ("auto", 4)])
 @pytest.mark.parametrize("method", ["hard", "base"])
 def test_no_backend_allocates_anything_of_the_size_of_all_pairs(name, share, method, training):
-    """But for the oracle. In training the parts are not kept either, which together would be as much."""
+    """Except the oracle. Nor may training keep all slices, which together are as large."""
     all_pairs, largest, peak = allocated(name, method, training)
     _, largest_of_oracle, peak_of_oracle = allocated("dense", method, training)
-    allowed = share if (name, method) != ("grouped", "base") else 1.01  # every image token sees all: keys, not pairs
+    allowed = (
+        share if (name, method) != ("grouped", "base") else 1.01
+    )  # every image token sees all keys, so grouped copies keys, not pairs
     assert largest < all_pairs / allowed
     assert peak < peak_of_oracle / 2
     assert largest_of_oracle >= all_pairs, "the spy would see it"
@@ -223,7 +226,7 @@ def test_no_backend_allocates_anything_of_the_size_of_all_pairs(name, share, met
 
 @pytest.mark.parametrize("rules", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", ["sdpa", "matmul"])
-def test_parts_of_the_queries_are_computed_as_all_together(name, rules, monkeypatch):
+def test_slices_of_the_queries_give_the_same_result_as_all_together(name, rules, monkeypatch):
     monkeypatch.setattr(pattern_module, "QUERIES_AT_A_TIME", 7)
     monkeypatch.setattr(kernel, "MOST_SCORES", 64 * 3)
     monkeypatch.setattr(kernel, "FEW_PAIRS", 0)
@@ -240,7 +243,7 @@ def test_parts_of_the_queries_are_computed_as_all_together(name, rules, monkeypa
 
 
 @pytest.mark.parametrize("rules", OPTIONS, ids=str)
-def test_generation_in_bfloat16_on_a_cpu_is_the_oracles_to_rounding(rules, monkeypatch):
+def test_generation_in_bfloat16_on_a_cpu_equals_the_oracle_up_to_rounding(rules, monkeypatch):
     monkeypatch.setattr(kernel, "_cpu_has_fast_bfloat16", lambda: True)
     monkeypatch.setattr(auto, "FEW_TOKENS", {"sdpa": 0, "matmul": 0})
     tokens = random_batch(6, grid=(8, 9))
@@ -253,7 +256,7 @@ def test_generation_in_bfloat16_on_a_cpu_is_the_oracles_to_rounding(rules, monke
 
 
 def test_rows_of_masks_are_aligned():
-    """torch's CUDA kernel would pad, and so copy, others: its alignment is 8 numbers."""
+    """torch's CUDA kernel pads, and so copies, rows that are not aligned to 8 elements."""
     for n_regions in range(4):
         pattern = AttentionPattern.of(
             layout_tokens([regions_side_by_side(n_regions or 1, 5 + n_regions)]), Attention.SAA, ConditionSettings()
@@ -279,7 +282,7 @@ def test_samples_of_one_layout_are_computed_together():
     assert sorted(len(layout.tokens) for layout in grouping(two).layouts) == [1, 2]
 
 
-def test_grouped_computes_the_pairs_that_are_seen_and_no_others():
+def test_grouped_computes_exactly_the_pairs_that_are_seen():
     for seed, attention in itertools.product(range(3), (Attention.AIA, Attention.SAA)):
         tokens, rules = random_batch(seed), ConditionSettings("hard", (0, 0), 0.5)
         n_seen = additive_mask(tokens, attention, rules).isfinite().sum()
@@ -326,7 +329,7 @@ def test_sorting_by_class_empties_blocks():
         (regions_side_by_side(8, 48), "base", "sdpa", "of all pairs"),
     ],
 )
-def test_auto_says_once_what_it_chose_and_why(sample, method, expected, why, monkeypatch, caplog):
+def test_auto_logs_its_choice_and_the_reason_once(sample, method, expected, why, monkeypatch, caplog):
     monkeypatch.setattr(auto, "_announced", set())
     tokens = layout_tokens([sample])
     leaves = random_leaves(tokens, n_heads=1)

@@ -1,4 +1,4 @@
-"""Adapter cards: found in both places, broken ones reported, absent ones replaced by the published settings."""
+"""Test adapter cards: both of their places, damaged ones, missing ones, and the presets."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ def test_the_card_travels_in_both_places(tmp_path):
     assert load_adapters(tiny(), tmp_path) == read
 
 
-def test_a_published_folder_gets_the_published_defaults_and_says_so(tmp_path):
+def test_a_folder_without_a_card_gets_the_published_defaults_as_assumed(tmp_path):
     save_adapters(adapted(), tmp_path, AdapterCard(step=7))
     (tmp_path / "adapter.json").unlink()
     for name in (DEFAULT, COND):
@@ -89,11 +89,11 @@ def test_every_setting_but_those_of_a_run_travels_with_the_adapter():
 
 @pytest.mark.parametrize("data_set", PUBLISHED)
 def test_presets_are_what_the_shipped_configs_train(data_set):
-    """One default, the published code's at 512 px; what a published checkpoint differs in is its preset."""
+    """A preset lists how a published checkpoint differs from the published code's defaults at 512 px."""
     assert config.load([f"config/seg2any_{data_set}.yaml"]).model.condition == published(data_set)
     assert (ConditionSettings().cond_scale_factor, published("sacap_1m").cond_scale_factor) == (1, 2)
 
 
-def test_a_set_that_nothing_was_published_for_has_no_preset():
+def test_a_data_set_without_published_adapters_has_no_preset():
     with pytest.raises(UserError, match="coco_stuff"):
         published("coco")

@@ -1,4 +1,4 @@
-"""The contour against its definition, pixel by pixel, and against the libraries that the published code used."""
+"""Compare contours with their definition, pixel by pixel, and with the libraries of the published code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from seg2any.layout.contour import condition_image, kept_tokens, outline, resize
 
 
 def random_masks(rng: np.random.Generator, n: int) -> np.ndarray:
-    """bool [n, H, W]: noise, blobs with holes, thin lines, a full and an empty mask, all touching the border."""
+    """Draw bool [n, H, W]: noise, blobs with holes, lines, a full and an empty mask, up to the border."""
     height, width = rng.integers(1, 40, size=2)
     masks = []
     for _ in range(n):

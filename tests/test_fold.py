@@ -1,4 +1,4 @@
-"""Folding `default` into the base weights: the same numbers block by block, there and back, on disk, with others."""
+"""Test folding `default` into the base weights: block by block, undone, saved, and with other adapters."""
 
 import copy
 import dataclasses
@@ -36,7 +36,7 @@ def given():
 
 
 def everything(model: nn.Module, given) -> list[torch.Tensor]:
-    """What every block hands on, and what the model says, with a condition and without; in float32."""
+    """Record the outputs of every block and of the model, with a condition and without, in float32."""
     seen = []
     blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
     hooks = [block.register_forward_hook(lambda _, __, out: seen.extend(out)) for block in blocks]
@@ -53,7 +53,7 @@ def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: weight.clone() for name, weight in model.state_dict().items() if "lora_" not in name}
 
 
-def test_every_block_says_the_same_and_unfolding_gives_the_weights_back(given):
+def test_every_block_computes_the_same_and_unfolding_gives_the_weights_back(given):
     model = adapted()
     weights, expected = base_weights(model), everything(model, given)
     fold(model)
@@ -68,7 +68,7 @@ def test_every_block_says_the_same_and_unfolding_gives_the_weights_back(given):
     torch.testing.assert_close(everything(model, given), expected, **CLOSE)
 
 
-def test_a_folded_weight_is_the_formula_and_text_and_image_rows_meet_no_adapter(monkeypatch):
+def test_a_folded_weight_is_the_formula_and_text_and_image_rows_use_no_adapter(monkeypatch):
     model = adapted(rank=3, alpha=6)
     layer, x = model.transformer_blocks[0].attn.to_q, torch.randn(2, 5, 32)
     matrices = {name: 2.0 * layer.lora_B[name].weight @ layer.lora_A[name].weight for name in (DEFAULT, COND)}
@@ -119,7 +119,7 @@ def test_a_style_joins_before_or_after_and_may_be_merged(given):
 
 
 def test_weights_that_change_after_folding_count(given):
-    """`set_adapters`, `scale` of a call and `disable_adapters` mean what they mean unfolded."""
+    """`set_adapters`, `scale` of a call and `disable_adapters` act as without folding."""
     results = []
     for change in (lambda model: None, fold):
         model = adapted()
@@ -151,7 +151,7 @@ def test_removing_the_adapters_leaves_the_plain_model(given, remove):
     torch.testing.assert_close(everything(model, given), everything(tiny(), given), **CLOSE)
 
 
-def test_what_cannot_be_is_one_line(tmp_path):
+def test_refusals_are_one_line(tmp_path):
     model = tiny()
     with pytest.raises(UserError, match="'default' is not active"):
         fold(model)
@@ -172,7 +172,7 @@ def test_what_cannot_be_is_one_line(tmp_path):
 
 
 class Quantised(nn.Linear):
-    """As bitsandbytes makes them."""
+    """A subclass of Linear, like the quantised layers of bitsandbytes."""
 
 
 def by_class(layer):
@@ -267,7 +267,7 @@ class TestPipeline:
 
     @pytest.mark.parametrize("names", [["style"], None], ids=["style", "all"])
     def test_fused_adapters_are_not_saved_as_if_they_were_the_base(self, pipe, tmp_path, names):  # noqa: F811
-        """Loaded again they would act on condition tokens too, and ours twice."""
+        """Loaded again, they would also act on condition tokens, and `default` would act twice."""
         for folds in (True, False):
             fused = copied(pipe)
             fused.card = CARD
@@ -330,7 +330,7 @@ def test_the_benchmark_measures_all_schemes_and_refuses_to_time_wrong_ones(
 
 
 class TestInfer:
-    """`infer.py --fold`, and on a folder that was saved folded."""
+    """`infer.py --fold`, and infer.py with a model that was saved folded."""
 
     def test_images_and_settings_are_those_of_the_adapter(self, tiny_model, pipe, tmp_path, call):  # noqa: F811
         pipe.save_adapters(

@@ -1,4 +1,4 @@
-"""Layouts in memory and on disk: every format, and one clear line for every problem."""
+"""Test layouts in memory and on disk: every format, and a clear line for every problem."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ RED, BLUE, GREEN, WHITE = [255, 0, 0], [0, 0, 255], [0, 255, 0], [255, 255, 255]
 
 
 def two_regions() -> np.ndarray:
-    """uint8 [8, 12, 3]: red on the left, blue on the right, black between."""
+    """Paint uint8 [8, 12, 3]: red on the left, blue on the right, black between."""
     pixels = np.zeros((8, 12, 3), dtype=np.uint8)
     pixels[:, :4], pixels[:, 8:] = RED, BLUE
     return pixels
 
 
 def save_example(folder: Path, pixels: np.ndarray, colors: list, name: str = "example", **document) -> Path:
-    """NAME.png and NAME.json with one region per colour, called `thing 0`, `thing 1`, ..."""
+    """Write NAME.png and NAME.json with one region per colour, called `thing 0`, `thing 1`, ..."""
     regions = [{"color": color, "text": f"thing {n}"} for n, color in enumerate(colors)]
     Image.fromarray(pixels).save(folder / f"{name}.png")
     (folder / f"{name}.json").write_text(json.dumps({"segments_info": regions, **document}))

@@ -1,4 +1,4 @@
-"""Regions in pictures and run lengths: colour maps, folders of masks, COCO's RLE."""
+"""Test regions in pictures and run lengths: colour maps, folders of masks, COCO's RLE."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class TestColourMap:
         assert (snapped.masks != expected).mean() < 0.003
 
     def test_a_narrow_black_background_survives_jpeg(self, tmp_path: Path):
-        """20 pixels of it between red and blue: no nine equal pixels are left, and yet none of it is theirs."""
+        """Of 20 black pixels between red and blue no nine are equal, but none may join red or blue."""
         truth = np.zeros((40, 60, 3), dtype=np.uint8)
         truth[:, :20], truth[:, 40:] = RED, BLUE
         path = save_example(tmp_path, truth, [RED, BLUE])
@@ -117,7 +117,7 @@ class TestColourMap:
             assert same(read_without_warning(tmp_path / name), expected)
 
     def test_interlaced_and_16_bit_colours(self, tmp_path: Path):
-        """Written by hand after the PNG specification: Pillow writes neither."""
+        """The files are written by hand, following the PNG specification, because Pillow cannot write them."""
         path, pixels = save_example(tmp_path, two_regions(), [RED, BLUE]), two_regions()
         expected = read_without_warning(path)
         deep = b"".join(b"\0" + row.tobytes() for row in (pixels.astype(">u2") * 257))
@@ -230,7 +230,7 @@ class TestMaskFolder:
 
 
 def encode_rle(mask: np.ndarray, compressed: bool) -> dict:
-    """Run lengths, written out pixel by pixel and number by number, as the format's description says."""
+    """Encode a mask pixel by pixel and number by number, following the description of the format."""
     counts, current, run = [], False, 0
     for value in mask.T.reshape(-1):
         if value != current:

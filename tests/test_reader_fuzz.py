@@ -1,4 +1,4 @@
-"""Whatever is in the files: a Layout or a LayoutError of one line, soon.
+"""Check that damaged files give a Layout or a LayoutError of one line, within seconds.
 
 Whole files are damaged at random (seeded): bytes of pictures and npz files, values of JSON documents. SEG2ANY_FUZZ
 multiplies the number of trials.
@@ -79,7 +79,7 @@ def encode(picture: Image.Image, kind: str) -> bytes:
 
 
 def check(path: Path, outcomes: Counter) -> None:
-    """Read `path`; anything but a Layout or a LayoutError of one line fails the test, and so does slowness."""
+    """Read `path`; fail on anything but a Layout or a LayoutError of one line, and on slowness."""
     start = time.process_time()
     try:
         with warnings.catch_warnings():
@@ -95,7 +95,7 @@ def check(path: Path, outcomes: Counter) -> None:
 
 
 def damage(data: bytes, rng: np.random.Generator) -> bytes:
-    """One to four of: a byte changed, a piece cut out, doubled, overwritten, the end cut off."""
+    """Damage data one to four times: change a byte, cut out, double or overwrite a piece, cut the end."""
     data = bytearray(data)
     for _ in range(rng.integers(1, 5)):
         if not data:

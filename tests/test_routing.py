@@ -1,4 +1,4 @@
-"""Which rows use which adapter, against a row by row formula, and the adapters that cannot choose rows."""
+"""Compare adapters on their rows with a formula applied row by row, and refuse other methods."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from tests.tiny_flux import STYLE, adapted, add_style, run, tiny
     "state", ["active", "disabled", "only style", "merged default", "merged all", "merged, disabled"]
 )
 def test_rows_choose_their_adapters(state, n_cond):
-    """Against W x + sum of the deltas of the adapters of each row, one row at a time."""
+    """Compare with W x + the deltas of the row's adapters, one row at a time."""
     model = adapted()
     add_style(model, 0.3)
     layer, x = model.transformer_blocks[0].attn.to_q, torch.randn(2, 5, 32)
@@ -52,7 +52,7 @@ def test_a_branch_may_have_other_adapters():
 
 
 def test_without_a_condition_a_style_acts_as_in_stock():
-    """Also on layers outside the blocks, which are not ours; `cond` is active and has no row to act on."""
+    """A style also acts on layers outside the blocks; `cond` is active but has no rows."""
     ours, stock = adapted(), tiny(FluxTransformer2DModel)
     for model in (ours, stock):
         torch.manual_seed(8)
@@ -83,7 +83,7 @@ def test_adapters_that_are_more_than_a_delta_are_refused(options):
     model = tiny()
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     config = LoraConfig(r=2, target_modules=["to_q"])
-    for option, value in options.items():  # after construction: some values ask for more settings there
+    for option, value in options.items():  # set later, because the constructor requires more settings for some values
         setattr(config, option, value)
     with pytest.raises(UserError, match=f"'odd' uses {next(iter(options))}"):
         model.add_adapter(config, "odd")

@@ -1,4 +1,4 @@
-"""Token layouts against hand-written sequences and brute force."""
+"""Compare token layouts with sequences written by hand and with brute force."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from tests.tiny_flux import SampleTokens
 
 
 def random_masks(rng: np.random.Generator, n: int, size: tuple[int, int]) -> np.ndarray:
-    """Overlapping rectangles, some of them empty or a single pixel."""
+    """Draw overlapping rectangles, some of them empty or a single pixel."""
     masks = np.zeros((n, *size), bool)
     for mask in masks:
         top, left = rng.integers(size[0]), rng.integers(size[1])
@@ -78,7 +78,7 @@ def test_to_moves_every_tensor():
 
 @pytest.mark.parametrize("size, grid", [((6, 4), (3, 2)), ((7, 5), (3, 2)), ((5, 9), (4, 7)), ((3, 3), (5, 4))])
 def test_coverage_is_the_exact_area(size, grid):
-    """Against counting on a canvas on which pixels and tokens are both whole."""
+    """Compare with counting points on a canvas that divides evenly into pixels and tokens."""
     masks = random_masks(np.random.default_rng(1), 4, size)
     canvas = np.kron(masks, np.ones((1, grid[0], grid[1])))  # every pixel becomes grid[0] x grid[1] points
     expected = canvas.reshape(4, grid[0], size[0], grid[1], size[1]).mean((2, 4))
@@ -101,7 +101,7 @@ def test_by_coverage_every_entity_that_has_a_pixel_owns_a_token():
 
 
 def test_by_coverage_ties_go_to_the_entity_on_top():
-    """Three tokens: left, half and half, right."""
+    """Three tokens: the left entity's, one shared half and half, the right entity's."""
     left, right = np.zeros((2, 4, 12), bool)
     left[:, :6], right[:, 6:] = True, True
     assert token_masks(np.stack([left, right]), (1, 3), "coverage").tolist() == [[[1, 0, 0]], [[0, 1, 1]]]
@@ -109,7 +109,7 @@ def test_by_coverage_ties_go_to_the_entity_on_top():
 
 
 def test_by_coverage_the_background_keeps_what_it_covers_most():
-    """One entity is large enough elsewhere; its corner in the second token stays background."""
+    """The entity owns the first token, so its corner in the second one stays background."""
     mask = np.zeros((1, 4, 8), bool)
     mask[0, :, :4], mask[0, 0, 4] = True, True
     assert token_masks(mask, (1, 2), "coverage").tolist() == [[[True, False]]]
