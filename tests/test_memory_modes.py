@@ -186,13 +186,8 @@ def test_training_knows_the_flag():
     words = {mode: config.load([f"--memory={mode}"]).trainer.base_quantization for mode in ("full", "int8", "nf4")}
     assert words == {"full": "none", "int8": "8bit", "nf4": "nf4"}
     assert config.load(["--memory=nf4", "--trainer.base_quantization=8bit"]).trainer.base_quantization == "8bit"
-    for mode, reason in (
-        ("offload", "cannot train: a step needs the transformer"),
-        ("group_offload", "cannot train: the backward pass needs"),
-        ("fp8", "cannot train: the backward pass keeps"),
-        ("half", "memory is 'half'; use one of full, int8, nf4"),
-    ):
-        with pytest.raises(UserError, match=reason) as caught:
+    for mode in ("offload", "group_offload", "fp8", "half"):
+        with pytest.raises(UserError, match=f"^--memory: memory '?{mode}'? .*full, int8") as caught:
             config.load([f"--memory={mode}"])
         assert "\n" not in str(caught.value)
     assert {*words, *NOT_IN_TRAINING} == {*memory.MEMORY_MODES}

@@ -18,8 +18,6 @@ CALLS = re.compile(r"(?<!\w)hidden_states=|joint_attention_kwargs")
 
 # CLIP is a judge of images there, another network than FLUX.1's text encoder.
 CLIP_IS_A_JUDGE = "seg2any/evaluation/"
-# Named there only to type an argument. A file that stops naming a part leaves this set; none may join it.
-NOT_YET = {"seg2any/generate/memory.py"}
 # Benchmarks measure FLUX.1 and may name it; these two also call a transformer without `velocity`.
 OTHER_CALLS = {
     "benchmarks/published_scheme.py": "replaces parts of the blocks by the published code's scheme",
@@ -43,8 +41,7 @@ def found(pattern: re.Pattern, root: Path, *packages: str) -> list[str]:
 
 
 def test_other_rooms_do_not_name_the_parts_of_flux1():
-    named = found(NAMES, REPOSITORY, "seg2any")
-    assert [name for name in named if name.split(":")[0] not in NOT_YET] == []
+    assert found(NAMES, REPOSITORY, "seg2any") == []
 
 
 def test_other_rooms_call_no_transformer_but_by_velocity():

@@ -30,7 +30,10 @@ def weightless_pipeline(name: str) -> Flux1Pipeline:
 
 
 def read_small_files(name: str) -> tuple[int, PreTrainedTokenizerBase]:
-    """Read pixels per token and the T5 tokenizer. Raises what the libraries raise for missing files."""
+    """Read pixels per token and the tokenizer of T5.
+
+    Raises the errors of diffusers and transformers for missing files.
+    """
     vae = AutoencoderKL.load_config(name, subfolder="vae")
     tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer_2")
     return pixels_per_token(len(vae["block_out_channels"])), tokenizer
