@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from tests.golden_root import REPOSITORY
 from tests.test_one_way_imports import LEVELS
@@ -46,6 +49,26 @@ def test_the_tree_lists_the_rooms_that_exist():
 def test_the_order_is_the_one_that_is_enforced():
     levels = [re.findall(r"\w+", level) for level in block("Import order").split("<")]
     assert levels == [[name.removeprefix("seg2any.") for name in level] for level in LEVELS]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("Base", "bases/base.py"), ("Task", "training/task.py"), ("Session", "generate/session.py")],
+)
+def test_the_tables_list_every_member_of_a_seam(name: str, file: str):
+    table = re.search(rf"^### `{name}` .*?\n(.*?)(?=^##|\Z)", section("Seams"), re.M | re.S)[1]
+    rows = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", table, re.M)
+    assert {member for row in rows for member in re.findall(r"\w+", row)} == set(members(name, file))
+
+
+def members(name: str, file: str) -> Iterator[str]:
+    """Yield the public attributes and methods that a class declares."""
+    tree = ast.parse((REPOSITORY / "seg2any" / file).read_text(encoding="utf-8"))
+    (found,) = (node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    for node in found.body:
+        declared = node.target.id if isinstance(node, ast.AnnAssign) else getattr(node, "name", "_")
+        if not declared.startswith("_"):
+            yield declared
 
 
 def test_files_that_the_page_names_exist():

@@ -1,4 +1,4 @@
-"""Build a pipeline without weights, for its sizes and tokenizers, from the small files of a folder or a hub id."""
+"""Read sizes and tokenizers from the small files of a FLUX folder or hub id."""
 
 from __future__ import annotations
 
