@@ -187,10 +187,10 @@ def check_fits(transformer: nn.Module, weights: dict[str, torch.Tensor], file: P
         layer = layers.get(path)
         if layer is None:
             raise UserError(f"{file}: {key} has no layer here; the adapters belong to another model, load them there")
-        ours = layer.in_features if part.startswith("A") else layer.out_features
-        theirs = weight.shape[-1] if part.startswith("A") else weight.shape[0]
-        if ours != theirs:
-            widths = f"{key} is {theirs} wide, its layer {ours}"
+        expected = layer.in_features if part.startswith("A") else layer.out_features
+        found = weight.shape[-1] if part.startswith("A") else weight.shape[0]
+        if found != expected:
+            widths = f"{key} is {found} wide, its layer {expected}"
             raise UserError(f"{file}: {widths}; the adapters belong to another model, load them there")
 
 
