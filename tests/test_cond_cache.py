@@ -1,4 +1,4 @@
-"""Isolated condition tokens computed once: equal to computing them in every step, whatever the attention does."""
+"""Compare condition tokens computed once per image with those computed in every step."""
 
 import copy
 import dataclasses
@@ -39,7 +39,7 @@ def model():
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_backend_answers_the_first_queries_alone(name, monkeypatch):
-    """The same rows that the oracle has among all of them."""
+    """Compare with the same rows of the oracle over all tokens."""
     monkeypatch.setattr(flex_attention, "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG", True)
     for seed, method in enumerate(("hard", "base", "place", "none")):
         if (name, method) == ("grouped", "place"):
@@ -73,7 +73,7 @@ def test_a_step_with_kept_keys_is_the_step_with_tokens(model, method):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kept_keys_are_those_of_every_step(model, dtype):
-    """Read from the attention of whole steps, at two times."""
+    """Compare with keys and values that whole steps compute, at two times."""
     given = condition(SAMPLES, ISOLATED).to("cpu", dtype)
     low = copy.deepcopy(model).to(dtype)
     known, seen = with_keys(base_of(low), given, 1.0).cond_keys, []
@@ -118,7 +118,7 @@ def test_only_isolated_conditions_are_kept_and_only_while_the_guidance_stays(mod
 
 
 def test_what_is_not_isolated_does_depend_on_the_step(model):
-    """The check that the tests above can fail: kept keys of bidirectional tokens are wrong."""
+    """Prove that the tests above can fail: kept keys of bidirectional tokens are wrong."""
     given = condition(SAMPLES, RULES)
     with torch.no_grad():
         assert not torch.allclose(run(model, with_keys(base_of(model), given, 1.0)), run(model, given), atol=1e-3)
@@ -135,7 +135,7 @@ class TestPipeline:
 
     @pytest.fixture
     def uncached(self, isolated, monkeypatch):
-        """-> the images of the same call with the condition tokens in every step."""
+        """Return the images of the same call with the condition tokens in every step."""
 
         def images(layouts, **arguments):
             with monkeypatch.context() as patched:
@@ -181,7 +181,7 @@ class TestPipeline:
 
     @pytest.mark.parametrize("threshold", [0.0, 1e9], ids=["never skips", "always skips"])
     def test_step_caches_do_as_without(self, isolated, uncached, threshold):
-        """They may not take the pass of the condition for a step, whose blocks could be skipped."""
+        """Step caches must not mistake the pass of the condition for a denoising step."""
         arguments = {"num_inference_steps": 3, "step_cache": FirstBlockCacheConfig(threshold=threshold)}
         arguments |= {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0, "cfg_in_one_pass": False}
         torch.testing.assert_close(
@@ -197,7 +197,7 @@ class TestPipeline:
 
 
 def test_training_isolated_is_recorded_and_generation_follows_it(tiny_model, tmp_path, call, monkeypatch):  # noqa: F811
-    """From train.py's key to the attention of infer.py."""
+    """Follow the setting from train.py's config to the attention of infer.py."""
     short = ["--trainer.max_train_steps=1", "--trainer.checkpointing_steps=1", "--model.cond_attention=isolated"]
     assert train.main([*tiny_run.arguments(tiny_model, tmp_path), *short]) == 0
     adapter = tmp_path / "run" / "checkpoint-1"

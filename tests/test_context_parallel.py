@@ -1,4 +1,4 @@
-"""One image by two real processes: the same as by one, whatever the layouts, adapters and rules."""
+"""Compare images that two real processes share with images of one process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BATCHES = [[sample(0, 2, 4)], [sample(1, 0, 3), sample(2, 5, 0)], [sample(3, 1, 
 
 
 def batches():
-    """Odd and even lengths, no regions, no contour; every rule but `place`."""
+    """Compare velocities: odd and even lengths, no regions, no contour, every method but `place`."""
     for number, samples in enumerate(BATCHES):
         for changes in (
             {},
@@ -74,7 +74,7 @@ def test_two_pairs_of_processes_make_an_image_each(tmp_path):
 
 
 def test_two_processes_make_the_images_of_one(stock_pipe, tmp_path):
-    """The pipeline: a batch of several layouts, true CFG, isolated contour tokens."""
+    """Compare whole pipelines: several layouts, true CFG, isolated condition tokens."""
     steered = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}
     pipe = fresh_pipe(stock_pipe)
     settings = dataclasses.replace(pipe.settings, cond_attention="isolated")

@@ -1,4 +1,4 @@
-"""Memory modes: quantised bases under our adapters against the same weights unquantised, offloading, refusals."""
+"""Compare quantised bases with unquantised ones; check offloading and refusals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def tiny_model(stock_pipe, tmp_path_factory):
-    """The folder of a pipeline whose layers are as wide as bitsandbytes wants them: multiples of 64."""
+    """Save a pipeline whose layers have widths that bitsandbytes takes: multiples of 64."""
     sizes = {"num_attention_heads": 4, "attention_head_dim": 32, "axes_dims_rope": (8, 12, 12)}
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel.from_config({**stock_pipe.transformer.config, **sizes})
@@ -42,7 +42,7 @@ def tiny_model(stock_pipe, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lora(tiny_model, tmp_path_factory):
-    """A folder of adapters that matter."""
+    """Save adapters with large weights."""
     folder, pipe = tmp_path_factory.mktemp("lora"), Seg2AnyPipeline.from_pretrained(tiny_model)
     adapters.add_adapters(pipe.transformer, rank=4, alpha=2)
     torch.manual_seed(1)
@@ -68,7 +68,7 @@ def copy_base(source: nn.Module, target: nn.Module, weight_of) -> None:
 
 @pytest.fixture
 def bitsandbytes_on_a_cpu(monkeypatch):
-    """bitsandbytes has kernels for CPUs, diffusers asks for a GPU all the same."""
+    """Remove diffusers' demand for a GPU: bitsandbytes has kernels for CPUs."""
     for name in QUANTIZERS.values():
         monkeypatch.setattr(getattr(bnb_quantizer, name), "validate_environment", lambda *_, **__: None)
         monkeypatch.setattr(getattr(bnb_quantizer, name), "update_device_map", lambda *_: {"": "cpu"})
@@ -92,7 +92,7 @@ def test_nf4_computes_as_on_its_unpacked_weights(tiny_model, lora, bitsandbytes_
 
 @needs_bitsandbytes
 def test_int8_is_near_the_unquantised_model_with_its_adapters(tiny_model, lora, bitsandbytes_on_a_cpu):
-    """It rounds activations as well, so there is no exact truth; the adapters change ten times as much as it does."""
+    """int8 also rounds activations, so results differ, but by less than a tenth of the adapters' effect."""
     quantised, plain = load(tiny_model, lora, memory="int8", device="cpu"), load(tiny_model, lora)
     assert quantised.transformer.transformer_blocks[0].attn.to_q.base_layer.weight.dtype == torch.int8
     expected = latents_of(plain, MANY)

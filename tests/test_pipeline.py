@@ -1,4 +1,4 @@
-"""Seg2AnyPipeline against stock FLUX, against itself one image at a time, and against arithmetic done by hand."""
+"""Compare Seg2AnyPipeline with stock FLUX, with single images, and with arithmetic by hand."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_given_latents_are_the_start(pipe):
 
 
 def test_true_cfg_moves_away_from_the_negative_prompt_in_every_region(pipe):
-    """One Euler step is linear in the velocity, so its results combine like the velocities."""
+    """One Euler step is linear in the velocity, so latents combine as velocities do."""
     once = {"num_inference_steps": 1, "seeds": [3], "is_use_cond_token": True}
     against = "a plain heart"
     negated = Layout(THREE.masks, (against,) * 3, against)
@@ -277,7 +277,7 @@ def test_offloaded_parts_make_the_same_image(pipe):
 
 
 def test_a_step_cache_keeps_the_passes_of_true_cfg_apart(pipe):
-    """With threshold 0 the cache never skips, so it may not change anything."""
+    """With threshold 0 the cache never skips a step, so the image must not change."""
     cached = Seg2AnyPipeline(**copy.deepcopy(pipe.components))
     cached.set_progress_bar_config(disable=True)
     cached.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
@@ -303,7 +303,7 @@ def test_loaded_adapters_bring_their_settings(pipe, stock_pipe, tmp_path):
 
 
 def test_a_style_lora_joins_with_its_weight_and_leaves_ours_on(pipe, stock_pipe, tmp_path):
-    """Equal to adding weight x (alpha / rank) x B A to the base weight, where no condition token is concerned."""
+    """Compare with adding weight x (alpha / rank) x B A to the base weight, without condition tokens."""
     layer = "transformer_blocks.0.attn.to_q"
     a, b = torch.randn(2, 32), torch.randn(32, 2)
     save_file(

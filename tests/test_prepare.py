@@ -1,4 +1,4 @@
-"""Encoding layouts and assembling batches, against stock FLUX and against one sample at a time."""
+"""Compare encoded layouts and assembled batches with stock FLUX and with single samples."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ UNFILTERED = dataclasses.replace(SETTINGS, is_filter_cond_token=False)
 
 
 def layout(boxes: list[tuple[int, int, int, int]], caption: str | None = "a red circle", **rest) -> Layout:
-    """Rectangles (top, left, bottom, right), named by their order."""
+    """Make a layout of rectangles (top, left, bottom, right), captioned in order."""
     masks = np.zeros((len(boxes), *SIZE), dtype=bool)
     for mask, (top, left, bottom, right) in zip(masks, boxes, strict=True):
         mask[top:bottom, left:right] = True
@@ -44,7 +44,7 @@ NOTHING_DRAWN = Layout(np.zeros((1, *SIZE), dtype=bool), ("a blue square",), "a 
 
 @pytest.fixture
 def counted(stock_pipe: FluxPipeline, monkeypatch):
-    """The pipeline, and the T5 input ids of every pass."""
+    """Yield the pipeline and a list that collects the input ids of every T5 pass."""
     passes = []
     forward = stock_pipe.text_encoder_2.forward
     monkeypatch.setattr(
@@ -56,7 +56,7 @@ def counted(stock_pipe: FluxPipeline, monkeypatch):
 
 
 def t5_alone(pipe: FluxPipeline, caption: str, length: int) -> torch.Tensor:
-    """[length, D]: what stock FLUX gives its transformer for this caption."""
+    """Return the embedding [length, D] that stock FLUX computes for a caption."""
     with torch.no_grad():
         return pipe._get_t5_prompt_embeds(caption, max_sequence_length=length)[0]
 
@@ -159,7 +159,7 @@ def test_contour_latents_are_drawn_as_the_vae_draws_them(stock_pipe):
 
 
 def own_rows(condition, sample: int) -> tuple[torch.Tensor, ...]:
-    """Everything of one sample of a batch, without padding."""
+    """Cut one sample out of a batch, without its padding."""
     kind = condition.tokens.kind[sample]
     own = (kind != Kind.TEXT_PAD) & (kind != Kind.COND_PAD)
     text, cond = own[: condition.tokens.n_text], kind[kind.numel() - condition.tokens.n_cond :] == Kind.COND
@@ -247,7 +247,7 @@ def test_packing_and_noise_are_those_of_stock_flux(stock_pipe):
 
 
 def test_images_survive_the_latent_scaling(stock_pipe, monkeypatch):
-    """Encoding then decoding is the VAE's own round trip: shift and scale cancel."""
+    """Check that shift and scale cancel between encoding and decoding."""
     monkeypatch.setitem(stock_pipe.vae._internal_dict, "shift_factor", 0.3)
     monkeypatch.setitem(stock_pipe.vae._internal_dict, "scaling_factor", 0.6)
     images = torch.rand(2, 3, *SIZE) * 2 - 1
@@ -260,7 +260,7 @@ def test_images_survive_the_latent_scaling(stock_pipe, monkeypatch):
 
 
 def test_pixels_become_signed_numbers_bit_by_bit():
-    """(x / 255 - 0.5) / 0.5 in float32, the published formula, for grey and coloured pixels alike."""
+    """Compare with the published formula (x / 255 - 0.5) / 0.5, for grey and coloured pixels."""
     grey = np.arange(256, dtype=np.uint8).reshape(16, 16)
     expected = torch.from_numpy(grey).to(torch.float32).div(255).sub(0.5).div(0.5)
     assert torch.equal(as_image(grey), expected.expand(1, 3, -1, -1))

@@ -1,4 +1,4 @@
-"""Step caches on our blocks, and compiled blocks over changing layouts."""
+"""Check step caches on our blocks, and compiled blocks over changing layouts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def latents(pipe: Seg2AnyPipeline, layouts: Layout | list[Layout], **arguments) 
 
 @pytest.fixture
 def attended(pipe) -> Iterator[list[int]]:
-    """One entry per step that computed the attention of the second block."""
+    """Yield a list with one entry per step that computed the attention of the second block."""
     calls = []
     layer = pipe.transformer.transformer_blocks[1].attn.to_q.base_layer
     handle = layer.register_forward_hook(lambda *_: calls.append(1))
@@ -93,7 +93,7 @@ def test_ratios_of_fewer_and_more_steps_shrink_as_much_over_the_same_stretch():
 
 
 def test_mag_skips_no_step_of_a_run_whose_steps_differ_much(pipe, monkeypatch, attended):
-    """Twenty steps shrink by 4 % each: of two steps, the second is no copy of the first."""
+    """With a ratio of 0.96 in each of 20 steps, the second of two steps is not skipped."""
     monkeypatch.setitem(MAG_RATIOS, SIZES, (1.0,) + (0.96,) * 19)
     assert torch.equal(
         latents(pipe, ONE, step_cache="mag", num_inference_steps=2), latents(pipe, ONE, num_inference_steps=2)

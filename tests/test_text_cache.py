@@ -1,4 +1,4 @@
-"""Captions encoded once: the bound, whose turn it is to leave, and never the embedding of another encoder."""
+"""Check the text cache: its limit, which entry it drops, and that encoders do not mix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The transformer against stock diffusers, against itself one by one, and against what its rules promise."""
+"""Compare the transformer with stock diffusers, with single samples, and with its rules."""
 
 import dataclasses
 import inspect
@@ -112,7 +112,7 @@ def test_a_batch_of_different_layouts_equals_one_by_one(model):
 
 
 def test_without_condition_tokens_cond_has_no_say(model):
-    """No condition, one without a stream, a blank contour, a weight of 0: `cond` may be anything."""
+    """Without condition rows, or with weight 0, the adapter `cond` changes nothing."""
     cut = dataclasses.replace(RULES, cond2image_attention_weight=0.0)
     conditions = [
         None,
@@ -155,8 +155,10 @@ def test_isolated_condition_rows_do_not_depend_on_image_text_or_time(model):
 
 
 def test_attributes_are_isolated_where_the_rules_say_so(model):
-    """In one AIA block a foreground token of entity 0 hears nothing of entity 1's caption; in SAA it still does not,
-    but over two blocks the news travels through the image."""
+    """With AIA in all blocks an entity's tokens never depend on another entity's caption.
+
+    With SAA they do from the second block on, through other image tokens.
+    """
     masks = sample(0).masks * 0
     masks[0, 0], masks[1, 1] = True, True
     one = dataclasses.replace(sample(0, n_cond=None), masks=masks)

@@ -32,7 +32,7 @@ class Geometry:
     pixels_per_token  edge in pixels of the square image patch that one token stands for: 16 for FLUX.1
     channels          D, numbers per image token: 64 for FLUX.1
     n_blocks          attention blocks, numbered from 0
-    n_heads, width    attention heads of a block, and numbers per token inside it
+    n_heads, width    attention heads of a block, and numbers per token inside the block
     position_axes     rotary position axes: 3 for FLUX.1
     text_width        numbers per text token
     pooled_width      numbers in the pooled text vector; 0 if the base takes none
@@ -150,9 +150,9 @@ class Condition:
 
 
 class Base(Protocol):
-    """A flow model and its frozen encoders. Code outside `seg2any.bases` knows no other network.
+    """A flow model and its frozen encoders; other rooms call its network by `velocity` only.
 
-    geometry        its sizes
+    geometry        sizes of the model
     adapter_layers  names of the Linear layers of each adapter, `default` and `cond`
     mag_ratios      for the step cache `mag`: the factor by which the blocks' contribution shrinks in each step; None:
                     nobody has measured this model
