@@ -1,4 +1,4 @@
-"""Fixtures that several test files share: models built from their configs, never downloaded."""
+"""Fixtures shared by several test files: models built from configs, never downloaded."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from tests import tiny_run
 
 
 def pytest_configure(config):
-    """One thread per process, before torch is imported: on models this small, threads wait longer than they compute,
-    ten times longer when the machine is busy."""
+    """Limit each process to one thread before torch is imported.
+
+    On models this small, threads wait longer than they compute: on a busy machine a test takes ten times as long.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -24,9 +26,9 @@ def fresh_accelerate():
 
 @pytest.fixture(scope="session")
 def stock_pipe():
-    """A stock FluxPipeline: 2 + 3 narrow blocks with random weights, text and VAE as in the embedded model but smaller.
+    """Build a stock FluxPipeline of 2 + 3 narrow blocks with random weights and a small VAE.
 
-    One for all tests: leave its weights and its adapters as they are.
+    All tests share it: do not change its weights or adapters.
     """
     import torch
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
@@ -54,7 +56,10 @@ def stock_pipe():
 
 @pytest.fixture(scope="module")
 def pipe(stock_pipe):
-    """Ours around its own copy of the stock transformer, with adapters that do something; leave it as it is."""
+    """Build a Seg2AnyPipeline on a copy of the stock transformer, with non-zero adapters.
+
+    All tests share it: do not change it.
+    """
     import torch
 
     from seg2any.adapters import files as adapters
@@ -70,7 +75,7 @@ def pipe(stock_pipe):
 
 @pytest.fixture(scope="session")
 def tiny_model(stock_pipe, tmp_path_factory):
-    """The folder of `stock_pipe`."""
+    """Save `stock_pipe` to a folder and return its path."""
     folder = tmp_path_factory.mktemp("model")
     stock_pipe.save_pretrained(folder)
     return folder
@@ -78,13 +83,13 @@ def tiny_model(stock_pipe, tmp_path_factory):
 
 @pytest.fixture
 def arguments(tiny_model, tmp_path):
-    """A training run of seconds in tmp_path / "run"."""
+    """Return the command line of a short training run that writes to tmp_path / "run"."""
     return tiny_run.arguments(tiny_model, tmp_path)
 
 
 @pytest.fixture
 def call(monkeypatch, capsys):
-    """`infer.py` without the seconds that a new process takes: a function from its arguments to status and stderr."""
+    """Return a function that calls `infer.py` in this process: arguments -> (status, stderr)."""
     import infer
     from tests.infer_command import command
 

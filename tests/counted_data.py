@@ -18,11 +18,13 @@ from seg2any.training.token_counts import origin_of
 
 @dataclass(frozen=True)
 class Squares:
-    """Sample i: squares of i % 5 + 1 pixels on 32 x 32, and captions of i % 7 + 1 words; some have a global caption.
+    """Data set of squares with captions that are cheap to count.
 
-    seconds  that every annotation takes to read
-    broken   indices whose annotation cannot be read
-    empty    indices with a region that has no pixel
+    Sample i has squares of i % 5 + 1 pixels on 32 x 32 and captions of i % 7 + 1 words. Some have a global caption.
+
+        seconds  delay of reading one annotation
+        broken   indices whose annotation cannot be read
+        empty    indices with a region that has no pixel
     """
 
     n: int
@@ -50,7 +52,7 @@ class Squares:
 
 
 class Words:
-    """A tokenizer whose tokens are words, and `</s>`."""
+    """Tokenizer with one token per word, followed by `</s>`."""
 
     def __call__(self, texts: list[str] | str, **options) -> SimpleNamespace:
         if isinstance(texts, str):
@@ -62,7 +64,7 @@ class Words:
 
 
 def squares_config(cache: Path) -> config.Config:
-    """64 px, condition 32 px; 6 words of the global caption and 4 of a region's."""
+    """Return a config of 64 px, condition 32 px, at most 6 global and 4 regional text tokens."""
     settings = config.Config(resolution=64)
     settings.data.train.params["cache_root"] = str(cache)
     settings.model.condition = ConditionSettings(

@@ -1,4 +1,4 @@
-"""Functions run in processes forked from the test's: real processes that can be killed, without seconds of imports."""
+"""Run functions in forked processes, which can be killed and need no seconds of imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from seg2any.system.files import locked
 from tests.tiny_run import free_port
 
-ZERO2 = {  # what `accelerate launch --config_file config/deepspeed_stage2.yaml` puts into the environment
+ZERO2 = {  # the environment that `accelerate launch --config_file config/deepspeed_stage2.yaml` sets
     "ACCELERATE_USE_DEEPSPEED": "true",
     "ACCELERATE_DEEPSPEED_ZERO_STAGE": "2",
     "ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "none",
@@ -27,9 +27,10 @@ DDP = {"ACCELERATE_USE_CPU": "true"}
 def run(
     function: Callable[[int], None], log: Path, processes: int = 1, environment: Mapping[str, str] = DDP
 ) -> list[int]:
-    """`function(rank)` in each of `processes`; -> exit statuses, minus the signal of a killed one.
+    """Run `function(rank)` in forked processes and return their exit statuses.
 
-    When one ends badly the others are killed, as launchers do. `log` gets what they print.
+    The status of a killed process is minus the signal. When one process fails the others are killed, as launchers do.
+    Their output is appended to `log`.
     """
     port, children = free_port(), []
     for rank in range(processes):
@@ -41,7 +42,7 @@ def run(
 
 @contextlib.contextmanager
 def holding(path: Path, shared: bool = False) -> Iterator[None]:
-    """Inside, another process has the lock of `path`; then that is killed."""
+    """Let another process hold the lock of `path` inside the block, then kill that process."""
     reading, writing = os.pipe()
     if (child := os.fork()) == 0:
         with locked(path, shared):

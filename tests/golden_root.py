@@ -10,7 +10,9 @@ SUBSET = REPOSITORY / "tests" / "golden"
 
 
 def golden_root() -> Path:
-    """Return the folder of SEG2ANY_GOLDEN, else `../shared/golden` beside the repository, else the committed subset.
+    """Return the folder of recorded behaviour of the published implementation.
+
+    SEG2ANY_GOLDEN names it, else it is `../shared/golden` beside the repository, else the committed subset.
 
     Raises FileNotFoundError if SEG2ANY_GOLDEN names no folder.
     """
@@ -18,7 +20,9 @@ def golden_root() -> Path:
 
 
 def t5_tokenizer_folder() -> Path | None:
-    """Return the folder of SEG2ANY_T5_TOKENIZER, else `../shared/t5_tokenizer` beside the repository, else None.
+    """Return the folder of FLUX.1's T5 tokenizer, or None.
+
+    SEG2ANY_T5_TOKENIZER names it, else it is `../shared/t5_tokenizer` beside the repository.
 
     Raises FileNotFoundError if SEG2ANY_T5_TOKENIZER names no folder.
     """

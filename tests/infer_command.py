@@ -1,4 +1,4 @@
-"""`infer.py` with the model that ships, and the layouts that it is given."""
+"""Run `infer.py` with the model that the repository ships, on small layouts."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def layout(
 
 
 def three_layouts(parent: Path) -> Path:
-    """A folder with two layouts of one size and one of another."""
+    """Write two layouts of one size and one of another; return their folder."""
     for item in (layout("a"), layout("b", seed=None), layout("c", side=80)):
         item.write(parent / "masks" / f"{item.name}.json")
     return parent / "masks"

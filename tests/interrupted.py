@@ -1,9 +1,11 @@
-"""Run a command and send it SIGINT at many moments: `python -m tests.interrupted EVENT EVERY SCRIPT ARGUMENTS ...`.
+"""Run a command and send it SIGINT at many moments.
+
+Usage: `python -m tests.interrupted EVENT EVERY SCRIPT ARGUMENTS ...`
 
 EVENT is `import` (a module is about to be loaded) or `call` (a Python function begins). At every EVERY-th event the
-process forks; the child sends SIGINT to itself, right there, and goes on. The parent notes how the child ended, so that
-one run visits hundreds of moments, and none of them depends on a clock. The last line of stdout is a JSON list: where,
-the exit status and stderr of every child.
+process forks; the child sends SIGINT to itself at that point and continues. The parent records how the child ended, so
+one run covers hundreds of moments without depending on a clock. The last line of stdout is a JSON list with the place,
+the exit status and the stderr of every child.
 """
 
 from __future__ import annotations
@@ -16,18 +18,18 @@ import sys
 import tempfile
 import threading
 
-SECONDS = 20  # after which a child that goes on in spite of the interrupt is killed
+SECONDS = 20  # a child that continues longer than this after the interrupt is killed
 
 
 class Interrupter:
-    """Counts events and forks; `found` holds [place, status, stderr] per child."""
+    """Count events and fork; `found` holds [place, status, stderr] per child."""
 
     def __init__(self, every: int):
         self.every, self.count, self.busy = every, 0, False
         self.found: list[list] = []
 
     def visit(self, place: str) -> None:
-        """Count an event; at every `every`-th one, interrupt a copy of this process."""
+        """Count an event; at every `every`-th one, fork a copy of this process and interrupt it."""
         armed = signal.getsignal(signal.SIGINT) is not signal.default_int_handler
         if self.busy or not armed or threading.current_thread() is not threading.main_thread():
             return
@@ -45,7 +47,7 @@ class Interrupter:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
                 signal.alarm(SECONDS)
                 os.kill(os.getpid(), signal.SIGINT)
-                return  # to the command, with `busy` set: a copy makes no copies
+                return  # the child continues with `busy` set, so that it does not fork again
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
             errors.seek(0)
             self.found.append([place, status, errors.read().decode(errors="replace")])

@@ -1,4 +1,4 @@
-"""Opening a data set, and what is said about it."""
+"""Open a data set and inspect what it reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def keys(data: DataSet) -> list[str]:
 
 
 def refused(name: str, params: dict, on_error: str = "skip") -> str:
-    """The one line with which opening the data set, or reading all of it, is refused."""
+    """Return the one-line message with which opening the data set, or reading all of it, fails."""
     with pytest.raises(UserError) as caught, warnings.catch_warnings():
         warnings.simplefilter("error", LeftOutWarning)
         data = open_data_set(name, params, on_error)
@@ -37,6 +37,6 @@ def skipping(name: str, params: dict) -> DataSet:
 
 
 def rewrite(made: Synthetic, change: Callable[[list[dict]], list[dict]]) -> None:
-    """Change the rows of a synthetic SACap parquet."""
+    """Apply a change to the rows of a synthetic SACap parquet file."""
     path = Path(made.params["seg_caption_path"])
     synthetic_data.write_sacap_parquet(path, change(pq.read_table(path).to_pylist()))

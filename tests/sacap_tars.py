@@ -1,4 +1,4 @@
-"""Tars like those of SA-1B, with what belongs to a small copy of SACap-1M and with other things."""
+"""Build tars like those of SA-1B: the files of a small SACap-1M and unrelated members."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ COMMAND = [sys.executable, "-m", "seg2any.data.sacap"]
 
 
 def make_source(folder: Path) -> Path:
-    """annotations/anno_train.parquet of 9 images in 3 groups, raw/ with their files, tars/ with these and others."""
+    """Write annotations, images and tars of 9 images in 3 groups.
+
+    annotations/anno_train.parquet is the table, raw/ holds the images' files, and tars/ holds these and others.
+    """
     root = folder / "SACap-1M"
     make_sacap_1m(root.parent, n=9, groups=3)
     (root / "tars").mkdir()
@@ -35,7 +38,7 @@ def files_of(folder: Path) -> list[tuple[str, bytes]]:
 
 
 def stuffing(group: str) -> list[tuple[str, bytes]]:
-    """Members that nobody asks for."""
+    """Return tar members that no annotation names."""
     return [(f"./{group}9{i}.{kind}", os.urandom(700 + i)) for i in range(3) for kind in ("jpg", "json")]
 
 

@@ -1,4 +1,4 @@
-"""Processes that a test starts as others would, and what becomes of them."""
+"""Inspect and await processes that a test starts in a session of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def processes_of(session: int) -> list[int]:
-    """Of a session that are neither gone nor zombies."""
+    """Return the ids of a session's running processes; zombies do not count."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -21,7 +21,7 @@ def processes_of(session: int) -> list[int]:
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 120) -> None:
-    """Fail if it does not come true in time."""
+    """Wait until the condition is true; fail when the time is over."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited too long"

@@ -1,4 +1,4 @@
-"""A server that talks like an OpenAI-compatible endpoint, and misbehaves as it is told."""
+"""A server with the interface of an OpenAI-compatible endpoint that can misbehave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Fault = str | None
-RUBBISH = {  # what is sent instead of a reply
+RUBBISH = {  # bodies sent instead of a reply
     "no json": b"<html>",
     "half a json": b'{"choices": [{"message": {"content": "yes"',
     "nested json": b"[" * 100_000,
@@ -28,8 +28,10 @@ RUBBISH = {  # what is sent instead of a reply
 
 
 class StubJudge(ThreadingHTTPServer):
-    """Says yes with probability `p_yes`, or what `said` holds for a text; `faults` are done in turn to each question
-    before it is answered."""
+    """Server that answers yes with probability `p_yes`, or with `said[text]` where that is set.
+
+    Each question first meets `faults` in order, one per request, and is answered after that.
+    """
 
     daemon_threads = True
 
@@ -37,7 +39,7 @@ class StubJudge(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.faults, self.p_yes = faults, p_yes
         self.said: dict[str, str] = {}
-        self.seen: Counter[str] = Counter()  # question text -> how often it came
+        self.seen: Counter[str] = Counter()  # question -> number of requests
         self.bodies: list[dict] = []
         self.headers: list[dict] = []
         self.open = self.most_open = 0
@@ -54,7 +56,7 @@ class StubJudge(ThreadingHTTPServer):
         return sum(self.seen.values())
 
     def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients that have given up
+        pass  # clients that gave up waiting are expected
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -97,7 +99,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif fault == "dripping":
             self.send_response(200)
             self.end_headers()
-            while not self.server.closing.wait(0.05):  # ends with an error as soon as the client has hung up
+            while not self.server.closing.wait(0.05):  # raises an error once the client has hung up
                 self.wfile.write(b" ")
                 self.wfile.flush()
         elif fault == "hangs up":

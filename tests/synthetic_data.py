@@ -1,4 +1,4 @@
-"""Small copies of every data set in the formats and folders of the real ones, with the truth they were drawn from.
+"""Make small copies of every data set in its real format, and keep the drawn truth.
 
 Written with PIL, json and pyarrow directly, never with the readers under test.
 """
@@ -28,7 +28,7 @@ SACAP_SCHEMA = pa.schema(
 
 @dataclass(frozen=True, eq=False)
 class Truth:
-    """What a sample must come out as: image file, masks bool [N, H, W], captions, global caption."""
+    """Expected sample: image file, masks bool [N, H, W], captions, global caption."""
 
     key: str
     image: Path
@@ -39,14 +39,17 @@ class Truth:
 
 @dataclass(frozen=True, eq=False)
 class Synthetic:
-    """A data set on the disk: the parameters that open it, and its samples in data-set order."""
+    """A data set on disk: the parameters that open it, and its samples in data-set order."""
 
     params: dict
     truths: tuple[Truth, ...]
 
 
 def make_ade20k(root: Path, n: int = 4, split: str = "training", seed: int = 0) -> Synthetic:
-    """`root`/ADEChallengeData2016/{images,annotations}/`split`; pixel = class id 1..150, 0 is ignored."""
+    """Write `root`/ADEChallengeData2016/{images,annotations}/`split`.
+
+    A pixel is a class id 1..150; 0 is ignored.
+    """
     folder = root / "ADEChallengeData2016"
     captions = read_captions("ade20k")
     names = [f"ADE_{'train' if split == 'training' else 'val'}_{i + 1:08d}" for i in range(n)]
@@ -54,7 +57,10 @@ def make_ade20k(root: Path, n: int = 4, split: str = "training", seed: int = 0) 
 
 
 def make_coco_stuff(root: Path, n: int = 4, split: str = "train2017", seed: int = 0) -> Synthetic:
-    """`root`/coco_stuff/`split` and `root`/coco_stuff/stuffthingmaps/`split`; pixel = COCO id - 1, 255 is no label."""
+    """Write `root`/coco_stuff/`split` and `root`/coco_stuff/stuffthingmaps/`split`.
+
+    A pixel is a COCO id - 1; 255 is unlabelled.
+    """
     folder = root / "coco_stuff"
     captions = {value - 1: caption for value, caption in read_captions("coco_stuff").items()}
     names = [f"{9 + 16 * i:012d}" for i in range(n)]
@@ -62,8 +68,11 @@ def make_coco_stuff(root: Path, n: int = 4, split: str = "train2017", seed: int 
 
 
 def make_sacap_1m(root: Path, n: int = 4, groups: int = 2, seed: int = 0, n_masks: int = 8) -> Synthetic:
-    """`root`/SACap-1M/{annotations,raw,cache}: one json with `n_masks` masks beside each jpg, of which 1 to 6 have a
-    caption. `groups` 0: without the column image_group and without group folders, as in the test split."""
+    """Write `root`/SACap-1M/{annotations,raw,cache}.
+
+    Beside each jpg lies a json with `n_masks` masks, of which 1 to 6 have a caption. With `groups` 0 the table has no
+    column image_group and the images lie in no group folders, as in the test split.
+    """
     folder = root / "SACap-1M"
     raw, table = folder / "raw", folder / "annotations" / "anno_train.parquet"
     rng = np.random.default_rng(seed)
@@ -75,7 +84,7 @@ def make_sacap_1m(root: Path, n: int = 4, groups: int = 2, seed: int = 0, n_mask
         write_image(raw / group / f"{name}.jpg", rng, masks.shape[1:])
         write_sa1b_json(raw / group / f"{name}.json", name, masks, ids)
         chosen = rng.permutation(n_masks)[: rng.integers(1, min(6, n_masks) + 1)]
-        captions = {int(m): sentence(rng, 8) for m in chosen}  # in the order of the parquet, which is not the json's
+        captions = {int(m): sentence(rng, 8) for m in chosen}  # in the parquet's order, which differs from the json's
         segments = [{"anno_id": ids[m], "caption": caption} for m, caption in captions.items()]
         rows.append({"imagename": f"{name}.jpg", "image_group": group, "caption": sentence(rng, 30)})
         rows[-1]["segments_info"] = segments
@@ -95,7 +104,10 @@ def make_sacap_1m(root: Path, n: int = 4, groups: int = 2, seed: int = 0, n_mask
 
 
 def make_folder(root: Path, n: int = 4, seed: int = 0) -> Synthetic:
-    """`root`/folder/{images,layouts}: by turns a colour map, pictures of single masks, run lengths, and an npz."""
+    """Write `root`/folder/{images,layouts}.
+
+    The layouts are in turn a colour map, a mask folder, run lengths, and an npz.
+    """
     images, layouts = root / "folder" / "images", root / "folder" / "layouts"
     rng = np.random.default_rng(seed)
     truths = []
@@ -113,7 +125,7 @@ def make_folder(root: Path, n: int = 4, seed: int = 0) -> Synthetic:
 
 
 def read_captions(name: str) -> dict[int, str]:
-    """id -> caption of the table that the package ships."""
+    """Read id -> caption from the table that the package ships."""
     lines = (Path(__file__).parents[1] / "seg2any" / "data" / "captions" / f"{name}.txt").read_text().splitlines()
     return {int(line.split("\t")[0]): line.split("\t")[1] for line in lines}
 
@@ -130,7 +142,7 @@ def write_label_map(path: Path, labels: np.ndarray) -> None:
 
 
 def write_sa1b_json(path: Path, name: str, masks: np.ndarray, ids: Sequence[int]) -> None:
-    """The fields of an SA-1B json; `masks` bool [N, H, W]."""
+    """Write a json with the fields of SA-1B; `masks` is bool [N, H, W]."""
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = masks.shape[1:]
     image = {"image_id": int(name.rsplit("_", 1)[-1]), "width": width, "height": height, "file_name": f"{name}.jpg"}
@@ -157,7 +169,10 @@ def write_sacap_parquet(path: Path, rows: list[dict], with_group: bool = True) -
 
 
 def encode_rle(mask: np.ndarray) -> str:
-    """bool [H, W] -> compressed COCO run lengths, written from their description, character by character."""
+    """Encode bool [H, W] as compressed COCO run lengths.
+
+    Written from the format's description, character by character.
+    """
     flat = mask.T.ravel()
     runs, value, length = [], False, 0
     for pixel in flat.tolist():
@@ -177,7 +192,7 @@ def encode_rle(mask: np.ndarray) -> str:
 
 
 def draw_labels(rng: np.random.Generator, size: tuple[int, int], values: Sequence[int]) -> np.ndarray:
-    """uint8 [H, W]: every pixel belongs to the nearest of some points, each of a random value."""
+    """Draw uint8 [H, W]: every pixel gets the random value of the nearest of some points."""
     height, width = size
     points = rng.random((2 * len(values), 2)) * size
     rows, columns = np.mgrid[:height, :width]
@@ -186,7 +201,7 @@ def draw_labels(rng: np.random.Generator, size: tuple[int, int], values: Sequenc
 
 
 def draw_regions(rng: np.random.Generator, size: tuple[int, int], n: int) -> np.ndarray:
-    """bool [n, H, W]: ellipses that overlap, touch the border and are sometimes tiny."""
+    """Draw bool [n, H, W]: ellipses that overlap, touch the border and are sometimes tiny."""
     rows, columns = np.mgrid[: size[0], : size[1]]
     centres, radii = rng.random((n, 2)) * size, 1 + rng.random((n, 2)) * np.asarray(size) / 2.5
     distance = ((rows[..., None] - centres[:, 0]) / radii[:, 0]) ** 2

@@ -1,4 +1,4 @@
-"""The ablation with a painter in the model's place: what it paints decides which trends have to be found."""
+"""The ablation study, with a painter instead of the model whose images decide the trends."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ SMALL = ("--kinds", "normal", "--limit", "3", "--seeds", "2", "--batch_size", "4
 
 
 class Painter:
-    """Paints the truth; without contour tokens 6 pixels off, and nothing where only the global caption is read."""
+    """Paints the true layout.
+
+    Without contour tokens the regions are moved by 6 pixels; where only the global caption is read they are missing.
+    """
 
     def __init__(self):
         self.settings, self.card = ConditionSettings(), SimpleNamespace(step=7)
@@ -74,7 +77,7 @@ _known: dict[tuple, object] = {}
 
 
 def judge_once(image: np.ndarray, layout):
-    """The judge; the same images are painted again and again."""
+    """Cache the judge's verdicts, because the same images are painted again and again."""
     key = layout.name, image.tobytes()
     if key not in _known:
         _known[key] = judge(image, layout)
@@ -106,9 +109,9 @@ def test_trends_are_found_where_they_were_painted(tmp_path: Path, painter: Paint
     out = tmp_path / "out"
     trends: dict[str, dict] = {}
     for entry in json.loads((out / "ablation.json").read_text())["trends"]:
-        trends.setdefault(entry["trend"].split(" (")[0], entry)  # the second of a name needs training
+        trends.setdefault(entry["trend"].split(" (")[0], entry)  # the second trend of a name needs training
     partly = trends["a semantic mask gives every region its attribute"]
-    assert partly["verdict"] == "holds" and partly["unmeasured"] == 2  # no badges
+    assert partly["verdict"] == "holds" and partly["unmeasured"] == 2  # no badges in these scenes
     contour = trends["the contour gives the shape"]
     assert contour["verdict"] == "holds" and all(claim["low"] > 0 for claim in contour["claims"])
     assert trends["the filter means equal quality with fewer tokens"]["verdict"] == "holds"
@@ -133,7 +136,7 @@ def test_trends_are_found_where_they_were_painted(tmp_path: Path, painter: Paint
 
 
 def test_finished_rows_are_kept_and_others_go_on(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
-    painter.fail_at = 10  # in the second row, which is base: "place" is in no claim
+    painter.fail_at = 10  # in the second row, base: no claim uses "place"
     assert run(tmp_path, "--rows", "place", "base") == 130
     assert "start again" in capsys.readouterr().err
     assert (tmp_path / "out" / "normal" / "hard.json").exists()
@@ -142,7 +145,7 @@ def test_finished_rows_are_kept_and_others_go_on(tmp_path: Path, painter: Painte
     assert not (tmp_path / "out" / "normal" / "base.json").exists() and not (tmp_path / "out" / "ablation.md").exists()
     painter.fail_at, painter.made = None, []
     assert run(tmp_path, "--rows", "base") == 0
-    assert len(painter.made) == 6  # base only
+    assert len(painter.made) == 6  # only base was missing
     first = (tmp_path / "out" / "ablation.md").read_text()
     painter.made = []
     assert run(tmp_path, "--rows", "base") == 0
@@ -155,7 +158,10 @@ def test_finished_rows_are_kept_and_others_go_on(tmp_path: Path, painter: Painte
 
 
 def test_processes_share_the_rows(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
-    """Another process is at one row: it is left out, and the document to whoever finishes last."""
+    """Let another process hold one row.
+
+    This process skips the row and leaves the document to the process that finishes last.
+    """
     out = tmp_path / "out"
     with holding(out / "normal" / "pictures" / "base" / RUNNING):
         assert run(tmp_path, "--rows", "base", "none") == 0
@@ -171,7 +177,10 @@ def test_processes_share_the_rows(tmp_path: Path, painter: Painter, capsys: pyte
 
 
 def test_a_row_whose_process_was_stopped_is_taken_over(tmp_path: Path, painter: Painter):
-    """The claim goes while the others are measured; in the second round the row is free."""
+    """Release a row while this process measures the others.
+
+    It is free in the second round.
+    """
     with ExitStack() as other:
         other.enter_context(holding(tmp_path / "out" / "normal" / "pictures" / "hard" / RUNNING))
         painter.watch = other.close
@@ -193,7 +202,7 @@ def test_only_finished_rows_are_documented(tmp_path: Path, painter: Painter, cap
         parse_options(["--document_only", "--overwrite"])
 
 
-def test_what_a_training_left_beside_its_adapters_is_told(tmp_path: Path):
+def test_steps_seed_and_machine_of_the_training_are_read_beside_the_adapters(tmp_path: Path):
     adapter = tmp_path / "checkpoint-9"
     adapter.mkdir()
     card = AdapterCard(step=9)
@@ -206,7 +215,7 @@ def test_what_a_training_left_beside_its_adapters_is_told(tmp_path: Path):
     assert training_of(adapter, AdapterCard()) == {"steps": None, "seed": None, "machine": None}
 
 
-def test_what_people_wrote_is_kept(tmp_path: Path, painter: Painter):
+def test_text_written_by_hand_survives_a_new_document(tmp_path: Path, painter: Painter):
     assert run(tmp_path, "--rows", "hard", "--docs", str(tmp_path / "docs")) == 0
     path = tmp_path / "docs" / "ablation.md"
     assert by_hand(path.read_text()) == ""
@@ -227,7 +236,7 @@ def test_noise_belongs_to_scene_and_number_and_every_image_is_made_once(tmp_path
     assert counts == sorted(counts) and len({s.layout.name for batch in batches for s in batch}) == 5
 
 
-def test_values_are_means_over_all_images_and_seeds_are_told_one_by_one():
+def test_values_are_means_over_all_images_and_each_seed_is_listed():
     data = ShapesDataset("test", 3)
     verdicts = {
         data.key(n): [judge(data[n].image, data[n].layout), judge(data[0].image, data[n].layout)] for n in (1, 2)
@@ -288,7 +297,7 @@ def test_verdicts_on_trends():
         ((0.2,), "higher", "too few scenes for an interval"),
     ],
 )
-def test_words_say_no_more_than_the_interval(gaps: tuple[float, ...], expected: str, said: str):
+def test_the_outcome_of_a_trend_follows_its_interval(gaps: tuple[float, ...], expected: str, said: str):
     runs = {("k", "a"): a_run(*(0.5 + gap for gap in gaps)), ("k", "b"): a_run(*[0.5] * len(gaps))}
     assert outcome(check(Claim("k", "n", "a", "b", expected), runs)) == said
 
@@ -299,7 +308,7 @@ def test_trained_rows_are_compared_with_what_was_trained_alike():
     assert compared_with(TRAINING_FREE[3]) == "hard" and compared_with(REFERENCE) is None
     claim = Claim("k", "n", "t", ALIKE, "higher")
     runs = {("k", "hard"): a_run(0.5, 0.5), ("k", "t"): a_run(0.6, 0.6, steps=700)}
-    assert check(claim, runs) is None  # never with the adapters under test
+    assert check(claim, runs) is None  # never compared with the adapters under test
     assert check(claim, runs | {("k", ALIKE): a_run(0.7, 0.7, steps=700)}).verdict == AGAINST
     assert check(claim, runs | {("k", ALIKE): a_run(0.7, 0.7, steps=800)}) is None
     alone = Claim("k", "n", "t", "bare", "higher")

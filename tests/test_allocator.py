@@ -1,4 +1,4 @@
-"""Freed memory that is kept is not asked of the system again."""
+"""Allocator settings: freed memory is reused, not requested from the system again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from seg2any.system import allocator
 from tests.golden_root import REPOSITORY
 
-# 20 times 24 MB, written to and freed: as large as a hidden tensor of a block, larger than what glibc keeps by itself.
+# Allocate, write and free 24 MB 20 times: the size of a block's hidden tensor, and more than glibc keeps by default.
 COUNT_FAULTS = """
 import ctypes, resource, sys
 sys.path.insert(0, {root!r})
@@ -39,11 +39,11 @@ def n_faults() -> int:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_what_is_freed_is_used_again():
-    once = 24 << 20 >> 12  # pages
+def test_freed_memory_is_reused():
+    once = 24 << 20 >> 12  # pages of 4 KiB
     assert n_faults() < 1.5 * once
 
 
-def test_other_c_libraries_do_without(monkeypatch):
+def test_other_c_libraries_are_left_unconfigured(monkeypatch):
     monkeypatch.setattr(allocator.ctypes, "CDLL", lambda _: object())
     assert not allocator.keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Sizes of equal area, and images and masks that come to them alike."""
+"""Aspect buckets: sizes of equal area, and the common crop and scale of image and masks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PHOTOS = [(64, 64), (480, 640), (1500, 2250), (2250, 1500), (100, 1000), (333, 7
 
 
 def drawn_sample(size: tuple[int, int], seed: int = 0) -> Sample:
-    """Blocky masks, and an image whose red channel is the first of them."""
+    """Draw a sample of blocky masks whose image shows the first mask in its red channel."""
     rng = np.random.default_rng(seed)
     masks = resize_masks(rng.random((2, 7, 9)) < 0.5, size)
     image = np.repeat(masks[0][..., None] * np.uint8(255), 3, axis=2)
@@ -82,12 +82,12 @@ def test_image_and_masks_are_cut_and_scaled_alike(aspect: str, size: tuple[int, 
         source = rows.start + int((y + 0.5) * height / target[0]), columns.start + int((x + 0.5) * width / target[1])
         np.testing.assert_array_equal(fitted.layout.masks[:, y, x], sample.layout.masks[(slice(None), *source)])
     agree = (fitted.image[..., 0] > 127) == fitted.layout.masks[0]
-    assert agree.mean() > 0.93  # they differ along edges only: bilinear against nearest
+    assert agree.mean() > 0.93  # image and masks differ along edges only: bilinear against nearest
     shifted = (fitted.image[..., 0] > 127) == np.roll(fitted.layout.masks[0], 5, axis=1)
     assert shifted.mean() < agree.mean()
 
 
-def test_what_has_the_size_is_not_touched():
+def test_samples_of_the_right_size_are_not_changed():
     sample = drawn_sample((96, 64))
     for aspect in ("stretch", "bucket"):
         fitted = fit(sample, (96, 64), aspect)
@@ -103,7 +103,7 @@ def test_stretching_is_pillow_bilinear():
     np.testing.assert_array_equal(fit(sample, (48, 32), "stretch").image, expected)
 
 
-def test_a_region_outside_the_window_stays_as_an_empty_one():
+def test_a_region_outside_the_window_is_kept_empty():
     masks = np.zeros((2, 20, 100), bool)
     masks[0, :, :5], masks[1, :, 40:60] = True, True
     fitted = fit(Sample(np.zeros((20, 100, 3), np.uint8), Layout(masks, ("edge", "middle"))), (16, 32), "bucket")

@@ -1,4 +1,4 @@
-"""Reading ahead, encoding at the step, and what a resumed run reads."""
+"""Training batches: reading ahead, encoding at each step, and resuming."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def take(source, sampler, count):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_reading_ahead_never_moves_the_position(data, stock_pipe, workers):
-    """Two batches are consumed, more are being read; a sampler loaded from the state then goes on with the third."""
+    """Consume two batches while more are read ahead.
+
+    A sampler loaded from the state continues with the third batch.
+    """
     source = loading(stock_pipe).training_set(data)
     source.workers = workers
     sampler = source.sampler("length", 2)
@@ -67,7 +70,7 @@ def test_reading_ahead_never_moves_the_position(data, stock_pipe, workers):
 
 
 class Faulty(Unreadable):
-    """Sample 4's picture is damaged, which only reading it shows."""
+    """Data set whose sample 4 has a damaged picture, which is found only by reading it."""
 
     def __getitem__(self, index):
         if index == 4:
@@ -101,7 +104,7 @@ def test_an_unusable_sample_leaves_its_batch_or_ends_the_run(data, stock_pipe, t
         take(source(), source().sampler("length", 1), 9)  # alone in its batch
 
 
-def test_what_cannot_be_read_is_said_before_training_starts(data, tmp_path):
+def test_unreadable_samples_are_reported_before_training_starts(data, tmp_path):
     settings = config.Config(resolution=64)
     settings.data.train.type = "squares"
     for settings.trainer.cache_dir in (None, str(tmp_path)):
@@ -121,7 +124,7 @@ def test_what_cannot_be_read_is_said_before_training_starts(data, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_cache_is_no_matter_of_a_sample(data, stock_pipe, tmp_path, workers):
+def test_a_damaged_cache_ends_the_run_even_if_bad_samples_are_skipped(data, stock_pipe, tmp_path, workers):
     source = loading(stock_pipe, SETTINGS, tmp_path, latents=True).training_set(data)
     source.workers = workers
     (shard,) = tmp_path.glob("latents-*/*")
@@ -144,7 +147,7 @@ def test_readers_outlive_the_signals_that_stop_a_run_gently():
 
 def test_each_aspect_bucket_is_read_at_its_size(stock_pipe, tmp_path):
     class Photos(Unreadable):
-        """Of three proportions: 256 x 256, 128 x 256, 256 x 128."""
+        """Data set of three proportions: 256 x 256, 128 x 256, 256 x 128."""
 
         def __getitem__(self, index):
             sample = self.data[index]
@@ -191,7 +194,7 @@ def test_lengths_come_from_the_bucket_map_if_the_config_says_so(data, stock_pipe
 
 
 class Closed(Unreadable):
-    """The scenes as a closed set: no global captions, and figures called a or b."""
+    """The scenes as a closed set: no global captions, and regions called a or b."""
 
     class_captions = ("a", "b")
 
@@ -215,7 +218,7 @@ class Closed(Unreadable):
         (Faulty, "all", ("text_encoder", "text_encoder_2")),
     ],
 )
-def test_networks_that_nothing_needs_are_gone_before_training(data, stock_pipe, tmp_path, cls, text, gone):
+def test_unneeded_text_encoders_are_freed_before_training(data, stock_pipe, tmp_path, cls, text, gone):
     from seg2any.generate.pipeline import Seg2AnyPipeline
 
     parts = {**stock_pipe.components, "transformer": copy.deepcopy(stock_pipe.transformer)}

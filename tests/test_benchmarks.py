@@ -1,4 +1,4 @@
-"""The schemes that benchmarks compare compute the same thing, and the tables end in a line that says where from."""
+"""Benchmarks: compared schemes agree, and tables record their circumstances."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The bucket map: right for every data set, refused when stale; published ones are read."""
+"""The bucket map: correct for every data set, refused when stale, readable as published."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def written(path: Path, data: Squares) -> BucketMap:
     return BucketMap.read(path, counter.origin)
 
 
-# What is counted
+# Counted rows
 
 
 @pytest.mark.parametrize("aspect", ["stretch", "bucket"])
@@ -132,7 +132,7 @@ def test_the_file_has_the_published_columns_first_and_says_what_it_was_counted_f
     assert found.aspect.tolist() == [0] * 20
 
 
-# What is refused
+# Refused maps
 
 
 @pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Origin)])

@@ -1,4 +1,4 @@
-"""prepare_dataset_bucket_map.py as it is called: the published command line, torchrun, train.sh, wrong input."""
+"""prepare_dataset_bucket_map.py: published flags, torchrun, train.sh, wrong input."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def test_the_published_command_line_under_torchrun_equals_one_process(tmp_path: 
         assert len(open_map(data, tokenizer, 16, settings)) == 6
 
 
-def test_what_cannot_be_read_is_said_listed_and_counted_again_when_it_is_whole(tmp_path: Path, monkeypatch, capsys):
+def test_unreadable_samples_are_reported_listed_and_recounted_once_repaired(tmp_path: Path, monkeypatch, capsys):
     made = synthetic_data.make_sacap_1m(tmp_path, 6)
     path, map_file = published_config(tmp_path, made.params), Path(made.params["cache_root"]) / MAP_NAME
     json_file = made.truths[2].image.with_suffix(".json")
     whole = json_file.read_bytes()
     json_file.write_bytes(whole[:-30])
     listed = map_file.with_name("64H_64W-group_bucket-left_out.tsv")
-    for _ in range(2):  # also of a map that is up to date
+    for _ in range(2):  # the second call finds the map up to date
         assert run_main(monkeypatch, path, "--workers", "1") == 0
         said = " ".join(capsys.readouterr().err.split())
         assert "data set sacap_1m: 1 of 6 samples are left out; the first is" in said and str(json_file) in said
@@ -135,7 +135,7 @@ def test_sizes_without_a_token_and_blocked_folders_are_one_line(tmp_path: Path, 
         assert said.startswith("prepare_dataset_bucket_map.py: ") and message in said
 
 
-def test_help_teaches(monkeypatch, capsys):
+def test_help_names_flags_and_launchers(monkeypatch, capsys):
     with pytest.raises(SystemExit) as stopped:
         run_main(monkeypatch, "--help")
     said = capsys.readouterr().out

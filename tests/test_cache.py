@@ -1,4 +1,4 @@
-"""Caches against encoding directly, and the shards they are made of."""
+"""Caches compared with direct encoding, and the shards that store their entries."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def loading(pipe, settings=SETTINGS, folder=None, text="none", latents=False, **
 
 
 def same(a, b):
-    """Bit for bit, for everything a sample is made of."""
+    """Compare every part of two samples bit for bit."""
     if dataclasses.is_dataclass(a):
         return all(same(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(a))
     if isinstance(a, tuple):
@@ -68,8 +68,8 @@ ALL_SETTINGS = {
 
 
 @pytest.mark.parametrize("settings", ALL_SETTINGS.values(), ids=ALL_SETTINGS.keys())
-def test_samples_are_what_the_networks_say(data, stock_pipe, settings, tmp_path):
-    """Against the pipeline's own encoding of resized masks and pixels, stored and read again."""
+def test_cached_samples_match_the_pipelines_own_encoding(data, stock_pipe, settings, tmp_path):
+    """Compare with the pipeline's own encoding of resized masks and pixels, stored and read."""
     source = loading(stock_pipe, settings, tmp_path, "all", latents=True).training_set(data)
     for index in (0, 3):
         ours, sample = source[index], data[index]
@@ -101,7 +101,10 @@ def _resized(layout):
 @pytest.mark.parametrize("text", ["none", "all"])
 @pytest.mark.parametrize("latents", [False, True])
 def test_cached_and_live_samples_are_the_same(data, stock_pipe, tmp_path, text, latents):
-    """Pictures bit for bit. T5 is given other captions at a time, so its sums may round otherwise."""
+    """Compare cached and live pictures bit for bit, and text up to rounding.
+
+    T5 gets other captions at a time, so its sums may round differently.
+    """
     live = loading(stock_pipe, caption_dropout=0.1).training_set(data)
     cached = loading(stock_pipe, SETTINGS, tmp_path, text, latents, caption_dropout=0.1).training_set(data)
     for index in range(len(data)):
@@ -117,14 +120,14 @@ def test_cached_and_live_samples_are_the_same(data, stock_pipe, tmp_path, text, 
             torch.testing.assert_close(x, y, rtol=2**-10, atol=1e-6)
 
 
-def test_complete_caches_need_no_network_and_no_file(data, stock_pipe, tmp_path):
+def test_complete_caches_need_neither_networks_nor_data_files(data, stock_pipe, tmp_path):
     first = loading(stock_pipe, SETTINGS, tmp_path, "all", latents=True).training_set(data)
     blind = loading(Blind(stock_pipe), SETTINGS, tmp_path, "all", latents=True).training_set(Unreadable(data))
     assert all(same(first[index], blind[index]) for index in range(len(data)))
 
 
 class Blind:
-    """Has the weights, for the fingerprints, but runs none of the networks."""
+    """Pipeline whose weights can be fingerprinted but whose networks cannot be run."""
 
     def __init__(self, pipe):
         for name in ("tokenizer", "tokenizer_2", "transformer"):
@@ -221,7 +224,7 @@ def test_what_is_stored_is_read_by_another_store(tmp_path):
         reader.read(keys[6])
 
 
-def test_of_two_entries_the_older_counts_whenever_it_is_found(tmp_path, monkeypatch):
+def test_of_two_entries_of_one_key_the_older_is_read(tmp_path, monkeypatch):
     key, late = key_of("x"), ShardStore(tmp_path)
     for number, seconds in ((1, 200), (2, 100)):
         monkeypatch.setattr(time, "time_ns", lambda at=seconds: at)
@@ -333,7 +336,7 @@ def fill(folder, rank, world, patience, before=lambda folder: None):
 def test_processes_share_the_work_and_end_with_the_whole(tmp_path):
     fork = multiprocessing.get_context("fork")
     processes = [fork.Process(target=fill, args=(tmp_path, rank, 3, 60.0)) for rank in range(3)]
-    processes += [fork.Process(target=fill, args=(tmp_path, rank, 2, 60.0)) for rank in range(2)]  # another run
+    processes += [fork.Process(target=fill, args=(tmp_path, rank, 2, 60.0)) for rank in range(2)]  # a second run
     for process in processes:
         process.start()
     for process in processes:
@@ -361,7 +364,7 @@ def die_after_a_shard(folder):
 
 
 def test_the_share_of_a_killed_process_is_done_by_the_others(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "SHARD_SECONDS", 0)  # every entry is written at once
+    monkeypatch.setattr(store, "SHARD_SECONDS", 0)  # writes every entry immediately
     killed = multiprocessing.get_context("fork").Process(target=fill, args=(tmp_path, 1, 2, 60.0, die_after_a_shard))
     killed.start()
     killed.join()

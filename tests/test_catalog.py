@@ -1,4 +1,4 @@
-"""Data sets by name, and what is said about parameters that they do not take."""
+"""The catalog of data sets by name, and its messages about unknown parameters."""
 
 import numpy as np
 import pytest

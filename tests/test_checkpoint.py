@@ -99,7 +99,7 @@ def test_a_checkpoint_whose_adapters_are_gone_or_cut_is_damaged(tmp_path, size):
         assert checkpoints.load("latest")[1] == {"number": {"value": 1}}
 
 
-def test_a_state_that_is_no_mapping_is_damaged(tmp_path):
+def test_a_state_other_than_a_mapping_is_damaged(tmp_path):
     path = tmp_path / "checkpoint-1" / STATE
     path.parent.mkdir()
     write_state(path, [])
@@ -107,7 +107,7 @@ def test_a_state_that_is_no_mapping_is_damaged(tmp_path):
         Checkpoints(tmp_path).load(str(path.parent))
 
 
-def test_latest_says_so_if_all_are_damaged(tmp_path):
+def test_latest_is_refused_if_all_checkpoints_are_damaged(tmp_path):
     (save(Checkpoints(tmp_path), 1) / STATE).write_bytes(b"")
     with pytest.warns(UserWarning, match="damaged"), pytest.raises(UserError, match="every checkpoint .* is damaged"):
         Checkpoints(tmp_path).load("latest")
@@ -145,7 +145,7 @@ def test_check_refuses_before_anything_is_loaded(tmp_path):
         Checkpoints(tmp_path / "file" / "run").check(None)
 
 
-def test_a_path_that_is_no_checkpoint_is_named(tmp_path):
+def test_a_path_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere is not a folder"):
         Checkpoints(tmp_path).load("nowhere")
 

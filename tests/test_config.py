@@ -88,7 +88,7 @@ def test_broken_yaml_names_the_file(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_dotted_key_in_a_file_is_told_how_to_be_written(tmp_path):
+def test_a_dotted_key_in_a_file_is_refused_with_the_nested_spelling(tmp_path):
     (tmp_path / "a.yaml").write_text("model.rank: 4\n")
     with pytest.raises(UserError, match="a.yaml: unknown key 'model.rank': in a file, write it as a section, such as"):
         config.load([str(tmp_path / "a.yaml")])

@@ -1,4 +1,4 @@
-"""What --help says of a config is a config, and says what the source says."""
+"""The config shown by --help: it loads as a config and repeats the source's comments."""
 
 from omegaconf import OmegaConf
 
@@ -6,14 +6,14 @@ import train
 from seg2any.training.config import Config, explained_defaults, load
 
 
-def test_the_explained_defaults_are_the_defaults(tmp_path):
+def test_explained_defaults_load_as_the_defaults(tmp_path):
     (tmp_path / "all.yaml").write_text(explained_defaults())
     assert load([str(tmp_path / "all.yaml")]) == Config()
     told, keys = OmegaConf.create(explained_defaults()), OmegaConf.create(Config().to_dict())
     assert {*told} == {*keys} and {*told.model} == {*keys.model}
 
 
-def test_help_tells_keys_defaults_and_meanings(capsys):
+def test_help_lists_keys_defaults_and_meanings(capsys):
     assert train.main(["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  train_batch_size: 4  # per process" in lines

@@ -1,4 +1,4 @@
-"""Label maps for the judges: every value against a table written by hand, files whole whatever happens."""
+"""Converters of label maps for the judges: values against a table by hand, and whole files."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from seg2any.evaluation.labels import convert_coco_stuff164k, convert_labelsize_
 from seg2any.evaluation.labels.label_maps import ClassTable, squashed
 from tests.golden_root import REPOSITORY
 
-# Of the 182 values 0..181 these have no picture (COCO's ids 12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91).
+# Values of 0..181 that COCO-Stuff never uses (COCO's ids 12, 26, 29, 30, 45, 66, 68, 69, 71, 83, 91).
 UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
 USED = [value for value in range(182) if value not in UNUSED]
 
 
 def brute_force(labels: np.ndarray) -> np.ndarray:
-    """Each pixel on its own: how many ids in use are smaller."""
+    """Count the ids in use that are smaller, for each pixel alone."""
     return np.array(
         [[255 if v == 255 else sum(used < v for used in USED) for v in row] for row in labels.tolist()], np.uint8
     )
@@ -69,7 +69,7 @@ def test_the_table_has_every_class_once():
 
 
 @pytest.mark.parametrize("value", [11, 182, 254])
-def test_an_unknown_id_is_told_with_its_file_and_nothing_is_written(
+def test_an_unknown_id_is_reported_with_its_file_and_nothing_is_written(
     coco: Path, value: int, tmp_path: Path, capsys: pytest.CaptureFixture
 ):
     path = coco / "stuffthingmaps" / "val2017" / "000000000002.png"
@@ -115,7 +115,7 @@ def test_the_size_converter_keeps_values_and_names(tmp_path: Path, capsys: pytes
     found = read(tmp_path / "out" / "ADE_val_00000001.png")
     rows, columns = (np.floor((np.arange(512) + 0.5) * edge / 512).astype(int) for edge in labels.shape)
     assert (found == labels[rows][:, columns]).all()
-    assert convert_labelsize_512.main([*flags, "--size", "8"]) == 0  # what is there is of another size
+    assert convert_labelsize_512.main([*flags, "--size", "8"]) == 0  # the existing files have another size
     assert read(tmp_path / "out" / "ADE_val_00000001.png").shape == (8, 8)
     labels[0, 0] = 151
     write(tmp_path / "in" / "ADE_val_00000002.png", labels)
@@ -158,7 +158,7 @@ def test_killed_and_started_again_the_folder_is_the_same(tmp_path: Path):
     assert found == expected and len(found) == 60
 
 
-def test_a_folder_without_label_maps_is_told(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_a_folder_without_label_maps_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture):
     assert convert_coco_stuff164k.main([str(tmp_path)]) == 2
     assert "train2017 or val2017" in capsys.readouterr().err
     (tmp_path / "stuffthingmaps" / "val2017").mkdir(parents=True)
@@ -167,11 +167,11 @@ def test_a_folder_without_label_maps_is_told(tmp_path: Path, capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("published", [True, False], ids=["as a file", "as a module"])
-def test_both_ways_to_start_a_converter(published: bool, tmp_path: Path):
+def test_a_converter_starts_as_script_and_as_module(published: bool, tmp_path: Path):
     write(tmp_path / "in" / "a.png", np.full((3, 4), 7, np.uint8))
     name = "eval/convert_labelsize_512.py" if published else "seg2any.evaluation.labels.convert_labelsize_512"
     flags = ["--input_path", tmp_path / "in", "--output_path", tmp_path / "out", "--size", "8", "--nproc", "2"]
-    where = tmp_path if published else REPOSITORY  # a file is found from anywhere
+    where = tmp_path if published else REPOSITORY  # the script has to work from any folder
     command = [sys.executable, *([REPOSITORY / name] if published else ["-m", name]), *flags]
     done = subprocess.run(list(map(str, command)), cwd=where, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

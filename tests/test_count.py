@@ -1,4 +1,4 @@
-"""Counting a data set in parts: by shares and processes, killed and continued; the result is always the same."""
+"""Counting a data set in parts: shared, killed or continued, the result is the same."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
 def counted_at_once(folder: Path, data: Squares) -> bytes:
     settings = squares_config(folder)
     count.make_map(map_path(settings), squares_counter(data, settings), ALONE, 1, show_progress=False)
-    assert [path.name for path in folder.iterdir()] == [map_path(settings).name]  # no part is left
+    assert [path.name for path in folder.iterdir()] == [map_path(settings).name]  # no part remains
     return map_path(settings).read_bytes()
 
 
@@ -47,7 +47,7 @@ def test_parts_together_are_the_map(tmp_path: Path, small_parts):
     assert pq.read_table(map_path(squares_config(tmp_path))).replace_schema_metadata(None) == expected
 
 
-def test_shares_count_everything_once_and_the_last_one_puts_it_together(tmp_path: Path, small_parts):
+def test_shares_count_everything_once_and_the_last_one_merges(tmp_path: Path, small_parts):
     expected = counted_at_once(tmp_path / "whole", Squares(50))
     settings, data = squares_config(tmp_path / "shares"), Squares(50)
     path, counter = map_path(settings), squares_counter(data, settings)
@@ -60,7 +60,7 @@ def test_shares_count_everything_once_and_the_last_one_puts_it_together(tmp_path
     assert said == f"{path}: up to date, 50 rows"
 
 
-def test_a_shard_that_counted_other_data_is_told(tmp_path: Path, small_parts):
+def test_parts_of_a_shard_with_other_data_are_reported(tmp_path: Path, small_parts):
     settings = squares_config(tmp_path)
     path, old = map_path(settings), squares_counter(Squares(49), settings)
     count.make_map(path, old, Process(0, 2), 1, show_progress=False)
@@ -71,7 +71,7 @@ def test_a_shard_that_counted_other_data_is_told(tmp_path: Path, small_parts):
     assert count.make_map(path, new, Process(0, 2), 1, show_progress=False) == f"{path}: 50 rows"
 
 
-def test_whoever_merges_second_finds_the_work_done(tmp_path: Path, small_parts, monkeypatch: pytest.MonkeyPatch):
+def test_a_second_merger_finds_the_map_finished(tmp_path: Path, small_parts, monkeypatch: pytest.MonkeyPatch):
     settings, data = squares_config(tmp_path), Squares(50)
     path, counter = map_path(settings), squares_counter(data, settings)
     parts = Parts(path, counter.origin)
@@ -157,7 +157,7 @@ def test_a_second_run_that_finds_the_map_finished_by_another_leaves_nothing(tmp_
 
     def overtaken(source: object, target: object) -> None:
         calls.append(target)
-        if len(calls) == 2:  # while this run writes its second part, the other one does everything
+        if len(calls) == 2:  # another run finishes everything while this one writes its second part
             count.make_map(path, counter, ALONE, 1, show_progress=False)
         replace(source, target)
 
@@ -206,7 +206,7 @@ if __name__ == "__main__":
 
 
 def start_counting(folder: Path, seconds: float) -> subprocess.Popen:
-    """The 140 samples in 20 parts, by 2 workers."""
+    """Start counting the 140 samples in 20 parts with 2 workers."""
     driver = folder / "driver.py"
     driver.write_text(DRIVER)
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -219,7 +219,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_the_same(tmp_path: Path,
     run = start_counting(tmp_path, seconds=0.05)
     cache = tmp_path / "cache"
     wait_until(lambda: len(list(cache.glob("*-parts-*/rows-*.parquet"))) >= 3)
-    assert len(processes_of(run.pid)) >= 3  # it has workers
+    assert len(processes_of(run.pid)) >= 3  # the run has workers
     os.kill(run.pid, signal.SIGKILL)
     run.wait()
     wait_until(lambda: not processes_of(run.pid), 30)  # no worker outlives the run
@@ -228,7 +228,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_the_same(tmp_path: Path,
 
     again = start_counting(tmp_path, seconds=0.05)
     touched = {}
-    while again.poll() is None:  # what was counted is not counted again
+    while again.poll() is None:  # finished parts are not counted again
         for path in done:
             try:
                 touched[path] = path.stat().st_mtime_ns
@@ -242,7 +242,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_the_same(tmp_path: Path,
     assert path.read_bytes() == counted_at_once(tmp_path / "whole", Squares(140))
 
 
-def test_what_a_worker_refuses_ends_the_run(tmp_path: Path, small_parts):
+def test_an_error_in_a_worker_ends_the_run(tmp_path: Path, small_parts):
     settings, data = squares_config(tmp_path), Squares(50, broken=(30,))
     counter = squares_counter(data, settings, "fail")
     with pytest.raises(UserError, match="square_30.json: is damaged"):

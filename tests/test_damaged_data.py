@@ -1,4 +1,4 @@
-"""Files as they come from strangers: every fault is one line, and nothing wrong is trained on in silence."""
+"""Damaged and unusual data files: one line per fault, and no wrong sample in training."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def faults(made: synthetic_data.Synthetic, **params: str) -> dict[str, str]:
     return {one.key: one.reason for one in skipping("ade20k", made.params | params).left_out}
 
 
-def test_what_cannot_be_opened_is_left_out_and_tried_again(tmp_path: Path):
+def test_unreadable_pictures_are_left_out_and_tried_again(tmp_path: Path):
     made = synthetic_data.make_ade20k(tmp_path, n=4)
     first, second = made.truths[0].image, Path(made.params["segm_root"]) / f"{made.truths[1].key}.png"
     whole = first.read_bytes()
@@ -63,7 +63,7 @@ def test_a_fault_of_the_disk_is_not_remembered(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("seg2any.data.picture_index.file_digest", deny)
     assert len(skipping("ade20k", params)) == 2
-    monkeypatch.undo()  # chmod changes neither bytes nor time of change
+    monkeypatch.undo()  # chmod leaves bytes and modification time unchanged
     assert len(open_data_set("ade20k", params)) == 3
 
 
@@ -81,8 +81,11 @@ def test_pictures_that_would_be_misread_are_left_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize("palette", ["greys in order", "greys in another order", "colours"])
-def test_indices_of_a_palette_are_labels_unless_its_greys_are(palette: str, tmp_path: Path):
-    """Programs that shrink PNGs turn few greys into a palette of them, numbered from 0."""
+def test_palette_indices_are_labels_unless_the_palette_is_grey_levels(palette: str, tmp_path: Path):
+    """Distinguish palette indices from grey levels.
+
+    Programs that shrink PNGs store few grey levels as a palette, numbered from 0.
+    """
     made = synthetic_data.make_ade20k(tmp_path, n=3)
     path = Path(made.params["segm_root"]) / f"{made.truths[1].key}.png"
     labels = np.asarray(Image.open(path))
@@ -91,7 +94,7 @@ def test_indices_of_a_palette_are_labels_unless_its_greys_are(palette: str, tmp_
         greys, labels = np.unique(labels, return_inverse=True)
         shown = np.repeat(greys, 3)
     elif palette == "colours":
-        shown[[3, 4, 5]] = 128, 0, 0  # and all others grey
+        shown[[3, 4, 5]] = 128, 0, 0  # all other entries stay grey
         shown[6:] = 99
     small = Image.fromarray(labels.reshape(made.truths[1].masks.shape[1:]).astype(np.uint8))
     small.putpalette(shown.astype(np.uint8).tobytes())
@@ -114,7 +117,7 @@ def test_pictures_of_one_pixel_and_of_one_row_are_pictures(tmp_path: Path):
 
 @needs_any_name
 @pytest.mark.parametrize("name", ["ade20k", "folder"])
-def test_a_photo_whose_name_is_no_text_is_named(name: str, tmp_path: Path):
+def test_a_photo_whose_name_is_not_utf_8_is_reported(name: str, tmp_path: Path):
     made = {"ade20k": synthetic_data.make_ade20k, "folder": synthetic_data.make_folder}[name](tmp_path)
     os.rename(made.truths[0].image, os.fsencode(made.truths[0].image.parent) + BAD_NAME + b".jpg")
     said = refused(name, made.params)
@@ -122,7 +125,7 @@ def test_a_photo_whose_name_is_no_text_is_named(name: str, tmp_path: Path):
 
 
 @needs_any_name
-def test_names_that_are_no_text_among_sacaps_images_do_not_matter(tmp_path: Path):
+def test_names_that_are_not_utf_8_among_sacaps_images_are_ignored(tmp_path: Path):
     made = synthetic_data.make_sacap_1m(tmp_path)
     (Path(os.fsdecode(os.fsencode(made.truths[0].image.parent) + BAD_NAME))).touch()
     assert keys(open_data_set("sacap_1m", made.params)) == [truth.key for truth in made.truths]
@@ -200,7 +203,7 @@ def test_the_tools_refuse_damaged_and_other_tables_in_one_line(change: Callable,
     assert line.startswith(f"sacap: {path}: ") and said in line
 
 
-def test_the_tools_read_categories_and_refuse_to_look_at_no_group(tmp_path: Path, capsys):
+def test_the_tools_read_categories_and_refuse_an_empty_group(tmp_path: Path, capsys):
     made = synthetic_data.make_sacap_1m(tmp_path)
     path, plan = Path(made.params["seg_caption_path"]), tmp_path / "plan.parquet"
     table = pq.read_table(path)
@@ -212,7 +215,10 @@ def test_the_tools_read_categories_and_refuse_to_look_at_no_group(tmp_path: Path
 
 
 def test_the_tools_leave_out_the_rows_that_training_leaves_out(tmp_path: Path, capsys):
-    """Whatever is wrong with a row, the image is not fetched for nothing, and the others are not held up by it."""
+    """Check that tools and training leave out the same rows.
+
+    Images of bad rows are not extracted, and the other rows are not delayed by them.
+    """
     made = synthetic_data.make_sacap_1m(tmp_path, n=8)
 
     def spoil(rows: list[dict]) -> list[dict]:
@@ -237,7 +243,7 @@ def test_the_tools_leave_out_the_rows_that_training_leaves_out(tmp_path: Path, c
     assert "2 of 8 rows are left out, here and in training: segments_info is empty" in out
     assert "imagename is missing; the first is row 5 (no name)" in out and "the same anno_id; the first is row 4" in out
     assert [row["imagename"] for row in pq.read_table(whole).to_pylist()] == [made.truths[n].image.name for n in usable]
-    made.truths[1].image.unlink()  # of a row that nobody asks for
+    made.truths[1].image.unlink()  # the image of a row that the plan does not use
     assert main(["plan", str(path), "--output", str(tmp_path / "plan.parquet")]) == 0
     assert pq.read_table(tmp_path / "plan.parquet").num_rows == 2
 
@@ -258,7 +264,7 @@ def test_the_scripts_say_in_one_line_what_is_left_out(tmp_path: Path, monkeypatc
         assert made.truths[1].key in lines[0]
 
 
-def test_of_many_processes_one_says_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_one_of_several_processes_reports_what_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = synthetic_data.make_ade20k(tmp_path)
     made.truths[0].image.unlink()
     monkeypatch.setenv("WORLD_SIZE", "4")
@@ -271,7 +277,7 @@ def test_of_many_processes_one_says_what_is_left_out(tmp_path: Path, monkeypatch
     assert len(skipping("ade20k", made.params)) == 3
 
 
-def test_all_that_is_left_out_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_every_left_out_sample_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(left_out, "LISTED", 3)
     for name, listed in (("ade20k", "ade20k-training-left_out.tsv"), ("sacap_1m", "anno_train-left_out.tsv")):
         made = getattr(synthetic_data, f"make_{name}")(tmp_path / name, n=6)
@@ -292,15 +298,18 @@ def test_all_that_is_left_out_is_listed(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("turn", [3, 6])
-def test_a_turn_in_exif_is_followed_nowhere(turn: int, tmp_path: Path):
-    """Neither of photos nor of masks: 6 swaps the sides, which would be noticed, 3 turns by half, which would not."""
+def test_exif_orientation_is_ignored_for_photos_and_masks(turn: int, tmp_path: Path):
+    """Check that EXIF orientation is ignored in photos and masks.
+
+    6 swaps the sides, which would be noticed; 3 turns by 180 degrees, which would not.
+    """
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = turn
     for name in ("ade20k", "sacap_1m", "folder"):
         made = getattr(synthetic_data, f"make_{name}")(tmp_path / name)
         truth = made.truths[0]
         with Image.open(truth.image) as image:
-            stored = np.asarray(image)  # turned, it would differ by far more than what saving it again changes
+            stored = np.asarray(image)  # turning changes pixels far more than saving again does
             image.save(truth.image, exif=exif, quality="keep")
         data = open_data_set(name, made.params)
         assert not data.left_out

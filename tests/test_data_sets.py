@@ -1,4 +1,4 @@
-"""Every data set on a small copy in its real format: what comes out, what is left out, and what is said about it."""
+"""Every data set on a small copy in its real format: samples, omissions and messages."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_samples_are_those_that_were_drawn(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", MAKERS)
 def test_loader_processes_read_the_same(name: str, tmp_path: Path):
     data = open_data_set(name, MAKERS[name](tmp_path).params)
-    expected = [data[n].layout.digest() for n in range(len(data))]  # opens what is opened late, before the fork
+    expected = [data[n].layout.digest() for n in range(len(data))]  # opens lazily opened files before the fork
     loader = DataLoader(data, batch_size=2, num_workers=2, collate_fn=list, multiprocessing_context="fork")
     assert [sample.layout.digest() for batch in loader for sample in batch] == expected
 
@@ -66,8 +66,11 @@ def test_a_fresh_process_opens_the_table_itself(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-def test_the_fingerprint_is_that_of_the_contents(name: str, tmp_path: Path):
-    """The same files elsewhere have the same; other contents, and the lack of a sample, change it."""
+def test_the_fingerprint_depends_on_contents_only(name: str, tmp_path: Path):
+    """Compare the fingerprints of three variants with the first.
+
+    The same files elsewhere have the same; other contents, and one sample less, do not.
+    """
     first, again = (open_data_set(name, MAKERS[name](tmp_path / place).params).fingerprint() for place in "ab")
     made = MAKERS[name](tmp_path / "c", seed=1)
     other = open_data_set(name, made.params).fingerprint()
@@ -113,7 +116,7 @@ def test_the_captions_are_the_published_ones():
     [("ade20k", 0, "wall", "flag", 151), ("coco_stuff", 255, "person", "wood", 182)],
 )
 def test_ids_of_label_maps(name: str, background: int, first: str, last: str, unknown: int, tmp_path: Path):
-    """Background, the first and the last class, and what lies beyond."""
+    """Check background, the first and the last class, and ids beyond the last."""
     made = MAKERS[name](tmp_path)
     segm = Path(made.params["segm_root"])
     paths = [segm / f"{truth.key}.png" for truth in made.truths]
@@ -135,7 +138,7 @@ def test_ids_of_label_maps(name: str, background: int, first: str, last: str, un
     assert f"unknown label {unknown}" in strange.reason and f"and {background} for background" in strange.reason
 
 
-def test_every_way_a_label_map_can_be_wrong(tmp_path: Path):
+def test_every_kind_of_wrong_label_map_is_left_out_with_its_reason(tmp_path: Path):
     made = synthetic_data.make_ade20k(tmp_path, n=9)
     maps = [Path(made.params["segm_root"]) / f"{truth.key}.png" for truth in made.truths]
     photos = [truth.image for truth in made.truths]
@@ -183,7 +186,7 @@ def test_pictures_are_checked_once_and_again_when_they_change(tmp_path: Path, mo
     assert len(seen) == 6
 
 
-def test_results_of_another_rule_and_of_other_files_do_not_count(tmp_path: Path):
+def test_cached_checks_of_another_rule_or_of_other_files_are_ignored(tmp_path: Path):
     made = synthetic_data.make_ade20k(tmp_path, n=2)
     paths, kept, seen = [truth.image for truth in made.truths], tmp_path / "kept.parquet", []
 

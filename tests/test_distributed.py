@@ -1,4 +1,4 @@
-"""Two processes train what one process trains: DDP and DeepSpeed ZeRO-2 over gloo, started as users start them."""
+"""Distributed training: two processes (DDP, ZeRO-2 over gloo) match one process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ LAUNCHERS = [
 
 @pytest.fixture(scope="module")
 def alone(tiny_model, tmp_path_factory):
-    """One process with batches of 4, as long as two processes with batches of 2."""
+    """Train in one process with batches of 4.
+
+    It sees as many samples as two processes with batches of 2.
+    """
     folder = tmp_path_factory.mktemp("alone")
     tiny_run.finish(tiny_run.start(command(tiny_model, folder, batch=4)))
     return folder / "run"
@@ -69,7 +72,10 @@ def test_two_processes_make_the_updates_of_one_with_their_batches_together(alone
 
 
 def assert_state_is_the_same(ours, theirs):
-    """Also the moments, under the names they have without sharding."""
+    """Compare two training states.
+
+    The optimizer's moments are included, under the names they have without sharding.
+    """
     from seg2any.training.state_file import read_state
 
     first, second = (read_state(run / "checkpoint-4" / "training_state.safetensors") for run in (ours, theirs))
@@ -92,6 +98,6 @@ def test_other_stages_of_zero_are_refused_with_the_reason(stage, message):
 
 @pytest.mark.parametrize("kind", ["FSDP", "MEGATRON_LM"])
 def test_launchers_that_cut_adapters_are_refused_with_the_reason(monkeypatch, kind):
-    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")  # what accelerate's launcher sets
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")  # as accelerate's launcher does
     with pytest.raises(UserError, match=f"^launcher: {kind} .*trainer.shard_base=true"):
         strategy.make_accelerator(config.load(["--mixed_precision=no"]))

@@ -1,4 +1,4 @@
-"""The benchmarks through the shell functions that a user calls: small copies of the data, tiny models."""
+"""Benchmarks started through eval.sh, on small copies of the data with tiny models."""
 
 from __future__ import annotations
 
@@ -43,16 +43,16 @@ def shell(out: Path, *arguments: object, judges: dict[str, Path] | None = None, 
 
 
 def tiny(data: Synthetic, **flags: object) -> list[object]:
-    """Arguments that make a benchmark small, without touching what is measured."""
+    """Return flags that make a benchmark small without changing what it measures."""
     flags = {"limit": SAMPLES, "num_inference_steps": 1, "batch_size": 4, "device": "cpu", **flags}
-    own = {**data.params, "cache_root": "null"}  # the config's would be in the checkout
+    own = {**data.params, "cache_root": "null"}  # the config's cache_root lies in the checkout
     params = [f"--data.val.params.{name}={value}" for name, value in own.items()]
     named = [word for name, value in flags.items() for word in (f"--{name}", value)]
     return [*named, f"--resolution={SIDE}", "--model.max_sequence_length=32", *params]
 
 
 def checked(done: subprocess.CompletedProcess, out: Path, metrics: tuple[str, ...]) -> Run:
-    """The evaluation, after looking at what every benchmark has to leave behind."""
+    """Check every file that a benchmark has to write, and return the evaluation."""
     assert done.returncode == 0, done.stderr[-3000:]
     run = read_run(out / "evaluation.json")
     assert run.settings["metrics"] == list(metrics) and len(run.hashes["data"]) == 64
@@ -117,7 +117,7 @@ def test_shapes(tmp_path: Path):
     assert "generated, 95 %" in done.stdout and "[" in done.stdout and "bars, on the normal scenes" in done.stdout
 
 
-def test_missing_judges_are_told_together_before_anything_is_measured(tmp_path: Path):
+def test_missing_judges_are_listed_together_before_anything_is_measured(tmp_path: Path):
     data, out = make_ade20k(tmp_path, 4, "validation"), tmp_path / "out"
     nowhere = {flag: tmp_path / "nowhere" / flag for flag in JUDGES}
     done = shell(out, "ade20k", *tiny(data, limit=1), "--num_images_per_prompt", 1, judges=nowhere)
@@ -144,7 +144,7 @@ def stretched(labels: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("name", "make"), [("ade20k", make_ade20k), ("coco_stuff", make_coco_stuff)])
 def test_items_have_the_labels_of_their_files(name: str, make, tmp_path: Path):
-    """Images that are painted by hand stand in for generated ones."""
+    """Use images painted by hand in place of generated ones."""
     data = make(tmp_path, 3)
     keys = [truth.key for truth in data.truths]
     benchmark = painted(tmp_path / "out", name, data, keys)
@@ -198,7 +198,7 @@ def test_squashing_agrees_with_the_images_own_stretching():
 
 def test_options_have_a_judge_for_every_metric():
     options = parse_options(["x"])
-    assert Path(options.judges["deeplab"]).name == deeplab.SOURCE.rsplit("/", 1)[1]  # as the download is called
+    assert Path(options.judges["deeplab"]).name == deeplab.SOURCE.rsplit("/", 1)[1]  # the name of the downloaded file
     assert Path(options.judges["inception"]).name == features.INCEPTION_SOURCE.rsplit("/", 1)[1]
     sources = (("clip", clip.SOURCE), ("cmmd_clip", features.CMMD_SOURCE), ("dinov2", features.DINOV2_SOURCE))
     for flag, source in (*sources, ("mask2former", mask2former.SOURCE), ("sam2", sam2.SOURCE)):

@@ -1,4 +1,4 @@
-"""Files are complete or absent, and readable by whom the umask lets read them."""
+"""Atomic files: complete or absent, and with the permissions of the umask."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def test_a_file_is_replaced_only_when_it_is_written(tmp_path: Path):
         assert path.read_text() == text and list(path.parent.iterdir()) == [path]
 
 
-def test_others_may_read_what_a_library_keeps_to_its_writer(tmp_path: Path):
-    """safetensors writes files that only their owner can read."""
+def test_files_written_by_safetensors_get_the_permissions_of_the_umask(tmp_path: Path):
+    """Check the permissions of files that safetensors creates with mode 600."""
     before = os.umask(0o027)
     try:
         with atomic_write(tmp_path / "a.safetensors") as temporary:
@@ -38,11 +38,11 @@ def test_others_may_read_what_a_library_keeps_to_its_writer(tmp_path: Path):
     assert stat.S_IMODE((tmp_path / "a.safetensors").stat().st_mode) == 0o640
 
 
-def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path):
+def test_only_stale_temporary_files_are_removed(tmp_path: Path):
     with pytest.raises(ZeroDivisionError), atomic_write(tmp_path / "a.bin") as killed:
         killed.write_text("half")
         left = tmp_path / killed.name.replace("a.", "b.")
-        os.link(killed, left)  # as it stays behind when its writer is killed
+        os.link(killed, left)  # the file that a killed writer leaves behind
         1 // 0  # noqa: B018
     os.utime(left, (0, 0))
     (tmp_path / ".hidden").touch()
@@ -54,7 +54,7 @@ def test_only_what_nobody_writes_any_more_is_removed(tmp_path: Path):
 
 
 def test_files_of_equal_content_are_equal(tmp_path):
-    """safetensors orders metadata anew each time."""
+    """Check that metadata has a fixed order; safetensors changes it on every call."""
     metadata = {name: f'"{name}" ü\n\\' for name in ["format", "state", "crc32", "card", "adapter"]}
     files = []
     for number in range(12):

@@ -1,4 +1,4 @@
-"""Images of a benchmark: the same ones whoever makes them, in how many processes, with whatever interruptions."""
+"""Images of a benchmark: the same for any number of processes and interruptions."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def environment() -> dict[str, str]:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """Every file but run.json, by its path."""
+    """Return path -> bytes of every file except run.json."""
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != "run.json"]
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that one undisturbed process makes."""
+    """Return the folder that one undisturbed process makes."""
     out = tmp_path_factory.mktemp("made") / "out"
     assert main(arguments(out)) == 0
     return out
@@ -77,7 +77,7 @@ def test_every_sample_has_its_images_and_the_run_is_described(made: Path):
     assert len(images) == SAMPLES and all(image.shape == (SIDE, SIDE, 3) for image in images)
     recipe = read_recipe(made / "group_1" / f"{data.key(2)}.png")
     assert recipe["layout"]["captions"] == list(data[2].layout.captions) and recipe["image"] == 1
-    assert recipe["settings"]["regional_max_sequence_length"] == 16  # as the adapter was trained
+    assert recipe["settings"]["regional_max_sequence_length"] == 16  # the value the adapter was trained with
 
 
 def test_an_image_is_what_the_pipeline_makes_of_its_layout_and_its_own_seed(made: Path):
@@ -115,7 +115,7 @@ def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_started_again_the_folder_is_the_same(made: Path, tmp_path: Path, processes: int):
-    """Killed with all of its processes, and gone on with by one."""
+    """Kill all processes of a run and continue it with one."""
     out = tmp_path / "out"
     command = [sys.executable, *(["-m", *LAUNCHER] if processes > 1 else []), "-m", "seg2any.evaluation.generate_image"]
     process = subprocess.Popen(
@@ -157,7 +157,7 @@ def test_another_run_is_not_mixed_in(made: Path, capsys: pytest.CaptureFixture):
     assert "another num_inference_steps; use --overwrite" in capsys.readouterr().err
     assert main([*arguments(made), "--seed=12"]) == 2
     assert "another seed" in capsys.readouterr().err
-    (made / "group_0" / "extra.png").write_bytes(b"")  # is nobody's business
+    (made / "group_0" / "extra.png").write_bytes(b"")  # files that no sample names are ignored
     assert main(arguments(made)) == 0
     (made / "group_0" / "extra.png").unlink()
 
@@ -183,7 +183,7 @@ def test_published_jpeg_has_the_pixels_that_pillow_writes_by_default(made: Path,
         Image.open(made / "group_0" / "test_normal_00000.png").save(file, "JPEG")
         default = Image.open(file)
         assert tables == default.quantization
-        # The same image but for rounding in another batch, which a coarse quantisation may enlarge.
+        # Equal up to rounding in another batch, which a coarse quantisation may enlarge.
         assert np.abs(ours.astype(int) - np.asarray(default)).mean() < 0.5
 
 
@@ -197,7 +197,7 @@ def test_shares_are_disjoint_and_complete(made: Path, tmp_path: Path):
         assert sorted(image.path for image in images) == sorted({image.path for image in task.wanted()})
         assert {block.jobs for block in blocks} == {
             block.jobs for block in plan(task, 4, ALONE, False)[0]
-        }  # whatever the world
+        }  # independent of the number of processes
 
 
 def test_the_config_says_what_flags_do_not(tmp_path: Path):
@@ -244,7 +244,10 @@ def test_wrong_input_is_one_line(more: list[str], message: str, tmp_path: Path, 
 
 
 def test_it_can_be_started_as_a_file(tmp_path: Path):
-    """`accelerate launch eval/generate_image.py`, as published; up to where the package's own modules are needed."""
+    """Start the file as the published `accelerate launch eval/generate_image.py` does.
+
+    The run ends when it finds that the adapters are missing.
+    """
     command = [sys.executable, REPOSITORY / "eval" / "generate_image.py", *arguments(tmp_path / "out")]
     flags = ["--lora_ckpt_path", "nowhere"]
     done = subprocess.run([*map(str, command), *flags], cwd=REPOSITORY, capture_output=True, text=True, timeout=200)
@@ -253,7 +256,7 @@ def test_it_can_be_started_as_a_file(tmp_path: Path):
     )
 
 
-def test_no_config_is_told(capsys: pytest.CaptureFixture):
+def test_a_missing_config_is_reported(capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit, match="2"):
         parse_request(["--output_path", "x"])
     assert "no CONFIG" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The checks for a lent GPU stay able to run: they are too rarely used for a mistake to be noticed."""
+"""Checks for a GPU, run on a CPU at a tiny size so that mistakes in them are noticed."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_first_run_names_checks_that_exist_and_explains_itself():
     assert asked.returncode == 0 and "DEADLINE" in asked.stdout and not asked.stderr
 
 
-def test_a_failed_check_is_told_and_counted(capsys):
+def test_a_failed_check_is_reported_and_counted(capsys):
     def broken(on: Run) -> None:
         raise ValueError("no such kernel")
 
@@ -51,7 +51,7 @@ def test_a_failed_check_is_told_and_counted(capsys):
 
 
 def test_the_model_has_flux_s_width_and_takes_the_inputs():
-    on = Run.of("flux", "meta")  # shapes without memory
+    on = Run.of("flux", "meta")  # the meta device: shapes without memory
     tokens, settings = random_layout(TINY, np.random.default_rng(0), 2)
     model = small_flux(on)
     assert model.inner_dim == 3072 and {p.dtype for p in model.parameters()} == {torch.bfloat16}

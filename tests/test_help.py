@@ -1,4 +1,4 @@
-"""--help of every command that users have: quick, and an example or a default in it."""
+"""--help of every user command: quick, and with an example or a default."""
 
 import json
 import subprocess
@@ -43,7 +43,7 @@ print(json.dumps(told))
 """
 
 
-def test_help_is_quick_and_teaches():
+def test_help_loads_nothing_heavy_and_shows_defaults_or_examples():
     names = json.dumps([*SCRIPTS, *MODULES])
     asked = subprocess.run([sys.executable, "-c", ASKING, names], cwd=REPOSITORY, capture_output=True, text=True)
     assert asked.returncode == 0, asked.stderr

@@ -1,4 +1,4 @@
-"""What a resumed run must share with the one before: settings, data, and the base model's weights, told from files."""
+"""Identity of a resumed run: settings, data, and fingerprints of the base model's weights."""
 
 import shutil
 
@@ -31,14 +31,14 @@ def test_identity_refuses_what_changed_and_names_it():
         identity.load_state_dict({"model.rank": 4})
 
 
-def test_a_checkpoint_that_knows_no_weights_is_resumed_with_a_warning():
+def test_a_checkpoint_without_a_weights_fingerprint_is_resumed_with_a_warning():
     with pytest.warns(UserWarning, match="no fingerprint of .* weights"):
         Identity({"seed": 1, WEIGHTS: "a"}).load_state_dict({"seed": 1})
     with pytest.raises(UserError, match="weights: 'b' in the checkpoint, 'a' now"):
         Identity({"seed": 1, WEIGHTS: "a"}).load_state_dict({"seed": 1, WEIGHTS: "b"})
 
 
-def test_a_checkpoint_older_than_a_key_had_its_default():
+def test_a_key_missing_in_an_old_checkpoint_has_its_default():
     key = "model.cond2image_attention_weight"
     Identity({"seed": 1, key: 1.0}).load_state_dict({"seed": 1})
     with pytest.raises(UserError, match=f"{key}: 1.0 in the checkpoint, 0.5 now"):
@@ -46,7 +46,7 @@ def test_a_checkpoint_older_than_a_key_had_its_default():
 
 
 def folder_of(path, *files, part="transformer"):
-    """Each of `files` is (name, tensors)."""
+    """Write each (name, tensors) of `files` into `path`/`part`."""
     (path / part).mkdir(parents=True)
     for name, tensors in files:
         save_file(tensors, path / part / name, metadata={"format": "pt", "file": name})
@@ -63,12 +63,12 @@ def test_weights_are_the_same_in_another_folder_in_shards_and_beside_variants(tm
         ("model.fp16.safetensors", {name: tensor.half() for name, tensor in TENSORS.items()}),
     )
     assert weights_fingerprint(whole, NETWORKS) == weights_fingerprint(shards, NETWORKS) != ""
-    torch.save(TENSORS, shards / "transformer" / "model.bin")  # not read beside safetensors
+    torch.save(TENSORS, shards / "transformer" / "model.bin")  # ignored beside safetensors
     assert weights_fingerprint(whole, NETWORKS) == weights_fingerprint(shards, NETWORKS)
 
 
 @pytest.mark.parametrize("change", ["values", "dtype", "name", "shape", "part"])
-def test_other_weights_are_told(change, tmp_path):
+def test_other_weights_are_reported(change, tmp_path):
     other, part = dict(TENSORS), "transformer"
     if change == "values":
         other["block.weight"] = TENSORS["block.weight"] + 1e-3
@@ -87,7 +87,7 @@ def test_other_weights_are_told(change, tmp_path):
     assert len({weights_fingerprint(folder, NETWORKS) for folder in folders}) == 2
 
 
-def test_files_that_are_no_safetensors_are_left_to_who_loads_them(tmp_path):
+def test_damaged_and_other_weight_files_still_get_a_fingerprint(tmp_path):
     assert weights_fingerprint(tmp_path, NETWORKS) == ""
     (tmp_path / "vae").mkdir()
     path = tmp_path / "vae" / "model.safetensors"

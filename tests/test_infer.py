@@ -1,4 +1,4 @@
-"""`infer.py` as its users meet it: a process with arguments, files, an exit status and messages."""
+"""`infer.py` as a user runs it: arguments, files, exit status and messages of a process."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TestGoodRuns:
         assert Image.open(out / "c.png").size == (80, 80)
 
         before = {path.name: path.read_bytes() for path in out.iterdir()}
-        (out / "b.png").write_bytes(before["b.png"][:-7])  # a copy that was cut off
+        (out / "b.png").write_bytes(before["b.png"][:-7])  # a truncated copy
         (out / "a_panel.png").unlink()
         second = infer("--save_panels", seg_mask_path=folder, output_path=out)
         assert second.returncode == 0, second.stderr
@@ -79,7 +79,7 @@ class TestGoodRuns:
             stderr=subprocess.PIPE,
             text=True,
             env=environment(),
-            # A shell's background jobs ignore Ctrl-C, and so would their children.
+            # Background jobs of a shell ignore Ctrl-C, and their children inherit this.
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 240
@@ -115,7 +115,7 @@ class TestGoodRuns:
         made = np.asarray(Image.open(tmp_path / "out" / "a.png")).astype(int)
         assert np.abs(made - np.asarray(image).astype(int)).max() <= 1
         (plain,) = pipeline(layout("a"), num_inference_steps=1, settings=ConditionSettings("none")).images
-        assert np.abs(made - np.asarray(plain).astype(int)).max() > 5  # the comparison sees a difference
+        assert np.abs(made - np.asarray(plain).astype(int)).max() > 5  # the comparison can fail
 
     def test_check_writes_a_report_and_overlays_and_no_image(self, folder: Path, tmp_path: Path, call):
         status, _ = call("--check", seg_mask_path=folder, output_path=tmp_path / "out", regional_max_sequence_length=2)
@@ -128,8 +128,11 @@ class TestGoodRuns:
         assert "region 1 ('a red circle') loses" in report["warnings"][0]
         assert len(report["warnings"]) == 6 and report["settings"]["regional_max_sequence_length"] == 2
 
-    def test_names_that_are_no_utf_8_and_names_that_a_terminal_cannot_show(self, tmp_path: Path, call, monkeypatch):
-        """As archives from elsewhere leave them; the terminal knows ASCII only."""
+    def test_names_that_are_not_utf_8_or_that_a_terminal_cannot_show(self, tmp_path: Path, call, monkeypatch):
+        """Use file names as other systems' archives leave them.
+
+        The terminal can show ASCII only.
+        """
         masks, stdout = tmp_path / "two words", io.TextIOWrapper(io.BytesIO(), encoding="ascii")
         names = (os.fsdecode(b"caf\xe9"), "\N{CJK UNIFIED IDEOGRAPH-732B} 1")
         for name in names:
@@ -153,17 +156,17 @@ class TestGoodRuns:
 
 
 class TestBadInput:
-    """What counts is what the user sees: status 2, one line, no traceback."""
+    """Bad input, as the user sees it: status 2, one line, no traceback."""
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            # two things are wrong: that of the layouts is known first
+            # with two mistakes, the layouts' is found first
             ({"seg_mask_path": "nothing.json", "pretrained_model_name_or_path": "no/model"}, "nothing.json: no such"),
             ({"pretrained_model_name_or_path": "black-forest-labs/FLUX.1-dev"}, "HF_HUB_OFFLINE keeps the hub away"),
         ],
     )
-    def test_as_a_process(self, folder: Path, tmp_path: Path, arguments: dict, message: str):
+    def test_a_process_ends_with_2_and_one_line(self, folder: Path, tmp_path: Path, arguments: dict, message: str):
         failed = infer(**{"seg_mask_path": folder, "output_path": tmp_path / "out", **arguments})
         assert failed.returncode == 2
         assert len(failed.stderr.splitlines()) == 1 and message in failed.stderr, failed.stderr
@@ -181,7 +184,7 @@ class TestBadInput:
             ({"output_path": "/dev/null/out"}, "/dev/null"),
         ],
     )
-    def test_one_line(self, folder: Path, tmp_path: Path, call, arguments: dict, message: str):
+    def test_a_call_ends_with_2_and_one_line(self, folder: Path, tmp_path: Path, call, arguments: dict, message: str):
         status, errors = call(**{"seg_mask_path": folder, "output_path": tmp_path / "out", **arguments})
         assert status == 2 and len(errors.splitlines()) == 1 and "infer.py: " in errors and message in errors, errors
         assert not (tmp_path / "out").exists()

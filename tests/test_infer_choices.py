@@ -1,4 +1,4 @@
-"""What a run chooses, and what it says when memory is short."""
+"""Settings that a run of `infer.py` chooses, and its messages when memory is short."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TestMemory:
         status, errors = call("--estimate", seg_mask_path=folder, output_path=tmp_path / "out", memory="fp8")
         assert status == 0 and not (tmp_path / "out").exists(), errors
 
-    def test_estimate_says_the_peak_of_every_mode(self, folder: Path, tmp_path: Path):
+    def test_estimate_lists_the_peak_of_every_mode(self, folder: Path, tmp_path: Path):
         found = infer("--estimate", seg_mask_path=folder, output_path=tmp_path / "out", memory="fp8", batch_size=2)
         lines = found.stdout.splitlines()
         assert "in float32, 2 x 80x80, 2 regions" in lines[0], found.stderr
@@ -66,7 +66,10 @@ class TestMemory:
             assert peak == pytest.approx(max(text, denoising, decoding) + 1, abs=0.002)
 
     def test_estimate_knows_tiling_and_the_adapters_inside_of_a_folded_model(self, tmp_path: Path, monkeypatch, capsys):
-        """A folded model is what it was saved from: the same weights and adapters, and no word of a library's."""
+        """Compare the estimates of a folded model and its unfolded original.
+
+        Weights and adapters are the same, and no library prints anything.
+        """
         pipe = Seg2AnyPipeline.from_pretrained(MODEL)
         pipe.load_adapters(str(ADAPTER))
         pipe.fold()
@@ -160,7 +163,7 @@ class TestChoices:
         ]
         + [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4096 bytes")],
     )
-    def test_out_of_memory_says_what_to_turn_on(self, error: Exception):
+    def test_out_of_memory_suggests_flags(self, error: Exception):
         options = Options(seg_mask_path=Path("x"), batch_size=4)
         with (
             pytest.raises(MemoryError, match=r"out of memory; turn on --batch_size 1 \(now 4\)"),
@@ -168,7 +171,7 @@ class TestChoices:
         ):
             raise error
 
-    def test_out_of_memory_advises_nothing_that_is_set_already(self):
+    def test_out_of_memory_suggests_no_flag_that_is_set_already(self):
         settings = ConditionSettings(cond_scale_factor=2)
         machine = Machine(torch.device("cpu"), torch.bfloat16)
         with (
@@ -196,6 +199,6 @@ class TestChoices:
         ):
             raise MemoryError
 
-    def test_other_errors_stay_what_they_are(self):
+    def test_other_errors_are_raised_unchanged(self):
         with pytest.raises(RuntimeError, match="shapes"), explained_memory(OPTIONS, ConditionSettings(), CPU):
             raise RuntimeError("shapes do not match")

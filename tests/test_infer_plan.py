@@ -1,4 +1,4 @@
-"""What a run finds before it loads anything: layouts that can be used, and images that are still to be made."""
+"""The plan of a run before anything is loaded: usable layouts and missing images."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class TestSurvey:
         (error,) = survey_layouts(self.options(folder), plain, FACTS).errors
         assert "d.json: caption is missing" in error
 
-    def test_sizes(self, folder: Path):
+    def test_image_sizes_are_multiples_of_a_condition_token(self, folder: Path):
         survey = survey_layouts(self.options(folder, height=100, width=70), ConditionSettings(), FACTS)
         assert {item.report.image_size for item in survey.layouts} == {(96, 64)}
         survey = survey_layouts(self.options(folder), ConditionSettings(cond_scale_factor=2), FACTS)
@@ -73,7 +73,7 @@ class TestPlan:
         options = Options(seg_mask_path=folder, output_path=folder.parent / "out", **changes)
         return make_plan(survey_layouts(options, ConditionSettings(), FACTS).layouts, options, {"model": "m"})
 
-    def test_seeds(self, folder: Path):
+    def test_seeds_come_from_the_layout_or_count_up_from_the_flag(self, folder: Path):
         assert [job.seed for job in self.plan(folder).to_do] == [3, 0, 3]
         jobs = self.plan(folder, num_images_per_prompt=2, seed=2**63 - 1).to_do
         assert [job.seed for job in jobs] == [2**63 - 1, 0] * 3
@@ -85,7 +85,7 @@ class TestPlan:
         names = [[job.path.stem for job in batch] for batch in batches(jobs, 4)]
         assert names == [["a_0", "a_1", "b_0", "b_1"], ["d_0", "d_1"], ["c_0", "c_1"]]
 
-    def test_images_of_others_are_left_alone(self, folder: Path):
+    def test_images_of_other_programs_are_not_overwritten(self, folder: Path):
         out = folder.parent / "out"
         out.mkdir()
         Image.new("RGB", (64, 64)).save(out / "a.png")

@@ -1,4 +1,4 @@
-"""`infer.py` in several processes: each image is made once, and it is the image that one process makes."""
+"""`infer.py` in several processes: each image is made once, as by one process."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.infer_command import command, environment, layout
 pytestmark = pytest.mark.slow
 
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-# --multi_gpu: on machines without a GPU, accelerate's launcher starts one process otherwise
+# --multi_gpu: without it accelerate's launcher starts only one process on a machine without a GPU
 ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
 ACCELERATE += ["--main_process_port", "0"]
 
@@ -39,7 +39,7 @@ def masks(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """`infer.py` as one of the processes of a launcher, without the seconds that a new process takes."""
+    """Call `infer.py` as one of a launcher's processes, without starting a process."""
 
     def run(rank: int = 0, count: int = 1, **flags: object) -> str:
         for name, value in (("RANK", rank), ("WORLD_SIZE", count)):
@@ -52,7 +52,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
 
 
 def pixels(folder: Path) -> dict[str, np.ndarray]:
-    """Of every image; who was killed while writing leaves a hidden file."""
+    """Read the pixels of every image; hidden files of killed writers are ignored."""
     paths = folder.glob("[!.]*") if folder.exists() else ()
     return {path.name: np.asarray(Image.open(path)) for path in paths}
 
@@ -111,7 +111,7 @@ def test_the_failure_of_one_process_ends_the_run_with_an_error(masks: Path, tmp_
 
 
 class Item:
-    """As much of a job as sharing looks at."""
+    """The attributes of a job that the division into shares reads."""
 
     def __init__(self, number: int, size: int):
         self.path = Path(f"{number}.png")
@@ -130,7 +130,7 @@ def test_shares_are_whole_batches_and_together_everything_once(count: int, batch
     assert own_jobs(jobs, batch_size, Process()) == jobs
 
 
-def test_the_launcher_says_who_a_process_is():
+def test_rank_and_world_size_come_from_the_launcher():
     assert Process.of({}) == Process() and str(Process()) == ""
     told = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     assert Process.of(told) == Process(5, 8, 1, 4) and str(Process.of(told)) == "process 6 of 8: "

@@ -1,4 +1,4 @@
-"""The recipe that every image carries."""
+"""The recipe stored in every image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TestRecipe:
     RECIPE = {"seed": 3, "settings": {"range": (1, 2)}, "caption": '\u732b "quoted"\n', "versions": {"torch": "1"}}
 
     @pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
-    def test_travels_with_the_image(self, tmp_path: Path, suffix: str):
+    def test_a_recipe_is_read_back_from_its_image(self, tmp_path: Path, suffix: str):
         path = tmp_path / f"x.{suffix}"
         image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
         save_image(image, self.RECIPE, path)
@@ -33,12 +33,12 @@ class TestRecipe:
             with pytest.raises(BrokenImage):
                 read_recipe(path)
 
-    def test_is_written_under_any_name_that_is_legal(self, tmp_path: Path):
+    def test_an_image_may_have_the_longest_legal_name(self, tmp_path: Path):
         path = tmp_path / f"{'n' * 251}.png"
         save_image(Image.new("RGB", (2, 2)), {"seed": 1}, path)
         assert read_recipe(path) == {"seed": 1} and files(tmp_path) == [path.name]
 
-    def test_what_differs_is_named(self):
+    def test_differing_keys_are_named(self):
         other = {**self.RECIPE, "seed": 4, "settings": {"range": [1, 3]}, "versions": {"torch": "2"}, "new": 1}
         assert differences(json.loads(json.dumps(self.RECIPE)), other) == ["new", "seed", "settings.range"]
 

@@ -59,7 +59,7 @@ BODIES = {
 
 
 def ended(body: str, **options: object) -> tuple[int, str, str]:
-    """-> exit status, stdout and stderr of a command whose `run` is `body`."""
+    """Run a command whose `run` is `body`; return its exit status, stdout and stderr."""
     program = COMMAND.format(body="\n".join(f"    {line}" for line in body.splitlines()))
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, timeout=100, **options
@@ -68,7 +68,10 @@ def ended(body: str, **options: object) -> tuple[int, str, str]:
 
 
 def hear_ctrl_c() -> None:
-    """In a new process: the background jobs of a shell ignore Ctrl-C, and so would their children."""
+    """Restore the default action of SIGINT in a new process.
+
+    Background jobs of a shell ignore Ctrl-C, and their children inherit this.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -87,7 +90,7 @@ def test_other_errors_of_destructors_and_threads_are_shown():
     assert status == 0 and "ZeroDivisionError" in errors and "KeyError" in errors
 
 
-def test_a_background_job_goes_on_ignoring_it():
+def test_a_background_job_ignores_the_interrupt():
     status, output, _ = ended(
         "ctrl_c(); print('went on')", preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
     )

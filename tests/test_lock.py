@@ -1,4 +1,4 @@
-"""A lock is one process's until it ends, however it ends."""
+"""File locks: held by one process until it ends or is killed."""
 
 import errno
 import os
@@ -30,7 +30,7 @@ for number in range(6):
 """
 
 
-def test_two_processes_do_every_part_once(tmp_path):
+def test_two_processes_process_every_part_once(tmp_path):
     command = [sys.executable, "-c", TAKING, str(tmp_path)]
     started = [subprocess.Popen(command, cwd=REPOSITORY) for _ in range(2)]
     assert [process.wait(120) for process in started] == [0, 0]
@@ -38,7 +38,7 @@ def test_two_processes_do_every_part_once(tmp_path):
     assert sorted(taken) == list("012345")
 
 
-def test_what_another_has_is_free_when_that_is_killed(tmp_path):
+def test_a_lock_is_free_once_its_holder_is_killed(tmp_path):
     path = tmp_path / "new" / "file"
     with holding(path):
         for shared in (False, True):
@@ -48,7 +48,7 @@ def test_what_another_has_is_free_when_that_is_killed(tmp_path):
         assert is_ours
 
 
-def test_several_have_it_shared_and_none_alone_beside_them(tmp_path):
+def test_several_processes_share_a_lock_and_exclude_an_exclusive_holder(tmp_path):
     with holding(tmp_path / "file", shared=True):
         with locked(tmp_path / "file", shared=True) as is_ours:
             assert is_ours

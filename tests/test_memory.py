@@ -1,4 +1,4 @@
-"""The memory estimate against what autograd keeps and FLUX.1-dev's sizes; quantised weights under the adapters."""
+"""Memory of training against autograd and FLUX.1-dev; adapters on quantised weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from seg2any.training.dry_run import EncoderSizes, Launch, estimate
 from tests import tiny_flux
 
 CONFIGS = Path(__file__).parents[1] / "config"
-TOKENS = (4096, 262, 1024)  # of an SACap-1M sample at 1024 px: image, text, contour at 512 px with every token kept
+TOKENS = (4096, 262, 1024)  # image, text and unfiltered 512 px contour of an SACap-1M sample at 1024 px
 FP32 = Launch(width=4)
 needs_bitsandbytes = pytest.mark.skipif(
     not importlib.util.find_spec("bitsandbytes"), reason="bitsandbytes is not installed"
@@ -27,7 +27,7 @@ needs_bitsandbytes = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def flux():
-    """FLUX.1-dev's sizes without weights, with rank 64."""
+    """Build FLUX.1-dev's transformer with adapters of rank 64, on the meta device."""
     with torch.device("meta"):
         transformer = Seg2AnyTransformer2DModel(guidance_embeds=True).requires_grad_(False)
     add_adapters(transformer, 64, 64)
@@ -64,7 +64,7 @@ def test_zero_shares_gradients_and_optimizer(flux):
 
 
 def kept_by_autograd(transformer, given):
-    """Bytes of what a forward pass keeps for the backward one, parameters apart."""
+    """Return the bytes that a forward pass keeps for the backward pass, without parameters."""
     parameters = {p.untyped_storage().data_ptr() for p in transformer.parameters()}
     kept, alive = {}, []
 
@@ -137,7 +137,7 @@ def test_adapters_on_a_4_bit_base_compute_as_on_its_dequantised_weights():
         torch.testing.assert_close(our_gradients[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-def test_quantisation_says_what_it_lacks(monkeypatch):
+def test_quantisation_names_the_missing_package(monkeypatch):
     assert build.quantization_config("none", torch.bfloat16) is None
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="nf4 needs bitsandbytes; pip install bitsandbytes"):

@@ -1,4 +1,4 @@
-"""Predicted memory against what is alive at once, stage by stage and as a whole, and against FLUX.1-dev's sizes."""
+"""Estimated memory of inference against measured peaks and FLUX.1-dev's sizes."""
 
 from __future__ import annotations
 
@@ -61,11 +61,12 @@ def near(measured: float):
 
 @pytest.mark.parametrize("width", [2, 4])
 @pytest.mark.parametrize(("heads", "n_cond", "batch", "method", "cond_attention", "folded"), CASES)
-def test_a_pass_of_the_transformer(width, heads, n_cond, batch, method, cond_attention, folded, monkeypatch):
+def test_estimate_of_a_transformer_pass(width, heads, n_cond, batch, method, cond_attention, folded, monkeypatch):
     monkeypatch.setattr(tiny_flux, "GRID", (20, 24))
     dtype = {2: torch.bfloat16, 4: torch.float32}[width]
     sizes = {"attention_head_dim": 32, "num_attention_heads": heads, "axes_dims_rope": (8, 12, 12)}
-    model = tiny_flux.adapted(**sizes).to(dtype)  # as loaded: what asks for gradients is multiplied with copies of rows
+    # As after loading, the adapters require gradients: torch's matmul then copies the rows.
+    model = tiny_flux.adapted(**sizes).to(dtype)
     if folded:
         fold(model)
     rng = np.random.default_rng(0)
@@ -83,7 +84,7 @@ def test_a_pass_of_the_transformer(width, heads, n_cond, batch, method, cond_att
 
 
 @pytest.mark.parametrize(("size", "ff", "batch", "length"), [(64, 256, 4, 64), (128, 256, 8, 32), (64, 512, 1, 128)])
-def test_a_pass_of_t5(size, ff, batch, length):
+def test_estimate_of_a_t5_pass(size, ff, batch, length):
     sizes = T5Config(
         vocab_size=50, d_model=size, d_ff=ff, num_heads=4, d_kv=16, num_layers=2, feed_forward_proj="gated-gelu"
     )
@@ -96,7 +97,7 @@ def test_a_pass_of_t5(size, ff, batch, length):
 
 @pytest.mark.parametrize("channels", [(8, 8, 16, 16), (8, 16, 32, 32)])
 @pytest.mark.parametrize(("size", "in_parts"), [((96, 128), False), ((64, 64), True), ((160, 64), True)])
-def test_decoding(channels, size, in_parts):
+def test_estimate_of_decoding(channels, size, in_parts):
     sizes = {**build.build_vae().config, "block_out_channels": channels, "norm_num_groups": 8, "sample_size": 64}
     vae = AutoencoderKL.from_config(sizes).eval()
     if in_parts:
@@ -106,13 +107,16 @@ def test_decoding(channels, size, in_parts):
     with torch.no_grad(), TrackedMemory() as tracked:
         vae.decode(latents)
     request = dataclasses.replace(ONE_IMAGE, size=size, batch=2)
-    images = 4 * 2 * 3 * size[0] * size[1]  # at FLUX's sizes nothing beside the maps, here they count
+    images = 4 * 2 * 3 * size[0] * size[1]  # negligible beside the feature maps at FLUX's sizes only
     extra = images if in_parts else 0
     assert decoder_bytes(vae.config, request, 4, in_parts) + extra == near(tracked.peak)
 
 
-def test_flux_by_mode():
-    """The sums by hand, in GB: transformer 23.80 in bf16, T5 9.52, CLIP 0.25, VAE 0.17; rank 64 adapters 1.19."""
+def test_estimate_of_flux_in_every_mode():
+    """Compare with sums by hand, in GB.
+
+    The transformer has 23.80 in bf16, T5 9.52, CLIP 0.25, the VAE 0.17, and adapters of rank 64 1.19.
+    """
     with torch.device("meta"):
         transformer = Seg2AnyTransformer2DModel(guidance_embeds=True).requires_grad_(False)
         vae = AutoencoderKL(**FLUX_VAE)
@@ -131,13 +135,13 @@ def test_flux_by_mode():
     assert gigabytes["offload"] > 24
 
 
-def test_a_whole_image(stock_pipe):
-    """All stages one after the other: the weights that are there, and the largest of what comes on top."""
+def test_estimate_of_a_whole_image(stock_pipe):
+    """Compare the largest stage with the weights plus the measured activation memory."""
     pipe = fresh_pipe(stock_pipe)
     masks = THREE.masks.repeat(4, axis=1).repeat(4, axis=2)
     layout = dataclasses.replace(THREE, masks=masks)
     run = {**FAST, **HARD, "output_type": "pt"}
-    images_of(pipe, layout, **run)  # what is made once
+    images_of(pipe, layout, **run)  # caches that only the first call fills
     with TrackedMemory() as tracked:
         images_of(pipe, layout, **run)
     networks = (pipe.transformer, pipe.text_encoder, pipe.text_encoder_2, pipe.vae)
@@ -149,7 +153,7 @@ def test_a_whole_image(stock_pipe):
     assert max(stages.values()) - weights == near(tracked.peak)
 
 
-def test_fp8_weights(stock_pipe):
+def test_estimate_of_fp8_weights(stock_pipe):
     pipe = fresh_pipe(stock_pipe)
     transformer = pipe.transformer.requires_grad_(False)
     predicted = transformer_bytes(transformer, "fp8", 4)

@@ -60,7 +60,7 @@ def load(model, lora, dtype=torch.float32, **arguments) -> Seg2AnyPipeline:
 
 
 def copy_base(source: nn.Module, target: nn.Module, weight_of) -> None:
-    """Write `weight_of(layer)` of every Linear of the base into the layer of that name."""
+    """Copy `weight_of(layer)` of every Linear of the base into the layer of the same name."""
     for name, layer in source.named_modules():
         if isinstance(layer, nn.Linear) and ".lora_" not in name:
             target.get_submodule(name).weight.data.copy_(weight_of(layer))
@@ -86,7 +86,7 @@ def test_nf4_computes_as_on_its_unpacked_weights(tiny_model, lora, bitsandbytes_
     unpack = bitsandbytes.functional.dequantize_4bit
     copy_base(quantised.transformer, plain.transformer, lambda m: unpack(m.weight.data, m.weight.quant_state))
     expected = latents_of(plain, MANY)
-    error = (latents_of(quantised, MANY) - expected).abs().mean()  # its kernels keep the scales in bfloat16
+    error = (latents_of(quantised, MANY) - expected).abs().mean()  # bitsandbytes' kernels keep the scales in bfloat16
     assert error < (expected - before).abs().mean() / 10
 
 
@@ -197,7 +197,7 @@ class TestTrueCfg:
     STEERED = {"negative_prompt": "a plain heart on a long and winding background", "true_cfg_scale": 3.0}
 
     @pytest.mark.parametrize("more", [{}, {"attention_mask_method": "none", "num_images_per_prompt": 2}])
-    def test_one_pass_is_two_passes(self, tiny_model, lora, more, monkeypatch):
+    def test_guidance_in_one_pass_equals_two_passes(self, tiny_model, lora, more, monkeypatch):
         pipe, batches = load(tiny_model, lora), []
         forward = pipe.transformer.forward
         monkeypatch.setattr(
@@ -225,7 +225,7 @@ class TestTrueCfg:
         wanted, opposed, both = seen
         assert torch.equal(wanted, opposed) and torch.equal(both, torch.cat([wanted, opposed]))
 
-    def test_memory_decides(self, monkeypatch):
+    def test_both_passes_are_joined_only_if_memory_allows(self, monkeypatch):
         transformer = tiny_flux.tiny()
         weights = sum(4 * p.numel() for p in transformer.parameters())
         needed = memory.activation_bytes(transformer.config, 4, 100, 4) + weights
@@ -236,6 +236,6 @@ class TestTrueCfg:
         assert not memory.fits_doubled(transformer, 2, 100, CPU)
 
 
-def test_modes_are_told_in_one_table():
+def test_modes_are_listed_in_one_table():
     named = re.findall(r"^(\w+)(?:, (\w+))?  +\S", memory_modes.__doc__, re.MULTILINE)
     assert [name for row in named[1:] for name in row if name] == list(memory_modes.MEMORY_MODES)

@@ -1,4 +1,4 @@
-"""CLIP score through the real loading code: a tiny random CLIP with a tokenizer that knows the words of `shapes`."""
+"""CLIP score through the real loading code, with a tiny random CLIP."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ SHORT, LONG = "a red circle", "a red circle " * 30
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The config of the published CLIP (end token 2: "the token with the highest number"), tiny."""
+    """Save a tiny CLIP with the published config.
+
+    Its end token is 2, which transformers takes to mean "the token with the highest id".
+    """
     folder = tmp_path_factory.mktemp("clip")
     torch.manual_seed(0)
     save_clip(folder)
@@ -66,7 +69,7 @@ def test_long_captions_keep_their_end_and_the_published_cut_forgets_what_they_sa
     long = [LONG, "two blue squares " + LONG, "a green star"]
     kept, cut = clip.of_captions(long), clip.of_captions_as_published(long)
     assert np.abs(kept[0] - kept[1]).max() > 1e-3
-    assert np.allclose(cut[0], cut[1], atol=1e-6)  # whatever they say
+    assert np.allclose(cut[0], cut[1], atol=1e-6)  # although their ends differ
     assert np.allclose(cut[2], kept[2], atol=1e-6)
     assert np.allclose(np.linalg.norm(kept, axis=1), 1, atol=1e-5)
     whole, published = clip_score([item("a", LONG, 0), item("b", SHORT, 0)], clip)
@@ -82,7 +85,7 @@ def test_a_mean_below_0_counts_as_0(clip: Clip, monkeypatch: pytest.MonkeyPatch)
     assert interval(whole) == (0, 0)
 
 
-def test_what_is_missing_is_named(clip: Clip, tmp_path: Path):
+def test_missing_files_are_named(clip: Clip, tmp_path: Path):
     with pytest.raises(UserError, match="'a' has no global caption"):
         clip_score([item("a", None, 0)], clip)
     with pytest.raises(UserError, match="'a' comes without a layout"):

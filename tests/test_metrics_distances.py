@@ -1,4 +1,4 @@
-"""Distances between sets of images: closed forms, hand-computed cases, and tiny networks through the real loading."""
+"""Distances between sets of images: closed forms, hand-made cases, tiny networks."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_gaussians_are_fitted_as_numpy_does_and_counts_repeat_rows(d: int):
     assert fitted.root.shape[1] <= d
 
 
-def test_singular_covariances_have_roots_too():
+def test_singular_covariances_have_a_square_root():
     flat_ = np.diag([4.0, 0.0, 1.0])
     assert np.allclose(covariance_of(gaussian(np.zeros(3), flat_)), flat_)
 
@@ -113,7 +113,7 @@ def test_fid_is_the_mean_over_groups_of_distances_from_the_real_images():
     other, *_ = frechet("FID", real, [Item(item.key, flat(rng.integers(0, 255, 3))) for item in real], means)
     assert interval(other)[0] < other.value < interval(other)[1]
     assert other.extra["keys_sha256"] == result.extra["keys_sha256"]
-    # Grey images are a Gaussian without spread: the distance is that of the means, and the trace of the covariance.
+    # Grey images have a singular Gaussian: the distance is that of the means plus the covariance's trace.
     rows = means([item.image for item in real])
     expected = ((rows.mean(0) - 128) ** 2).sum() + rows.var(0, ddof=1).sum()
     assert (empty.source, empty.value) == ("grey images", pytest.approx(expected)) and empty.extra["n"] == 12
@@ -125,7 +125,10 @@ def test_fid_is_the_mean_over_groups_of_distances_from_the_real_images():
 
 
 def test_the_ceiling_compares_every_second_real_image_with_the_others():
-    """Neighbours are pairs of equal, or of equally shifted, colours; and three images make no two halves."""
+    """Compare real images whose neighbours are equal, or equally shifted, colours.
+
+    Three images cannot be halved.
+    """
     colours = np.random.default_rng(7).integers(0, 200, (6, 3))
     for shift, expected in ((0, 0), (4, 3 * 4**2)):
         paired = [flat(colour + shift * place) for colour in colours for place in (0, 1)]
@@ -172,7 +175,10 @@ def test_cmmd_is_the_double_sum_over_kernels():
 
 
 def pil_bicubic(line: np.ndarray, size: int) -> np.ndarray:
-    """PIL's bicubic reduction of one line [N], from its definition: a cubic with a = -0.5, stretched by the scale."""
+    """Reduce one line [N] as PIL's bicubic filter does.
+
+    By its definition: a cubic with a = -0.5, stretched by the scale.
+    """
     scale = len(line) / size
 
     def weight(x: float) -> float:
@@ -203,14 +209,14 @@ def test_resizing_is_bicubic_in_floating_point_per_channel():
 
 
 class TinyInception(torch.nn.Module):
-    """The interface of the TorchScript file: `layers` takes images in [-1, 1)."""
+    """Stands in for the TorchScript file: `layers` takes images in [-1, 1)."""
 
     def __init__(self):
         super().__init__()
         self.layers = torch.nn.Sequential(torch.nn.Conv2d(3, 5, 1), torch.nn.AdaptiveAvgPool2d(1))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layers(x) + 1000  # not used: it resizes in its own way
+        return self.layers(x) + 1000  # must not be called: it resizes in its own way
 
 
 def test_inception_is_called_as_clean_fid_does(tmp_path: Path):

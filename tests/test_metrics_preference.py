@@ -1,4 +1,4 @@
-"""Adapters to packages that are not here: what they are asked, and what is said where they are missing."""
+"""Adapters to optional preference packages: their calls, and the message if one is missing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Regions: overlap against counting, SAM 2 through the real loading code, leaks and seams with known answers."""
+"""Region metrics: overlap by counting, SAM 2 by its real loading code, leakage, seams."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_overlap_is_counted_pixel_by_pixel():
 
 
 def test_boundary_is_the_band_inside_the_outline():
-    mask = box(0, 4, 10, 14, (20, 20))  # touches the image's border, which is an outline too
+    mask = box(0, 4, 10, 14, (20, 20))  # touches the image's border, which counts as outline
     assert boundary(mask, 1).sum() == 10 * 10 - 8 * 8
     shifted = box(0, 5, 10, 15, (20, 20))
     a, b = boundary(mask, 1), boundary(shifted, 1)
@@ -71,15 +71,15 @@ def test_boundary_is_the_band_inside_the_outline():
         (box(0, 0, 64, 15, (512, 512)), "small", True),
     ],
 )
-def test_sizes_and_thinness(mask: np.ndarray, size: str, thin: bool):
+def test_size_and_thinness_of_a_region(mask: np.ndarray, size: str, thin: bool):
     assert size_class(mask) == size and is_thin(mask) == thin
 
 
-def test_regions_count_alike_whatever_image_they_are_in():
+def test_every_region_has_equal_weight_in_any_image():
     wanted = [box(0, 0, 32, 32), box(40, 40, 42, 60), box(50, 0, 56, 8), np.zeros((64, 64), bool)]
     found = [box(0, 0, 32, 16), box(40, 40, 42, 50), box(50, 0, 56, 8), box(0, 0, 9, 9)]
     images = [
-        FoundRegions("a", np.stack(wanted), np.stack(found)),  # the last one is wanted nowhere: it does not count
+        FoundRegions("a", np.stack(wanted), np.stack(found)),  # the last mask is empty and does not count
         FoundRegions("b", np.stack(wanted[:1]), np.stack(wanted[:1])),
     ]
     results = {result.name: result for result in region_overlap("IoU", images)}
@@ -119,7 +119,7 @@ def test_boxes_are_the_recorded_ones(name: str):
 
 @pytest.fixture(scope="module")
 def sam(tmp_path_factory: pytest.TempPathFactory) -> Sam2Segmenter:
-    """A random SAM 2 of 64 x 64 pixels, saved and loaded."""
+    """Save and load a random SAM 2 of 64 x 64 pixels."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sam")
     tiny_sam2().save_pretrained(folder)
@@ -162,7 +162,10 @@ def test_regions_decoded_together_are_those_decoded_alone(sam: Sam2Segmenter, mo
 
 
 def hostile_masks(size: tuple[int, int]) -> np.ndarray:
-    """One pixel, in every corner too; a line along each border; the whole image; a pixel that the prompt leaves out."""
+    """Draw masks that are hard for prompts.
+
+    Single pixels, also in every corner; a line along each border; the whole image; a pixel that the prompt leaves out.
+    """
     height, width = size
     corners = [(0, 0), (0, width - 1), (height - 1, 0), (height - 1, width - 1), (height // 2, width // 3)]
     pixels = [box(y, x, y + 1, x + 1, size) for y, x in corners]
@@ -243,7 +246,7 @@ def two_halves(left: str | tuple, right: str | tuple) -> np.ndarray:
 HALVES = np.stack([box(0, 0, 40, 20, (40, 40)), box(0, 20, 40, 40, (40, 40))])
 
 
-def test_colours_that_leak_are_counted():
+def test_colour_leaks_are_counted():
     layout = Layout(HALVES, ("a red car", "a Blue or gray door"))
     right, swapped = two_halves("red", "blue"), two_halves("grey", "red")
     mixed = two_halves("red", "blue")
@@ -264,11 +267,11 @@ def test_only_regions_with_a_colour_beside_another_colour_count():
         colour_leak([silent, same])
     hidden = Layout(np.stack([HALVES[0], np.ones((40, 40), bool)]), ("a red car", "a blue door"))
     leak, _ = colour_leak([Item("c", two_halves("blue", "blue"), layout=hidden)])
-    assert leak.value == 0 and leak.extra == {"regions": 1}  # what is covered by another region does not count
+    assert leak.value == 0 and leak.extra == {"regions": 1}  # pixels covered by another region do not count
 
 
 class NamesColours:
-    """Stands in for CLIP: fits an image to the caption that names the colour of its middle."""
+    """Stands in for CLIP: an image fits the caption that names the colour of its centre."""
 
     def of_images(self, images: list[np.ndarray]) -> np.ndarray:
         tones = np.array(list(COLOURS.values()))
@@ -279,7 +282,7 @@ class NamesColours:
         return np.array([[float(colour in caption) for colour in COLOURS] for caption in captions])
 
 
-def test_regions_taken_for_others():
+def test_regions_that_fit_another_caption_better_are_caption_leaks():
     fit = np.array([[0.9, 0.1, 0.0], [0.8, 0.2, 0.0], [0.1, 0.5, 0.5]])
     assert taken_for_another(fit, ["a", "b", "c"]).tolist() == [False, True, True]
     assert taken_for_another(fit, ["a", "a", "c"]).tolist() == [False, False, True]  # the same words are no leak

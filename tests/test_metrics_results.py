@@ -1,4 +1,4 @@
-"""Numbers with their intervals: resampling against what theory says, one JSON file, paired comparisons."""
+"""Metric results: resampled intervals, the JSON file, and paired comparisons."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from seg2any.system.errors import UserError
 def test_pooled_value_is_the_mean_over_classes_of_quotients_of_sums():
     parts = {"a": {"sky": (1, 4), "cat": (2, 2)}, "b": {"sky": (5, 8)}, "c": {"dog": (0, 0)}}
     result = pooled("iou", parts)
-    assert result.value == pytest.approx((6 / 12 + 2 / 2) / 2)  # dogs are nowhere: they do not count
+    assert result.value == pytest.approx((6 / 12 + 2 / 2) / 2)  # class dog occurs nowhere and does not count
     assert result.per_sample == pytest.approx({"a": (1 / 4 + 1) / 2, "b": 5 / 8, "c": math.nan}, nan_ok=True)
     with pytest.raises(UserError, match="iou: "):
         pooled("iou", {"c": {"dog": (0, 0)}})
@@ -59,7 +59,7 @@ def test_pairing_finds_what_separate_intervals_cannot():
     assert not paired_difference(a.parts, a.parts).is_clear
 
 
-def test_distances_between_sets_get_their_spread_around_the_value():
+def test_intervals_of_set_distances_are_centred_on_the_value():
     resamples = np.random.default_rng(0).normal(13, 0.5, 2000)
     low, high = interval(Result("FID", 10.0, {}, resamples=tuple(resamples)))
     assert (low + high) / 2 == pytest.approx(10) and high - low == pytest.approx(2 * 1.96 * 0.5, rel=0.05)
@@ -82,9 +82,9 @@ def runs(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "a.json", tmp_path / "b.json"
 
 
-def test_a_run_survives_its_file(tmp_path: Path):
+def test_results_survive_their_file(tmp_path: Path):
     path, _ = runs(tmp_path)
-    content = json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    content = json.loads(path.read_text(), parse_constant=pytest.fail)  # NaN is not valid JSON
     assert content["schema"] == 1 and content["settings"] == {"steps": 20} and content["hashes"] == {"adapter": "abc"}
     assert {"torch", "transformers"} <= content["versions"].keys() and content["commit"] and content["machine"]
     run = read_run(path)
@@ -118,8 +118,11 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, content: str | None
     assert str(path) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_numbers_that_are_none_are_read_as_none(tmp_path: Path, capsys: pytest.CaptureFixture):
-    """A network that overflows gives distances that are no numbers; JSON has null for them."""
+def test_nan_survives_the_json_file(tmp_path: Path, capsys: pytest.CaptureFixture):
+    """Read NaN distances back as NaN.
+
+    A network that overflows produces NaN, which JSON stores as null.
+    """
     keys = {"n": 3, "keys_sha256": "same"}
     for name in ("a", "b"):
         nan = Result("FID", math.nan, {}, keys, resamples=(math.nan, 1.0, math.nan))
@@ -168,7 +171,7 @@ def test_comparison_names_what_it_leaves_out(tmp_path: Path, capsys: pytest.Capt
     assert main([str(tmp_path / "a.json"), str(tmp_path / "c.json")]) == 2
 
 
-def test_one_sample_says_nothing_about_others(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_one_sample_has_no_interval(tmp_path: Path, capsys: pytest.CaptureFixture):
     for name, value in (("a", 1.0), ("b", 0.5)):
         write_run(make_run("x", [mean("IoU", {"s0": value})], {}, {}), tmp_path / f"{name}.json")
     row = read_run(tmp_path / "a.json").row("IoU")
@@ -178,7 +181,7 @@ def test_one_sample_says_nothing_about_others(tmp_path: Path, capsys: pytest.Cap
     assert "undecided" in out and "+0.5000" in out and "nan" not in out
 
 
-def test_comparison_says_if_the_data_may_be_others(tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_comparison_warns_if_the_data_may_differ(tmp_path: Path, capsys: pytest.CaptureFixture):
     results = [mean("IoU", {"s0": 1.0, "s1": 0.5})]
     for name, digest in (("a", "1"), ("b", "2"), ("c", "1")):
         write_run(make_run("x", results, {}, {"data": digest}), tmp_path / f"{name}.json")

@@ -1,4 +1,4 @@
-"""Closed-set mIoU: against IoU of sets of pixels counted one by one, and through the real models, tiny and random."""
+"""Closed-set mIoU against IoU of pixel sets, and through tiny random models."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = [f"class {index}" for index in range(6)]
 
 
 class Recalls:
-    """A label judge with known answers: the image's first channel is the answer."""
+    """A label judge with known answers, stored in the image's first channel."""
 
     def __init__(self, classes: int = 6):
         self.classes = classes
@@ -36,7 +36,10 @@ class Recalls:
 
 
 def items(rng: np.random.Generator, samples: int = 3, groups: int = 2) -> list[Item]:
-    """Labels with ignored pixels, without class 5; classes 0..4 seen at random."""
+    """Return items with ignored pixels and predicted classes 0..4 at random.
+
+    No label has class 5.
+    """
     found = []
     for sample in range(samples):
         labels = rng.choice([0, 1, 2, 3, IGNORED], (7, 9)).astype(np.uint8)
@@ -46,7 +49,7 @@ def items(rng: np.random.Generator, samples: int = 3, groups: int = 2) -> list[I
     return found
 
 
-def test_miou_is_the_brute_force_one_pooled_over_groups():
+def test_miou_equals_brute_force_pooled_over_groups():
     measured = items(np.random.default_rng(0))
     result = semantic_iou(iter(measured), Recalls(), NAMES)
     wanted, seen = (
@@ -63,7 +66,7 @@ def test_miou_is_the_brute_force_one_pooled_over_groups():
         a, b = ({place for place, value in pixels.items() if value == index} for pixels in (wanted, seen))
         if a | b:
             expected[index] = len(a & b) / len(a | b)
-    assert sorted(expected) == [0, 1, 2, 3, 4]  # class 4 is seen but never wanted: it counts, as 0; class 5 does not
+    assert sorted(expected) == [0, 1, 2, 3, 4]  # class 4, predicted but never labelled, counts as 0
     assert result.value == pytest.approx(np.mean(list(expected.values())))
     assert {row["class"]: row["iou"] for row in result.extra["per_class"]} == pytest.approx(expected)
     assert result.extra["pixel_accuracy"] == pytest.approx(np.mean([wanted[p] == seen[p] for p in wanted]))
@@ -72,7 +75,7 @@ def test_miou_is_the_brute_force_one_pooled_over_groups():
     assert set(result.per_sample) == {"s0", "s1", "s2"}
 
 
-def test_pooled_is_not_the_mean_over_images():
+def test_pooled_miou_differs_from_the_mean_over_images():
     def image(values: list[int]) -> np.ndarray:
         return np.repeat(np.uint8([values])[..., None], 3, 2)
 
@@ -137,7 +140,10 @@ def test_mask_logits_are_resized_before_the_sigmoid():
 
 @pytest.fixture(scope="module")
 def stock_mask2former() -> Iterator[Mask2FormerForUniversalSegmentation]:
-    """transformers' own class, tiny and random. Only its loss, unused here, would need SciPy."""
+    """Build transformers' own class, tiny and random.
+
+    Only its loss, unused here, would need SciPy.
+    """
     config = tiny_mask2former(num_labels=6)
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
@@ -156,7 +162,7 @@ def test_mask2former_is_the_stock_model_with_its_own_post_processing(tmp_path: P
         output = stock_mask2former(pixel_values=imagenet_normalised(image))
     expected = class_scores(output.class_queries_logits, output.masks_queries_logits, (512, 512))[0].argmax(0)
     assert (seen == expected.numpy()).all() and seen.shape == (512, 512)
-    # Wide and small: brought to 512 x 760, padded below and right to multiples of 32, which are cut off again.
+    # A small wide image: resized to 512 x 760, padded below and right to multiples of 32, and cropped again.
     wide = rng.integers(0, 256, (64, 95, 3), np.uint8)
     pixels = imagenet_normalised(cv2.resize(wide, (760, 512), interpolation=cv2.INTER_LINEAR))
     padded = torch.zeros(1, 3, 512, 768)
@@ -169,7 +175,7 @@ def test_mask2former_is_the_stock_model_with_its_own_post_processing(tmp_path: P
 
 
 def test_a_judge_without_all_of_its_weights_is_refused(tmp_path: Path, stock_mask2former):
-    stock_mask2former.model.save_pretrained(tmp_path / "judge")  # transformers would make up the class head
+    stock_mask2former.model.save_pretrained(tmp_path / "judge")  # the class head is missing
     with pytest.raises(UserError, match="lacks 2 weights, first class_predictor.bias"):
         Mask2FormerJudge(str(tmp_path / "judge"))
 
@@ -203,7 +209,7 @@ def test_published_files_load_whatever_is_wrapped_around_them(tmp_path: Path, ti
     with torch.no_grad():
         expected = tiny_deeplab(imagenet_normalised(image))[0].argmax(0).numpy()
     assert (judge.labels(image) == expected).all() and len(np.unique(expected)) > 1
-    # Wide and small: brought to 512 x 768, and the scores, not the classes, back to the image's size.
+    # A small wide image: resized to 512 x 768; the scores, not the classes, are resized back.
     wide = image[:256, :384][::4, ::4]
     with torch.no_grad():
         scores = tiny_deeplab(imagenet_normalised(cv2.resize(wide, (768, 512), interpolation=cv2.INTER_LINEAR)))
@@ -241,7 +247,7 @@ def test_other_files_are_refused_in_one_line(tmp_path: Path, tiny_deeplab: DeepL
     assert "\n" not in str(error.value)
 
 
-def test_safetensors_load_too(tmp_path: Path, tiny_deeplab: DeepLabV3):
+def test_safetensors_files_load(tmp_path: Path, tiny_deeplab: DeepLabV3):
     from safetensors.torch import save_file
 
     save_file(tiny_deeplab.state_dict(), tmp_path / "judge.safetensors")

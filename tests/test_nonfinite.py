@@ -1,4 +1,4 @@
-"""One process meets a sample that makes its gradient not finite: none steps, all say which samples, none hangs."""
+"""A non-finite gradient in one process: all skip the step and name the samples."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LAUNCHERS = [
 
 
 class Told:
-    """A log that keeps what is said."""
+    """A log that keeps its messages."""
 
     def __init__(self):
         self.said = []
@@ -36,7 +36,7 @@ class Told:
 
 
 def poison(trainer):
-    """Samples become NaN on their way into the loss."""
+    """Replace the trainer's images with NaN, so that its loss is NaN."""
     image = Posterior(torch.full((16, 64), torch.nan), torch.zeros(16, 64))
     trainer.task.objective.dropped_out = lambda sample, generator: replace(sample, image=image)
 

@@ -1,4 +1,7 @@
-"""Files in tests/old_files, written by commit db340c7, are read with the same meaning or refused in one line."""
+"""Files in tests/old_files: read with the same meaning, or refused in one line.
+
+They were written by commit db340c7.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +51,7 @@ def test_adapters_act_as_they_did_and_their_card_says_the_same():
 def test_the_published_layout_without_a_card_gets_the_published_settings(tmp_path: Path):
     for name in WEIGHTS:
         (tmp_path / name).parent.mkdir()
-        save_file(load_file(OLD / "adapters" / name), tmp_path / name)  # without the metadata of ours
+        save_file(load_file(OLD / "adapters" / name), tmp_path / name)  # without our metadata
     with_card, without = tiny(), tiny()
     load_adapters(with_card, OLD / "adapters")
     card = load_adapters(without, tmp_path)
@@ -84,7 +87,10 @@ def test_the_same_image_is_made_today(tmp_path: Path, call):
 
 
 def test_a_bucket_map_is_used_or_counted_again_with_the_same_rows(tmp_path: Path, monkeypatch, capsys):
-    """The fingerprint of the data set `shapes` contained the code that draws."""
+    """Use an old map, or count the same rows again.
+
+    The fingerprint of the data set `shapes` contained the code that draws.
+    """
     shutil.copytree(OLD / "bucket_map", tmp_path / "maps")
     (path,) = (tmp_path / "maps").iterdir()
     before = pq.read_table(path)
@@ -97,7 +103,7 @@ def test_a_bucket_map_is_used_or_counted_again_with_the_same_rows(tmp_path: Path
 
 
 def arguments(model: Path, folder: Path) -> list[str]:
-    """The command line of the old run, with its files in `folder`."""
+    """Return the command line of the old run, with its files in `folder`."""
     given = json.loads((OLD / "arguments.json").read_text())
     places = {"run": folder / "run", "model": model, "cache": folder / "cache"}
     names = ("project.output_dir", "model.pretrained_model_name_or_path", "trainer.cache_dir")
@@ -114,7 +120,7 @@ OLD_LOSSES = {
 
 @pytest.fixture
 def same_data(monkeypatch):
-    """Let the data set `shapes` have the fingerprint that it had: it contained the code that draws."""
+    """Give the data set `shapes` its old fingerprint, which contained the code that draws."""
     state = read_state(OLD / "run" / "checkpoint-1" / STATE)
     monkeypatch.setattr(ShapesDataset, "fingerprint", lambda self: state["identity"][CONTENT])
 

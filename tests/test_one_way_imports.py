@@ -1,4 +1,4 @@
-"""Imports point one way: from the commands down to the system, room by room, and never in a circle.
+"""Imports between rooms: they point one way, from commands to system, without circles.
 
 Read from the source with `ast`, so that imports inside functions count too and nothing has to be importable.
 """
@@ -36,7 +36,7 @@ ONLY_IN = {"accelerate": ("seg2any.training", "seg2any.evaluation.generate_image
 
 
 def modules_of(root: Path) -> dict[str, Path]:
-    """Dotted name -> file: the modules of the packages, and the scripts beside them."""
+    """Map dotted names to files: the modules of the packages, and the scripts beside them."""
     files = [*root.glob("*.py"), *(path for package in PACKAGES for path in (root / package).rglob("*.py"))]
     return {_dotted(path.relative_to(root)): path for path in sorted(files)}
 
@@ -47,7 +47,10 @@ def _dotted(path: Path) -> str:
 
 
 def imports_of(name: str, path: Path, modules: Mapping[str, Path]) -> Iterator[tuple[str, int]]:
-    """Dotted name and line of everything that a module imports: the submodule where one is named, else the module."""
+    """List dotted name and line of every import of a module.
+
+    The name is the submodule where one is imported, else the module.
+    """
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -61,7 +64,7 @@ def imports_of(name: str, path: Path, modules: Mapping[str, Path]) -> Iterator[t
 
 
 def level_of(name: str) -> int | None:
-    """The level whose entry is the longest prefix of `name`; None for a module without a place."""
+    """Return the level of the longest matching prefix of `name`, or None."""
     inside = [
         (len(entry), index)
         for index, level in enumerate(LEVELS)
@@ -73,7 +76,7 @@ def level_of(name: str) -> int | None:
 
 
 def violations(root: Path) -> list[str]:
-    """One line per import that points up or leaves its package, per circle, and per module without a place."""
+    """List imports that point up or leave their package, circles, and modules without a place."""
     modules = modules_of(root)
     found = [
         f"{folder.name}/ holds Python files but has no place in the order"
@@ -107,7 +110,10 @@ def _points_up(name: str, imported: str) -> bool:
 
 
 def circles(modules: Mapping[str, Path]) -> list[list[str]]:
-    """Groups of modules that import each other, directly or through others (Tarjan's strongly connected components)."""
+    """List groups of modules that import each other, directly or through others.
+
+    They are Tarjan's strongly connected components.
+    """
     graph = {
         name: sorted({imported for imported, _ in imports_of(name, path, modules)} & modules.keys() - {name})
         for name, path in modules.items()
@@ -143,7 +149,10 @@ def test_imports_point_one_way_and_in_no_circle():
 
 
 def test_the_renderer_needs_layouts_only():
-    """`shapes` makes the truth that everything else is measured with, so nothing measured may be part of it."""
+    """Check the imports of `shapes`.
+
+    It makes the truth for every measurement, so it may not depend on measured code.
+    """
     modules = modules_of(REPOSITORY)
     for name in ("seg2any.data.shapes", "seg2any.data.shapes_draw", "seg2any.data.dataset"):
         ours = {imported for imported, _ in imports_of(name, modules[name], modules) if imported.startswith("seg2any")}

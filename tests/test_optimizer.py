@@ -1,4 +1,4 @@
-"""The parameters that are trained, and their running average."""
+"""Trained parameters and their running average."""
 
 import pytest
 import torch

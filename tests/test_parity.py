@@ -1,4 +1,4 @@
-"""Every case that the golden root recorded from the published implementation, one test each.
+"""Every case recorded from the published implementation, one test each.
 
 The checks live in tests/parity/, one module per section. Cases without a check are listed as skipped by name, with the
 reason; a case that is neither checked nor listed fails the suite.
@@ -29,7 +29,7 @@ def _full_id(section: str, name: str) -> str:
 
 
 def _collect() -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
-    """Checks and pending reasons of every section module, by full id."""
+    """Collect checks and pending reasons of every section module, by full id."""
     checks, pending = {}, {}
     for name in sorted(module.name for module in pkgutil.iter_modules(tests.parity.__path__)):
         if name in NOT_SECTIONS or name.startswith("_"):

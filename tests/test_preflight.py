@@ -1,4 +1,4 @@
-"""Pre-flight numbers against other ways of counting them, and every warning for its reason."""
+"""Pre-flight numbers compared with independent counts, and the reason for every warning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ SETTINGS = ConditionSettings(max_sequence_length=6, regional_max_sequence_length
 
 
 def scene() -> Layout:
-    """128 x 192: a large region, one inside it, and a speck of 3 x 3 pixels between token centres."""
+    """Draw a layout of 128 x 192 pixels.
+
+    It has a large region, one inside it, and a speck of 3 x 3 pixels between token centres.
+    """
     masks = np.zeros((3, 128, 192), dtype=bool)
     masks[0, 10:100, 20:150] = True
     masks[1, 40:70, 60:110] = True
@@ -39,7 +42,7 @@ def drawn_contour_tokens(masks: np.ndarray, size: tuple[int, int]) -> int:
 
 
 @pytest.mark.parametrize(("size", "scale"), [((128, 192), 1), ((128, 192), 2), ((256, 384), 2), ((64, 96), 1)])
-def test_numbers(size: tuple[int, int], scale: int):
+def test_token_counts_and_background_equal_independent_counts(size: tuple[int, int], scale: int):
     layout = scene()
     report = check_layout(layout, size, replace(SETTINGS, cond_scale_factor=scale), MODEL)
     grid = (size[0] // 16, size[1] // 16)
@@ -91,13 +94,13 @@ def test_cut_captions_and_stretched_masks_are_named():
     )
 
 
-def test_plain_flux_has_no_regions_to_warn_about():
+def test_plain_flux_warns_about_no_region():
     plain = replace(SETTINGS, attention_mask_method="none")
     report = check_layout(scene(), (128, 192), plain, MODEL)
     assert report.warnings == () and report.contour_tokens == 0
 
 
-def test_without_contour_tokens_there_are_none():
+def test_contour_token_counts_are_zero_if_they_are_switched_off():
     report = check_layout(scene(), (128, 192), replace(SETTINGS, is_use_cond_token=False), MODEL)
     assert report.contour_tokens == 0 and {region.contour_tokens for region in report.regions} == {0}
 

@@ -1,4 +1,4 @@
-"""Processes share a run's work without gap or overlap, and do each other's when no one else does."""
+"""Division of a run's work among processes, and takeover of abandoned work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_item_belongs_to_one_process(n_items: int, count: int):
     assert ALONE.share(items) == list(ALONE.consecutive_share(n_items)) == items
 
 
-def test_a_rank_without_a_world_is_alone():
+def test_a_rank_without_a_world_size_is_ignored():
     assert Process.of({"RANK": "3"}) == ALONE
     assert Process.of({"RANK": "3", "ACCELERATE_USE_CPU": "True"}).is_on_cpu
 
@@ -47,14 +47,14 @@ def _add(shared: int, task: int) -> int:
     return shared + task
 
 
-@pytest.mark.parametrize("preload", [(), ("json",)])  # spawned workers, and forked by a server
+@pytest.mark.parametrize("preload", [(), ("json",)])  # workers that are spawned, or forked by a server
 def test_a_pool_works_through_more_tasks_than_it_queues(preload: tuple[str, ...]):
     with WorkerPool(2, shared=100, preload=preload) as pool:
         assert sorted(pool.results(_add, range(20, 40))) == [(task, 100 + task) for task in range(20, 40)]
 
 
 @pytest.mark.parametrize(("task", "named"), [(-1, "task -1"), (13, "worker process was killed")])
-def test_the_fault_of_a_worker_ends_the_work(task: int, named: str):
+def test_an_error_in_a_worker_ends_the_work(task: int, named: str):
     with pytest.raises(UserError, match=named), WorkerPool(1) as pool:
         list(pool.results(_add_to_none, [task, 1]))
 

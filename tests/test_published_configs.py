@@ -1,4 +1,4 @@
-"""The configs of the published data sets, as they are in config/, on small copies in the published folders."""
+"""Published configs as they are in config/, run on small copies of the data."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from tests.tiny_run import losses
 pytestmark = pytest.mark.slow
 
 CONFIGS = Path(__file__).parents[1] / "config"
-# Only what the size of the recorded model asks for; data folders, data sets and method are those of the file.
+# Only what the recorded model's size requires; data folders, data sets and method come from the file.
 SMALL = (
     f"--model.pretrained_model_name_or_path={golden_root() / 'pipeline' / 'model'}",
     *("--resolution=64", "--model.rank=4", "--model.hard_attn_block_range=[2,4]", "--model.num_inference_steps=2"),
     *("--mixed_precision=no", "--trainer.train_batch_size=2", "--dataloader_num_workers=0"),
     *("--trainer.num_validation_images=1", "--trainer.num_validation_samples=2", "--trainer.log_steps=1"),
 )
-# What the published runs were, spec section 6: resolution, contour factor, mask method, tokens of a region.
+# Settings of the published runs: resolution, contour factor, mask method, tokens of a region.
 PUBLISHED = {
     "ade20k": (512, 1, "base", 10),
     "coco_stuff": (512, 1, "base", 10),

@@ -1,4 +1,4 @@
-"""Token counts from annotations equal those of the drawn, resized, outlined masks."""
+"""Token counts from annotations compared with drawn, resized and outlined masks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def tokenizer():
 
 
 def runs_of(mask: np.ndarray) -> np.ndarray:
-    """bool [H, W] -> lengths of runs, column by column, outside first."""
+    """Convert bool [H, W] to run lengths, column by column, outside first."""
     flat = mask.T.ravel()
     changes = np.flatnonzero(flat[1:] != flat[:-1]) + 1
     runs = np.diff([0, *changes, flat.size])
@@ -57,7 +57,10 @@ def by_definition(regions, size, cond_size, patch, aspect="stretch") -> RegionCo
 
 
 def draw(rng: np.random.Generator, kind: int, height: int, width: int) -> np.ndarray:
-    """Noise, nothing, one pixel, everything, rectangles to the border, discs, rings, single lines."""
+    """Draw a random mask.
+
+    It is noise, empty, one pixel, full, rectangles to the border, discs, rings, or single lines.
+    """
     mask = np.zeros((height, width), bool)
     y, x = np.ogrid[:height, :width]
     row, column = rng.integers(height), rng.integers(width)
@@ -80,7 +83,10 @@ def draw(rng: np.random.Generator, kind: int, height: int, width: int) -> np.nda
 
 
 def random_sizes(rng: np.random.Generator) -> tuple:
-    """Stored size, image size, condition size, patch, aspect: growing and shrinking, even and odd, any scale."""
+    """Draw stored size, image size, condition size, patch and aspect.
+
+    Scales grow and shrink, and sizes are even and odd.
+    """
     height, width = (int(side) for side in rng.integers(1, 70, 2))
     patch, scale = int(rng.choice([1, 2, 4, 5, 16])), int(rng.choice([1, 1, 2, 2, 3, 4]))
     cond_size = tuple(int(side) for side in rng.integers(patch, 60, 2))
@@ -120,7 +126,7 @@ def test_counts_of_label_maps_follow_the_definition(dtype):
         assert count_regions(regions, *rest) == by_definition(regions, *rest), (stored, rest, background)
 
 
-def test_a_photograph_of_usual_size():
+def test_counts_of_a_photograph_of_usual_size():
     rng = np.random.default_rng(2)
     masks = np.stack([draw_blob(rng, (1500, 2250), share) for share in (0.2, 0.05, 0.01, 0.3)])
     regions = RunLengths((1500, 2250), tuple(map(runs_of, masks)))

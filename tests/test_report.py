@@ -1,4 +1,4 @@
-"""The report page: one file with everything in it, that shows what the evaluation found and nothing it was not told."""
+"""The report page: one self-contained file with everything that the evaluation found."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOSTILE = '"><script>alert(1)</script><img src=http://evil.example/x onerror="x"
 
 
 class Page(HTMLParser):
-    """Checks that every element is closed where it should be, and collects what matters."""
+    """HTML parser that checks that every element is closed, and collects its content."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -129,7 +129,7 @@ def test_every_picture_is_in_the_page_and_nothing_is_loaded(tmp_path: Path):
     assert 'content="width=device-width, initial-scale=1"' in text and text.startswith("<!doctype html>")
 
 
-def test_captions_are_text_whatever_is_in_them(tmp_path: Path):
+def test_captions_with_markup_stay_text(tmp_path: Path):
     page, text = report(tmp_path, evaluation(tmp_path, "one"))
     assert "<script" not in text and HOSTILE in " ".join(page.text)
 
@@ -140,7 +140,7 @@ def test_several_runs_are_compared_in_pairs(tmp_path: Path):
     page, text = report(tmp_path, a, b)
     words = " ".join(page.text)
     assert "Differences" in words and "B is better" in words and "-0.0500" in words
-    assert "A is x, B is y" in words  # the names alone are the same
+    assert "A is x, B is y" in words  # only the names are equal
     assert len(page.images) == 2 * 4 * 5
 
 
@@ -154,7 +154,7 @@ def test_pictures_of_an_earlier_evaluation_do_not_stay(tmp_path: Path):
     assert len(page.images) == 1
 
 
-def test_ceilings_that_differ_between_runs_are_told_apart(tmp_path: Path):
+def test_ceilings_that_differ_between_runs_are_shown_separately(tmp_path: Path):
     for name, ceiling in (("one", 0.9), ("two", 0.8)):
         results = [mean("IoU", {"a": 0.5, "b": 0.6})]
         results += [mean("IoU", {"a": ceiling}, source="rendered"), mean("IoU", {"a": 0.1}, source="grey")]
@@ -174,7 +174,7 @@ def test_a_run_without_pictures_has_a_page_too(tmp_path: Path):
     assert "No pictures lie beside this file." in " ".join(page.text) and not page.images
 
 
-def test_numbers_that_are_none_do_not_spoil_the_page(tmp_path: Path):
+def test_the_page_is_valid_with_nan_values(tmp_path: Path):
     per_class = [{"class": 0, "iou": math.nan}, {"class": 1, "iou": 0.5}]
     nothing = Result("mIoU", math.nan, {"a": math.nan}, {"per_class": per_class}, resamples=(math.nan, 1.0))
     for name, results in (("odd", [nothing]), ("empty", [])):
@@ -216,12 +216,12 @@ def test_extremes_are_the_worst_and_the_best_and_no_sample_twice():
     assert extremes({"a": 1.0}, "higher", 3) == [("worst", "a", 1.0)] and extremes({}, "higher", 3) == []
 
 
-def test_runs_are_named_by_what_tells_them_apart():
+def test_runs_are_named_by_the_parts_of_their_paths_that_differ():
     assert distinct_names([Path("r/hard.json"), Path("r/base.json")]) == ["hard", "base"]
     assert distinct_names([Path("r/hard/all.json"), Path("r/base/all.json")]) == ["hard", "base"]
     assert distinct_names([Path("r/a/x/all.json"), Path("r/b/y/all.json")]) == ["a/x", "b/y"]
     assert distinct_names([Path("r/all.json"), Path("r/b/all.json")]) == ["all", "b/all"]
-    assert distinct_names([Path("r/all.json")] * 2)  # one file twice: any name will do
+    assert distinct_names([Path("r/all.json")] * 2)  # one file given twice: any names are allowed
 
 
 def test_small_numbers_keep_their_sign_and_size():

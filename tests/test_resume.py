@@ -1,4 +1,4 @@
-"""A run killed again and again, anywhere, ends as the run that never was: losses, samples, weights, bit by bit."""
+"""A run killed repeatedly ends as an undisturbed run, bit by bit: losses, samples, weights."""
 
 from __future__ import annotations
 
@@ -41,8 +41,11 @@ def command(model, folder, *options):
 
 
 def train(arguments, trace, rank, killed_at=None):
-    """Run to the end, or be killed at the `killed_at`-th event. `trace` gets every micro-step's samples and loss."""
-    torch.manual_seed(random.SystemRandom().getrandbits(60))  # a process starts with a random state of its own
+    """Train to the end, or until event number `killed_at` kills the process.
+
+    `trace` gets every micro-step's samples and loss.
+    """
+    torch.manual_seed(random.SystemRandom().getrandbits(60))  # every process starts with its own random state
     trainer = tiny_run.trainer(arguments)
     loss, batches, seen = trainer.task.loss, trainer.batches, []
 
@@ -66,7 +69,10 @@ def train(arguments, trace, rank, killed_at=None):
 
 
 def watch(killed_at):
-    """Every loss and every moment of writing a file is an event; at the given one this process kills itself."""
+    """Count every loss and every moment of writing a file as an event.
+
+    At event number `killed_at` this process kills itself.
+    """
 
     def count(*_):
         count.events += 1
@@ -85,7 +91,7 @@ def watch(killed_at):
 
 
 def traced(path):
-    """Samples and loss of every micro-step; those taken twice must have gone the same way."""
+    """Read samples and loss of every micro-step; repeated micro-steps have to be equal."""
     steps = {}
     for line in path.read_text().splitlines():
         step, *content = json.loads(line)
@@ -102,7 +108,7 @@ def test_a_run_killed_anywhere_ends_as_the_uninterrupted_one(options, processes,
 
     parts = [*command(tiny_model, tmp_path / "parts", *options), "--resume_from_checkpoint=latest"]
     per_step = [int((tmp_path / f"whole.events{rank}").read_text()) // STEPS for rank in range(processes)]
-    assert per_step[0] > 15  # 2 losses; the others are of writing a checkpoint
+    assert per_step[0] > 15  # 2 losses; the other events belong to writing a checkpoint
     moments = random.Random(len(options) + processes)
     for kill in range(kills):
         # First within the first step or its checkpoint, then each time within the second step of that life.
@@ -118,7 +124,7 @@ def test_a_run_killed_anywhere_ends_as_the_uninterrupted_one(options, processes,
     assert trace == traced(tmp_path / "parts.trace") and len(trace) == 2 * STEPS * processes
     runs = [tmp_path / name / "run" for name in ("whole", "parts")]
     assert tiny_run.losses(runs[0]) == tiny_run.losses(runs[1]) and len(tiny_run.losses(runs[0])) == STEPS
-    for step in (1, STEPS):  # the first was written by another life than the last
+    for step in (1, STEPS):  # the first was written before a kill, the last after all of them
         states = [read_state(run / f"checkpoint-{step}" / checkpoint.STATE) for run in runs]
         assert same(*states) and len(states[0]["optimizer"]) == len(states[0]["adapters"]) > 100
         files = [sorted((run / f"checkpoint-{step}").rglob("*.safetensors")) for run in runs]
@@ -129,7 +135,10 @@ def test_a_run_killed_anywhere_ends_as_the_uninterrupted_one(options, processes,
 
 
 def life(arguments, folder, processes, launcher, victim=None, moment=None):
-    """One start of the run, to its end or until process `victim` is killed at event `moment`; -> exit statuses."""
+    """Run to the end, or until process `victim` is killed at event `moment`.
+
+    Returns the exit statuses.
+    """
 
     def one(rank):
         train(arguments, folder / "parts.trace", rank, moment if rank == victim else None)

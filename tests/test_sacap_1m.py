@@ -1,4 +1,4 @@
-"""Which rows of SACap-1M's table are samples, against a plain loop over all of them."""
+"""Usable rows of SACap-1M's table, compared with a plain loop over all rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.synthetic_data import make_sacap_1m, write_sacap_parquet
 
 
 def usable(rows: list[dict], root: Path) -> list[str]:
-    """Keys of the rows whose files are there and whose name no earlier one has."""
+    """Return keys of the rows whose files exist and whose name no earlier row has."""
     found: dict[str, None] = {}
     for row in rows:
         photo = root / (row["image_group"] or "") / (row["imagename"] or "no name")
@@ -24,8 +24,11 @@ def usable(rows: list[dict], root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("alike", [False, True])
-def test_rows_in_any_order_of_any_groups(alike: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """`alike`: all names have one hash, which must not make them one name."""
+def test_usable_rows_are_found_in_any_order_of_any_groups(alike: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Shuffle rows and groups.
+
+    With `alike` all names have one hash, which must not make them one name.
+    """
     if alike:
         monkeypatch.setattr(sacap_1m, "hash", lambda text: 7, raising=False)
     made = make_sacap_1m(tmp_path, n=12, groups=4, n_masks=1)

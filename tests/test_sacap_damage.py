@@ -1,4 +1,4 @@
-"""Damaged and hostile tars and files: what is whole comes out, and nothing else."""
+"""Damaged and hostile tars and files: intact members are extracted, and nothing else."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_what_lies_around_damage_is_extracted(source: Path, tmp_path: Path, name
     problems = extract_tar(job, meter())
 
     truth = tree(source / "raw/sa_000000")
-    intact = {  # of the wanted: every byte and the header are as they were
+    intact = {  # wanted members whose header and bytes are all unchanged
         member
         for member, start, end in members
         if member in truth and broken[start:end] == original.read_bytes()[start:end]
@@ -116,7 +116,7 @@ def test_what_lies_around_damage_is_extracted(source: Path, tmp_path: Path, name
     assert all("download it again" in problem.reason for problem in problems if problem.missing)
 
 
-def test_a_web_page_is_no_tar(source: Path, tmp_path: Path):
+def test_a_web_page_is_refused_as_a_tar(source: Path, tmp_path: Path):
     (tmp_path / "sa_000000.tar").write_text("<!DOCTYPE html><title>link expired</title>" * 100)
     problems = extract_tar(job_of(source, tmp_path / "sa_000000.tar", tmp_path / "raw"), meter())
     assert len(problems) == 3 and "not a tar archive (it begins with b'<!DOCTYPE html>" in problems[0].reason
@@ -124,7 +124,7 @@ def test_a_web_page_is_no_tar(source: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("evil", ["../../{}", "/tmp/{}", "a/../../{}", "./../{}"])
 def test_no_name_leads_out_of_the_target(source: Path, tmp_path: Path, evil: str):
-    """Bad names come after the good ones, so they would win."""
+    """Put the bad names after the good ones, so that they would overwrite them."""
     inner = tmp_path / "inner"
     inner.mkdir()
     good = files_of(source / "raw/sa_000000")
@@ -150,7 +150,7 @@ def test_links_and_devices_in_tars_are_no_files(source: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("column", ["imagename", "image_group"])
 @pytest.mark.parametrize("name", ["../sa_1.jpg", "/etc/passwd", "a/b.jpg", "..", ".hidden.jpg", " a.jpg", "a\nb.jpg"])
-def test_names_in_the_annotations_are_nothing_but_names(source: Path, tmp_path: Path, column: str, name: str):
+def test_names_in_the_annotations_cannot_be_paths(source: Path, tmp_path: Path, column: str, name: str):
     rows = pq.read_table(source / "annotations/anno_train.parquet").to_pylist()
     rows[3][column] = name
     write_sacap_parquet(tmp_path / "a.parquet", rows)
@@ -190,12 +190,12 @@ def test_whole_jpegs_pass_and_damaged_ones_do_not(progressive: bool):
         with pytest.raises(Broken):
             pytest.fail(f"{name}: {check_jpeg(broken)}")
     flat = io.BytesIO()
-    Image.new("RGB", (1500, 1500), "white").save(flat, "JPEG", optimize=True)  # as many zeros as a picture can have
+    Image.new("RGB", (1500, 1500), "white").save(flat, "JPEG", optimize=True)  # the most zero bytes possible
     assert check_jpeg(flat.getvalue()) == (1500, 1500)
 
 
 def document() -> dict:
-    """60 x 80 pixels; 4 columns of 60 pixels outside, then all inside."""
+    """Return a json of 60 x 80 pixels; 4 columns of 60 pixels outside, then all inside."""
     segmentation = {"size": [60, 80], "counts": [240, 4560]}
     image = {"image_id": 1, "width": 80, "height": 60, "file_name": "sa_1.jpg"}
     return {"image": image, "annotations": [{"id": i, "segmentation": dict(segmentation)} for i in (7, 8, 9)]}
@@ -214,7 +214,7 @@ def test_whole_jsons_pass_and_damaged_ones_do_not():
     whole = json.dumps(document()).encode()
     check_json(whole, (60, 80), {7, 9})
     first = ["annotations", 0]
-    check_json(changed([*first, "segmentation", "counts"], [1]), (60, 80), {8, 9})  # of nobody's interest
+    check_json(changed([*first, "segmentation", "counts"], [1]), (60, 80), {8, 9})  # a field that no reader uses
     damaged = {
         "no json": whole[:-5],
         "no text": b"\xff\xfe" * 50,
@@ -242,7 +242,7 @@ def test_broken_members_are_named_and_never_written(source: Path, tmp_path: Path
     names = sorted(members)
     members[names[0]] = members[names[0]][:-40]  # a jpg
     members[names[3]] = members[names[1]]  # a json of another image
-    turned = json.loads(members[names[5]])  # a json that is whole, but about another picture
+    turned = json.loads(members[names[5]])  # an intact json that describes another picture
     image = turned["image"]
     assert image["width"] != image["height"]
     image["width"], image["height"] = image["height"], image["width"]

@@ -1,4 +1,4 @@
-"""SACap-1M on a small copy in its real format: its table, its json files, and what is said about them."""
+"""SACap-1M on a small copy in its real format: table, json files and messages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_sacap_rows_that_cannot_be_used(tmp_path: Path):
         (lambda doc: {"annotations": [one | {"segmentation": EMPTY} for one in doc["annotations"]]}, "has a pixel"),
     ],
 )
-def test_a_json_that_does_not_fit_is_said_when_it_is_read(change: Callable, said: str, tmp_path: Path):
+def test_a_json_that_does_not_fit_is_reported_when_it_is_read(change: Callable, said: str, tmp_path: Path):
     made = synthetic_data.make_sacap_1m(tmp_path, n=1, n_masks=2)
     rewrite(made, lambda rows: [rows[0] | {"segments_info": every_region(made)}])
     path = made.truths[0].image.with_suffix(".json")
@@ -93,7 +93,7 @@ def test_training_and_verify_agree_on_numbers_that_json_writers_make_floats(tmp_
     data = open_data_set("sacap_1m", made.params)
     assert data[0].layout.captions == made.truths[0].captions
     check_json(path.read_bytes(), data[0].layout.size, set(data.table.row(0).anno_ids))
-    document["annotations"][0]["area"] = float("nan")  # which is no JSON
+    document["annotations"][0]["area"] = float("nan")  # NaN is not valid JSON
     path.write_text(json.dumps(document))
     assert "NaN is not a JSON number" in refused("sacap_1m", made.params)
     with pytest.raises(Broken, match="NaN is not a JSON number"):
@@ -105,7 +105,7 @@ def every_region(made: Synthetic) -> list[dict]:
     return [{"anno_id": one["id"], "caption": "a cat"} for one in document["annotations"]]
 
 
-def test_a_photo_of_another_size_or_damaged_is_said_when_it_is_read(tmp_path: Path):
+def test_a_photo_that_is_damaged_or_of_another_size_is_reported_when_it_is_read(tmp_path: Path):
     made = synthetic_data.make_sacap_1m(tmp_path, n=2)
     Image.new("RGB", (9, 7)).save(made.truths[0].image)
     assert f"{made.truths[0].image}: it is 9x7" in refused("sacap_1m", made.params)
@@ -144,8 +144,11 @@ def with_segments(table: pa.Table, values: list) -> pa.Table:
     return table.set_column(table.column_names.index("segments_info"), "segments_info", pa.array(values))
 
 
-def test_other_writers_types_are_read_too(tmp_path: Path):
-    """pandas and datasets write large strings, categories and large lists, and the test split has more fields."""
+def test_column_types_of_other_writers_are_read(tmp_path: Path):
+    """Read the Arrow types of other writers.
+
+    pandas and datasets write large strings, categories and large lists, and the test split has more fields.
+    """
     made = synthetic_data.make_sacap_1m(tmp_path, groups=0)
     path = Path(made.params["seg_caption_path"])
     table = pq.read_table(path)
@@ -225,7 +228,10 @@ def test_only_the_extracted_groups_are_used(tmp_path: Path):
 
 
 def test_the_synthetic_run_lengths_are_those_of_the_published_files():
-    """Decoded and encoded again by the writer of the synthetic data, byte for byte."""
+    """Decode published run lengths and encode them with the synthetic writer.
+
+    They have to be equal byte for byte.
+    """
     recorded = sorted((golden_root() / "train" / "sacap_data").glob("*/*.json"))
     if not recorded:
         pytest.skip("the golden subset has no SA-1B json")

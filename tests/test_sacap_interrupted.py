@@ -1,4 +1,4 @@
-"""Extracting images, killed, interrupted, out of room: no half file, nothing done twice."""
+"""Extraction killed, interrupted or out of disk space: no half file, no repeated work."""
 
 from __future__ import annotations
 
@@ -36,7 +36,10 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """600 images in 3 groups: long enough to be killed in the middle. All have the same picture and masks."""
+    """Make 600 images in 3 groups, enough for a kill in the middle.
+
+    All have the same picture and masks.
+    """
     root = tmp_path_factory.mktemp("many") / "SACap-1M"
     make_sacap_1m(root.parent, n=1, groups=1)
     (row,) = pq.read_table(root / "annotations/anno_train.parquet").to_pylist()
@@ -66,7 +69,7 @@ def start_extract(many: Path, raw: Path) -> subprocess.Popen:
         stdout=-1,
         stderr=-1,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # in the background, shells have it ignored
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells let background jobs ignore SIGINT
     )
 
 
@@ -75,7 +78,10 @@ def count(raw: Path) -> int:
 
 
 def is_deaf_to_ctrl_c(process: int) -> bool:
-    """A worker that hears it prints a traceback if it happens to be idle."""
+    """Return whether a worker blocks or ignores SIGINT.
+
+    Otherwise an idle worker would print a traceback.
+    """
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
     masks = {line.split()[0]: int(line.split()[1], 16) for line in lines if line.startswith(("SigBlk", "SigIgn"))}
     return bool((masks["SigBlk:"] | masks["SigIgn:"]) & 1 << (signal.SIGINT - 1))
@@ -90,14 +96,14 @@ def test_killed_runs_go_on_without_redoing_or_corrupting(many: Path, tmp_path: P
         with start_extract(many, raw) as process:
             wait_until(lambda goal=goal: count(raw) >= goal)
             process.kill()
-        wait_until(lambda leader=process.pid: not processes_of(leader))  # no worker lives on
+        wait_until(lambda leader=process.pid: not processes_of(leader))  # no worker outlives the run
         assert count(raw) < len(truth), "finished before it was killed: nothing was tested"
         there = {name: data for name, data in tree(raw).items() if not Path(name).name.startswith(".")}
         assert all(truth[name] == data for name, data in there.items())
         for name, status in kept.items():  # files of the first run are still the same files
             assert ((raw / name).stat().st_ino, (raw / name).stat().st_mtime_ns) == status
         kept = {name: ((raw / name).stat().st_ino, (raw / name).stat().st_mtime_ns) for name in there}
-    (raw / "sa_000000/.sa_0.0123abcd.tmp.jpg").write_bytes(b"half")  # in case that no kill came while writing
+    (raw / "sa_000000/.sa_0.0123abcd.tmp.jpg").write_bytes(b"half")  # in case no kill hit a write
     for path in raw.rglob(".*.tmp.*"):
         os.utime(path, (time.time() - 3600,) * 2)
     with start_extract(many, raw) as process:
@@ -109,7 +115,7 @@ def test_killed_runs_go_on_without_redoing_or_corrupting(many: Path, tmp_path: P
 
 
 def test_a_kill_in_the_middle_of_a_write_leaves_no_half_file(source: Path, tmp_path: Path):
-    """The process dies when its fourth file is written and not yet on the disk."""
+    """Kill the process while its fourth file is written but not yet on disk."""
     script = f"""
 import os, signal, sys
 from pathlib import Path
@@ -130,7 +136,7 @@ extract_tar(tools.job_of(source, source / "tars/sa_000000.tar", Path({str(tmp_pa
     assert {name: data for name, data in left.items() if name[0] != "."} == dict(sorted(truth.items())[:3])
     (half,) = (name for name in left if name[0] == ".")
     os.utime(tmp_path / half, (time.time() - 3600,) * 2)
-    shutil.copytree(tmp_path, tmp_path / "raw/sa_000000")  # times included
+    shutil.copytree(tmp_path, tmp_path / "raw/sa_000000")  # copies times too
     arguments = ["--tar_dir", str(source / "tars"), "--output", str(tmp_path / "raw"), "--groups", "0"]
     assert main(["extract", str(source / "annotations/anno_train.parquet"), *arguments]) == 0
     assert tree(tmp_path / "raw/sa_000000") == truth
@@ -145,7 +151,7 @@ def test_ctrl_c_ends_in_one_line(many: Path, tmp_path: Path, moment: str):
             assert all(map(is_deaf_to_ctrl_c, set(processes_of(process.pid)) - {process.pid}))
         else:
             wait_until(lambda: len(processes_of(process.pid)) >= 3)
-        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes
+        os.killpg(process.pid, signal.SIGINT)  # to the whole group, as a terminal does
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert b"Traceback" not in err and b"start again to go on" in err.splitlines()[-1]
@@ -155,7 +161,7 @@ def test_ctrl_c_ends_in_one_line(many: Path, tmp_path: Path, moment: str):
 def test_files_that_are_there_are_not_read_again(source: Path, tmp_path: Path, capsys):
     raw = tmp_path / "raw"
     shutil.copytree(source / "raw", raw)
-    (tmp_path / "tars").mkdir()  # no tar is needed any more
+    (tmp_path / "tars").mkdir()  # tars are no longer needed
     annotations = str(source / "annotations/anno_train.parquet")
     assert main(["extract", annotations, "--tar_dir", str(tmp_path / "tars"), "--output", str(raw)]) == 0
     os.remove(raw / "sa_000001/sa_223757.json")
@@ -166,7 +172,7 @@ def test_files_that_are_there_are_not_read_again(source: Path, tmp_path: Path, c
     assert report.read_text().splitlines()[1].startswith("sa_000001\tsa_223757.jpg\tsa_223757.jpg\tmissing\t")
 
 
-def test_a_disk_too_small_is_known_before_anything_is_written(source: Path, tmp_path: Path, monkeypatch, capsys):
+def test_a_disk_too_small_is_refused_before_anything_is_written(source: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.setattr(extract_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=(1 << 28) + 9_000_000))
     arguments = [str(source / "annotations/anno_train.parquet"), "--tar_dir", str(source / "tars")]
     assert main(["extract", *arguments, "--output", str(tmp_path / "raw")]) == 2

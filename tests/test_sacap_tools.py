@@ -1,4 +1,4 @@
-"""SACap-1M out of SA-1B's tars: planned, extracted, verified, trained on."""
+"""The SACap-1M tools: plan, extract, verify and train on a subset of SA-1B's tars."""
 
 from __future__ import annotations
 
@@ -74,11 +74,11 @@ def test_a_plan_keeps_columns_order_and_knows_exact_sizes(source: Path, tmp_path
     captions = sum(len(row["segments_info"]) for row in found if row["image_group"] == "sa_000002")
     assert lines[2] == ["sa_000002.tar", "3", str(captions), str(written), "exact", str(source / "tars/sa_000002.tar")]
     assert "2 tars" in capsys.readouterr().out
-    annotations = read_annotations(plan)  # a plan is an annotation file
+    annotations = read_annotations(plan)  # a plan can be read as an annotation file
     assert len(annotations) == 6 and annotations.bytes(np.arange(6)) < 6 * 20_000
 
 
-def test_a_plan_says_what_is_lacking_and_where_to_get_it(source: Path, tmp_path: Path, capsys):
+def test_a_plan_lists_missing_tars_and_where_to_get_them(source: Path, tmp_path: Path, capsys):
     whole, plan = source / "annotations/anno_train.parquet", tmp_path / "plan.parquet"
     (tmp_path / "tars").mkdir()
     cut = (source / "tars/sa_000000.tar").read_bytes()[:12_000]
@@ -100,14 +100,14 @@ def test_a_plan_does_not_overwrite_an_annotation_file(source: Path, tmp_path: Pa
     before = Path(original).read_bytes()
     assert main(["plan", str(original), "--output", str(original)]) == 2
     assert "--output" in capsys.readouterr().err and Path(original).read_bytes() == before
-    for limit in ("1", "2"):  # an older plan may go
+    for limit in ("1", "2"):  # an older plan may be overwritten
         assert main(["plan", str(original), "--output", str(tmp_path / "plan.parquet"), "--limit", limit]) == 0
     assert len(pq.read_table(tmp_path / "plan.parquet")) == 2
 
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """200 rows in 12 groups of unequal size, in random order, with 1 to 5 masks."""
+    """Make 200 rows in 12 groups of unequal size, in random order, with 1 to 5 masks."""
     path, rng = tmp_path_factory.mktemp("table") / "a.parquet", np.random.default_rng(3)
     rows = [
         {
@@ -178,12 +178,15 @@ def test_unusable_annotation_files_are_refused_in_one_line(source: Path, tmp_pat
 
 
 def test_a_table_whose_rows_cannot_be_picked_is_one_line(source: Path, tmp_path: Path, capsys):
-    """Arrow reads views of strings, which some writers prefer, but does not pick rows of them."""
+    """Use string views, which some writers prefer.
+
+    Older versions of Arrow cannot select rows of them.
+    """
     path, plan = tmp_path / "views.parquet", tmp_path / "plan.parquet"
     whole = pq.read_table(source / "annotations/anno_train.parquet")
     pq.write_table(whole.append_column("note", pa.array(["x"] * len(whole), pa.string_view())), path)
     status = main(["plan", str(path), "--output", str(plan)])
-    if status == 0:  # a newer Arrow does
+    if status == 0:  # newer versions of Arrow can
         assert pq.read_table(plan).num_rows == len(whole)
         return
     (line,) = capsys.readouterr().err.splitlines()

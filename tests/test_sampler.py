@@ -12,7 +12,10 @@ def lengths_like(n, seed=0):
 
 
 def padded_share(lengths, batches):
-    """Text and condition are each padded to their longest; counted sample by sample."""
+    """Return the padded share of all tokens, counted sample by sample.
+
+    Text and condition are each padded to the longest of the batch.
+    """
     used = sum(int(lengths[i].sum()) for batch in batches for i in batch)
     longest = sum(sum(max(lengths[i][kind] for i in batch) for kind in (0, 1)) * len(batch) for batch in batches)
     return 1 - used / longest
@@ -52,14 +55,17 @@ def test_similar_lengths_meet_in_a_batch_and_at_one_moment_on_all_ranks():
     assert padded_share(lengths, [batch for moment in moments for batch in moment]) < 0.09
 
 
-def test_long_batches_do_not_come_in_order():
+def test_batches_are_not_ordered_by_length():
     batches = LengthBatches(np.stack([np.arange(320)] * 2, axis=1), 4)
     shortest = [min(next(batches)) for _ in range(40)]
     assert shortest != sorted(shortest) and shortest != sorted(shortest, reverse=True)
 
 
 def test_neighbours_in_length_do_not_always_share_a_batch():
-    """Windows, not the whole data set, are sorted: otherwise every epoch would have the same batches."""
+    """Check that windows are sorted, not the whole data set.
+
+    Otherwise every epoch would have the same batches.
+    """
     batches = LengthBatches(np.stack([np.arange(400)] * 2, axis=1), 4)
     sets = [{frozenset(batch) for batch in batches.epoch(number).reshape(-1, 4).tolist()} for number in range(2)]
     assert len(sets[0] & sets[1]) < 5
@@ -138,7 +144,7 @@ def test_samples_that_cannot_be_used_are_in_no_batch(kind):
     assert seen == {i for i in range(40) if i % 3}
 
 
-def test_the_published_order_knows_one_size():
+def test_the_published_order_refuses_several_sizes():
     with pytest.raises(UserError, match="use length, or data.aspect stretch"):
         PublishedBatches(lengths_like(4), 2, buckets=[0, 0, 1, 1])
 
@@ -150,7 +156,7 @@ def test_seed_and_epoch_change_the_order():
 
 
 def test_the_order_is_that_of_raw_pcg64():
-    """Written out once: another order would resume runs in the wrong place."""
+    """Compare with an order written out: any change would resume runs in the wrong place."""
     drawn = np.random.PCG64(np.random.SeedSequence((5, 2))).random_raw(4)
     assert LengthBatches(np.ones((4, 2), int), 4, seed=5).epoch(2).ravel().tolist() == np.argsort(drawn).tolist()
 

@@ -1,4 +1,4 @@
-"""Prompts: what they may hold, and what a method takes of them."""
+"""Prompts: their valid contents, and the parts that each segmentation method accepts."""
 
 from __future__ import annotations
 

@@ -17,7 +17,10 @@ def test_scene_depends_on_its_index_only(kind):
 
 
 def test_scenes_are_those_of_drawing_1():
-    """A fingerprint stands for these scenes: when they change, raise DRAWING, then these numbers."""
+    """Compare fingerprints of fixed scenes.
+
+    When the scenes change on purpose, raise DRAWING and update these numbers.
+    """
     assert DRAWING == 1
     sample = ShapesDataset("test", 20, "mixed")[8]
     expected = (
@@ -45,7 +48,7 @@ def test_number_of_entities_is_within_bounds(kind):
     data, (low, high) = ShapesDataset("test", 30, kind), KINDS[kind].entities
     counts = [len(data.scene(i).figures) for i in range(30)]
     assert max(counts) <= high and min(counts) >= 1
-    assert np.mean([low <= n for n in counts]) > 0.9  # a full canvas may refuse the last figure
+    assert np.mean([low <= n for n in counts]) > 0.9  # a full canvas may have no room for the last figure
     assert KINDS["single"].entities == (1, 1)
 
 
@@ -65,7 +68,7 @@ def test_every_pixel_of_a_mask_shows_its_caption_and_the_rest_is_background():
         assert np.abs(sample.image[empty] - np.array(BACKGROUNDS[scene.background], float)).max() < 10
 
 
-def test_masks_are_disjoint_and_nobody_is_hidden():
+def test_masks_are_disjoint_and_no_figure_is_hidden():
     data = ShapesDataset("train", 40)
     overlaps = 0
     for index in range(40):
@@ -104,7 +107,7 @@ def test_wrong_arguments_are_named():
 
 
 def _touches_outside(mask: np.ndarray) -> np.ndarray:
-    """Pixels within one of the mask's border (8-neighbours, image border excluded)."""
+    """Mark pixels within one pixel of the mask's border (8-neighbours, image border excluded)."""
     padded = np.pad(mask, 1, constant_values=True)
     shifts = [
         padded[1 + y : padded.shape[0] - 1 + y, 1 + x : padded.shape[1] - 1 + x] for y in (-1, 0, 1) for x in (-1, 0, 1)

@@ -1,4 +1,4 @@
-"""The measurement around the judge: resuming, refusing to mix runs, intervals, bars, tables."""
+"""The shapes benchmark around its judge: resuming, separate runs, intervals, tables."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ SEEDS = [image_seed(42, name, 0) for name in NAMES]
 
 
 class Draughtsman:
-    """Stands in for the pipeline: paints every layout in a grey of its seed, and remembers what it was asked."""
+    """Stands in for the pipeline and records its calls.
+
+    It paints every layout in a grey of its seed.
+    """
 
     settings, base = ConditionSettings(), None
     vae = SimpleNamespace(dtype=torch.float32, device=torch.device("cpu"))
@@ -67,7 +70,7 @@ def bench(tmp_path: Path, *flags: str) -> Bench:
 
 
 def generate(measured: Bench) -> list[int]:
-    """The grey of every image."""
+    """Generate every image and return its grey."""
     return [image[0, 0, 0] for image in measured.generate(ShapesDataset("test", SCENES["normal"]), "normal")]
 
 
@@ -78,10 +81,10 @@ def test_images_come_in_order_and_batches_and_are_not_made_twice(tmp_path: Path)
     files = sorted((tmp_path / "out" / "normal" / "group_0").iterdir())
     assert [file.stem for file in files] == NAMES
 
-    files[1].write_bytes(files[1].read_bytes()[:-20])  # a copy that was interrupted
+    files[1].write_bytes(files[1].read_bytes()[:-20])  # an interrupted copy
     again = bench(tmp_path, "--batch_size", "2", "--num_inference_steps", "7")
     assert generate(again) == [grey(seed)[0] for seed in SEEDS]
-    assert again.session.pipeline.calls == [(NAMES[:2], 7, SEEDS[:2])]  # among the same neighbours as the first time
+    assert again.session.pipeline.calls == [(NAMES[:2], 7, SEEDS[:2])]  # in the same batch as the first time
 
     more = bench(tmp_path, "--limit", "4", "--batch_size", "1", "--num_inference_steps", "7")
     assert len(generate(more)) == 4 and len(more.session.pipeline.calls) == 1
@@ -106,7 +109,7 @@ def test_every_source_of_images_is_judged_on_every_scene(tmp_path: Path, monkeyp
     measured = bench(tmp_path, "--limit", "2")
     monkeypatch.setattr(
         "seg2any.evaluation.shapes.sources.round_trip", lambda images, pipeline: iter(images)
-    )  # without loss
+    )  # an autoencoder without loss
     run = measured.measure("normal")
     assert all(row.n == 2 for row in run.rows if row.name not in ("background", "leak where coloured"))
     assert run.row("IoU", "VAE round trip").value == run.row("IoU", "rendered (ceiling)").value > 0.98
@@ -122,7 +125,7 @@ def test_every_source_of_images_is_judged_on_every_scene(tmp_path: Path, monkeyp
 
 def test_numbers_are_means_over_regions_and_intervals_over_scenes():
     scenes = ShapesDataset("test", 3)
-    images = [scenes[0].image, scenes[0].image, scenes[2].image]  # the second shows another scene
+    images = [scenes[0].image, scenes[0].image, scenes[2].image]  # the second image shows another scene
     verdicts = {scenes.key(n): judge(images[n], scenes[n].layout) for n in range(3)}
     found = {result.name: result for result in results({key: [verdict] for key, verdict in verdicts.items()})}
     regions = [region for verdict in verdicts.values() for region in verdict.regions]
@@ -191,7 +194,7 @@ def test_round_trip_of_an_identity_autoencoder_is_the_image():
     assert len(found) == 10 and all((a == b).all() for a, b in zip(found, images, strict=True))
 
 
-def test_a_stopwatch_adds_up_and_counts_what_fails(monkeypatch: pytest.MonkeyPatch):
+def test_a_stopwatch_sums_times_including_those_of_failed_tasks(monkeypatch: pytest.MonkeyPatch):
     times = iter([0.0, 2.0, 10.0, 13.0, 20.0, 20.5])
     monkeypatch.setattr("seg2any.evaluation.shapes.bench.time.perf_counter", lambda: next(times))
     clock = Stopwatch()

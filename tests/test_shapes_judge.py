@@ -1,4 +1,4 @@
-"""The ruler itself: verdicts on images whose faults are known because the renderer made them."""
+"""The shapes judge: verdicts on images whose faults the renderer put there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FIGURES = sum(len(scene.figures) for scene in SCENES)
 
 
 def like_a_decoder(image: np.ndarray) -> np.ndarray:
-    """Blur and noise of about the strength of a small autoencoder."""
+    """Add blur and noise of about the strength of a small autoencoder."""
     noise = np.random.default_rng(0).normal(0, 6, image.shape)
     return np.clip(cv2.GaussianBlur(image, (0, 0), 1.0) + noise, 0, 255).astype(np.uint8)
 
@@ -43,7 +43,7 @@ def in_next_colour(figure: Figure, step: int = 3) -> Figure:
 
 
 def true_ious(scene: Scene, drawn: Scene) -> np.ndarray:
-    """IoU of every figure's visible pixels in two renderings."""
+    """Return the IoU of every figure's visible pixels in two renderings."""
     wanted, shown = scene.render()[1], drawn.render()[1]
     return (wanted & shown).sum((1, 2)) / (wanted | shown).sum((1, 2))
 
@@ -53,7 +53,7 @@ def judged(image: np.ndarray | Scene, scene: Scene):
 
 
 def summarise(verdicts: Iterable[Verdict]) -> dict[str, float]:
-    """The numbers by the names of the verdicts' fields."""
+    """Return the numbers by the names of the verdicts' fields."""
     fields = {name: field for field, name in (OF_REGION | OF_IMAGE).items()}
     verdicts = list(verdicts)
     found = {fields.get(result.name, result.name): result.value for result in results({"": verdicts})}
@@ -184,7 +184,7 @@ def test_an_extra_object_is_clutter():
     assert judged(scene, scene).clutter == 0
     extra = Scene((circle, replace(circle, centre=(190.0, 190.0))), "grey")
     away = 256**2 - np.pi * 33**2
-    # A blended rim of less than a pixel counts too.
+    # The blended rim of less than a pixel adds to the share.
     assert judged(extra, scene).clutter == pytest.approx(np.pi * 30**2 / away, rel=0.1)
     assert judged(extra, scene).regions[0].iou > 0.98
 
@@ -204,8 +204,11 @@ def test_the_floor_of_other_peoples_images():
     assert summary["colour_right"] < 0.25 and summary["pattern_right"] < 0.25
 
 
-def test_one_colour_for_everybody_shows_no_inner_border():
-    """A figure on top in the colour of the one below it cannot be seen, whatever the masks say."""
+def test_a_figure_on_another_of_its_colour_is_not_found():
+    """Draw a figure on another one of the same colour.
+
+    It cannot be seen, whatever the masks say.
+    """
     below = Figure("square", "blue", "plain", (128.0, 128.0), 90.0)
     top = Figure("circle", "red", "plain", (128.0, 128.0), 35.0)
     scene = Scene((below, top), "sand")
@@ -250,8 +253,11 @@ def test_what_cannot_be_judged_is_refused():
         judge(image, Layout(np.concatenate([masks, masks]), ("a red circle", "a blue circle")))
 
 
-def test_a_leak_is_also_told_among_what_is_coloured():
-    """Half of a red circle in the blue of its neighbour, and the same with most of both figures left out."""
+def test_a_leak_is_also_measured_as_share_of_coloured_pixels():
+    """Paint half of a red circle in the blue of its neighbour.
+
+    Then do the same with most of both figures left out.
+    """
     truth = Scene(
         (Figure("circle", "red", "plain", (64, 64), 40), Figure("circle", "blue", "plain", (190, 190), 40)), "sand"
     )

@@ -1,8 +1,8 @@
-"""The frozen base in parts (FSDP2): two processes train, validate and resume as under DDP, up to rounding.
+"""The frozen base sharded with FSDP2: two processes match DDP up to rounding.
 
-The last bits of some products (of one row, in fp32) depend on the address of the weight, and a gathered weight lies
-elsewhere than a whole one: losses may differ by 2e-5 on one machine and be equal on another. A fault, such as gradients
-that are not averaged, changes them by 1e-2 and more.
+The last bits of some products (of one row, in fp32) depend on the address of the weight, and a gathered weight has
+another address: losses may differ by 2e-5 on one machine and be equal on another. A fault, such as gradients that are
+not averaged, changes them by 1e-2 and more.
 """
 
 from __future__ import annotations
@@ -24,12 +24,15 @@ from tests.tiny_run import rows, same
 pytestmark = pytest.mark.slow
 
 SHARDED = "--trainer.shard_base=true"
-LOSSES, WEIGHTS, PIXELS = 1e-4, 0.02, 0.5  # relative, relative to the norm, mean of 255
+LOSSES, WEIGHTS, PIXELS = 1e-4, 0.02, 0.5  # relative, relative to the norm, mean of 255 levels
 FOUND = ("loss", "val_loss", "val_loss_s0.25", "val_loss_s1.00")
 
 
 def command(model, folder, *options):
-    """Accumulation, both dropouts, recomputed blocks; three validation images, which two processes cannot halve."""
+    """Return flags with accumulation, both dropouts and recomputed blocks.
+
+    Two processes cannot halve its three validation images.
+    """
     return [
         *tiny_run.arguments(model, folder),
         *("--mixed_precision=bf16", "--trainer.gradient_checkpointing=true", "--trainer.checkpointing_steps=1"),
@@ -59,7 +62,7 @@ def train(arguments):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_base_in_parts_trains_validates_and_resumes_as_a_whole_one(tiny_model, tmp_path):
+def test_a_sharded_base_trains_validates_and_resumes_as_a_whole_one(tiny_model, tmp_path):
     log = tmp_path / "log.txt"
     whole, parts = (command(tiny_model, tmp_path / name) for name in ("whole", "parts"))
     resumed = [*parts, "--resume_from_checkpoint=latest", SHARDED]
@@ -84,7 +87,7 @@ def test_a_base_in_parts_trains_validates_and_resumes_as_a_whole_one(tiny_model,
 
 
 def assert_same_up_to_rounding(ours, theirs):
-    """Compare nested states: float tensors by the norm of their difference, everything else exactly."""
+    """Compare nested states: float tensors by the norm of their difference, the rest exactly."""
     if isinstance(ours, dict):
         assert ours.keys() == theirs.keys()
         for key in ours:
@@ -103,7 +106,7 @@ def assert_same_up_to_rounding(ours, theirs):
         ("MULTI_GPU", ["--trainer.compile=true"], "trainer.compile"),
     ],
 )
-def test_what_does_not_go_with_parts_is_refused(kind, options, message):
+def test_options_that_exclude_a_sharded_base_are_refused(kind, options, message):
     launched = SimpleNamespace(num_processes=2, distributed_type=SimpleNamespace(value=kind))
     with pytest.raises(UserError, match=f"trainer.shard_base: .*{message}"):
         shards_base(config.load([SHARDED, *options]), launched)

@@ -1,4 +1,4 @@
-"""What the repository ships paints what a scene it has never seen asks for."""
+"""The shipped model, asked to paint a scene that it has never seen."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A task without adapters and without a velocity: linear regression, trained by the trainer of FLUX's adapters."""
+"""A task without adapters or velocity: linear regression with the same trainer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class Points:
 
 
 class Regression:
-    """Learns a head of one layer from points with noise in x; `noise` tells two runs apart."""
+    """Task that trains one linear layer on points with noise in x.
+
+    `noise` is the setting that distinguishes two runs.
+    """
 
     def __init__(self, noise=0.05):
         self.noise = noise

@@ -1,4 +1,4 @@
-"""How the embedded model is made: tokenizers, the loop's resume, the loss it minimises."""
+"""Making the embedded model: tokenizers, the loop's resume, the loss it minimises."""
 
 import contextlib
 import json
@@ -56,7 +56,10 @@ def test_loop_ends_with_the_average(tmp_path):
 
 
 def _fit(folder, stops: list[int]) -> nn.Module:
-    """Train to each stop in turn as separate runs of the same schedule; the last one's model."""
+    """Train to each stop in turn, as separate runs of the same schedule.
+
+    Returns the model of the last run.
+    """
     for stop in stops:
         torch.manual_seed(0)
         model = nn.Linear(3, 3)
@@ -152,7 +155,7 @@ def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):
         (publish, ["--lora", "{file}"]),
     ],
 )
-def test_what_is_wrong_is_said_in_one_line(command, words, tmp_path, capsys):
+def test_wrong_arguments_are_one_line(command, words, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert command.main([word.format(file=tmp_path / "file") for word in words]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith(command.__name__)]

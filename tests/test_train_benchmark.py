@@ -1,4 +1,4 @@
-"""`benchmarks.train_step --size`: random weights under the memory presets, small enough for a CPU."""
+"""`benchmarks.train_step --size`: random weights under the memory presets, on a CPU."""
 
 import importlib.util
 import json

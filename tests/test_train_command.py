@@ -64,7 +64,7 @@ def test_a_mistake_ends_the_process_with_2(arguments):
     assert running.returncode == 2 and not output and error.startswith("train.py: --seed: ") and error.count("\n") == 1
 
 
-def test_dry_run_tells_config_parameters_and_tokens(arguments, tmp_path):
+def test_dry_run_prints_config_parameters_and_tokens(arguments, tmp_path):
     described = describe(config.load([*arguments, "--dry_run"]))
     assert "learning_rate: 0.01" in described and "image tokens per sample: 16 on average" in described
     assert "11 samples" in described and "4 steps" in described
@@ -107,7 +107,7 @@ def test_dry_run_reads_no_more_than_some_samples(arguments, monkeypatch):
     ("error", "status", "message"),
     [(OSError(28, "No space left on device"), 2, "No space left"), (KeyboardInterrupt(), 130, "interrupted")],
 )
-def test_what_ends_a_run_is_one_line(arguments, capsys, monkeypatch, error, status, message):
+def test_errors_that_end_a_run_are_one_line(arguments, capsys, monkeypatch, error, status, message):
     def stop(self):
         raise error
 
@@ -127,7 +127,10 @@ def test_tensorboard_gets_numbers_and_pictures(arguments, tmp_path):
 
 
 def test_wandb_writes_into_the_folder_of_the_run(tmp_path):
-    """W&B itself is not needed for the tests; it was tried offline, with numbers and images."""
+    """Use a stand-in for accelerate; the tests do not need W&B.
+
+    The real one was tried offline, with numbers and images.
+    """
     told = {}
     accelerator = SimpleNamespace(
         logging_dir=str(tmp_path / "run" / "logs"),

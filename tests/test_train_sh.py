@@ -1,4 +1,4 @@
-"""train.sh with a python that only notes what it is called with."""
+"""train.sh with a python that only records its calls."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ DATA_SETS = ("ade20k", "coco_stuff", "sacap_1m", "shapes")
 
 
 def called(tmp_path: Path, script: Path, *arguments: str, **environment: str) -> tuple[int, list[list[str]]]:
-    """-> process id of the shell; process id, folder and arguments of every call of python."""
+    """Run `script` with a stub in place of python.
+
+    Returns the shell's process id, and process id, folder and arguments of every call of python.
+    """
     stub, notes = tmp_path / "python", tmp_path / "notes"
     stub.write_text(STUB)
     stub.chmod(0o755)

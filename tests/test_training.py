@@ -88,7 +88,7 @@ def test_a_new_run_starts_from_given_adapters_without_rounding(arguments, tmp_pa
     with pytest.raises(UserError, match="checkpoint-1 has a cond/; change model.is_use_cond_token"):
         tiny_run.trainer([*arguments, *start, "--model.is_use_cond_token=false"])
     second.fit()
-    shutil.rmtree(tmp_path / "run")  # a resumed run finds its adapters in its own checkpoint
+    shutil.rmtree(tmp_path / "run")  # a resumed run loads the adapters of its own checkpoint
     third = fit([*arguments, *start, "--resume_from_checkpoint=latest", "--trainer.max_train_steps=5"])
     assert third.progress.step == 5
 
@@ -101,7 +101,7 @@ def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, tiny_m
     assert same(frozen, before)
     lora = {key: value for key, value in after.items() if "lora_" in key}
     assert all(value.dtype == torch.float32 for value in lora.values())
-    # `lora_B` starts at zero; what cannot matter (the last block's condition rows) stays there.
+    # `lora_B` starts at zero and stays zero where it cannot matter (the last block's condition rows).
     moved = [key for key, value in lora.items() if "lora_B" in key and value.abs().max() > 0]
     assert len(moved) >= len(lora) / 2 - 6
 
@@ -146,7 +146,10 @@ def test_a_step_with_a_non_finite_loss_changes_nothing_and_is_counted(arguments,
 
 
 def test_the_loss_is_the_equation_written_out(arguments):
-    """(1 - s) x0 + s e in, e - x0 wanted, mean of squares; each random number from the step's seed, in order."""
+    """Compute mean((v - (e - x0))^2) for the input (1 - s) x0 + s e.
+
+    Each random number comes from the step's seed, in order.
+    """
     trainer = tiny_run.trainer([*arguments, "--model.vae_posterior=mode", "--model.lora_dropout=0"])
     samples = [trainer.task.data[i] for i in (3, 5)]
     seen = {}
@@ -230,7 +233,10 @@ def test_published_layer_keys_must_choose_the_published_layers(arguments):
 
 
 def test_accumulation_makes_the_update_of_the_larger_batch(arguments):
-    """Two micro-steps of 2 samples against one of 4; both dropouts, posterior samples and the average are on."""
+    """Compare two micro-steps of 2 samples with one of 4.
+
+    Both dropouts, posterior samples and the average are on.
+    """
     same_sums = ["--model.lora_dropout=0", "--optimizer.adam_epsilon=1e-3", "--trainer.learning_rate=3e-3"]
     reached = []
     for size, accumulated in ((4, 1), (2, 2)):
@@ -251,7 +257,10 @@ def test_accumulation_makes_the_update_of_the_larger_batch(arguments):
 
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 def test_every_parameter_gets_a_gradient_even_without_condition_tokens(arguments, checkpointing):
-    """Or processes would wait for each other's gradients for ever."""
+    """Check gradients without condition tokens.
+
+    Distributed processes would wait forever for a missing one.
+    """
     everything = ["--trainer.cond_dropout=1", f"--trainer.gradient_checkpointing={checkpointing}"]
     trainer = tiny_run.trainer([*arguments, *everything])
     trainer.task.objective(trainer.network, next(trainer.batches).samples, trainer.randomness.generators(0)).backward()
@@ -259,7 +268,7 @@ def test_every_parameter_gets_a_gradient_even_without_condition_tokens(arguments
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_schedule_of_diffusers_can_be_had_by_name(name):
+def test_every_schedule_of_diffusers_is_available_by_name(name):
     rules = ["--scheduler.lr_step_rules=1:3,0.1:6,0.01"] if name == "piecewise_constant" else []
     chosen = config.load([f"--scheduler.lr_scheduler={name}", "--scheduler.lr_warmup_steps=2", *rules])
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=2.0)
@@ -284,7 +293,10 @@ def test_rules_of_a_schedule_that_cannot_be_read_are_named(rules):
 
 
 def test_validation_leaves_lora_dropout_on(arguments, tmp_path):
-    """Also that of adapters that a run starts from, which their files do not know."""
+    """Check LoRA dropout after validation, also of initial adapters.
+
+    The files of adapters do not store it.
+    """
     val = ["--data.val.type=shapes", "--data.val.params={split: val, n_scenes: 1}", "--trainer.num_validation_images=0"]
     often = [*arguments, *val, "--trainer.validation_loss_steps=1", "--model.lora_dropout=0"]
     fit([*often, "--trainer.max_train_steps=1"])

@@ -1,4 +1,4 @@
-"""Questions about regions: what is asked, by whom it is answered, and that nothing is asked or counted twice."""
+"""Questions about regions: contents, answers from an endpoint, and no repeated question."""
 
 from __future__ import annotations
 
@@ -59,11 +59,14 @@ WORDS = {
 IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
 
 
-# What is asked
+# Questions
 
 
-def test_changed_prompts_are_another_protocol():
-    """Whoever changes a prompt changes PROTOCOL, and then this line."""
+def test_changed_prompts_need_another_protocol():
+    """Compare PROTOCOL and the prompts' digest with known values.
+
+    Whoever changes a prompt has to change PROTOCOL, and then this line.
+    """
     assert (protocol.PROTOCOL, protocol.PROMPTS_SHA256[:16]) == ("region-vqa-1", "016a4bd44d4dbe15")
 
 
@@ -98,7 +101,7 @@ def test_floor_asks_for_other_captions_where_they_differ():
     assert swapped_captions(Layout(same.masks, ("a cat",) * 3)) == {}
     words = {**WORDS, "a round blue clock": {"colour": "red", "shape": "round", "texture": ""}}
     asked = list(about_regions("s", IMAGE, layout(), words, {0: "a round blue clock"}))
-    assert [question.kind for question in asked] == ["spatial", "shape"]  # both are red: that is no floor
+    assert [question.kind for question in asked] == ["spatial", "shape"]  # both are red: no floor for colour
 
 
 def test_pictures_show_the_region():
@@ -126,7 +129,7 @@ def test_ids_depend_on_everything_that_is_asked():
     assert question() == Question("another sample", "spatial", "c", "?", (IMAGE.copy(),)).id
 
 
-# What is made of replies
+# Replies
 
 
 def test_probability_of_yes():
@@ -144,7 +147,7 @@ def test_probability_of_yes():
 
 def test_words_of_a_caption():
     text = 'Sure:\n```json\n{"colour": "Red", "shape": null, "texture": "fluffy"}\n```'
-    assert read_attributes(text, "a red wall") == {"colour": "Red", "shape": "", "texture": ""}  # no "fluffy" in it
+    assert read_attributes(text, "a red wall") == {"colour": "Red", "shape": "", "texture": ""}  # not in the caption
     for rubbish in ("", "red", '{"colour": "red"}', "[1]", '{"colour": '):
         with pytest.raises(NoAnswer):
             read_attributes(rubbish, "a red wall")
@@ -175,7 +178,7 @@ def test_requests_are_what_openai_compatible_servers_read(tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("fault", ["500", "503", "429", "408", "hangs up", "cut off", "neither", *RUBBISH])
-def test_faults_are_asked_again_and_counted_once(tmp_path: Path, fault: str):
+def test_questions_are_repeated_after_faults_and_counted_once(tmp_path: Path, fault: str):
     with stub_judge(fault, fault, p_yes=0.8) as server:
         answers = Answers(tmp_path / "answers.jsonl", judge(server, timeout=60))
         questions = [yes_no(number) for number in range(3)]
@@ -186,19 +189,19 @@ def test_faults_are_asked_again_and_counted_once(tmp_path: Path, fault: str):
         assert len((tmp_path / "answers.jsonl").read_text().splitlines()) == len(answers) == 3
         again = Answers(tmp_path / "answers.jsonl", judge(server))
         assert [answer for _, answer in ask(questions, again)] == [answer for _, answer in found]
-        assert set(server.seen.values()) == {3}  # nothing is asked twice
+        assert set(server.seen.values()) == {3}  # no question is asked twice
 
 
 @pytest.mark.parametrize("fault", ["silent", "dripping"])
 def test_a_judge_that_never_ends_its_reply_is_asked_again(tmp_path: Path, fault: str):
     with stub_judge(fault, p_yes=0.8) as server:
-        patience = Patience(attempts=20, first_wait=0.01, longest_wait=0.05)  # a busy machine may be late more often
+        patience = Patience(attempts=20, first_wait=0.01, longest_wait=0.05)  # a busy machine may time out more often
         answers = Answers(tmp_path / "answers.jsonl", judge(server, timeout=1))
         ((_, answer),) = ask([yes_no(0)], answers, patience=patience)
         assert answer["yes"] == pytest.approx(0.8, abs=1e-3) and server.requests > 1 and len(answers) == 1
 
 
-def test_what_stays_unanswered_is_said_and_asked_next_time(tmp_path: Path):
+def test_unanswered_questions_are_reported_and_asked_next_time(tmp_path: Path):
     with stub_judge(*["neither"] * SOON.attempts) as server:
         path = tmp_path / "answers.jsonl"
         found = list(ask([yes_no(0), yes_no(1)], Answers(path, judge(server)), patience=SOON))
@@ -211,7 +214,7 @@ def test_what_stays_unanswered_is_said_and_asked_next_time(tmp_path: Path):
         assert all(answer["yes"] > 0.5 for _, answer in found)
 
 
-def test_a_judge_that_is_not_there_ends_the_run_in_one_line(tmp_path: Path):
+def test_an_unreachable_judge_ends_the_run_in_one_line(tmp_path: Path):
     with stub_judge() as server:
         url = server.url
     patience = Patience(attempts=2, first_wait=0.01, hopeless=3)
@@ -222,7 +225,7 @@ def test_a_judge_that_is_not_there_ends_the_run_in_one_line(tmp_path: Path):
 
 
 @pytest.mark.parametrize(("fault", "message"), [("401", "OPENAI_API_KEY"), ("404", "model 'stub': .*told to.*check")])
-def test_refusals_are_not_asked_again(tmp_path: Path, fault: str, message: str):
+def test_refused_requests_are_not_repeated(tmp_path: Path, fault: str, message: str):
     with stub_judge(fault) as server:
         with pytest.raises(UserError, match=message) as error:
             list(ask([yes_no(0)], Answers(tmp_path / "answers.jsonl", judge(server)), patience=SOON))
@@ -247,8 +250,11 @@ def test_a_key_is_sent_without_its_line_end_and_refused_if_no_header_can_hold_it
         assert key not in str(error.value)
 
 
-def test_a_judge_that_answers_nothing_is_no_number(tmp_path: Path):
-    """Too few questions to lose hope over, and none has an answer."""
+def test_a_judge_without_answers_gives_no_number(tmp_path: Path):
+    """Ask so few questions that the run does not give up.
+
+    None of them gets an answer.
+    """
 
     class Silent:
         name = "silent"
@@ -284,7 +290,7 @@ def test_questions_are_open_together_but_not_more_than_allowed(tmp_path: Path):
 
         answered = ask(questions(), Answers(tmp_path / "answers.jsonl", judge(server)), concurrency=4)
         assert next(answered)[0].key == "s0"
-        assert len(made) <= 4 * 4 + 2  # pictures are not made long before they are asked about
+        assert len(made) <= 4 * 4 + 2  # pictures are made shortly before their question
         assert [question.key for question, _ in answered] == [f"s{number}" for number in range(1, 40)]
         assert 2 <= server.most_open <= 4
 
@@ -297,7 +303,7 @@ def test_other_models_do_not_get_each_others_answers(tmp_path: Path):
         assert Answers(path, judge(server)).get(yes_no(0))["yes"] == pytest.approx(0.9, abs=1e-3)
 
 
-def test_half_a_line_is_forgotten_and_other_files_are_refused(tmp_path: Path):
+def test_a_truncated_line_is_dropped_and_other_files_are_refused(tmp_path: Path):
     path = tmp_path / "answers.jsonl"
     with stub_judge() as server:
         list(ask([yes_no(0), yes_no(1)], Answers(path, judge(server)), concurrency=1))
@@ -323,7 +329,7 @@ for _ in ask(questions, Answers(sys.argv[2], EndpointJudge(sys.argv[1], "stub"))
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path):
+def test_a_killed_run_continues_where_it_stopped(tmp_path: Path):
     path = tmp_path / "answers.jsonl"
     with stub_judge() as server:
         server.delay = 0.05
@@ -339,7 +345,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path):
         questions = [yes_no(number) for number in range(30)]
         found = list(ask(questions, Answers(path, judge(server))))
         assert all(answer is not None for _, answer in found)
-        # Only what was open when it was killed is asked a second time.
+        # Only questions open at the kill are asked a second time.
         assert 30 <= server.requests <= 30 + 2 and max(server.seen.values()) <= 2
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(lines) == len({line["id"] for line in lines}) == 30
@@ -349,7 +355,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path):
 
 
 class Knows:
-    """Knows the words of captions, and finds everything but cats in bright pictures and nothing in dark ones."""
+    """Stands in for a judge that knows the words of captions.
+
+    It finds everything but cats in bright pictures and nothing in dark ones.
+    """
 
     name = "knows"
 

@@ -1,4 +1,4 @@
-"""The local judge of region questions: a tiny random Qwen2-VL through the real loading and inference code."""
+"""The local judge of region questions: a tiny random Qwen2-VL through the real code."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def save(folder: Path, template: str | None = TEMPLATE) -> Path:
     torch.manual_seed(0)
     model = Qwen2VLForConditionalGeneration(config)
     for weight in model.parameters():
-        weight.data.mul_(4)  # so that answers differ
+        weight.data.mul_(4)  # makes answers differ
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     Qwen2VLImageProcessorPil(size={"shortest_edge": 28 * 28, "longest_edge": 112 * 112}).save_pretrained(folder)
@@ -80,11 +80,11 @@ def test_probability_of_yes_is_the_models_own(judge: LocalJudge):
     yes, no = (probabilities[word] + probabilities[word.title()] for word in ("yes", "no"))
     answer = judge.answer(asked)
     assert answer == {"yes": pytest.approx(yes / (yes + no), rel=1e-4), "by": "probabilities"}
-    assert judge.answer(question(1))["yes"] != pytest.approx(answer["yes"], rel=1e-4)  # it looks at the image
+    assert judge.answer(question(1))["yes"] != pytest.approx(answer["yes"], rel=1e-4)  # the answer depends on the image
     assert judge.answer(question(text="a cat is it"))["yes"] != pytest.approx(answer["yes"], rel=1e-4)
 
 
-def test_words_that_are_no_json_are_no_answer(judge: LocalJudge):
+def test_a_reply_without_json_is_refused(judge: LocalJudge):
     with pytest.raises(NoAnswer, match="no JSON"):
         judge.answer(about_caption("a cat"))
 

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 
 def test_the_wheel_holds_the_package_with_its_data_and_nothing_else(tmp_path: Path):
-    source = tmp_path / "source"  # building leaves folders behind
+    source = tmp_path / "source"  # building writes folders into the source
     source.mkdir()
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(REPOSITORY / name, source)

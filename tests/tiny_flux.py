@@ -34,7 +34,7 @@ STYLE = ["to_q", "to_v", "proj_mlp", "ff.net.2", "x_embedder", "norm_out.linear"
 
 @dataclass(frozen=True)
 class SampleTokens:
-    """A sample before batching, by numbers alone; see `seg2any.attention.tokens.Sample`."""
+    """Numbers that describe a sample before batching; see `seg2any.attention.tokens.Sample`."""
 
     text_lengths: tuple[int, ...]
     masks: np.ndarray
@@ -43,7 +43,10 @@ class SampleTokens:
 
 
 def tiny(cls: type = Seg2AnyTransformer2DModel, seed: int = 0, **config) -> torch.nn.Module:
-    """The same weights for every class, large enough for every part of the input to matter."""
+    """Build a small transformer with the same weights for every class.
+
+    The weights are large enough for every part of the input to change the output.
+    """
     torch.manual_seed(seed)
     model = cls(**{**CONFIG, **config}).eval()
     for parameter in model.parameters():
@@ -52,7 +55,7 @@ def tiny(cls: type = Seg2AnyTransformer2DModel, seed: int = 0, **config) -> torc
 
 
 def randomize_adapters(model: torch.nn.Module, seed: int = 1) -> None:
-    """New adapters start at zero; give them something to say."""
+    """Draw random adapter weights; new adapters are zero and would change nothing."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -60,7 +63,7 @@ def randomize_adapters(model: torch.nn.Module, seed: int = 1) -> None:
 
 
 def adapted(rank: int = 3, alpha: float = 6, **config) -> torch.nn.Module:
-    """A tiny model with both adapters, not at zero."""
+    """Build a tiny model with both adapters, with random weights."""
     model = tiny(**config)
     add_adapters(model, rank, alpha)
     randomize_adapters(model)
@@ -68,7 +71,7 @@ def adapted(rank: int = 3, alpha: float = 6, **config) -> torch.nn.Module:
 
 
 def add_style(model: torch.nn.Module, weight: float = 1.0) -> None:
-    """A third adapter, as a user would add, beside ours."""
+    """Add a third adapter beside `default` and `cond`, as a user would."""
     torch.manual_seed(8)
     model.add_adapter(LoraConfig(r=2, lora_alpha=4, target_modules=STYLE, init_lora_weights=False), "style")
     model.set_adapters(["default", "cond", "style"], [1.0, 1.0, weight])
@@ -82,7 +85,10 @@ def sample(seed: int, n_entities: int = 2, n_cond: int | None = 3) -> SampleToke
 
 
 def condition(samples: list[SampleTokens], rules: ConditionSettings = RULES) -> Condition:
-    """Embeddings depend on the sample and the token only, so they are the same alone and in a batch."""
+    """Build a condition for a batch.
+
+    Embeddings depend on the sample and the token only, so they are the same alone and in a batch.
+    """
     tokens = layout_tokens(samples)
     text = torch.zeros(len(samples), tokens.n_text, CONFIG["joint_attention_dim"])
     cond = torch.zeros(len(samples), tokens.n_cond, CONFIG["in_channels"])
@@ -96,7 +102,10 @@ def condition(samples: list[SampleTokens], rules: ConditionSettings = RULES) -> 
 
 
 def inputs(batch: int, seed: int = 2) -> dict[str, torch.Tensor]:
-    """Image tokens, equal in every sample, and a time and guidance whose thousandfold 16 bit can hold exactly."""
+    """Return image tokens, equal in every sample, and a time and guidance.
+
+    Both times 1000 are exact in 16 bit.
+    """
     image = torch.randn(1, GRID[0] * GRID[1], CONFIG["in_channels"], generator=torch.Generator().manual_seed(seed))
     return {
         "hidden_states": image.expand(batch, -1, -1),
@@ -106,7 +115,7 @@ def inputs(batch: int, seed: int = 2) -> dict[str, torch.Tensor]:
 
 
 def plain_inputs(batch: int = 2, n_text: int = 5) -> dict[str, torch.Tensor]:
-    """The arguments of stock FLUX."""
+    """Return the arguments of stock FLUX."""
     generator = torch.Generator().manual_seed(3)
     rows, cols = torch.meshgrid(torch.arange(GRID[0]), torch.arange(GRID[1]), indexing="ij")
     return inputs(batch) | {
@@ -118,12 +127,12 @@ def plain_inputs(batch: int = 2, n_text: int = 5) -> dict[str, torch.Tensor]:
 
 
 def base_of(model: torch.nn.Module) -> Flux1:
-    """A base that has a transformer and nothing else."""
+    """Build a base that has a transformer and no other network."""
     return Flux1(SimpleNamespace(transformer=model))
 
 
 def run(model: torch.nn.Module, given: Condition | None = None, **changed) -> torch.Tensor:
-    """The model's prediction for a condition, or without one."""
+    """Return the model's prediction, with a condition or without one."""
     if given is None:
         return model(**(plain_inputs() | changed), return_dict=False)[0]
     told = inputs(given.tokens.batch_size) | changed

@@ -1,4 +1,4 @@
-"""Every judge of the benchmarks, tiny and random, saved as the real ones are: loaded by the real loading code."""
+"""Save tiny random versions of all evaluation judges in the real formats."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from seg2any.evaluation.judges.mask2former import Mask2FormerForSemantics
 
 
 class Inception(torch.nn.Module):
-    """The one attribute that is used of NVIDIA's file."""
+    """The one attribute that is read from NVIDIA's file."""
 
     def __init__(self):
         super().__init__()
@@ -38,7 +38,7 @@ class Inception(torch.nn.Module):
 
 
 def save_judges(folder: Path) -> dict[str, Path]:
-    """Flag of `python -m seg2any.evaluation.runners` -> what to give it."""
+    """Save every judge; return flag of `python -m seg2any.evaluation.runners` -> value."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
     paths = {name: folder / name for name in ("clip", "cmmd_clip", "dinov2", "mask2former", "sam2")}
@@ -81,7 +81,7 @@ def tiny_mask2former(num_labels: int) -> Mask2FormerConfig:
 
 
 def tiny_sam2() -> Sam2Model:
-    """Of 64 x 64 pixels."""
+    """Build a SAM 2 of 64 x 64 pixels."""
     backbone = Sam2HieraDetConfig(
         hidden_size=8,
         image_size=[64, 64],
@@ -104,7 +104,10 @@ def tiny_sam2() -> Sam2Model:
 
 
 def save_clip(folder: Path) -> None:
-    """The config of the published CLIP (end token 2: "the token with the highest number"), tiny."""
+    """Save a tiny CLIP with the published config.
+
+    Its end token is 2, which transformers takes to mean "the token with the highest id".
+    """
     tokenizer = build_clip_tokenizer()
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = CLIPConfig(

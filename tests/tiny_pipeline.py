@@ -1,4 +1,4 @@
-"""Our pipeline around the small stock model, the layouts it is asked for, and how it is asked."""
+"""Seg2AnyPipeline around the small stock model, with layouts and call arguments for tests."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ CARD = AdapterCard(
 
 
 def layout(rows: list[int], caption: str | None, **rest) -> Layout:
-    """Overlapping bands: region i fills the rows from 8 i down to `rows[i]`, but for a margin that grows with i."""
+    """Build a layout of overlapping bands.
+
+    Region i fills the rows from 8 i down to `rows[i]`, except for a horizontal margin that grows with i.
+    """
     masks = np.zeros((len(rows), *SIZE), dtype=bool)
     for number, bottom in enumerate(rows):
         masks[number, 8 * number : bottom, 10 * number : 90 - 3 * number] = True
@@ -48,7 +51,7 @@ MANY = [ONE, TWO, THREE]
 
 
 def fresh_pipe(stock_pipe: FluxPipeline) -> Seg2AnyPipeline:
-    """Our pipeline on its own copy of the transformer."""
+    """Build a Seg2AnyPipeline on its own copy of the transformer."""
     parts = {**stock_pipe.components, "transformer": copy.deepcopy(stock_pipe.transformer)}
     pipe = Seg2AnyPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
@@ -56,7 +59,7 @@ def fresh_pipe(stock_pipe: FluxPipeline) -> Seg2AnyPipeline:
 
 
 def images_of(pipe: Seg2AnyPipeline, layouts, **arguments):
-    """The images of a call whose arguments may name settings of the condition, too."""
+    """Call the pipeline and return its images; `arguments` may also name condition settings."""
     changed = {name: arguments.pop(name) for name in NAMES if name in arguments}
     settings = (arguments.pop("settings", None) or pipe.settings).override(changed)
     return pipe(layouts, settings=settings, **arguments).images

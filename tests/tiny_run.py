@@ -1,4 +1,4 @@
-"""Training runs of seconds: train.py as real processes, alone, under torchrun and under DeepSpeed."""
+"""Start training runs of a few seconds: train.py alone, under torchrun or under DeepSpeed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ DEEPSPEED = ("-m", "accelerate.commands.launch", "--config_file", str(REPOSITORY
 
 
 def arguments(model: Path, folder: Path) -> list[str]:
-    """A run with everything on: accumulation, average, both dropouts, posterior samples, LoRA dropout."""
+    """Return the command line of a run that uses every feature.
+
+    These are accumulation, averaging, caption and condition dropout, LoRA dropout, and samples of the VAE's posterior.
+    """
     return [
         *("--mixed_precision=no", "--resolution=64", f"--project.output_dir={folder / 'run'}"),
         *("--data.train.type=shapes", "--data.train.params={n_scenes: 11, entities: [1, 3]}"),
@@ -32,7 +35,10 @@ def arguments(model: Path, folder: Path) -> list[str]:
 
 
 def start(arguments: Sequence[str], launcher: str = "python") -> subprocess.Popen:
-    """train.py as `python`, or as two processes of `torchrun` (DDP over gloo) or `deepspeed` (ZeRO-2 over gloo)."""
+    """Start train.py as one process (`python`) or as two.
+
+    The launchers of two are `torchrun` (DDP over gloo) and `deepspeed` (ZeRO-2 over gloo).
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ACCELERATE_")}
     environment |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable]
@@ -47,14 +53,14 @@ def start(arguments: Sequence[str], launcher: str = "python") -> subprocess.Pope
 
 
 def fit(arguments: Sequence[str]):
-    """Run in this process; return the trainer."""
+    """Train in this process; return the trainer."""
     made = trainer(arguments)
     made.fit()
     return made
 
 
 def trainer(arguments: Sequence[str]):
-    """Make the trainer of a run of generation."""
+    """Build the trainer of a generation run."""
     from seg2any.training import config
     from seg2any.training.tasks.generation import Generation
     from seg2any.training.trainer import Trainer
@@ -64,14 +70,17 @@ def trainer(arguments: Sequence[str]):
 
 
 def finish(process: subprocess.Popen, status: int = 0) -> str:
-    """Wait; -> what it wrote to stderr."""
+    """Wait for the process, check its exit status and return its stderr."""
     output, error = process.communicate(timeout=240)
     assert process.returncode == status, f"{output[-2000:]}\n{error[-4000:]}"
     return error
 
 
 def forget_accelerate() -> None:
-    """accelerate keeps the world size and precision of a process's first run, also for the processes it forks."""
+    """Reset accelerate's global state.
+
+    It keeps the world size and precision of a process's first run, and forked processes inherit it.
+    """
     if "accelerate" in sys.modules:
         from accelerate.state import AcceleratorState, GradientState
 
@@ -96,12 +105,12 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def machines(folder: Path) -> list[dict]:
-    """What every start of the run says about itself."""
+    """Return what every start of the run logged about its machine and settings."""
     return [row["run"] for row in rows(folder) if "run" in row]
 
 
 def same(a, b):
-    """Bit for bit, for nested states."""
+    """Compare nested states bit for bit."""
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
     if isinstance(a, list | tuple):

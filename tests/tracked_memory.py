@@ -1,4 +1,4 @@
-"""How much memory tensors take at once: what `torch.cuda.max_memory_allocated` says, on any device."""
+"""Measure peak tensor memory on any device, like `torch.cuda.max_memory_allocated`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch.utils._pytree import tree_leaves
 
 
 class TrackedMemory(TorchDispatchMode):
-    """Counts the bytes of the storages that operators return, for as long as they are alive. `peak`: the most.
+    """Counts the bytes of storages that operators return while these are alive.
 
-    What a kernel allocates and frees inside is not seen.
+    `peak` is the maximum. Memory that a kernel allocates and frees internally is not counted.
     """
 
     def __init__(self):

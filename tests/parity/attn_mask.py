@@ -1,4 +1,4 @@
-"""Additive attention masks against the recorded ones, bit for bit."""
+"""Compare additive attention masks with the recorded ones, bit for bit."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ RECORDED_AS = {"mask": Attention.SAA, "hard": Attention.AIA}
 
 
 def read_masks(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """The golden stacked label picture (n*h, w) -> bool [n, h, w]."""
+    """Read a golden label picture of n stacked masks, [n*h, w] -> bool [n, h, w]."""
     return np.array(Image.open(path)).astype(bool).reshape(-1, *size)
 
 
 def sample_tokens(masks: np.ndarray, grid: tuple[int, int], text_lengths: list[int], n_cond: int) -> SampleTokens:
-    """One golden item; entries of `text_lengths` after the regions are recorded padding."""
+    """Build one golden item; entries of `text_lengths` after the regions are recorded padding."""
     return SampleTokens(
         text_lengths=tuple(text_lengths[: len(masks) + 1]),
         masks=token_masks(masks, grid),
@@ -55,7 +55,7 @@ def check_run(folder: Path, name: str, case: dict, run: dict) -> None:
     method, weight = run["key"].split("/")[1:]
     rules = ConditionSettings(attention_mask_method=method, cond2image_attention_weight=float(weight.removeprefix("w")))
     tokens = case_tokens(folder, name, case)
-    if "error" in run:  # the published code cannot do this; ours must
+    if "error" in run:  # the published code fails here; ours must not
         assert additive_mask(tokens, Attention.SAA, rules).isfinite().any(-1).all()
         return
     masks = load_file(folder / "masks.safetensors")
@@ -68,14 +68,17 @@ def check_run(folder: Path, name: str, case: dict, run: dict) -> None:
 
 
 def check_extra(folder: Path, key: str, index: dict) -> None:
-    """`extra/<method>[_bf16]_w<weight>[/<kind>]`, of whichever case has that mask's structure."""
+    """Check `extra/<method>[_bf16]_w<weight>[/<kind>]`.
+
+    The labels come from whichever case has a mask of that structure.
+    """
     method, *_, weight = key.split("/")[1].split("_")
     kind = key.split("/")[2] if key.count("/") == 2 else "mask"
     recorded = load_file(folder / "masks.safetensors")[key]
     rules = ConditionSettings(attention_mask_method=method, cond2image_attention_weight=float(weight.removeprefix("w")))
     for name, case in index["cases"].items():
         ours = additive_mask(case_tokens(folder, name, case), RECORDED_AS[kind], rules)[:, 0]
-        if recorded.dtype == torch.bfloat16:  # the published code rounds the weight, then its logarithm
+        if recorded.dtype == torch.bfloat16:  # the published code rounds the weight and then its logarithm
             ours = ours.exp().bfloat16().log()
         if ours.shape == recorded.shape and torch.equal(ours, recorded):
             return

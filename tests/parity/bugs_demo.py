@@ -1,4 +1,7 @@
-"""Defects recorded on the published code: each recorded value is the wrong one, and ours is asserted to be right."""
+"""Check that defects recorded on the published code are absent.
+
+Each recorded value is wrong; the checks assert the right one.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ SMALL = {
 
 
 def read_two_regions(colours: dict[str, tuple[int, int, int]]) -> Layout:
-    """A picture of red | blue, described by these captions and colours in this order."""
+    """Read a picture of red | blue with the given captions and colours, in the given order."""
     picture = np.array([[[255, 0, 0], [0, 0, 255]]], np.uint8).repeat(8, 0).repeat(4, 1)
     segments = [{"color": colour, "text": text} for text, colour in colours.items()]
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +87,7 @@ def resume_takes_any_path(recorded: str) -> None:
 
 
 def open_label_maps(labels: dict[str, int]) -> ADE20KDataset:
-    """ADE20K of these names, each picture all of one value."""
+    """Open ADE20K label maps of the given names, each filled with one value."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore", LeftOutWarning)
         for name, value in labels.items():
@@ -112,7 +115,10 @@ def unlabelled_samples_are_left_out(recorded: str) -> None:
 
 
 def a_vanished_region_is_flagged(recorded: list[int]) -> None:
-    """One pixel may be lost on the way to a lower resolution; its caption stays, and the bucket map says so."""
+    """Check that the bucket map flags a region of one pixel that vanishes at a lower resolution.
+
+    Its caption stays.
+    """
     assert len(recorded) == 2
     masks = np.zeros((2, 64, 64), bool)
     masks[0, 1, 1], masks[1, 20:60, 20:60] = True, True

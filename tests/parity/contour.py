@@ -1,7 +1,7 @@
-"""Golden contours: resized masks, outlines, condition images and kept tokens, byte for byte.
+"""Compare masks, outlines, condition images and kept tokens with the golden ones.
 
-Text was counted with FLUX.1's T5 tokenizer, which is not part of the golden data: those counts are checked only where
-`golden_root.t5_tokenizer_folder` finds it.
+They have to be equal byte for byte. Text was counted with FLUX.1's T5 tokenizer, which is not part of the golden data:
+those counts are checked only where `golden_root.t5_tokenizer_folder` finds it.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ PATCH = 16  # the reference counts tokens for FLUX.1: VAE factor 8, 2x2 packing
 
 
 def cases(root: Path) -> dict[str, Callable[[], None]]:
-    """One check per case of contour/index.json and condition scale, and per data-set item."""
+    """List one check per contour case and condition scale, and one per data-set item."""
     folder = root / "contour"
     if not folder.is_dir():
         return {}
     found: dict[str, Callable[[], None]] = {}
     for name, case in json.loads((folder / "index.json").read_text())["cases"].items():
         if not (folder / name).is_dir():
-            continue  # a subset of the golden data may leave cases out
+            continue  # the committed subset lacks some cases
         found[f"contour/{name}/outline"] = partial(check_outline, folder / name, case)
         for scale, condition in case["cond"].items():
             found[f"contour/{name}/s{scale}"] = partial(check_condition, folder / name, case, scale, condition)
@@ -66,7 +66,7 @@ def data_sets(root: Path) -> list[Path]:
 
 
 def read_stack(path: Path, count: int) -> np.ndarray:
-    """bool [N, H, W] from a picture of N masks, one below the other."""
+    """Read bool [N, H, W] from a picture of N masks, one below the other."""
     pixels = np.array(Image.open(path)) != 0
     return pixels.reshape(count, -1, pixels.shape[1])
 
@@ -103,7 +103,10 @@ def check_resize(folder: Path, case: dict) -> None:
 
 
 def check_reader(folder: Path, case: dict) -> None:
-    """The published reader orders regions by colour, ours as the JSON does: equal up to that order."""
+    """Compare the readers' regions up to their order.
+
+    The published reader orders regions by colour, ours as the JSON does.
+    """
     regions = json.loads((folder / "anno.json").read_text())["segments_info"]
     by_color = sorted(range(len(regions)), key=lambda n: regions[n]["color"])
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
@@ -118,7 +121,7 @@ def check_reader(folder: Path, case: dict) -> None:
 
 
 def check_item(folder: Path, item: dict) -> None:
-    """From the masks that the published data set returned to the condition image it returned with them."""
+    """Compare condition images drawn from the masks that the published data set returned."""
     tensors = load_file(folder / "items.safetensors")
     n = item["idx"]
     expected = tensors[f"{n}/s{item['s']}/cond_pixel_values_1ch"]

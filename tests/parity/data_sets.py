@@ -1,4 +1,7 @@
-"""Golden samples, read from their files by our data sets: order, captions, masks, pixels and token counts."""
+"""Compare samples read by our data sets with golden ones.
+
+Order, captions, masks, pixels and token counts have to be equal.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,11 @@ from seg2any.data.regions import condition_length, text_lengths
 from tests.parity.contour import T5_TOKENIZER, WITHOUT_TOKENIZER, read_stack, t5_tokenizer
 from tests.synthetic_data import write_sa1b_json, write_sacap_parquet
 
-RESOLUTION = 64  # of the recorded training runs
+RESOLUTION = 64  # resolution of the recorded training runs
 
 
 def cases(root: Path) -> dict[str, Callable[[], None]]:
-    """Per item of the data sets, per recorded run length case, per sample of a recorded training batch."""
+    """List one check per data-set item, per run-length case, and per recorded training batch."""
     found: dict[str, Callable[[], None]] = {}
     for folder in sorted(root.glob("contour/dataset_*")):
         for item in json.loads((folder / "items.json").read_text())["items"]:
@@ -71,7 +74,10 @@ def check_text_of_item(folder: Path, item: dict) -> None:
 
 
 def check_run_lengths(folder: Path) -> None:
-    """The recorded masks, stored as SA-1B stores them, through parquet and json to the recorded resized masks."""
+    """Write the recorded masks as SA-1B does and read them back as SACap-1M.
+
+    They pass through parquet and json and have to give the recorded resized masks.
+    """
     case = json.loads((folder.parent / "index.json").read_text())["cases"][folder.name]
     masks = read_stack(folder / "labels_orig.png", case["n"])
     recorded = load_file(folder / "image.safetensors") if (folder / "image.safetensors").exists() else {}
@@ -98,7 +104,7 @@ def check_run_lengths(folder: Path) -> None:
 
 
 def check_batch(root: Path, folder: Path) -> None:
-    """The batch of a training run of the published code, in the recorded order."""
+    """Compare with the batch of a training run of the published code, in the recorded order."""
     index, batch = json.loads((folder / "index.json").read_text()), load_file(folder / "batch.safetensors")
     params = index["cfg"]["data"]["train"]["params"]
     if "seg_caption_path" in params:
@@ -116,7 +122,7 @@ def check_batch(root: Path, folder: Path) -> None:
 
 
 def assert_equals(sample: Sample, masks: np.ndarray, pixels: np.ndarray | None) -> None:
-    """Bool [N, H, W] masks, and float32 [3, H, W] pixels in [-1, 1], to the last bit."""
+    """Compare bool [N, H, W] masks and float32 [3, H, W] pixels in [-1, 1], to the last bit."""
     np.testing.assert_array_equal(sample.layout.masks, masks)
     if pixels is not None:
         unit = sample.image.transpose(2, 0, 1).astype(np.float32) / np.float32(255)

@@ -1,4 +1,4 @@
-"""deeplab/: the segmenter that judges COCO-Stuff images, against mmsegmentation's parameter names and numbers."""
+"""Compare the COCO-Stuff segmenter with mmsegmentation's recorded names and numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_case(keys: dict[str, list[int]], path: Path) -> None:
 
 
 def recorded_weights(keys: dict[str, list[int]]) -> Iterable[tuple[str, torch.Tensor]]:
-    """The recording's random weights, as its README says how to draw them."""
+    """Draw the recording's random weights as its README describes."""
     for seed, name in enumerate(sorted(keys)):
         shape, generator = keys[name], torch.Generator().manual_seed(seed)
         if len(shape) == 4:

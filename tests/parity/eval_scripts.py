@@ -1,4 +1,4 @@
-"""Defects recorded on the published evaluation scripts, looked for in ours."""
+"""Check that defects recorded on the published evaluation scripts are absent from ours."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from tests.golden_root import REPOSITORY
 
 
 def launcher_has_its_own_flags(recorded: dict) -> None:
-    """The published launcher's flags stood behind the script's name, and were the script's."""
+    """Check that launcher flags precede the script's name.
+
+    In the published script they followed it and were passed to the script.
+    """
     assert recorded["num_processes"] is None and "--num_processes=4" in recorded["script_args"]
     with tempfile.TemporaryDirectory() as folder:
         python = Path(folder) / "python"
@@ -32,7 +35,10 @@ def launcher_has_its_own_flags(recorded: dict) -> None:
 
 
 def no_function_is_called_with_too_few_arguments(recorded: list[str]) -> None:
-    """Bind every call within a file of the evaluation; the published worker is called without the queue it takes."""
+    """Bind every call within a file of the evaluation to its signature.
+
+    The published worker is called without the queue it takes.
+    """
     definition, call = recorded
     assert "queue" in definition and "queue" not in call
     checked = sum(
@@ -42,7 +48,7 @@ def no_function_is_called_with_too_few_arguments(recorded: list[str]) -> None:
 
 
 def _bound_calls(path: Path) -> Iterator[ast.Call]:
-    """Calls of functions and classes of the file itself, after binding their arguments to the signature."""
+    """List calls of the file's own functions and classes, after binding their arguments."""
     module = importlib.import_module(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
     for call in ast.walk(ast.parse(path.read_text())):
         called = isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and vars(module).get(call.func.id)
@@ -56,5 +62,5 @@ def _bound_calls(path: Path) -> Iterator[ast.Call]:
 
 
 def _is_spread(call: ast.Call) -> bool:
-    """Whether * or ** hides how many arguments there are."""
+    """Return whether * or ** hides the number of arguments."""
     return any(isinstance(word, ast.Starred) for word in call.args) or any(not word.arg for word in call.keywords)

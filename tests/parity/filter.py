@@ -1,4 +1,4 @@
-"""Golden token filter: which condition tokens the published code keeps, and where it is wrong to drop them."""
+"""Compare kept condition tokens with the golden ones where the published filter is right."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATCH = 16  # pixels per token of the recorded images
 
 
 def cases(root: Path) -> dict[str, Callable[[], None]]:
-    """One check per recorded batch, and one per edge case of the published test for emptiness."""
+    """List one check per recorded batch, and one per recorded edge case of the filter."""
     folder = root / "filter"
     if not folder.is_dir():
         return {}
@@ -45,7 +45,7 @@ def check_batch(file: Path, case: dict) -> None:
         assert not after[item.sum() :].any()
 
     tokens = layout_tokens([sample_tokens(item) for item in kept], case["s"])
-    length = max(case["cond_seq_lens"])  # ours keeps one row of padding where the published batch has none at all
+    length = max(case["cond_seq_lens"])  # ours keeps one row of padding where the published batch has no row
     ours = tokens.positions[:, tokens.n_text + tokens.n_image :]
     np.testing.assert_array_equal(ours[:, :length].numpy(), tensors["ids_out"])
     assert tokens.n_cond == max(1, length)
@@ -58,7 +58,10 @@ def sample_tokens(kept: np.ndarray) -> SampleTokens:
 
 
 def check_edge(condition: np.ndarray, case: dict) -> None:
-    """Ours keeps what the published code keeps, and also the tokens that it drops because their signed sum is 0."""
+    """Compare kept tokens with the published ones.
+
+    Ours also keeps tokens whose signed sum is 0, which the published code drops.
+    """
     signed = condition[:, 0] if condition.min() < 0 else condition[:, 0] * 2 - 1
     lengths = []
     for image in signed:
@@ -74,7 +77,7 @@ def check_edge(condition: np.ndarray, case: dict) -> None:
 
 
 def check_cancelling_pairs(case: dict) -> None:
-    """Pairs of grey values that make the published code drop a token: ours keeps it."""
+    """Check pairs of grey values whose token the published code drops and ours keeps."""
     assert case["count"] >= len(case["examples"]) > 0
     for pair in case["examples"]:
         image = np.zeros((PATCH, 2 * PATCH), dtype=np.uint8)
@@ -83,5 +86,8 @@ def check_cancelling_pairs(case: dict) -> None:
 
 
 def to_uint8(signed: np.ndarray) -> np.ndarray:
-    """float [..] in [-1, 1] -> uint8; 0.0, which no 8-bit image holds, becomes 128."""
+    """Convert float [..] in [-1, 1] to uint8.
+
+    0.0, which no 8-bit image can hold, becomes 128.
+    """
     return np.floor((signed.astype(np.float64) * 0.5 + 0.5) * 255 + 0.5).astype(np.uint8)

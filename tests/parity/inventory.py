@@ -1,4 +1,6 @@
-"""What a golden root contains, listed from its files alone, so that no recorded case is passed over silently.
+"""List the contents of a golden root from its files alone.
+
+No recorded case can then be missed silently.
 
 A unit is the smallest thing that a check has to claim: `<section>/<case>` for a case of an index, `<section>/<name>`
 for a folder or a json file that no index lists, `bugs_demo/<key>` for a recorded defect.
@@ -11,7 +13,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-# Folders that cases share as input; they are used by the units beside them.
+# Folders of input that cases share; the units beside them use these.
 SHARED_FOLDERS = {"model", "checkpoint", "cases", "sacap_data"}
 
 
@@ -20,7 +22,7 @@ def sections(root: Path) -> list[str]:
 
 
 def units(root: Path) -> list[str]:
-    """Every unit under `root`, sorted."""
+    """List every unit under `root`, sorted."""
     found = {f"{section}/{name}" for section in sections(root) for name in _section_units(root / section)}
     defects = root / "bugs_demo.json"
     if defects.is_file():
@@ -45,6 +47,9 @@ def _section_units(section: Path) -> set[str]:
 
 
 def unclaimed(unit_names: Iterable[str], claims: Iterable[str]) -> list[str]:
-    """The units that no claim names. A claim names a unit if it equals it or goes on with a non-word character."""
+    """List the units that no claim names.
+
+    A claim names a unit if it equals it, or if it starts with it and continues with a non-word character.
+    """
     text = "\n".join(claims)
     return [unit for unit in unit_names if not re.search(rf"(?m)^{re.escape(unit)}(?!\w)", text)]

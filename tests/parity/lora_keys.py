@@ -1,4 +1,4 @@
-"""Adapters at full size, on the meta device: the published keys, shapes and numbers of parameters."""
+"""Check published adapter keys, shapes and sizes at full size, on the meta device."""
 
 from __future__ import annotations
 

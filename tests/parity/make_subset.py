@@ -1,8 +1,11 @@
-"""Cut a golden root down to the subset that the repository carries: `python -m tests.parity.make_subset ROOT [TARGET]`.
+"""Cut a golden root down to the subset that the repository carries.
+
+Usage: `python -m tests.parity.make_subset ROOT [TARGET]`
 
 Cases are chosen by size only, smallest first until a section's budget is spent, so that the choice is the same for
-every golden root. Files are copied as they are, except that json loses its whitespace and an index the cases that stay
-behind. Left out: the published example masks (`contour/infer_*`), the training runs, the segmenter of the evaluation.
+every golden root. Files are copied unchanged, except that json loses its whitespace and an index loses the cases that
+are left out. Also left out: the published example masks (`contour/infer_*`), the training runs, and the segmenter of
+the evaluation.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def smallest(sizes: dict[str, int], budget: int) -> list[str]:
-    """The names with the smallest sizes that together stay within `budget` bytes; at least one."""
+    """Return the smallest names that together fit into `budget` bytes; at least one."""
     chosen, spent = [], 0
     for name in sorted(sizes, key=lambda name: (sizes[name], name)):
         spent += sizes[name]
@@ -57,7 +60,7 @@ def cut_transformer(root: Path, target: Path) -> None:
 
 
 def cut_pipeline(root: Path, target: Path) -> None:
-    """The model, the adapters, and the smallest case that takes the usual way through the pipeline."""
+    """Copy the model, the adapters, and the smallest case of a usual pipeline call."""
     index = _index(root)
     files = {name: root / "cases" / f"{name}.safetensors" for name in index["cases"]}
     usual = {name: _size(path) for name, path in files.items() if _is_usual(path, index["cases"][name])}
@@ -70,7 +73,10 @@ def cut_pipeline(root: Path, target: Path) -> None:
 
 
 def _is_usual(path: Path, case: dict) -> bool:
-    """Recorded with adapters, both attention masks and filtered condition tokens; nothing random but the latents."""
+    """Return whether a case is a usual pipeline call.
+
+    Recorded with adapters, both attention masks and filtered condition tokens; only the latents are random.
+    """
     with safe_open(path, "pt") as tensors:
         has_condition = "mid/cond_hidden_states" in tensors.keys()  # noqa: SIM118 (not a dict)
     deterministic = case["generator"] is None and case["vae_posterior"].startswith("mode")
@@ -98,7 +104,7 @@ def cut_attn_mask(root: Path, target: Path) -> None:
 
 
 def _cases_named_in_extras(chosen: Iterable[str], index: dict) -> list[str]:
-    # `extra/*` masks are recorded on the labels of a case, which therefore have to come along.
+    # `extra/*` masks are recorded on the labels of a case, which therefore have to be copied too.
     named = json.dumps({key: value for key, value in index.items() if key != "cases"})
     return sorted({*chosen, *(name for name in index["cases"] if f'"{name}"' in named)})
 

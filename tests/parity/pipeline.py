@@ -1,6 +1,6 @@
-"""Golden pipeline runs: what the transformer is given, every denoising step, and the images.
+"""Compare transformer inputs, denoising steps and images with golden pipeline runs.
 
-Each run is repeated twice: fed the recorded text embeddings, so that nothing but arithmetic can differ, and with our
+Each run is repeated twice: with the recorded text embeddings, so that only arithmetic can differ, and with our
 own T5 and CLIP.
 """
 
@@ -18,13 +18,13 @@ from seg2any.bases.base import Condition
 from tests.parity.pipeline_defects import DEFECTS
 from tests.parity.pipeline_runs import Run, assert_close, quiet
 
-FED = 1e-4  # latents and images, fed the recorded embeddings; measured 5e-5
+FED = 1e-4  # latents and images, with the recorded embeddings; measured 5e-5
 OWN = 3e-4  # the same with our own embeddings; measured 5e-5
 EMBEDDINGS = 5e-5  # our own T5 and CLIP; versions of transformers differ by 1.2e-5
 # The first velocity, before the step shrinks it. The last bit of exp() in the sinusoids of guidance 3500 and time 1000
 # already moves it by 3.5e-4; measured 9e-5.
 VELOCITY = 5e-4
-WRONG = "BUG_"  # names of runs that recorded a defect
+WRONG = "BUG_"  # prefix of runs that recorded a defect
 
 
 def cases(root: Path) -> dict[str, Callable[[], None]]:
@@ -35,7 +35,7 @@ def cases(root: Path) -> dict[str, Callable[[], None]]:
     found: dict[str, Callable[[], None]] = {}
     for name, case in index["cases"].items():
         if not (folder / "cases" / f"{name}.safetensors").is_file():
-            continue  # a subset of the golden data may leave cases out
+            continue  # the committed subset lacks some cases
         run = partial(Run, folder, name, case)
         if name.startswith(WRONG):
             found[f"pipeline/{name}/pairs correctly"] = partial(check_pairing, run)
@@ -52,7 +52,7 @@ def cases(root: Path) -> dict[str, Callable[[], None]]:
 
 
 def pending(root: Path) -> dict[str, str]:
-    """Recorded defects that no check here knows."""
+    """List recorded defects that no check here covers."""
     index = root / "pipeline" / "index.json"
     defects = json.loads(index.read_text()).get("bugs_demo", {}) if index.is_file() else {}
     unknown = [defect for defect in defects if not any(words in defect for words in DEFECTS)]
@@ -60,7 +60,10 @@ def pending(root: Path) -> dict[str, str]:
 
 
 def check_inputs(make: Callable[[], Run]) -> None:
-    """Condition tokens, positions, timestep, masks and schedule: what reaches the transformer first."""
+    """Compare the transformer's first inputs.
+
+    These are condition tokens, positions, timestep, masks and schedule.
+    """
     run = make()
     result, recorded = run(run.texts(), num_inference_steps=run.case["opts"]["num_inference_steps"]), run.recorded
     condition = result.call["joint_attention_kwargs"]["condition"]
@@ -84,7 +87,7 @@ def check_inputs(make: Callable[[], Run]) -> None:
 
 
 def check_masks(run: Run, condition: Condition) -> None:
-    """The masks outside and inside the blocks of attribute isolation, by checksum."""
+    """Compare checksums of the masks inside and outside the blocks of attribute isolation."""
     for block, key in ((0, "attention_mask"), (run.case["hard_attn_block_range"][0], "hard_attention_mask")):
         recorded = run.case[f"{key}_sha256_head0"]
         if recorded is not None:
@@ -93,7 +96,7 @@ def check_masks(run: Run, condition: Condition) -> None:
 
 
 def check_text(make: Callable[[], Run]) -> None:
-    """Our own text encoders, before any error grows over the steps."""
+    """Compare our text embeddings alone, before an error can grow over the steps."""
     run = make()
     expected, found = run.texts(), {}
     with quiet():
@@ -104,7 +107,7 @@ def check_text(make: Callable[[], Run]) -> None:
 
 
 def check_result(make: Callable[[], Run], is_fed: bool, tolerance: float) -> None:
-    """The first velocity, the latents after every step, and the images."""
+    """Compare the first velocity, the latents after every step, and the images."""
     run = make()
     texts = run.texts() if is_fed else {}
     n_known = len(texts)
@@ -116,7 +119,10 @@ def check_result(make: Callable[[], Run], is_fed: bool, tolerance: float) -> Non
 
 
 def check_pairing(make: Callable[[], Run]) -> None:
-    """Several images for each of several layouts: ours are what each image is alone, the recorded ones are not."""
+    """Check several images for each of several layouts.
+
+    Ours equal each image made alone; the recorded ones do not.
+    """
     run = make()
     together = run(run.texts())
     latents = run.recorded["in/latents"]

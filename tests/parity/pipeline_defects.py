@@ -1,4 +1,4 @@
-"""Defects of the published pipeline that were demonstrated on it, each shown not to be ours."""
+"""Check that defects demonstrated on the published pipeline are absent here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ EMBEDDINGS = 5e-5
 
 
 def show_layouts(folder: Path) -> tuple[Seg2AnyPipeline, list[Layout], dict]:
-    """The layout of a recorded run and its mirror image, and arguments for one cheap step."""
+    """Return the layout of a recorded run, its mirror image, and arguments for one cheap step."""
     index = json.loads((folder / "index.json").read_text())["cases"]
     runs = (Run(folder, name, case) for name, case in index.items())
     run = next(run for run in runs if run.layouts[0].caption)
@@ -32,7 +32,10 @@ def show_layouts(folder: Path) -> tuple[Seg2AnyPipeline, list[Layout], dict]:
 
 
 def check_joined_captions(folder: Path) -> None:
-    """Without a global caption: one pooled vector, that of the region captions, not of their letters."""
+    """Check the pooled vector without a global caption.
+
+    It has to be that of the joined region captions; the published code joins their letters.
+    """
     pipe, layouts, arguments = show_layouts(folder)
     layout = dataclasses.replace(layouts[0], caption=None)
     (encoded,) = encode_layouts([layout], layout.size, pipe.base, arguments["settings"])
@@ -42,7 +45,10 @@ def check_joined_captions(folder: Path) -> None:
 
 
 def check_unfiltered_batch(folder: Path) -> None:
-    """Two layouts, two images each, every condition token kept: shapes fit, and each image is what it is alone."""
+    """Check two layouts with two images each and every condition token kept.
+
+    The shapes have to fit, and each image has to equal the one made alone.
+    """
     pipe, layouts, arguments = show_layouts(folder)
     arguments["settings"] = dataclasses.replace(arguments["settings"], is_filter_cond_token=False)
     arguments["num_images_per_prompt"] = 2
@@ -52,7 +58,7 @@ def check_unfiltered_batch(folder: Path) -> None:
 
 
 def check_blank_contour(folder: Path) -> None:
-    """No condition token at all is the same as not using any."""
+    """Check that a contour without any condition token equals using no condition tokens."""
     pipe, layouts, arguments = show_layouts(folder)
     blank = dataclasses.replace(layouts[0], masks=np.zeros_like(layouts[0].masks))
     found = pipe(blank, seeds=[0], **arguments).images
@@ -60,7 +66,10 @@ def check_blank_contour(folder: Path) -> None:
 
 
 def check_place_of_any_size(folder: Path) -> None:
-    """Masks that are no multiple of the token grid: doubling every pixel changes no covered fraction."""
+    """Check `place` with masks whose size is not a multiple of the token grid.
+
+    Doubling every pixel must not change a covered fraction.
+    """
     pipe, layouts, arguments = show_layouts(folder)
     arguments |= {"height": layouts[0].size[0], "width": layouts[0].size[1], "is_use_cond_token": False}
     odd = dataclasses.replace(layouts[0], masks=layouts[0].masks[:, :-1, :-3])
@@ -70,7 +79,7 @@ def check_place_of_any_size(folder: Path) -> None:
 
 
 def check_truncation_message(folder: Path) -> None:
-    """The message holds the caption, not an empty string."""
+    """Check that the truncation message holds the caption, not an empty string."""
     pipe, layouts, arguments = show_layouts(folder)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -79,7 +88,10 @@ def check_truncation_message(folder: Path) -> None:
 
 
 def check_padding_is_seen(folder: Path) -> None:
-    """T5 sees its padding, as FLUX was trained: embeddings belong to a length and are cached under it."""
+    """Check that T5 attends to its padding, as in FLUX's training.
+
+    Embeddings therefore depend on the length and are cached under it.
+    """
     pipe, layouts, arguments = show_layouts(folder)
     longer = arguments["settings"].override({"max_sequence_length": arguments["settings"].max_sequence_length + 32})
     first, second = (

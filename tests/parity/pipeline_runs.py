@@ -1,4 +1,4 @@
-"""A recorded pipeline run, and the same run of ours."""
+"""A recorded pipeline run, and the same run with our pipeline."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def pipeline(folder: Path, has_adapters: bool) -> Seg2AnyPipeline:
 
 @dataclass
 class Run:
-    """One recorded run: its tensors, its layouts, and our arguments for the same."""
+    """One recorded run: its tensors, its layouts, and our arguments for the same run."""
 
     folder: Path
     name: str
@@ -80,7 +80,10 @@ class Run:
 
     @property
     def generators(self) -> torch.Generator | list[torch.Generator]:
-        """As the index words it: one seed per image for the latents, or one global seed for the VAE's posterior."""
+        """Return the generators that the index describes.
+
+        Either one seed per image for the latents, or one global seed for the VAE's posterior.
+        """
         per_image = re.search(r"manual_seed\((\d+)\+j\) for j in range\((\d+)\)", self.case["generator"] or "")
         if per_image:
             return [torch.Generator().manual_seed(int(per_image[1]) + j) for j in range(int(per_image[2]))]
@@ -88,7 +91,7 @@ class Run:
         return torch.Generator().manual_seed(int(shared[1]) if shared else 0)
 
     def texts(self) -> dict[TextKey, Tensor]:
-        """The recorded embeddings, under the names that our pipeline looks them up by."""
+        """Return the recorded embeddings under the keys that our pipeline looks up."""
         found = self._texts([(layout.caption, layout.captions) for layout in self.layouts], "enc", "txt_seq_lens")
         negative = self.case["opts"].get("negative_prompt")
         if negative is not None:
@@ -109,7 +112,7 @@ class Run:
         return found
 
     def __call__(self, texts: dict[TextKey, Tensor], **arguments) -> Result:
-        """Run our pipeline, noting the first call of the transformer and every step."""
+        """Run our pipeline and record the first call of the transformer and every step."""
         result = Result()
 
         def note_step(pipe, step, timestep, tensors):
@@ -148,7 +151,7 @@ def first_call(transformer: torch.nn.Module, result: Result) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """The tiny captions of the runs are cut on purpose."""
+    """Silence warnings about truncated captions; the recorded runs truncate on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TruncationWarning)
         yield

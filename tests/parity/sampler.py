@@ -1,4 +1,4 @@
-"""The published length classes and the order of the published samplers, index by index."""
+"""Compare length classes and sampler order with the published ones, index by index."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _check_flags(table: dict) -> None:
 
 
 def _check_runs(table: dict) -> None:
-    """The whole sequence, and what accelerate hands to every rank of it."""
+    """Compare the whole sequence, and the part that accelerate gives to every rank."""
     for run in table["runs"]:
         ranks = [
             PublishedBatches(_lengths(table), run["batch_size"], run["seed"], Process(rank, run["world"]))
@@ -65,7 +65,10 @@ def _check_shares(recorded: list[dict]) -> None:
 
 
 def _check_epochs(recorded: dict) -> None:
-    """A defect: with two processes the published epochs are all the same. Ours differ at any number of ranks."""
+    """Check that epochs differ at any number of ranks.
+
+    With two processes all epochs of the published sampler are the same.
+    """
     assert recorded["world=2"]["epoch0_equals_epoch1"] and not recorded["world=1"]["epoch0_equals_epoch1"]
     lengths = np.stack([np.arange(40) * 9, np.arange(40)], axis=1)
     for make in (PublishedBatches, LengthBatches):
@@ -78,7 +81,7 @@ def _check_epochs(recorded: dict) -> None:
 
 
 def _check_sacap_is_counted(recorded: str) -> None:
-    """The published code cannot count SACap-1M for its bucket map."""
+    """Check that SACap-1M can be counted for its bucket map; the published code cannot."""
     assert "has no attribute" in recorded
     with tempfile.TemporaryDirectory() as folder:
         made = make_sacap_1m(Path(folder), n=3)

@@ -1,4 +1,4 @@
-"""Recorded training runs: one batch, its loss, its gradients and the first steps of AdamW.
+"""Compare one batch's loss, gradients and first AdamW steps with recorded training runs.
 
 The runs were recorded with patched noise and u, so everything follows from the recorded batch.
 """
@@ -46,7 +46,7 @@ OWN_T5 = 1e-4  # T5 of another transformers version differs by up to 1.2e-5
 
 @dataclass(frozen=True)
 class Run:
-    """One recorded run, and what our code makes of its inputs."""
+    """One recorded run, and what our code computes from its inputs."""
 
     folder: Path
     index: dict
@@ -65,13 +65,13 @@ class Run:
         ]
 
     def condition(self, settings: ConditionSettings | None = None) -> Condition:
-        """The batch as our own preparation makes it."""
+        """Prepare the batch with our own code."""
         settings = settings or self.settings
         size = tuple(self.batch["pixel_values"].shape[-2:])
         return assemble(encode_layouts(self.layouts, size, Flux1(self.pipeline), settings), settings)
 
     def recorded_condition(self) -> Condition:
-        """The same token layout with the recorded embeddings and latents."""
+        """Build the same token layout with the recorded embeddings and latents."""
         return replace(
             self.condition(),
             text=self.batch["fwd/encoder_hidden_states"],
@@ -87,7 +87,7 @@ class Run:
         return transformer
 
     def loss(self, transformer: Seg2AnyTransformer2DModel, condition: Condition) -> tuple[Tensor, Tensor]:
-        """(loss, prediction) of the recorded noisy batch."""
+        """Return (loss, prediction) of the recorded noisy batch."""
         batch = self.batch
         prediction = transformer(
             hidden_states=batch["fwd/hidden_states"],
@@ -146,7 +146,7 @@ def _on(folder: Path, check: Callable[[Run], None]) -> None:
 
 
 def check_input(run: Run) -> None:
-    """u -> noise level, pixels and noise -> x_s."""
+    """Compare noise levels computed from u, and x_s computed from pixels and noise."""
     s = flow.noise_level(run.batch["u"])
     close(s * flow.TRAIN_STEPS, run.batch["timesteps"])
     close(s, run.batch["fwd/timestep"])
@@ -154,7 +154,10 @@ def check_input(run: Run) -> None:
 
 
 def check_condition(run: Run) -> None:
-    """Masks, captions and lengths -> embeddings, condition tokens and who attends to whom, by our own preparation."""
+    """Compare our preparation of masks, captions and lengths with the recording.
+
+    It covers embeddings, condition tokens and attention masks.
+    """
     condition, batch = run.condition(), run.batch
     close(condition.text, batch["fwd/encoder_hidden_states"], OWN_T5)
     close(condition.pooled, batch["fwd/pooled_projections"])
@@ -175,7 +178,7 @@ def check_prediction(run: Run) -> None:
 
 
 def check_gradients(run: Run) -> None:
-    """Of the first step, before clipping, and their norm."""
+    """Compare the first step's gradients before clipping, and their norm."""
     transformer = run.transformer("lora_init")
     run.loss(transformer, run.recorded_condition())[0].backward()
     recorded = load_file(run.folder / "grads_step0.safetensors")
@@ -184,13 +187,13 @@ def check_gradients(run: Run) -> None:
     errors = {name: ((0 if ours[name] is None else ours[name]) - g).norm() for name, g in recorded.items()}
     total = torch.stack([g.norm() for g in recorded.values()]).norm()
     assert torch.stack(list(errors.values())).norm() <= RELATIVE * total
-    for name, gradient in recorded.items():  # by themselves, small ones carry the rounding of the large ones
+    for name, gradient in recorded.items():  # small ones carry the rounding error of large ones
         assert errors[name] <= 5 * RELATIVE * gradient.norm(), f"{name}: off by {errors[name]}"
     close(total, torch.tensor(run.index["grad_norms"][0]))
 
 
 def check_steps(run: Run) -> None:
-    """AdamW on the same batch: the recorded losses, and the adapters after the first step."""
+    """Compare AdamW's losses on the recorded batch, and the adapters after the first step."""
     transformer = run.transformer("lora_init")
     losses = train(run, transformer, len(run.index["losses"]), after_first=lambda: _check_saved(run, transformer))
     for ours, recorded in zip(losses, run.index["losses"], strict=True):
@@ -198,7 +201,10 @@ def check_steps(run: Run) -> None:
 
 
 def check_trainer(run: Run) -> None:
-    """The published config through our own trainer: files, data set, encoders, loss, clipping, AdamW."""
+    """Run the published config through our trainer and compare the losses.
+
+    This covers files, data set, encoders, loss, clipping and AdamW.
+    """
     with tempfile.TemporaryDirectory() as temporary:
         settings, log = _as_recorded(run, Path(temporary)), _Losses()
         trainer = Trainer(settings, Generation(settings))
@@ -217,7 +223,7 @@ def check_trainer(run: Run) -> None:
 
 
 def _as_recorded(run: Run, output: Path) -> config.Config:
-    """The recorded config; its folders are relative to where it was recorded."""
+    """Return the recorded config with its relative folders resolved."""
     root = run.folder.parents[1]
     data = {"ade20k": root / "contour" / "dataset_ade", "sacap_1m": root / "train"}
     settings = copy.deepcopy(run.config)
@@ -233,7 +239,7 @@ def _as_recorded(run: Run, output: Path) -> config.Config:
 
 
 class _Recorded:
-    """A weighting that hands out the recorded u, one sample at a time."""
+    """A weighting that returns the recorded u, one sample at a time."""
 
     def __init__(self, u: Tensor):
         self.u = itertools.cycle(u.split(1))
@@ -260,7 +266,10 @@ class _Losses:
 
 
 def check_unfiltered(run: Run) -> None:
-    """is_filter_cond_token off: the published code crashes; ours trains on every contour token."""
+    """Check training with is_filter_cond_token off.
+
+    The published code crashes; ours trains on every contour token.
+    """
     settings = replace(run.settings, is_filter_cond_token=False)
     condition = run.condition(settings)
     if settings.is_use_cond_token:
@@ -271,7 +280,7 @@ def check_unfiltered(run: Run) -> None:
 
 
 def check_resumed_loss(root: Path) -> None:
-    """The recorded loss after `resume latest` is the next loss of the run it resumed."""
+    """Check that the first recorded loss after `resume latest` is the resumed run's next loss."""
     recorded = json.loads((root / "train" / "extra.json").read_text())["resume_latest"]["losses"]
     for run in map(read_run, _runs(root)):
         n_before = len(run.index["losses"])
@@ -290,14 +299,14 @@ def check_filter_crash_is_gone(root: Path) -> None:
 def train(
     run: Run, transformer: Seg2AnyTransformer2DModel, steps: int, after_first: Callable[[], None] = lambda: None
 ) -> list[float]:
-    """The losses of `steps` steps on the recorded batch, each before its update."""
+    """Return the losses of `steps` steps on the recorded batch, each before its update."""
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     optimizer = make_optimizer(run.config, parameters, processes=1)
     condition, losses = run.recorded_condition(), []
     for step in range(steps):
         loss, _ = run.loss(transformer, condition)
         loss.backward()
-        # The published code gives zeros, not None, to layers without influence: AdamW's decay acts on them.
+        # The published code gives layers without influence zero gradients, not None, so AdamW's decay acts on them.
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         torch.nn.utils.clip_grad_norm_(parameters, run.config.optimizer.max_grad_norm)
@@ -317,13 +326,16 @@ def _check_saved(run: Run, transformer: Seg2AnyTransformer2DModel) -> None:
     assert ours.keys() == recorded.keys()
     gradients = load_file(run.folder / "grads_step0.safetensors")
     for name, value in recorded.items():
-        # Adam's first step is lr * sign(g): where g is rounding noise, so is the sign.
+        # Adam's first step is lr * sign(g): where g is rounding noise, its sign is arbitrary.
         sure = gradients[name].abs() > 1e-6
         torch.testing.assert_close(ours[name][sure], value[sure], rtol=1e-4, atol=1e-6)
 
 
 def _saved_name(name: str) -> str:
-    """blocks.0.to_q.lora_A.cond.weight -> cond/transformer.blocks.0.to_q.lora_A.weight"""
+    """Convert a parameter name to its key in the saved file.
+
+    blocks.0.to_q.lora_A.cond.weight becomes cond/transformer.blocks.0.to_q.lora_A.weight.
+    """
     layer, matrix, adapter, _ = name.rsplit(".", 3)
     return f"{adapter}/transformer.{layer}.{matrix}.weight"
 

@@ -1,4 +1,4 @@
-"""Transformer, adapters and gradients against the recorded ones, on recorded weights."""
+"""Compare transformer outputs, adapters and gradients with the recording."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def check_output(folder: Path, key: str) -> None:
 
 
 def check_blocks(folder: Path) -> None:
-    """Every block of lora/cond_hard: text, image and condition rows, padding included."""
+    """Compare every block of lora/cond_hard: text, image and condition rows, padding included."""
     run = read_run(folder)
     model, seen = run.model(True), {}
     for stack in ("transformer_blocks", "single_transformer_blocks"):
@@ -60,8 +60,11 @@ def check_blocks(folder: Path) -> None:
 
 
 def check_gradients(folder: Path, checkpointing: bool) -> None:
-    """d mean(output**2) / d LoRA of lora/cond_hard. Weights that cannot matter have a gradient of zero, not None, so
-    weight decay and distributed reduction treat them like all others."""
+    """Compare d mean(output**2) / d LoRA of lora/cond_hard.
+
+    Weights that cannot matter have a gradient of zero, not None, so weight decay and distributed reduction treat them
+    like all others.
+    """
     run = read_run(folder)
     model = run.model(True)
     if checkpointing:
@@ -79,7 +82,10 @@ def check_gradients(folder: Path, checkpointing: bool) -> None:
 
 
 def check_without_condition(folder: Path) -> None:
-    """Bit for bit the stock model, with and without `default`; `cond` has no say although it is loaded."""
+    """Compare with the stock model bit for bit, with and without `default`.
+
+    `cond` is loaded, but must not act.
+    """
     run = read_run(folder)
     stock = FluxTransformer2DModel.from_pretrained(folder / "transformer").eval()
     with torch.no_grad():
@@ -90,7 +96,7 @@ def check_without_condition(folder: Path) -> None:
 
 
 def check_saving(folder: Path) -> None:
-    """Loaded and saved again, the files hold the same keys and values."""
+    """Load the files, save them again, and compare keys and values."""
     with tempfile.TemporaryDirectory() as saved:
         save_adapters(read_run(folder).model(True), saved, AdapterCard())
         for name in ("default", "cond"):

@@ -1,4 +1,4 @@
-"""Defects that were recorded on the published transformer, and that ours does not have."""
+"""Check that defects recorded on the published transformer are absent here."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def scalings(model: torch.nn.Module) -> dict[str, dict[str, float]]:
 
 
 def check_scale_bug(folder: Path) -> None:
-    """The published code leaves every scale at 1 after a scaled call; here a call changes nothing."""
+    """Check that a scaled call leaves the adapters' scales unchanged.
+
+    The published code leaves every scale at 1 afterwards.
+    """
     bugs = read_run(folder).index["bugs_demo"]
     published = next(value for key, value in bugs.items() if "scale=" in key)
     assert published["call1_vs_call2"] > 0 and published["plain_call_after_vs_before"] > 0
@@ -34,7 +37,10 @@ def check_scale_bug(folder: Path) -> None:
 
 
 def check_alpha_bug(folder: Path) -> None:
-    """alpha != rank: the published code drops it in the first call; here it acts on every adapter and stays."""
+    """Check that alpha != rank acts on every adapter and stays.
+
+    The published code drops it in the first call.
+    """
     bugs = read_run(folder).index["bugs_demo"]
     key, published = next((key, value) for key, value in bugs.items() if "alpha" in key)
     assert published["call1_vs_call2"] > 0
@@ -56,7 +62,10 @@ def check_alpha_bug(folder: Path) -> None:
 
 
 def check_no_cond_tokens(folder: Path) -> None:
-    """The published code crashes without any condition token; here only padding is left, and it changes nothing."""
+    """Check a batch without any condition token: only padding is left, and it changes nothing.
+
+    The published code crashes.
+    """
     assert "Error" in read_run(folder).index["bugs_demo"]["zero cond tokens"]
     run = read_run(folder)
     model, without = run.model(True), run.condition("hard", False)

@@ -1,4 +1,4 @@
-"""One recorded transformer run: its index, inputs and outputs, and our model and conditions made from them."""
+"""A recorded transformer run, and our model and conditions for it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RELATIVE = 1e-5
 
 
 def relative_error(ours: torch.Tensor, recorded: torch.Tensor) -> float:
-    """Largest difference against the largest recorded value."""
+    """Return the largest difference, relative to the largest recorded value."""
     assert ours.shape == recorded.shape
     return ((ours.float() - recorded.float()).abs().max() / recorded.abs().max().clamp_min(1e-12)).item()
 
@@ -32,7 +32,7 @@ def expect_close(ours: torch.Tensor, recorded: torch.Tensor, what: str, toleranc
 
 
 class Run:
-    """One folder transformer/<name>: index, recorded inputs, and the models that are made from it."""
+    """One folder transformer/<name>: index, recorded inputs, and the models made from them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -42,10 +42,11 @@ class Run:
 
     @functools.cached_property
     def noise(self) -> float:
-        """How far stock diffusers is from the recording on this machine; on the recording one it was exactly 0.
+        """Measure how far stock diffusers is from the recording on this machine.
 
-        It comes from the last bit of float32 `exp` in the time embedding, which differs between CPUs and is then
-        multiplied by a time of up to 1000. No implementation can be closer than this, and gradients amplify it.
+        On the recording machine it was exactly 0. The difference comes from the last bit of float32 `exp` in the time
+        embedding, which differs between CPUs and is then multiplied by a time of up to 1000. No implementation can be
+        closer than this, and gradients amplify it.
         """
         stock = FluxTransformer2DModel.from_pretrained(self.folder / "transformer").eval()
         with torch.no_grad():
@@ -94,7 +95,7 @@ class Run:
         return given | {"joint_attention_kwargs": {"condition": condition}, "return_dict": False}
 
     def forward(self, model: torch.nn.Module, name: str) -> torch.Tensor:
-        """The forward pass recorded under `<cond|nocond>_<hard|base|place|nomask>`."""
+        """Run the forward pass recorded under `<cond|nocond>_<hard|base|place|nomask>`."""
         stream, method = name.split("_")
         condition = None if method == "nomask" else self.condition(method, stream == "cond")
         return model(**self.arguments(condition))[0]

@@ -1,4 +1,4 @@
-"""How commands end: the status, and a line for the user that begins with the program."""
+"""Exit of a command: its status, and one line for the user with the program's name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from seg2any.system.errors import UserError
         (KeyboardInterrupt(), 130, ["it: interrupted; go on"]),
     ],
 )
-def test_what_went_wrong_is_said(capsys: pytest.CaptureFixture, error: BaseException, status: int, lines: list[str]):
+def test_errors_are_reported(capsys: pytest.CaptureFixture, error: BaseException, status: int, lines: list[str]):
     def run() -> None:
         raise error
 
@@ -31,7 +31,7 @@ def test_what_went_wrong_is_said(capsys: pytest.CaptureFixture, error: BaseExcep
     assert captured.err.splitlines() == lines and not captured.out
 
 
-def test_what_went_well_is_not(capsys: pytest.CaptureFixture):
+def test_success_prints_nothing(capsys: pytest.CaptureFixture):
     assert exit_status("it", lambda: None) == 0
     assert exit_status("it", lambda: 143) == 143
     assert capsys.readouterr() == ("", "")
