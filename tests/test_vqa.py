@@ -147,7 +147,8 @@ def test_probability_of_yes():
 
 def test_words_of_a_caption():
     text = 'Sure:\n```json\n{"colour": "Red", "shape": null, "texture": "fluffy"}\n```'
-    assert read_attributes(text, "a red wall") == {"colour": "Red", "shape": "", "texture": ""}  # not in the caption
+    # "fluffy" is dropped because the caption does not contain it.
+    assert read_attributes(text, "a red wall") == {"colour": "Red", "shape": "", "texture": ""}
     for rubbish in ("", "red", '{"colour": "red"}', "[1]", '{"colour": '):
         with pytest.raises(NoAnswer):
             read_attributes(rubbish, "a red wall")
