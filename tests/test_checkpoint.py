@@ -1,3 +1,5 @@
+"""Checkpoints: rotation, `latest`, damaged states, and kills or a full disk while saving."""
+
 import os
 import resource
 import signal

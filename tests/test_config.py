@@ -1,3 +1,5 @@
+"""The training config: defaults, files and command line, and its one-line mistakes."""
+
 import json
 from pathlib import Path
 

@@ -1,3 +1,5 @@
+"""Samplers: batches of similar length, the published order, and resuming."""
+
 import numpy as np
 import pytest
 
