@@ -135,7 +135,7 @@ def test_trends_are_found_where_they_were_painted(tmp_path: Path, painter: Paint
     assert compare.main([str(out / "normal" / f"{name}.json") for name in ("hard", "base")]) == 0
 
 
-def test_finished_rows_are_kept_and_others_go_on(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
+def test_a_second_run_makes_only_unfinished_rows(tmp_path: Path, painter: Painter, capsys: pytest.CaptureFixture):
     painter.fail_at = 10  # in the second row, base: no claim uses "place"
     assert run(tmp_path, "--rows", "place", "base") == 130
     assert "start again" in capsys.readouterr().err
@@ -302,7 +302,7 @@ def test_the_outcome_of_a_trend_follows_its_interval(gaps: tuple[float, ...], ex
     assert outcome(check(Claim("k", "n", "a", "b", expected), runs)) == said
 
 
-def test_trained_rows_are_compared_with_what_was_trained_alike():
+def test_trained_rows_are_compared_with_rows_trained_alike():
     row = trained_row("trained-base", Path("x"))
     assert compared_with(row) == ALIKE and compared_with(trained_row(ALIKE, Path("x"))) is None
     assert compared_with(TRAINING_FREE[3]) == "hard" and compared_with(REFERENCE) is None
@@ -329,7 +329,7 @@ def test_rows_are_the_grid_and_name_settings_that_exist():
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_configs_of_trained_rows_say_what_is_different(name: str):
+def test_configs_of_trained_rows_differ_only_in_what_they_are_named_after(name: str):
     path, _ = TRAINED[name]
     shapes = str(REPOSITORY / "config/seg2any_shapes.yaml")
     plain, other = load([shapes]), load([shapes, str(REPOSITORY / path)])

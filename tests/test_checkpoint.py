@@ -115,7 +115,7 @@ def test_latest_is_refused_if_all_checkpoints_are_damaged(tmp_path):
         Checkpoints(tmp_path).load("latest")
 
 
-def test_rotation_keeps_what_was_just_written_before_a_damaged_later_one(tmp_path):
+def test_rotation_keeps_the_new_checkpoint_and_removes_a_damaged_later_one(tmp_path):
     checkpoints = Checkpoints(tmp_path, limit=1)
     save(Checkpoints(tmp_path), 2)
     (save(Checkpoints(tmp_path), 9) / STATE).write_bytes(b"")
@@ -123,7 +123,7 @@ def test_rotation_keeps_what_was_just_written_before_a_damaged_later_one(tmp_pat
     assert os.listdir(tmp_path) == ["checkpoint-3"]
 
 
-def test_a_save_removes_what_killed_ones_left(tmp_path):
+def test_a_save_removes_leftovers_of_killed_saves(tmp_path):
     for left in (".checkpoint-1.01234567.tmp", ".checkpoint-1.01234567.old"):
         (tmp_path / left / "default").mkdir(parents=True)
     save(Checkpoints(tmp_path), 2)

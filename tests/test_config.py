@@ -32,7 +32,7 @@ def test_command_line_values_get_their_types():
     assert loaded.resume_from_checkpoint == "latest"
 
 
-def test_an_unquoted_no_is_a_precision(tmp_path):
+def test_an_unquoted_no_stays_a_string_as_precision(tmp_path):
     (tmp_path / "a.yaml").write_text("mixed_precision: no\n")
     assert config.load([str(tmp_path / "a.yaml")]).mixed_precision == "no"
     assert config.load(["--mixed_precision=no"]).mixed_precision == "no"

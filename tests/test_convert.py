@@ -83,7 +83,7 @@ def test_an_unknown_id_is_reported_with_its_file_and_nothing_is_written(
     assert not list((tmp_path / "out").rglob(".*"))
 
 
-def test_started_again_only_what_is_missing_broken_or_outdated_is_converted(coco: Path, capsys: pytest.CaptureFixture):
+def test_a_second_run_converts_only_missing_broken_or_outdated_maps(coco: Path, capsys: pytest.CaptureFixture):
     assert convert_coco_stuff164k.main([str(coco), "--nproc", "1"]) == 0
     folder = coco / "annotations" / "val2017"
     first, second, third, _ = sorted(folder.iterdir())

@@ -52,7 +52,7 @@ def test_unreadable_pictures_are_left_out_and_tried_again(tmp_path: Path):
     assert list(faults(made, cache_root=str(tmp_path / "cache"))) == [made.truths[1].key]
 
 
-def test_a_fault_of_the_disk_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_disk_errors_are_not_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made = synthetic_data.make_ade20k(tmp_path, n=3)
     params, forbidden = made.params | {"cache_root": str(tmp_path / "cache")}, made.truths[1].image
 
@@ -323,7 +323,7 @@ def test_exif_orientation_is_ignored_for_photos_and_masks(turn: int, tmp_path: P
     assert (Layout.read(tmp_path / "one").masks[0] == mask).all()
 
 
-def test_a_photo_that_lies_on_its_side_is_explained(tmp_path: Path):
+def test_a_rotated_photo_is_left_out_with_a_hint_at_exif(tmp_path: Path):
     made = synthetic_data.make_folder(tmp_path)
     for truth in made.truths[:2]:
         with Image.open(truth.image) as image:

@@ -200,7 +200,7 @@ def test_shares_are_disjoint_and_complete(made: Path, tmp_path: Path):
         }  # independent of the number of processes
 
 
-def test_the_config_says_what_flags_do_not(tmp_path: Path):
+def test_values_without_a_flag_come_from_the_config(tmp_path: Path):
     config = tmp_path / "c.yaml"
     config.write_text("eval: {guidance_scale: 2.5, num_images_per_prompt: 4}\nmodel: {num_inference_steps: 7}\n")
     request = parse_request(["--base", str(config), "--output_path", "x", "--guidance_scale", "1.5"])

@@ -41,7 +41,7 @@ class TestSurvey:
         with pytest.raises(UserError, match="not in the JSON"):
             survey.stop_at_problems(strict=True)
 
-    def test_names_that_collide_and_images_below_a_token(self, folder: Path):
+    def test_colliding_names_and_images_below_a_token_are_errors(self, folder: Path):
         layout("a").write(folder / "a.npz")
         layout("d", side=20).write(folder / "d.json")
         survey = survey_layouts(self.options(folder), ConditionSettings(cond_scale_factor=2), FACTS)
@@ -110,7 +110,7 @@ class TestPlan:
         (collision,) = survey_layouts(options, ConditionSettings(), FACTS).errors
         assert "a.json" in collision and "would both write a_panel.png" in collision
 
-    def test_a_panel_goes_with_its_image_and_pictures_of_others_stay(self, folder: Path):
+    def test_only_panels_made_by_this_program_are_discarded(self, folder: Path):
         job, other, _ = self.plan(folder).to_do
         save_image(Image.new("RGB", (8, 8)), {"panel": {}}, job.panel_path)
         save_image(Image.new("RGB", (8, 8)), {}, other.panel_path)

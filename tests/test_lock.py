@@ -79,7 +79,7 @@ def no_locks(*_):
 
 
 @pytest.mark.parametrize("missing", ["module", "file system"])
-def test_where_nothing_can_be_locked_a_warning_says_so(tmp_path, monkeypatch, missing):
+def test_unavailable_locking_is_warned_about(tmp_path, monkeypatch, missing):
     if missing == "module":
         monkeypatch.setattr(files, "fcntl", None)
     else:

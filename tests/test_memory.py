@@ -82,7 +82,7 @@ def kept_by_autograd(transformer, given):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("double", "single"), [(4, 4), (6, 2)])
-def test_activations_are_what_autograd_keeps(double, single, checkpointing):
+def test_estimated_activations_equal_what_autograd_keeps(double, single, checkpointing):
     wide = {"num_layers": double, "num_single_layers": single, "attention_head_dim": 32, "num_attention_heads": 4}
     transformer = tiny_flux.tiny(**wide, axes_dims_rope=(8, 12, 12)).requires_grad_(False)
     add_adapters(transformer, 4, 4)

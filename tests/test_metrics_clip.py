@@ -65,11 +65,11 @@ def test_score_is_the_mean_cosine_of_the_stock_model(folder: Path, clip: Clip):
     assert [one.name for one in (whole, published)] == ["CLIP score", "CLIP score, captions cut as published"]
 
 
-def test_long_captions_keep_their_end_and_the_published_cut_forgets_what_they_say(clip: Clip):
+def test_long_captions_keep_their_end_token_which_the_published_cut_loses(clip: Clip):
     long = [LONG, "two blue squares " + LONG, "a green star"]
     kept, cut = clip.of_captions(long), clip.of_captions_as_published(long)
     assert np.abs(kept[0] - kept[1]).max() > 1e-3
-    assert np.allclose(cut[0], cut[1], atol=1e-6)  # although their ends differ
+    assert np.allclose(cut[0], cut[1], atol=1e-6)  # without the end token the words do not count
     assert np.allclose(cut[2], kept[2], atol=1e-6)
     assert np.allclose(np.linalg.norm(kept, axis=1), 1, atol=1e-5)
     whole, published = clip_score([item("a", LONG, 0), item("b", SHORT, 0)], clip)

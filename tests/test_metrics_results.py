@@ -47,7 +47,7 @@ def test_resamples_of_pooled_values_are_those_of_drawn_samples():
     assert (draws(7, 200).sum(1) == 7).all()
 
 
-def test_pairing_finds_what_separate_intervals_cannot():
+def test_pairing_finds_differences_that_separate_intervals_miss():
     rng = np.random.default_rng(3)
     hard = rng.normal(0, 1, 100)
     a = mean("m", {f"{i}": hard[i] + 0.1 + rng.normal(0, 0.05) for i in range(100)})

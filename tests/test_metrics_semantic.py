@@ -199,7 +199,7 @@ def tiny_deeplab() -> DeepLabV3:
     return model
 
 
-def test_published_files_load_whatever_is_wrapped_around_them(tmp_path: Path, tiny_deeplab: DeepLabV3):
+def test_published_files_load_inside_any_wrapper(tmp_path: Path, tiny_deeplab: DeepLabV3):
     extra = {"auxiliary_head.conv_seg.weight": torch.zeros(2)}
     content = {"meta": {"CLASSES": ("a", "b"), "epoch": 3}, "state_dict": {**tiny_deeplab.state_dict(), **extra}}
     torch.save(content, tmp_path / "judge.pth")

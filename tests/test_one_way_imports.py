@@ -31,7 +31,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("eval", "benchmarks", "examples", "integrations"),
 )
 PACKAGES = ("seg2any", "eval", "benchmarks", "examples", "integrations")
-OTHER_FOLDERS = ("tests",)  # hold Python files but are no part of the order
+OTHER_FOLDERS = ("tests",)  # hold Python files but have no place in the order
 ONLY_IN = {"accelerate": ("seg2any.training", "seg2any.evaluation.generate_image")}
 
 

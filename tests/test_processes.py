@@ -28,12 +28,12 @@ def test_a_rank_without_a_world_size_is_ignored():
     assert Process.of({"RANK": "3", "ACCELERATE_USE_CPU": "True"}).is_on_cpu
 
 
-def test_nothing_is_done_here_while_others_make_progress():
+def test_a_process_waits_while_others_make_progress():
     left = iter([3, 2, 2, 1, 0])
     wait_for_others(lambda: next(left), lambda: pytest.fail("the others were at work"), patience=1.0)
 
 
-def test_the_rest_is_done_here_when_nobody_makes_progress():
+def test_a_process_takes_over_when_others_make_no_progress():
     work = [1, 2, 3]
     wait_for_others(lambda: len(work), work.clear, patience=0.01)
     assert not work

@@ -64,7 +64,7 @@ def test_a_published_config_starts_trains_and_resumes(name, tmp_path, monkeypatc
 
 
 @pytest.mark.parametrize(("name", "published"), PUBLISHED.items())
-def test_a_published_config_says_what_was_published(name, published):
+def test_a_published_config_has_the_published_settings(name, published):
     ours = config.load([str(CONFIGS / f"seg2any_{name}.yaml")])
     model, trainer, adam = ours.model, ours.trainer, ours.optimizer
     condition = model.condition

@@ -122,7 +122,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_annotations_are_read_as_they_are(table: Path):
+def test_annotations_by_group_equal_the_rows_of_the_table(table: Path):
     annotations, rows = read_annotations(table), pq.read_table(table).to_pylist()
     assert sum(len(numbers) for _, numbers in annotations.by_group(np.ones(200, bool))) == 200
     for group, numbers in annotations.by_group(np.arange(200) % 3 == 0):
@@ -134,7 +134,7 @@ def test_annotations_are_read_as_they_are(table: Path):
 
 
 @pytest.mark.parametrize("limit", [1, 17, 60, 150, 1000])
-def test_a_limit_takes_the_fewest_tars_that_there_can_be(table: Path, limit: int):
+def test_a_limit_takes_the_fewest_possible_tars(table: Path, limit: int):
     annotations = read_annotations(table)
     chosen = Subset(limit=limit).choose(annotations)
     assert chosen.sum() == min(limit, 200)
@@ -143,7 +143,7 @@ def test_a_limit_takes_the_fewest_tars_that_there_can_be(table: Path, limit: int
     assert len(set(annotations.codes[chosen])) == fewest
 
 
-def test_other_picks_groups_and_regions(table: Path):
+def test_a_subset_is_chosen_by_pick_groups_and_regions(table: Path):
     annotations = read_annotations(table)
     assert np.flatnonzero(Subset(limit=7, pick="first").choose(annotations)).tolist() == list(range(7))
     drawn = [Subset(limit=50, pick="random", seed=seed).choose(annotations) for seed in (1, 1, 2)]

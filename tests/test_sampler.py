@@ -33,7 +33,7 @@ def test_an_epoch_shows_every_sample_at_most_once_and_drops_only_the_tail(n, bat
     assert again != seen
 
 
-def test_every_sample_comes_up_sooner_or_later():
+def test_every_sample_is_shown_eventually():
     batches = LengthBatches(lengths_like(23), 4)
     assert {int(i) for number in range(8) for i in batches.epoch(number).ravel()} == set(range(23))
 
@@ -48,7 +48,7 @@ def test_no_sample_at_all_is_refused():
         LengthBatches(np.zeros((0, 2), int), 8)
 
 
-def test_similar_lengths_meet_in_a_batch_and_at_one_moment_on_all_ranks():
+def test_similar_lengths_share_a_batch_and_a_step_on_all_ranks():
     lengths = lengths_like(4096)
     ranks = [LengthBatches(lengths, 4, process=Process(rank, 2)) for rank in range(2)]
     moments = [[next(rank) for rank in ranks] for _ in range(ranks[0].batches_per_epoch)]

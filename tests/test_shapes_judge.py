@@ -197,7 +197,7 @@ def test_an_empty_image_shows_no_shape(tone: tuple[int, int, int]):
         assert max(region.iou for region in judged(image, scene).regions) < 0.02
 
 
-def test_the_floor_of_other_peoples_images():
+def test_images_of_other_scenes_are_the_floor():
     shuffled = [judged(image, scene) for image, scene in zip(SCENES[1:] + SCENES[:1], SCENES, strict=True)]
     summary = summarise(shuffled)
     assert summary["iou"] < 0.35 and summary["boundary_iou"] < 0.1
