@@ -159,8 +159,8 @@ class Base(Protocol):
     keeps_cond_keys whether `velocity` can fill and use `Condition.cond_keys`
     tokenizer       counts the tokens of a caption: `len(tokenizer(text).input_ids)`
     text_encoders   networks that read captions; the last one reads every caption, others give the pooled vector
-    network         the module that `velocity` runs; callers freeze, move, compile or quantise it, or give it a step
-                    cache
+    network         the module that `velocity` runs; `network.blocks` are its attention blocks in order. Callers freeze,
+                    move, compile or quantise it, or give it a step cache
     device          the device that `velocity` computes on
     """
 

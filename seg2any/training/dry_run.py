@@ -187,8 +187,7 @@ def frozen_bytes(transformer: nn.Module, quantization: str, width: int) -> int:
 
 def _largest_block(transformer: nn.Module) -> int:
     """Count the frozen parameters of the largest block."""
-    blocks = (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-    return max(sum(p.numel() for p in block.parameters() if not p.requires_grad) for block in blocks)
+    return max(sum(p.numel() for p in block.parameters() if not p.requires_grad) for block in transformer.blocks)
 
 
 def table(rows: Mapping[str, int]) -> list[str]:

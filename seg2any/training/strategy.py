@@ -112,7 +112,7 @@ class ShardedBase(Strategy):
         adapters = {parameter for parameter in transformer.parameters() if parameter.requires_grad}
         for parameter in adapters:
             parameter.data = parameter.data.to(self.device)
-        for module in (*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer):
+        for module in (*transformer.blocks, transformer):
             fully_shard(module, mesh=mesh, ignored_params=adapters)
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:

@@ -70,6 +70,11 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
             stock._adopt_blocks()
         return stock
 
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """Return the attention blocks in order: double blocks, then single blocks."""
+        return [*self.transformer_blocks, *self.single_transformer_blocks]
+
     def _adopt_blocks(self) -> None:
         for block in self.transformer_blocks:
             block.__class__ = RegionalDoubleBlock
@@ -205,9 +210,8 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         visual, text = linear(self.x_embedder, visual, rows), self.context_embedder(encoder_hidden_states)
         rotation = self._rotation(positions)
         plan, cond_keys = (condition.plan, condition.cond_keys) if condition else (None, None)
-        blocks = [*self.transformer_blocks, *self.single_transformer_blocks]
         residuals = self._residuals(controlnet_block_samples, controlnet_single_block_samples, controlnet_blocks_repeat)
-        for number, (block, residual) in enumerate(zip(blocks, residuals, strict=True)):
+        for number, (block, residual) in enumerate(zip(self.blocks, residuals, strict=True)):
             context = BlockContext(number, rows, plan, cond_keys, tap)
             text, visual = self._run(block, visual, text, temb, rotation, context)
             if residual is not None:
