@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import json
 import statistics
-import sys
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from benchmarks.result_lines import check_place, leave
 from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
 from seg2any.training import config as configs
 from seg2any.training.config import Config
@@ -73,7 +73,7 @@ class LastLoss:
         self.loss = loss.item()
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=whole(1), default=5, help="steps of each scheme (default: %(default)s)")
@@ -170,4 +170,4 @@ def table(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main)

@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a file, as published
 
 from seg2any.evaluation.labels.convert_labelsize_512 import main  # noqa: E402
+from seg2any.system.interrupts import run_command  # noqa: E402
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

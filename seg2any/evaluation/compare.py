@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from seg2any.evaluation.metrics.bootstrap import Difference, paired_difference, 
 from seg2any.evaluation.report.results import Row, Run, read_run
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 
 
 @dataclass(frozen=True)
@@ -124,4 +124,4 @@ def show(first: Path, second: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +19,7 @@ from seg2any.attention.settings import NAMES
 from seg2any.generate.options import Options, add_setting_flags, options_of
 from seg2any.system.console import exit_status, plain_messages, warn, whole
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 from seg2any.training.config import Config, load
 
 if TYPE_CHECKING:  # heavy: not before --help is answered
@@ -197,4 +197,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

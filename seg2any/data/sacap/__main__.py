@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from seg2any.data.sacap.tars import find_tars
 from seg2any.data.sacap.verify import delete_broken, verify, whole_rows
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,4 +104,4 @@ def _conclude(options: Namespace, wanted: int, problems: list[Problem], outcome:
 COMMANDS = {"plan": run_plan, "extract": run_extract, "verify": run_verify}
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

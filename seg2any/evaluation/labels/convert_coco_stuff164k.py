@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from seg2any.evaluation.labels.label_maps import ClassTable, Conversion, convert_folder, label_files
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 
 SPLITS = ("train2017", "val2017")
 
@@ -58,4 +58,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import numpy as np
 from seg2any.evaluation.labels.label_maps import ClassTable, Conversion, convert_folder, label_files
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import run_command
 
 
 def known_values(data_set: str) -> ClassTable:
@@ -65,4 +65,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

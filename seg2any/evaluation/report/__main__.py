@@ -9,12 +9,12 @@ The page is one file with the pictures inside; it loads nothing and runs no scri
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from seg2any.evaluation.report.page import write_page
 from seg2any.system.console import exit_status
+from seg2any.system.interrupts import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,4 +36,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from seg2any.evaluation.runners.options import parse_options
 from seg2any.system.console import exit_status, plain_messages
+from seg2any.system.interrupts import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,4 +26,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)

@@ -6,11 +6,11 @@ its ceiling (rendered truth), what the VAE alone can reach, and its floors (the 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 
 from seg2any.evaluation.shapes.options import parse_options
 from seg2any.system.console import exit_status, plain_messages
+from seg2any.system.interrupts import run_command
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,4 +30,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_command(main)
