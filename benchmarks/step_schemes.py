@@ -1,12 +1,12 @@
-"""The ways to make an image that `benchmarks.step` compares, all on one set of weights.
+"""Define the schemes that `benchmarks.step` compares, all on one set of weights.
 
-plain      stock FLUX.1 of diffusers: the same image tokens, its 512 padded text tokens, no adapter; the floor
-kernel     plain FLUX with our attention kernel: how much of our lead is that kernel's and how much what we leave out
-published  `benchmarks/published_scheme.py`: a dense float mask, both adapters on all tokens, a pass for each stream
-routed     ours as adapters are loaded: each on its own tokens
-folded     ours after `fold()`: one adapter in the weights, its difference to the other on the condition's tokens
-isolated   folded, and the condition sees only itself: a pass before the first step, keys and values after it. Adapters
-           have to be trained for that, so it is another function than the three above
+plain      stock FLUX.1 of diffusers: the same image tokens, 512 padded text tokens, no adapter; the lower bound
+kernel     plain FLUX with our attention kernel: separates what the kernel saves from what the method saves
+published  `benchmarks/published_scheme.py`: a dense float mask, both adapters on all tokens, one pass per stream
+routed     our model with the adapters as loaded: each adapter computes only its own tokens
+folded     our model after `fold()`: `default` is part of the weights, condition tokens add the difference to `cond`
+isolated   folded, and condition tokens attend only to each other: one pass before the first step computes their keys
+           and values, and all steps reuse them. It needs adapters trained for it: its output differs from the others'
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from seg2any.adapters.files import add_adapters
 from seg2any.adapters.fold import fold
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import layout_tokens
-from seg2any.bases.base import Condition
-from seg2any.bases.flux1.base import Flux1, velocity
+from seg2any.bases.base import Base, Condition
+from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion.cond_cache import with_keys
 
@@ -40,20 +40,23 @@ FOLDED, ISOLATED = "folded", "isolated"
 
 @dataclass(frozen=True)
 class Size:
-    """A transformer to measure. `aia_blocks` are, as in FLUX.1-dev, the first half of its single blocks."""
+    """The size of a transformer.
+
+    rank  rank of the adapters: a 48th of the width, as published
+    """
 
     n_double: int
     n_single: int
     n_heads: int
-    rank: int  # of the adapters: a 48th of the width, as published
+    rank: int
 
     @property
     def aia_blocks(self) -> tuple[int, int]:
-        """First and last of the blocks that isolate attributes."""
+        """Return the first and last block with attribute isolation: the first half of the single blocks."""
         return self.n_double, self.n_double + self.n_single // 2 - 1
 
     def config(self) -> dict[str, object]:
-        """FLUX.1-dev's but for depth and width."""
+        """Return the configuration of FLUX.1-dev with this depth and width."""
         return {
             "num_layers": self.n_double,
             "num_single_layers": self.n_single,
@@ -68,10 +71,10 @@ SIZES = {"cpu": Size(2, 4, 12, 32), "flux-dev": Size(19, 38, 24, 64), "tiny": Si
 
 @dataclass(frozen=True)
 class Case:
-    """What is to be made: images of side x side pixels with n_entities regions, `batch_size` at a time.
+    """A batch of images of side x side pixels with n_entities regions each.
 
-    text_tokens  of the image's caption, and of each region's
-    n_ellipses   figures that the regions consist of; None: one for each
+    text_tokens  number of text tokens of the image's caption, and of each region's
+    n_ellipses   number of ellipses that make up the regions; None: one per region
     """
 
     side: int
@@ -82,13 +85,13 @@ class Case:
 
     @property
     def n_image(self) -> int:
-        """Image tokens of an image."""
+        """Return the number of image tokens of one image."""
         return (self.side // PATCH) ** 2
 
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """Transformers of one set of random weights: stock FLUX and ours in the same memory, ours folded in its own."""
+    """Three transformers with the same random weights; `stock` and `ours` share memory, `folded` is a copy."""
 
     size: Size
     stock: FluxTransformer2DModel
@@ -97,10 +100,10 @@ class Models:
 
     @classmethod
     def random(cls, size: Size, device: torch.device, dtype: torch.dtype) -> Models:
-        """Weights of seed 0, made on the device, with both adapters."""
+        """Create random weights on the device, with seed 0, and both adapters."""
         torch.manual_seed(0)
         default = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # never the float32 weights of FLUX.1-dev, 48 GB
+        torch.set_default_dtype(dtype)  # in float32 the weights of FLUX.1-dev would take 48 GB
         try:
             with torch.device(device):
                 stock = FluxTransformer2DModel(**size.config())
@@ -120,10 +123,11 @@ class Models:
 
 @dataclass(frozen=True)
 class Scheme:
-    """How one scheme makes the images of a case.
+    """One way to make the images of a case.
 
-    prepare  from masks to what all steps share, encoders excepted; FLUX's own token ids for `plain`
-    step     (what `prepare` gave, latents, time from 1 to 0) -> velocity, both [B, tokens, channels]
+    prepare  computes from the masks what all steps share, without the encoders: a Condition, or token ids for `plain`
+    step     (result of `prepare`, latents [B, I, C], noise level in [0, 1]) -> velocity [B, I, C]
+    context  holds while `prepare` and `step` run
     """
 
     name: str
@@ -132,7 +136,7 @@ class Scheme:
     context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
     def image(self, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
-        """From masks to the latents of an image: what is prepared, and `n_steps` Euler steps."""
+        """Make the latents [B, I, C] of whole images from masks and noise: prepare, then `n_steps` Euler steps."""
         with self.context():
             prepared, latents = self.prepare(), noise
             for step in range(n_steps):
@@ -142,7 +146,7 @@ class Scheme:
 
 @dataclass(frozen=True, eq=False)
 class Given:
-    """Random inputs of a case, the same for every scheme."""
+    """Random inputs of a case; all schemes get the same."""
 
     models: Models
     case: Case
@@ -150,16 +154,16 @@ class Given:
     dtype: torch.dtype
 
     def tensor(self, *shape: int, seed: int = 0) -> torch.Tensor:
-        """Standard normal, on the device."""
+        """Draw standard normal numbers on the device; equal shapes and seeds give equal numbers."""
         generator = torch.Generator().manual_seed(seed)
         return torch.randn(shape, generator=generator).to(self.device, self.dtype)
 
     def latents(self) -> torch.Tensor:
-        """Noise [B, I, C] to be denoised."""
+        """Draw the noise [B, I, C] that denoising starts from."""
         return self.tensor(self.case.batch_size, self.case.n_image, self.models.stock.config.in_channels)
 
     def shared(self, time: float) -> dict[str, object]:
-        """Arguments of a step that do not depend on the scheme."""
+        """Build the arguments of stock FLUX that do not depend on tokens."""
         batch, width = self.case.batch_size, self.models.stock.config.pooled_projection_dim
         return {
             "timestep": torch.full((batch,), time, device=self.device, dtype=self.dtype),
@@ -169,7 +173,7 @@ class Given:
         }
 
     def condition(self, cond_attention: str = "bidirectional") -> Condition:
-        """All from masks to condition but the encoders."""
+        """Build the condition of the case from its masks, with random numbers for embeddings and contour latents."""
         settings = ConditionSettings(
             "hard",
             self.models.size.aia_blocks,
@@ -189,7 +193,7 @@ class Given:
         )
 
     def plain_condition(self) -> Condition:
-        """The tokens of plain FLUX, all of which see each other."""
+        """Build the condition of plain FLUX: 512 text tokens, no regions, no masks."""
         config, side = self.models.stock.config, self.case.side // PATCH
         sample = SampleTokens((PLAIN_TEXT_TOKENS,), np.zeros((0, side, side), bool))
         return Condition(
@@ -201,46 +205,47 @@ class Given:
 
 
 def schemes_of(given: Given) -> list[Scheme]:
-    """All that are compared, the floor first."""
-    models = given.models
+    """List all schemes for a case; the first is the lower bound."""
+    models, ours, folded = given.models, base_of(given.models.ours), base_of(given.models.folded)
     published = functools.partial(published_scheme, models.size.n_heads)
     return [
         Scheme("plain", lambda: token_ids(given), lambda ids, x, t: plain_step(given, ids, x, t)),
-        Scheme("kernel", given.plain_condition, regional_step(given, models.folded)),
-        Scheme("published", given.condition, regional_step(given, models.ours), published),
-        Scheme("routed", given.condition, regional_step(given, models.ours)),
-        Scheme(FOLDED, given.condition, regional_step(given, models.folded)),
-        Scheme(ISOLATED, functools.partial(isolated, given), regional_step(given, models.folded)),
+        Scheme("kernel", given.plain_condition, regional_step(folded)),
+        Scheme("published", given.condition, regional_step(ours), published),
+        Scheme("routed", given.condition, regional_step(ours)),
+        Scheme(FOLDED, given.condition, regional_step(folded)),
+        Scheme(ISOLATED, functools.partial(isolated, folded, given), regional_step(folded)),
     ]
 
 
 def tokens_of_step(prepared: object, case: Case) -> int:
-    """How many tokens of an image pass the blocks in a step, from what a scheme has prepared."""
+    """Count the tokens of one image that pass the blocks in a step; `prepared` comes from a scheme."""
     if not isinstance(prepared, Condition):
         return prepared[0].shape[1] + case.n_image
     return prepared.tokens.kind.shape[1] - (prepared.tokens.n_cond if prepared.cond_keys else 0)
 
 
-def isolated(given: Given) -> Condition:
-    """A condition whose contour tokens are computed already, before the first step."""
-    return with_keys(
-        Flux1(SimpleNamespace(transformer=given.models.folded)), given.condition(cond_attention="isolated"), GUIDANCE
-    )
+def base_of(transformer: Seg2AnyTransformer2DModel) -> Base:
+    """Wrap a transformer as a `Base` without encoders, which only predicts velocities."""
+    return Flux1(SimpleNamespace(transformer=transformer))
 
 
-def regional_step(
-    given: Given, model: Seg2AnyTransformer2DModel
-) -> Callable[[Condition, torch.Tensor, float], torch.Tensor]:
-    """A step of a model of ours: condition, latents [B, I, C], time -> prediction [B, I, C]."""
+def isolated(base: Base, given: Given) -> Condition:
+    """Build the condition of the case with the keys and values of its contour tokens already computed."""
+    return with_keys(base, given.condition(cond_attention="isolated"), GUIDANCE)
+
+
+def regional_step(base: Base) -> Callable[[Condition, torch.Tensor, float], torch.Tensor]:
+    """Return the step of our model: condition, latents [B, I, C], noise level -> velocity [B, I, C]."""
 
     def step(condition: Condition, latents: torch.Tensor, time: float) -> torch.Tensor:
-        return velocity(model, latents, latents.new_full([len(latents)], time), condition, GUIDANCE)
+        return base.velocity(latents, latents.new_full([len(latents)], time), condition, GUIDANCE)
 
     return step
 
 
 def token_ids(given: Given) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Text embeddings [B, 512, D], text ids [512, 3] and image ids [tokens, 3] of stock FLUX."""
+    """Build text embeddings [B, 512, D], text ids [512, 3] and image ids [I, 3] for stock FLUX."""
     side, embedding = given.case.side // PATCH, given.models.stock.config.joint_attention_dim
     grid = torch.cartesian_prod(torch.arange(1), torch.arange(side), torch.arange(side)).float()
     text = given.tensor(given.case.batch_size, PLAIN_TEXT_TOKENS, embedding, seed=2)
@@ -250,7 +255,7 @@ def token_ids(given: Given) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def plain_step(
     given: Given, ids: tuple[torch.Tensor, torch.Tensor, torch.Tensor], latents: torch.Tensor, time: float
 ) -> torch.Tensor:
-    """A step of stock FLUX: latents [B, I, C] -> prediction [B, I, C]."""
+    """Predict the velocity [B, I, C] with stock FLUX of diffusers, which is not a `Base`."""
     text, text_ids, image_ids = ids
     return given.models.stock(
         hidden_states=latents, encoder_hidden_states=text, txt_ids=text_ids, img_ids=image_ids, **given.shared(time)

@@ -1,7 +1,7 @@
-"""Training steps of a transformer with random weights, as the memory presets in config/ set it up.
+"""Measure training steps of a transformer with random weights under the memory presets of config/.
 
-What caches give is random numbers, and T5, CLIP and VAE are not there; nothing is downloaded. A step is one sample of
-1024 px with 8 regions and its contour at 512 px: noise, forward, backward, clipping, AdamW.
+Random numbers stand in for cached embeddings and latents, so T5, CLIP and VAE are not loaded and nothing is downloaded.
+A step trains on one sample of 1024 px with 8 regions and contours at 512 px: noise, forward, backward, clipping, AdamW.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from torch import nn
 
 from benchmarks.clock import in_turn
 from benchmarks.published_scheme import published_scheme
-from benchmarks.step_schemes import SIZES, Case, Given, Models, Size
+from benchmarks.step_schemes import SIZES, Case, Given, Models, Size, base_of
 from seg2any.adapters.files import add_adapters, trainable_parameters
-from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion import flow
 from seg2any.system.errors import UserError
@@ -38,14 +36,14 @@ N_REGIONS = 8
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: a memory preset, by the published scheme or by ours."""
+    """A row of the table: a memory preset, computed by the published scheme or by ours."""
 
     name: str
     preset: str
     published: bool = False
 
     def config(self, size: Size, side: int) -> Config:
-        """The preset over the config of SACap-1M, at that rank and resolution."""
+        """Load the config of SACap-1M, then the preset, then the adapter rank and the resolution."""
         files = [str(CONFIGS / "seg2any_sacap_1m.yaml"), str(CONFIGS / f"{self.preset}.yaml")]
         return configs.load([*files, f"--model.rank={size.rank}", f"--resolution={side}"])
 
@@ -58,15 +56,18 @@ ROWS = (
 
 
 def measure(name: str, rounds: int, device: str | None = None) -> list[dict[str, object]]:
-    """One row after the other, each alone in memory. Raises UserError without CUDA for FLUX.1-dev's size."""
+    """Measure all rows, one model in memory at a time.
+
+    Raises UserError for the size of FLUX.1-dev without CUDA.
+    """
     if name == "flux-dev" and not torch.cuda.is_available():
-        raise UserError("--size flux-dev needs a CUDA device with 60 GB of memory; without one, leave --size out")
+        raise UserError("--size flux-dev: no CUDA device was found; use a GPU with 60 GB, or leave --size out")
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return [measure_row(row, SIZES[name], SIDES[name], rounds, where) for row in ROWS]
 
 
 def measure_row(row: Row, size: Size, side: int, rounds: int, device: torch.device) -> dict[str, object]:
-    """Samples a second of one scheme, and its memory in GiB: at the peak, and as estimated."""
+    """Measure samples per second of one row, and its memory in GiB: the peak and the estimate."""
     config = row.config(size, side)
     transformer = random_transformer(size, config, device)
     given = Given(Models(size, *[transformer] * 3), Case(side, N_REGIONS), device, torch.float32)
@@ -90,10 +91,10 @@ def measure_row(row: Row, size: Size, side: int, rounds: int, device: torch.devi
 
 
 def random_transformer(size: Size, config: Config, device: torch.device) -> Seg2AnyTransformer2DModel:
-    """Frozen, in bf16 or nf4 on the device, with both adapters in fp32."""
+    """Create a frozen transformer in bf16 or nf4 on the device, with both adapters in fp32."""
     torch.manual_seed(0)
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)  # never the float32 weights of FLUX.1-dev, 48 GB
+    torch.set_default_dtype(torch.bfloat16)  # in float32 the weights of FLUX.1-dev would take 48 GB
     try:
         with torch.device(device):
             transformer = Seg2AnyTransformer2DModel(**size.config()).requires_grad_(False)
@@ -110,7 +111,7 @@ def random_transformer(size: Size, config: Config, device: torch.device) -> Seg2
 
 
 def quantise(module: nn.Module, device: torch.device) -> None:
-    """Every Linear to nf4, in place, as diffusers does when it loads a model."""
+    """Convert every Linear to nf4 in place, as diffusers does when it loads a model."""
     from bitsandbytes.nn import Linear4bit, Params4bit
 
     for name, child in module.named_children():
@@ -126,10 +127,10 @@ def quantise(module: nn.Module, device: torch.device) -> None:
 
 
 def training_step(transformer: nn.Module, config: Config, given: Given) -> Callable[[], None]:
-    """What the trainer does with a sample that caches hold."""
+    """Return a training step like the trainer's on a cached sample."""
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, parameters, 1)
-    velocity = Velocity(Flux1(SimpleNamespace(transformer=transformer)), config.trainer.guidance_scale, torch.bfloat16)
+    velocity = Velocity(base_of(transformer), config.trainer.guidance_scale, torch.bfloat16)
     x0, noise = given.latents(), given.tensor(*given.latents().shape, seed=4)
     s = torch.full((len(x0),), 0.5, device=x0.device)
 
@@ -144,7 +145,7 @@ def training_step(transformer: nn.Module, config: Config, given: Given) -> Calla
 
 
 def table(rows: list[dict[str, object]]) -> str:
-    """Samples a second and memory of every row."""
+    """Format samples per second and memory of every row."""
     lines = [f"{'scheme':<18}{'tokens':>7}{'samples/s':>11}{'peak GiB':>10}{'estimated':>11}"]
     for row in rows:
         peak = "-" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"

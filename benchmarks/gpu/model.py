@@ -16,18 +16,21 @@ import torch.nn.functional as F
 
 from benchmarks.clock import synchronise
 from benchmarks.gpu.measure import Run, cudnn, ms, once, random_layout, resident_mib, say
+from benchmarks.step_schemes import GUIDANCE, base_of
 from seg2any.adapters.files import add_adapters, trainable_parameters
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.bases.base import Condition
-from seg2any.bases.flux1.base import velocity
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
 TEXT_WIDTH, POOLED_WIDTH, CHANNELS = 256, 64, 64
 
 
 def small_flux(on: Run, n_double: int = 1, n_single: int = 3, trained: bool = False) -> Seg2AnyTransformer2DModel:
-    """Make a model with random weights and adapters; `trained` leaves the adapters trainable in fp32."""
+    """Create a model with random weights and adapters.
+
+    trained  keep the adapters trainable, in fp32
+    """
     torch.manual_seed(0)
     torch.set_default_dtype(on.dtype)
     try:
@@ -56,7 +59,7 @@ def small_flux(on: Run, n_double: int = 1, n_single: int = 3, trained: bool = Fa
 
 @dataclass(frozen=True)
 class Inputs:
-    """Latents [B, image tokens, channels], time [B] and condition of one step."""
+    """Inputs of one step: latents x [B, I, D], noise levels s [B] and the condition."""
 
     x: torch.Tensor
     s: torch.Tensor
@@ -64,7 +67,7 @@ class Inputs:
 
     @classmethod
     def random(cls, on: Run, tokens: TokenLayout, settings: ConditionSettings, dtype: torch.dtype) -> Inputs:
-        """Draw random latents, texts and contour tokens for the token layout."""
+        """Draw latents, text embeddings and contour latents for a token layout."""
         batch = len(tokens.kind)
 
         def tensor(*shape: int) -> torch.Tensor:
@@ -76,12 +79,12 @@ class Inputs:
         return cls(tensor(batch, tokens.n_image, CHANNELS), time, condition)
 
     def predict(self, model: Seg2AnyTransformer2DModel) -> torch.Tensor:
-        """Call the model: the velocity [B, image tokens, channels]."""
-        return velocity(model, self.x, self.s, self.condition, guidance=0.5)
+        """Predict the velocity [B, I, D]."""
+        return base_of(model).velocity(self.x, self.s, self.condition, GUIDANCE)
 
 
 def training_step(on: Run, model: Seg2AnyTransformer2DModel, inputs: Inputs) -> torch.Tensor:
-    """Run forward and backward under autocast, as training does; -> the prediction."""
+    """Run forward under autocast, then backward, as training does; return the prediction [B, I, D]."""
     with torch.autocast(on.device, on.dtype):
         prediction = inputs.predict(model)
     prediction.float().square().mean().backward()
@@ -90,7 +93,7 @@ def training_step(on: Run, model: Seg2AnyTransformer2DModel, inputs: Inputs) -> 
 
 
 def layouts(on: Run) -> None:
-    """Time the first step of every new layout against the second, and count host memory per layout."""
+    """Time the first and second step of every new layout, and count host memory per layout."""
     for trained in (False, True):
         model = small_flux(on, trained=trained)
         for allowed in (True, False):
@@ -103,12 +106,13 @@ def layouts(on: Run) -> None:
 
 
 def _new_layouts(on: Run, model: Seg2AnyTransformer2DModel, trained: bool, seed: int) -> tuple[float, float, float]:
+    """Return median milliseconds of first and second steps, and MiB of host memory that each layout adds."""
     rng, first, then, before = np.random.default_rng(seed), [], [], 0.0
     for number in range(6):
         tokens, settings = random_layout(on, rng, 6)
         inputs = Inputs.random(on, tokens, settings, torch.float32 if trained else on.dtype)
         for block in (0, 1):
-            inputs.condition.plan.pattern(block)  # made once per image, not per step
+            inputs.condition.plan.pattern(block)  # not part of a step: it is built once per image
         if number == 1:
             before = resident_mib()
         step = _training(on, model, inputs) if trained else _prediction(model, inputs)
@@ -127,7 +131,7 @@ def _prediction(model: Seg2AnyTransformer2DModel, inputs: Inputs) -> Callable[[]
 
 
 def launches(on: Run) -> None:
-    """Compare a step's time on the GPU and on the host, and count its kernels: does the GPU wait for Python?"""
+    """Compare a step's time on GPU and host, and count its kernels, to see if the GPU waits for Python."""
     model = small_flux(on)
     for side in (512, 1024) if on.is_full else (128,):
         tokens, settings = random_layout(on, np.random.default_rng(0), 8, side=side)
@@ -139,10 +143,10 @@ def launches(on: Run) -> None:
 
 
 def _host_ms(on: Run, work: Callable[[], object]) -> float:
-    """Milliseconds until `work` returns; behind a full queue the host would wait for the GPU."""
+    """Return median milliseconds until `work` returns, without waiting for the GPU."""
     hosts = []
     for _ in range(10):
-        synchronise(on.device)
+        synchronise(on.device)  # behind a full queue the host would wait for the GPU
         began = time.perf_counter()
         work()
         hosts.append((time.perf_counter() - began) * 1e3)
@@ -151,7 +155,7 @@ def _host_ms(on: Run, work: Callable[[], object]) -> float:
 
 
 def _profile(side: int, work: Callable[[], object]) -> dict[str, float]:
-    """Print the eight longest kernels; -> how long the GPU was busy, and the number of kernels."""
+    """Print the eight longest kernels; return the GPU's busy milliseconds and the number of kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
@@ -166,7 +170,7 @@ def _profile(side: int, work: Callable[[], object]) -> dict[str, float]:
 
 @contextlib.contextmanager
 def norms_in_16_bit(enabled: bool, device: str) -> Iterator[None]:
-    """Let norms compute in the precision of their input, as autocast on a CPU does."""
+    """Compute norms in the precision of their input, as autocast does on a CPU."""
     classes = (torch.nn.LayerNorm, torch.nn.RMSNorm) if enabled else ()
     old = {each: each.forward for each in classes}
 
@@ -187,7 +191,7 @@ def norms_in_16_bit(enabled: bool, device: str) -> Iterator[None]:
 
 
 def autocast(on: Run) -> None:
-    """Time a training step as it is and with norms in 16 bit: autocast on CUDA runs them in fp32."""
+    """Time a training step with norms in fp32 (autocast's choice on CUDA) and in 16 bit."""
     model = small_flux(on, trained=True)
     tokens, settings = random_layout(on, np.random.default_rng(0), 8)
     inputs, outputs = Inputs.random(on, tokens, settings, torch.float32), {}
@@ -205,7 +209,7 @@ def autocast(on: Run) -> None:
 
 
 def low_rank(on: Run) -> None:
-    """Time adding an adapter to a layer's output: a product and a sum, against one product into the output."""
+    """Time adding an adapter to a layer's output by a product and a sum, and by one `addmm_`."""
     width, rank = on.heads * on.head_dim, 64 if on.is_full else 4
     for side, rows in ((1024, 4336), (512, 1264)) if on.is_full else ((128, 64),):
         for out in (width, 4 * width):
@@ -228,7 +232,7 @@ def low_rank(on: Run) -> None:
 
 
 def compiled(on: Run) -> None:
-    """Time compiled blocks against eager ones on three layouts; torch does not fuse complex RoPE."""
+    """Time compiled and eager blocks on three layouts, and print torch's warnings (complex RoPE is not fused)."""
     from torch._dynamo.utils import counters
 
     plain, model = small_flux(on, 1, 1), small_flux(on, 1, 1)
