@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Run a benchmark: make its images, measure them with 95 % intervals, and write a page with pictures.
+# Run a benchmark: generate its images, measure them with 95 % intervals, and write a page with pictures.
 #
 #   bash eval.sh shapes                                      offline on a CPU, with the model in examples/shapes
 #   LORA=ckpt/ade20k/checkpoint-20000 bash eval.sh ade20k
@@ -8,12 +8,13 @@
 #
 # Further arguments go to eval/generate_image.py, for shapes to `python -m seg2any.evaluation.shapes`:
 # bash eval.sh ade20k --limit 100
-# After an interruption the same command resumes. The README's section on evaluation lists what to download.
+# After an interruption, the same command continues. The README's section on evaluation lists what to download.
 #
 #   MODEL      folder or hub id of FLUX.1-dev        LORA       folder with default/ and cond/
 #   OUT        folder for results (result/NAME)      PROCESSES  number of GPUs that generate (1)
 #   JUDGES     flags of `python -m seg2any.evaluation.runners`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
-#   CONFIG     config instead of config/seg2any_NAME.yaml            PYTHON   python of the environment
+#   CONFIG     config to use instead of config/seg2any_NAME.yaml
+#   PYTHON     Python to run (.venv/bin/python if it exists)
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -24,7 +25,7 @@ usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"; }
 
 fail() { echo "eval.sh: $1" >&2; exit 2; }
 
-# Options of the launcher have to come before -m, because all behind it go to the script.
+# The launcher's options must come before -m: it passes everything after the module's name to the module.
 launch() {
     if [ "$PROCESSES" -gt 1 ]; then
         "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" -m "$@"
@@ -37,14 +38,14 @@ launch() {
 benchmark() {
     local out=${OUT:-result/$1} config=${CONFIG:-$2}
     shift 2
-    [ -n "${LORA:-}" ] || fail "LORA is not set; name the folder that holds default/ and cond/"
+    [ -n "${LORA:-}" ] || fail "LORA is not set; set it to the folder that contains default/ and cond/"
     launch seg2any.evaluation.generate_image "$config" --pretrained_model_name_or_path "${MODEL:-black-forest-labs/FLUX.1-dev}" \
         --lora_ckpt_path "$LORA" --output_path "$out" "$@"
     # shellcheck disable=SC2086  # JUDGES holds several words
     "$PYTHON" -m seg2any.evaluation.runners "$out" ${JUDGES:-}
 }
 
-# As published: 512 px, 4 images per layout, 32 steps, guidance 3.5, seed 42. --published_jpeg for the published files.
+# As published: 512 px, 4 images per layout, 32 steps, guidance 3.5, seed 42; --published_jpeg writes the published files.
 ade20k() { benchmark ade20k config/seg2any_ade20k.yaml --num_images_per_prompt 4 "$@"; }
 
 coco_stuff() { benchmark coco_stuff config/seg2any_coco_stuff.yaml --num_images_per_prompt 4 "$@"; }
@@ -52,7 +53,7 @@ coco_stuff() { benchmark coco_stuff config/seg2any_coco_stuff.yaml --num_images_
 # As published: SACap-Eval, 1024 px, 1 image per layout.
 sacap() { benchmark sacap config/seg2any_sacap_1m.yaml --num_images_per_prompt 1 "$@"; }
 
-# 200 scenes of 1 to 8 figures and 40 crowded ones: minutes on two cores. --limit 8 for a quick look.
+# 200 scenes with 1 to 8 figures and 40 crowded ones, minutes on two cores. --limit 8 is a quick look.
 shapes() {
     HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes --model "${MODEL:-examples/shapes/model}" \
         --lora "${LORA:-examples/shapes/lora}" --output "${OUT:-result/shapes}" "$@"
@@ -62,5 +63,5 @@ case "${1:-}" in
     ade20k | coco_stuff | sacap | shapes) "$@" ;;
     -h | --help) usage ;;
     "") usage >&2; exit 2 ;;
-    *) fail "there is no benchmark $1; choose ade20k, coco_stuff, sacap or shapes" ;;
+    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap or shapes" ;;
 esac

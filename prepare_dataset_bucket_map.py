@@ -1,11 +1,12 @@
-"""Count the tokens of every training sample, so that batches of equal length can be formed.
+"""Count the tokens of every training sample, so that batches hold samples of similar length.
 
     python prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --data.train.params.is_group_bucket=True
     torchrun --nproc_per_node 4 prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --workers 8
     python prepare_dataset_bucket_map.py config/seg2any_sacap_1m.yaml --shard 3/16
 
-CONFIG.yaml ... and --section.key=value are those of train.py. The map is written into data.train.params.cache_root, for
-data sets without one into trainer.cache_dir. An interrupted run goes on where it stopped.
+CONFIG.yaml ... and --section.key=value are the same as for train.py. The map is written into
+data.train.params.cache_root, or into trainer.cache_dir for data sets without that parameter. After an interruption the
+same command continues.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from seg2any.system.processes import Process
 
 
 def main() -> int:
-    """Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(
         usage="%(prog)s CONFIG.yaml ... [--section.key=value ...] [--workers N] [--shard i/n]",
         description=__doc__,
@@ -40,13 +44,13 @@ def main() -> int:
 
 @plain_messages()
 def run(options: argparse.Namespace, arguments: list[str]) -> None:
-    """Count this process's share, and print where the map is. Raises UserError."""
+    """Count this process's share of the samples and print where the map is. Raises UserError."""
     if not arguments:
-        raise UserError("no config given; name a CONFIG.yaml, see --help")
+        raise UserError("CONFIG.yaml is missing; give at least one config, see --help")
     from seg2any.training import config
 
     settings = config.load(arguments)
-    # Late, so that a typing mistake is reported before anything else is loaded.
+    # Late: these imports take seconds, and a wrong key must be reported before them.
     from seg2any.data.bucket_map import BucketMap
     from seg2any.data.catalog import data_set_name, open_data_set
     from seg2any.data.count import Parts, RowCounter, make_map
@@ -58,7 +62,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     counting = with_shard(options.shard, process)
     workers = process.cores if options.workers is None else options.workers
     if workers < 1:
-        raise UserError(f"--workers {workers}: too few; give at least 1")
+        raise UserError(f"--workers {workers}: the number is too small; give at least 1")
     patch, tokenizer = read_small_files(settings.model.pretrained_model_name_or_path)
     section, on_error = settings.data.train, settings.data.on_error
     name = data_set_name(section.type, section.target)
@@ -71,14 +75,14 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
 
 
 def with_shard(shard: str, process: Process) -> Process:
-    """Return the place of `process` among the processes of all shards; `shard` is "i/n".
+    """Number `process` among the processes of all shards; `shard` is "i/n" as in --shard.
 
-    Raises UserError for an impossible shard.
+    Raises UserError for a malformed or impossible shard.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", shard)
     number, shards = map(int, match.groups()) if match else (0, 0)
     if number >= shards:
-        raise UserError(f"--shard {shard}: not a shard; give i/n with i from 0 to n - 1, such as 0/8")
+        raise UserError(f"--shard {shard}: this is not i/n with i from 0 to n - 1; give for example 0/8")
     return Process(number * process.count + process.index, shards * process.count)
 
 

@@ -1,4 +1,7 @@
-"""Programs that measure. They import all they need at once, so libraries are told to be quiet before."""
+"""Measure speed and memory; see `python -m benchmarks.NAME --help`.
+
+Libraries print when they are imported, so they are silenced before any benchmark imports them.
+"""
 
 from seg2any.system.console import quiet_libraries
 

@@ -1,13 +1,13 @@
-"""Time of regional attention alone, every backend in turn, against one kernel call with a dense float mask.
+"""Time regional attention with every backend and with one dense float mask.
 
     python -m benchmarks.attention
     python -m benchmarks.attention --tokens 256 1024 4096 --entities 1 8 20 --train
     python -m benchmarks.attention --device cuda --dtype bf16 --tokens 4096 --rounds 20
 
-Attribute isolation (AIA) and semantic alignment (SAA) of the image in `benchmarks/scenes.py`. `one mask` is the dense
-float mask, built before and shared by all heads, in one kernel call; `open` is plain FLUX's kernel call, without mask.
-Backends that hold every score are left out (-) above 1 GiB of them, and those that cannot run here too. `plan` is the
-time to build all that one image's steps share. The last line is JSON.
+The blocks have attribute isolation (AIA) or semantic alignment (SAA) on the image of `benchmarks/scenes.py`. `one mask`
+is one kernel call with a dense float mask, built beforehand and shared by all heads; `open` is the call of plain FLUX,
+without a mask. A backend shows - where it cannot run, or would keep more than 1 GiB of attention scores. `plan` is the
+time to build what all steps of an image share. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ SETTINGS = ConditionSettings("hard", (0, 0), 0.8, cond_scale_factor=2)
 BLOCKS = {"AIA": 0, "SAA": 1}
 BASELINE = "one mask"
 HOLD_ALL_SCORES = ("dense",)
-MOST_SCORES = 2**30  # bytes
+MOST_SCORES = 2**30  # bytes of attention scores
 
 
 def plan_seconds(tokens: TokenLayout, rounds: int) -> float:
-    """The fastest of several times to go from tokens to the groups of both kinds of blocks."""
+    """Return the least of several times to get from tokens to the groups of both blocks."""
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -53,7 +53,7 @@ def plan_seconds(tokens: TokenLayout, rounds: int) -> float:
 
 
 def runnable(arguments: argparse.Namespace, n_tokens: int) -> list[str]:
-    """The backends that fit; the baseline first."""
+    """List the baseline and the backends that can run here within `MOST_SCORES`."""
     holds_too_much = arguments.heads * n_tokens**2 * 4 > MOST_SCORES
     left_out = set(HOLD_ALL_SCORES) if holds_too_much else set()
     left_out |= {"matmul"} if holds_too_much and arguments.train else set()
@@ -64,7 +64,7 @@ def runnable(arguments: argparse.Namespace, n_tokens: int) -> list[str]:
 def seconds_of(
     arguments: argparse.Namespace, tokens: TokenLayout, pattern: AttentionPattern, names: list[str]
 ) -> dict[str, float]:
-    """Median seconds of every backend, of one mask and of no mask, run in turn after a round that does not count."""
+    """Time all `names` and `open` in turn, and return median seconds."""
     shape = (*tokens.kind.shape, arguments.heads, arguments.head_dim)
     leaves = torch.randn(3, *shape, dtype=dtype_of(arguments.dtype), device=arguments.device)
     query, key, value = (leaf.requires_grad_(arguments.train) for leaf in leaves)
@@ -84,7 +84,7 @@ def seconds_of(
 
 
 def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
-    """One row for each number of image tokens and entities, and each kind of block; prints the table as it goes."""
+    """Measure every number of image tokens and entities, and print the table."""
     results = []
     columns = [BASELINE, *arguments.backends, "open"]
     print("image  entities  block  plan ms  " + "  ".join(f"{name:>16}" for name in columns))
@@ -104,39 +104,44 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
 
 
 def cell(seconds: dict[str, float], name: str) -> str:
-    """Of the table: milliseconds and how many times as fast as one mask."""
+    """Format a cell of the table: milliseconds, and the speed relative to `one mask`."""
     if name not in seconds:
         return f"{'-':>16}"
     return f"{seconds[name] * 1e3:8.1f} ms {seconds[BASELINE] / seconds[name]:4.2f}x"
 
 
 def parse_options(words: list[str] | None = None) -> argparse.Namespace:
-    """Options of a command line, by default this process's."""
+    """Parse a command line, by default this process's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--tokens", type=whole(1), nargs="+", default=[256, 1024], help="of the image (default: 256 1024)"
+        "--tokens", type=whole(1), nargs="+", default=[256, 1024], help="image tokens (default: 256 1024)"
     )
-    parser.add_argument("--entities", type=whole(1), nargs="+", default=[1, 8, 20], help="regions (default: 1 8 20)")
+    parser.add_argument(
+        "--entities", type=whole(1), nargs="+", default=[1, 8, 20], help="numbers of regions (default: 1 8 20)"
+    )
     parser.add_argument("--blocks", nargs="+", choices=BLOCKS, default=list(BLOCKS), help="default: both")
     parser.add_argument("--backends", nargs="+", choices=BACKENDS, default=list(BACKENDS), help="default: all")
     parser.add_argument("--heads", type=whole(1), default=24, help="default: FLUX.1's 24")
     parser.add_argument("--head_dim", type=whole(1), default=128, help="default: FLUX.1's 128")
-    parser.add_argument("--rounds", type=whole(1), default=3, help="after one that does not count (default: 3)")
-    parser.add_argument("--train", action="store_true", help="forward and backward")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
+    parser.add_argument("--rounds", type=whole(1), default=3, help="rounds after the first, uncounted one (default: 3)")
+    parser.add_argument("--train", action="store_true", help="time forward and backward pass")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", choices=PRECISIONS, default="fp32", help="default: fp32")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time (default: wall)")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
     return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     options = parse_options(words)
     return exit_status("benchmarks.attention", lambda: run(options), "start again")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and print the table and the line of JSON. Raises UserError."""
+    """Measure; print the table and the JSON line. Raises UserError."""
     options.device = str(choose_device(options.device))
     results = measure(options)
     print(json.dumps({"options": vars(options), "results": results, **circumstances(options.device)}))

@@ -1,12 +1,12 @@
-"""How fast the tokens of samples are counted, on generated data and one core: ours against the plain way.
+"""Compare how fast our code and a plain implementation count tokens, on one core.
 
     python -m benchmarks.bucket_map
     python -m benchmarks.bucket_map --images 200 --output runs/bucket_map.jsonl
 
-SA-1B-like: jsons of 1500 x 2250 pixels with 100 masks, 6 of them captioned; 1024 px images, 512 px condition images.
-Label maps: 480 x 640 pixels brought to 512 px, with 10 classes, as ADE20K has on average, and with 20: the plain way
-pays for every mask. Everything from the file to the row of the map is timed, the two ways in turn on the same samples,
-as time of the processor; equal counts are asserted. Prints one JSON line for each kind.
+The samples are generated. SA-1B-like jsons of 1500 x 2250 px have 100 masks, 6 of them captioned, for images of 1024 px
+and condition images of 512 px. Label maps of 480 x 640 px, resized to 512 px, have 10 classes, the average of ADE20K,
+and 20, because the plain implementation pays for every mask. Both take turns on the same samples; timed is all from the
+file to the row of the map, in processor time. Their counts must be equal. Every kind of sample prints one JSON line.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from seg2any.training.token_counts import origin_of
 SIZE = (1500, 2250)
 MASKS, CAPTIONED = 100, 6
 LABELS_SIZE, CLASSES = (480, 640), (10, 20)
-ROUND = 128  # samples that each way counts in turn: a part of the map has twice as many
+ROUND = 128  # samples that each implementation counts before it is the other's turn
 WORDS = (
     "a",
     "the",
@@ -65,7 +65,10 @@ WORDS = (
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=whole(2), default=ROUND, help="samples of each kind (default: %(default)s)")
     parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline whose T5 tokenizer is used")
@@ -75,18 +78,18 @@ def main(words: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure every kind, and print a line of JSON for each. Raises UserError."""
+    """Measure every kind of sample and print a JSON line for each. Raises UserError."""
     check_place(options.output)
     kinds = [(sacap, MASKS), *((label_maps, classes) for classes in CLASSES)]
     for measure, number in kinds:
-        # Each in a process of its own, so that none works in memory that another has made ready.
+        # A new process for each kind: memory that an earlier one left allocated would make the next one faster.
         with multiprocessing.get_context("spawn").Pool(1, one_thread) as pool:
             report = pool.apply(measure, (number, options.images, options.model)) | where()
         leave([json.dumps(report)], options.output)
 
 
 def one_thread() -> None:
-    """Every library of this process computes in one thread."""
+    """Limit every library of this process to one thread."""
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
     pa.set_cpu_count(1)
@@ -94,7 +97,7 @@ def one_thread() -> None:
 
 
 def where() -> dict:
-    """Circumstances, with the versions of what decodes and tokenises."""
+    """Collect the circumstances, with the versions of the libraries that decode and tokenise."""
     found = circumstances("cpu")
     packages = {"opencv": cv2.__version__, "pyarrow": pa.__version__, "tokenizers": metadata.version("tokenizers")}
     found["versions"] |= packages | {"decoder of the plain way": plain_counts.DECODER}
@@ -102,7 +105,7 @@ def where() -> dict:
 
 
 def sacap(masks: int, images: int, model: str) -> dict:
-    """Rates for `images` generated jsons with so many masks each."""
+    """Measure the rates on `images` generated jsons with `masks` masks each."""
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(0)
         rows = write_sa1b(folder / "raw", rng, images, masks)
@@ -120,7 +123,7 @@ def sacap(masks: int, images: int, model: str) -> dict:
 
 
 def label_maps(classes: int, images: int, model: str) -> dict:
-    """Rates for `images` generated label maps with so many classes each."""
+    """Measure the rates on `images` generated label maps with `classes` classes each."""
     with tempfile.TemporaryDirectory() as name:
         folder, rng = Path(name), np.random.default_rng(0)
         for index in range(images):
@@ -136,10 +139,13 @@ def label_maps(classes: int, images: int, model: str) -> dict:
 
 
 def compare(data: DataSet, config: Config, model: str, plain: Callable[[int, object], list[int]]) -> dict:
-    """Both ways over all samples, in rounds. Raises AssertionError if any count differs."""
+    """Count all samples with both implementations in turn.
+
+    Raises AssertionError if any count differs.
+    """
     patch, tokenizer = read_small_files(model)
     counter = RowCounter(data, tokenizer, origin_of(data, tokenizer, patch, config))
-    counter(range(2)), plain(0, tokenizer)  # what is loaded at the first call is not counted
+    counter(range(2)), plain(0, tokenizer)  # not timed: the first call loads libraries
     spent = {"ours": 0.0, "plain": 0.0}
     for start in range(0, len(data), ROUND):
         indices = range(start, min(start + ROUND, len(data)))
@@ -158,16 +164,19 @@ def compare(data: DataSet, config: Config, model: str, plain: Callable[[int, obj
 
 
 def timed(work: Callable[[Sequence[int]], object], indices: Sequence[int], before: float) -> tuple[object, float]:
-    """What `work` gives, and `before` with the seconds of the processor that it took."""
+    """Run `work(indices)`; return its result, and `before` plus the processor seconds it took."""
     start = time.process_time()
     result = work(indices)
     return result, before + time.process_time() - start
 
 
 def write_sa1b(folder: Path, rng: np.random.Generator, images: int, masks: int) -> list[dict]:
-    """Jsons, and jpgs that nobody opens, in `folder`; the rows of the caption table. Masks recur, to be made faster."""
+    """Write SA-1B-like jsons and empty jpgs; return the rows of their caption table.
+
+    Images share a pool of masks, which is faster to generate.
+    """
     folder.mkdir()
-    shares = np.exp(rng.uniform(np.log(2e-4), np.log(0.2), 3 * masks))  # of the picture's area
+    shares = np.exp(rng.uniform(np.log(2e-4), np.log(0.2), 3 * masks))  # of the image's area
     pool = [encode(draw_blob(rng, SIZE, share)) for share in shares]
     large = np.flatnonzero(shares > 0.01)
     rows = []
@@ -199,7 +208,7 @@ def write_sa1b(folder: Path, rng: np.random.Generator, images: int, masks: int) 
 
 
 def write_label_map(folder: Path, name: str, number: int, rng: np.random.Generator) -> None:
-    """Cells of `number` classes and background with shaken borders, and a photo that nobody opens."""
+    """Write a label map with wavy cells of `number` classes, and a black image of its size."""
     height, width = LABELS_SIZE
     points = np.ones(LABELS_SIZE, np.uint8)
     points[rng.integers(0, height, 3 * number), rng.integers(0, width, 3 * number)] = 0
@@ -215,7 +224,7 @@ def write_label_map(folder: Path, name: str, number: int, rng: np.random.Generat
 
 
 def draw_blob(rng: np.random.Generator, size: tuple[int, int], share: float) -> np.ndarray:
-    """bool [H, W]: a wavy disc of about that share of the picture."""
+    """Draw a wavy disc that covers about `share` of the image, bool [H, W]."""
     angles = np.linspace(0, 2 * np.pi, 200, endpoint=False)
     waves = sum(rng.normal(0, 0.25 / n) * np.cos(n * angles + rng.uniform(0, 2 * np.pi)) for n in range(1, 12))
     radius = np.sqrt(share * size[0] * size[1] / np.pi) * np.clip(1 + waves, 0.2, None)
@@ -225,7 +234,7 @@ def draw_blob(rng: np.random.Generator, size: tuple[int, int], share: float) -> 
 
 
 def encode(mask: np.ndarray) -> str:
-    """Compressed run lengths, see `seg2any.layout.rle`."""
+    """Encode a mask as compressed run lengths; see `seg2any.layout.rle`."""
     flat = np.concatenate([[0], mask.T.ravel(), [0]]).astype(np.int8)
     changes = np.flatnonzero(np.diff(flat))
     runs = np.diff(np.concatenate([[0], changes, [mask.size]])).tolist()
@@ -242,7 +251,7 @@ def encode(mask: np.ndarray) -> str:
 
 
 def sentence(rng: np.random.Generator, words: int) -> str:
-    """So many words, none of which means anything here."""
+    """Join random words; only their number matters."""
     return " ".join(rng.choice(WORDS, words))
 
 

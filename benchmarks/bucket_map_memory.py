@@ -1,10 +1,10 @@
-"""How much memory the bucket map takes: `prepare_dataset_bucket_map.py` on generated caption tables of growing length.
+"""Measure the memory of `prepare_dataset_bucket_map.py` on tables of several lengths.
 
     python -m benchmarks.bucket_map_memory --folder /data/generated --rows 10000 1000000
 
-For each number of rows: a SACap-1M table with 6 captions a row, files for all of it (hard links to a few), a count of
-some rows with two workers, stand-ins for the other parts, and the merge of all of them. Prints one JSON line each:
-megabytes that the main process and its largest worker hold for themselves at most, without the pages of mapped files.
+Each table is SACap-1M's, with 6 captions a row and files for every row, most of them hard links. Two workers count some
+rows, placeholders stand in for the other parts, and all parts are merged. Every table prints one JSON line: the peak of
+anonymous memory, in MB, of the main process and of its largest worker; pages of mapped files do not count.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from seg2any.system.errors import UserError
 from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
 
-COUNTED = 4096  # rows
-GROUP = 1000  # images of a folder
-LINKS = 20000  # of one file; file systems allow no more than 65,000
+COUNTED = 4096  # rows that are really counted
+GROUP = 1000  # images in a folder
+LINKS = 20000  # hard links to one file; ext4 allows 65,000
 MAP = "512H_512W-group_bucket.parquet"
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 2 wrong input, 130 interrupted."""
+    """Run the command line; exit status 0 measured, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, required=True, help="is made, and kept; two files for every row")
     parser.add_argument(
-        "--rows", type=whole(1), nargs="+", default=[10_000, 1_000_000], help="of each table (default: %(default)s)"
+        "--folder", type=Path, required=True, help="folder to create, and keep, with two files for every row"
+    )
+    parser.add_argument(
+        "--rows", type=whole(1), nargs="+", default=[10_000, 1_000_000], help="length of each table (%(default)s)"
     )
     parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline whose T5 tokenizer is used")
     options = parser.parse_args(words)
@@ -49,11 +51,11 @@ def main(words: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure every number of rows, and print a line of JSON for each. Raises UserError."""
+    """Measure every table and print a JSON line for each. Raises UserError."""
     for rows in options.rows:
         folder = options.folder / str(rows)
         if folder.exists():
-            raise UserError(f"--folder {folder}: exists; remove it or name another")
+            raise UserError(f"--folder {options.folder}: {folder} exists; remove it or give another folder")
         write_files(folder / "raw", rows)
         write_captions(folder / "captions.parquet", rows)
         line = {"rows": rows, "counting MB": prepare(folder, options.model, shard=f"0/{max(1, rows // COUNTED)}")}
@@ -65,7 +67,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def prepare(folder: Path, model: str, shard: str) -> dict[str, float]:
-    """Run the command, and watch it. Raises CalledProcessError."""
+    """Run the command and return the peak MB of its processes. Raises CalledProcessError."""
     command = [sys.executable, "prepare_dataset_bucket_map.py", "config/seg2any_sacap_1m.yaml", "--workers=2"]
     params = {"seg_caption_path": folder / "captions.parquet", "image_root": folder / "raw", "cache_root": folder}
     command += [f"--data.train.params.{name}={value}" for name, value in params.items()]
@@ -83,20 +85,20 @@ def prepare(folder: Path, model: str, shard: str) -> dict[str, float]:
 
 
 def private_memory(session: int) -> Iterator[tuple[int, float]]:
-    """Process and megabytes of anonymous memory, of every process of a session."""
+    """Yield the id and the MB of anonymous memory of every process in a session."""
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             if int((folder / "stat").read_text().rpartition(")")[2].split()[3]) != session:
                 continue
             status = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
         except (OSError, ValueError, IndexError):
-            continue  # it has just ended
+            continue  # the process has just ended
         if "RssAnon" in status:
             yield int(folder.name), int(status["RssAnon"].split()[0]) * 1024 / 1e6
 
 
 def write_files(folder: Path, rows: int) -> None:
-    """An empty jpg and a json of `CAPTIONED` squares for every row; most are hard links."""
+    """Write an empty jpg and a json of `CAPTIONED` squares for every row; most are hard links."""
     square = {"size": [64, 96], "counts": [64 * 20 + 9, *[20, 44] * 29, 20, 64 * 46 + 35]}
     annotations = [{"id": number, "segmentation": square} for number in range(CAPTIONED)]
     for row in range(rows):
@@ -113,7 +115,7 @@ def write_files(folder: Path, rows: int) -> None:
 
 
 def write_captions(path: Path, rows: int) -> None:
-    """The annotation file of those, in the columns of SACap-1M."""
+    """Write the annotation file of these images, in the columns of SACap-1M."""
     rng = np.random.default_rng(0)
     pool = [sentence(rng, 14) for _ in range(5000)], [sentence(rng, 58) for _ in range(5000)]
     writer = None
@@ -137,10 +139,10 @@ def write_captions(path: Path, rows: int) -> None:
 
 
 def add_parts(path: Path) -> None:
-    """Stand-ins for what the other shards would have counted."""
+    """Write placeholders for the parts that other shards would have counted."""
     folder = next(path.parent.glob("*-parts-*"), None)
     if folder is None:
-        return  # one shard was all
+        return  # a single shard has counted everything
     parts = Parts(path, read_origin(next(folder.iterdir())))
     for rows in parts.missing(parts.ranges):
         columns = {name: np.zeros(len(rows), np.int64) for name in SCHEMA.names if name != "key"}

@@ -1,4 +1,4 @@
-"""How benchmarks take time: what they compare runs in turn, so that a busy machine is busy for all of it."""
+"""Time work in turn, so that a busy machine slows everything that is compared."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: of all threads; for a machine that others use
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: processor time of all threads
 
 
 def timed(work: Callable[[], object], device: str | torch.device, clock: str = "wall") -> float:
-    """Seconds that `work` takes, on an accelerator until it has finished there."""
+    """Return the seconds that `work` takes; on CUDA until the device has finished it."""
     synchronise(device)
     began = CLOCKS[clock]()
     work()
@@ -20,7 +20,7 @@ def timed(work: Callable[[], object], device: str | torch.device, clock: str = "
 
 
 def synchronise(device: str | torch.device) -> None:
-    """Wait until a CUDA device has done what it was told."""
+    """Wait until a CUDA device has finished all its kernels; other devices need no waiting."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -28,7 +28,10 @@ def synchronise(device: str | torch.device) -> None:
 def in_turn(
     works: Mapping[str, Callable[[], object]], rounds: int, device: str | torch.device, clock: str = "wall"
 ) -> dict[str, list[float]]:
-    """Seconds of every work in every round, after a round that does not count; each round starts with another one."""
+    """Return the seconds of every work in every round; each round starts with another work.
+
+    One more round runs first and is not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     names = list(works)
     for turn in range(1 + rounds):

@@ -1,17 +1,18 @@
-"""Time of a denoising step of a FLUX folder with its adapters, and what folding and keeping the condition save.
+"""Time a denoising step with adapters, and what folding and keeping the condition save.
 
     python -m benchmarks.fold                                # the small model of this repository
     python -m benchmarks.fold --model FLUX.1-dev --lora ckpt/sacap_1m/checkpoint-20000 --layout my.json \\
         --device cuda --dtype bf16
 
 plain     FLUX without adapters: the same image, its caption padded to the adapter's max_sequence_length
-unfolded  the adapters as they are loaded
-folded    `default` in the weights
-kept      folded, the condition isolated and computed once, before the first step; `once` says how long that takes
+unfolded  the adapters as loaded
+folded    with `default` folded into the weights
+kept      folded; condition tokens attend only to each other and are computed once, before the first step, in the time
+          of row `once`
 
-Before anything is timed, `folded` must say what `unfolded` says, and `kept` what its condition says when it is computed
-in the step. The schemes run in turn. The times of `kept` are those of adapters that were trained isolated; others would
-see another contour. The last line is JSON.
+The schemes run in turn. Before anything is timed, `folded` must predict what `unfolded` predicts, and `kept` what the
+same condition gives when it is computed in the step. Only adapters trained with `cond_attention: isolated` should use
+`kept`; its time is the same with others. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -37,11 +38,11 @@ from seg2any.system.precision import PRECISIONS, choose_device, dtype_of
 from seg2any.system.provenance import circumstances
 
 GUIDANCE = 3.5
-MOST_DIFFERENCE = 0.02  # of outputs that should be equal, relative: what bfloat16 leaves
+MOST_DIFFERENCE = 0.02  # relative difference of outputs that rounding to bfloat16 explains
 
 
 def load(options: argparse.Namespace, adapted: bool) -> Seg2AnyPipeline:
-    """A pipeline of its own, without or with the adapters. Raises UserError."""
+    """Load a pipeline, with the adapters if `adapted`. Raises UserError."""
     pipe = Seg2AnyPipeline.from_pretrained(options.model, dtype=dtype_of(options.dtype))
     if adapted:
         pipe.load_adapters(options.lora)
@@ -49,7 +50,7 @@ def load(options: argparse.Namespace, adapted: bool) -> Seg2AnyPipeline:
 
 
 def prepare(pipe: Seg2AnyPipeline, layout: Layout, settings: ConditionSettings) -> Condition:
-    """The condition of one image of the layout, at the layout's size rounded down to whole tokens."""
+    """Build the condition of one image at the layout's size, rounded down to whole tokens."""
     size = image_size([layout], None, None, pipe.base.geometry.pixels_per_token * settings.cond_scale_factor)
     encoded = encode_layouts([layout], size, pipe.base, settings)
     generators = [torch.Generator().manual_seed(0)]
@@ -58,20 +59,20 @@ def prepare(pipe: Seg2AnyPipeline, layout: Layout, settings: ConditionSettings) 
 
 @torch.no_grad()
 def step(base: Base, condition: Condition) -> torch.Tensor:
-    """Predict the velocity of noise in the middle of the way, [1, image tokens, channels]."""
+    """Predict the velocity [1, I, C] at noise level 0.5."""
     latents = condition.text.new_ones(1, condition.tokens.n_image, base.geometry.channels)
     return base.velocity(latents, latents.new_full([1], 0.5), condition, GUIDANCE)
 
 
 def check_equal(name: str, found: torch.Tensor, expected: torch.Tensor) -> None:
-    """Raise UserError if two predictions [1, I, C] differ by more than rounding does."""
+    """Raise UserError if two predictions [1, I, C] differ by more than rounding explains."""
     difference = float((found - expected).norm() / expected.norm())
     if not difference <= MOST_DIFFERENCE:
-        raise UserError(f"{name} says something else than it should, by {difference:.1%}; its time would mean nothing")
+        raise UserError(f"{name}: the output differs by {difference:.1%} from the expected one; report this as a bug")
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Median seconds of every scheme, with the tokens of a step and the bytes that are kept."""
+    """Measure all schemes: median seconds, tokens of a step, bytes of kept keys and values."""
     layout = Layout.read(options.layout)
     plain, routed, folded = (load(options, adapted) for adapted in (False, True, True))
     folded.fold()
@@ -102,7 +103,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 
 def table(report: dict) -> str:
-    """Milliseconds of each scheme, and times of plain FLUX."""
+    """Format the milliseconds of each scheme, also as multiples of plain FLUX."""
     seconds, tokens = report["seconds"], report["tokens"]
     sizes = ", ".join(f"{number} {kind}" for kind, number in tokens.items())
     lines = [
@@ -114,26 +115,31 @@ def table(report: dict) -> str:
 
 
 def parse_options(words: list[str] | None = None) -> argparse.Namespace:
-    """Options of a command line, by default this process's."""
+    """Parse a command line, by default this process's."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="examples/shapes/model", help="FLUX folder (default: the small model)")
-    parser.add_argument("--lora", default="examples/shapes/lora", help="its adapters (default: the small model's)")
-    parser.add_argument("--layout", default="examples/shapes/masks/eight.json", help="what is to be made")
-    parser.add_argument("--rounds", type=whole(1), default=10, help="after one that does not count (default: 10)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda (default: cpu)")
+    parser.add_argument("--lora", default="examples/shapes/lora", help="adapter folder (default: the small model's)")
+    parser.add_argument("--layout", default="examples/shapes/masks/eight.json", help="layout of the image")
+    parser.add_argument(
+        "--rounds", type=whole(1), default=10, help="rounds after the first, uncounted one (default: 10)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     parser.add_argument("--dtype", choices=PRECISIONS, default="fp32", help="default: fp32")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
     return parser.parse_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     options = parse_options(words)
     return exit_status("benchmarks.fold", lambda: run(options), "start again")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and print the table and the line of JSON. Raises UserError."""
+    """Measure; print the table and the JSON line. Raises UserError."""
     options.device = str(choose_device(options.device))
     report = measure(options)
     print(table(report))

@@ -1,11 +1,12 @@
-"""How much of a batch is padding, and how many samples an epoch repeats: our batches, the published ones, random ones.
+"""Measure padding in batches and repeated samples in epochs, for three samplers.
 
     python -m benchmarks.padding
     python -m benchmarks.padding --map data/SACap-1M/cache/512H_512W-group_bucket.parquet --image_tokens 4096
 
-Without a map the lengths are assumed: lognormal around the means of SACap-1M, 240 condition and 190 text tokens. Text
-and condition are padded apart, each to the longest of its batch; image tokens need no padding and count in full. Only
-numbers are drawn, so the result depends on the options alone. The last line is JSON.
+The samplers are ours (`length`), the published one, and random batches. Without a map, lengths are drawn from lognormal
+distributions around the means of SACap-1M, 240 condition and 190 text tokens. Text and condition tokens are padded
+separately, each to the longest of the batch; image tokens need no padding and count in full. Nothing depends on the
+machine but the seconds. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from seg2any.system.provenance import circumstances
 
 
 class RandomBatches(BatchSampler):
-    """Any samples together, as without length classes."""
+    """Batches of random samples, without length classes."""
 
     def _classes(self) -> np.ndarray:
         return self.buckets
@@ -46,23 +47,24 @@ KINDS = {"random": RandomBatches, "published": PublishedBatches, "length": Lengt
 
 
 def assumed_lengths(n: int, seed: int = 0) -> np.ndarray:
-    """int [n, 2]: text and condition tokens."""
+    """Draw text and condition tokens for n samples, int [n, 2]."""
     random = np.random.default_rng(seed)
     text, cond = random.lognormal(np.log(175), 0.4, n), random.lognormal(np.log(220), 0.42, n)
     return np.stack([text.clip(10, 1500), cond.clip(4, 1024)], axis=1).astype(np.int64)
 
 
 def mapped_lengths(path: Path) -> np.ndarray:
-    """int [n, 2] of a bucket map. Raises UserError if the file is none."""
+    """Read text and condition tokens from a bucket map, int [n, 2]. Raises UserError."""
     try:
         table = pq.read_table(path, columns=["txt_seq_len", "cond_seq_len"])
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: no bucket map can be read ({str(error).splitlines()[0]})") from None
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: cannot be read as a bucket map ({reason}); give another --map") from None
     return np.stack([column.to_numpy() for column in table.columns], axis=1)
 
 
 def measure(sampler: BatchSampler, image_tokens: int) -> dict[str, float]:
-    """Of one epoch: share of padding in all tokens, of repeated and of missing samples, and how unequal ranks are."""
+    """Measure one epoch: shares of padding, of repeated and left samples, and of waiting."""
     began = time.perf_counter()
     epoch = sampler.epoch(0)
     seconds = time.perf_counter() - began
@@ -81,7 +83,10 @@ def measure(sampler: BatchSampler, image_tokens: int) -> dict[str, float]:
 
 
 def table(name: str, lengths: np.ndarray, options: argparse.Namespace) -> list[dict]:
-    """Print and return a row for each sampler; `lengths` [n, 2] of condition and text."""
+    """Print and return a row for each sampler.
+
+    lengths  text and condition tokens, int [n, 2]
+    """
     print(f"\n{name}: {len(lengths):,} samples, {options.ranks} ranks x {options.batch_size}")
     print(f"{'':10}{'padded':>9}{'repeated':>10}{'later':>8}{'waiting':>9}{'steps':>9}{'order made in':>15}")
     rows = []
@@ -95,26 +100,29 @@ def table(name: str, lengths: np.ndarray, options: argparse.Namespace) -> list[d
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--map", type=Path, help="a bucket map, ours or published, instead of assumed lengths")
     parser.add_argument(
-        "--samples", type=whole(1), nargs="+", default=[2_000, 20_000, 200_000], help="assumed data sets"
+        "--samples", type=whole(1), nargs="+", default=[2_000, 20_000, 200_000], help="sizes of assumed data sets"
     )
-    parser.add_argument("--image_tokens", type=whole(1), default=4096, help="of every sample: 4096 at 1024 px")
+    parser.add_argument("--image_tokens", type=whole(1), default=4096, help="per sample; 4096 at 1024 px")
     parser.add_argument("--batch_size", type=whole(1), default=4, help="per rank (default: %(default)s)")
-    parser.add_argument("--ranks", type=whole(1), default=4, help="processes that train (default: %(default)s)")
+    parser.add_argument("--ranks", type=whole(1), default=4, help="training processes (default: %(default)s)")
     options = parser.parse_args(arguments)
     return exit_status("benchmarks.padding", lambda: run(options), "start again")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and print the tables and the line of JSON. Raises UserError."""
+    """Measure; print the tables and the JSON line. Raises UserError."""
     if options.map:
         rows = table(options.map.name, mapped_lengths(options.map), options)
     else:
         rows = [row for n in options.samples for row in table("assumed", assumed_lengths(n), options)]
-    print("\nlater: left to the next epochs. waiting: of all ranks for the slowest, if time goes with tokens.")
+    print("\nlater: left to the next epochs. waiting: share of time that ranks wait for the slowest, if tokens set it.")
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
     print(json.dumps({"options": given, "rows": rows, **circumstances("cpu")}))
 

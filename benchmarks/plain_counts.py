@@ -1,5 +1,7 @@
-"""Token counts the plain way: every mask decoded in full, resized as floats, outlined, resized, and every caption
-tokenised by itself. Written from the description of the published method; `seg2any.data.regions` is compared with it.
+"""Count tokens by a plain implementation that `seg2any.data.regions` is compared with.
+
+It is written from the description of the published method: every mask is decoded in full, resized as floats, outlined
+and resized again, and every caption is tokenised by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ DECODER = "own" if coco_decode is None else "pycocotools"
 
 
 def count_json(path: Path, captions: dict[int, str], caption: str, side: int, cond_side: int, tokenizer) -> list[int]:
-    """[condition, text] tokens of an SA-1B json; `captions` by annotation id."""
+    """Count the tokens of an SA-1B json, [condition, text].
+
+    captions  captions of regions by annotation id; regions without one are not counted
+    """
     annotations = [one for one in json.loads(path.read_text())["annotations"] if one["id"] in captions]
     masks = np.stack([decode(str(path), one["segmentation"]) for one in annotations])
     texts = [caption, *(captions[one["id"]] for one in annotations)]
@@ -33,7 +38,10 @@ def count_json(path: Path, captions: dict[int, str], caption: str, side: int, co
 
 
 def count_labels(path: Path, captions: dict[int, str], background: int, side: int, tokenizer) -> list[int]:
-    """[condition, text] tokens of a label map; the condition image has the image's size."""
+    """Count the tokens of a label map, [condition, text].
+
+    side  side of the image and of the condition image, in pixels
+    """
     labels = np.array(Image.open(path))
     values = [value for value in np.unique(labels).tolist() if value != background]
     masks = np.stack([labels == value for value in values])
@@ -41,7 +49,7 @@ def count_labels(path: Path, captions: dict[int, str], background: int, side: in
 
 
 def condition_tokens(masks: np.ndarray, side: int, cond_side: int) -> int:
-    """Of masks [N, H, W] on a square image of `side` pixels."""
+    """Count the condition tokens of masks [N, H, W] on a square image of `side` pixels."""
     floats = torch.from_numpy(masks)[None].float()
     resized = torch.nn.functional.interpolate(floats, size=(side, side), mode="nearest-exact")[0]
     contour = np.zeros((side, side, 3), np.uint8)
@@ -55,10 +63,10 @@ def condition_tokens(masks: np.ndarray, side: int, cond_side: int) -> int:
 
 
 def text_tokens(texts: Sequence[str], tokenizer: Callable) -> int:
-    """Of all texts together, tokenized one by one."""
+    """Count the tokens of all texts, tokenised one by one."""
     return sum(int(tokenizer(text, return_tensors="pt").input_ids.shape[1]) for text in texts)
 
 
 def decode(where: str, segmentation: dict) -> np.ndarray:
-    """[H, W], by pycocotools where it is installed."""
+    """Decode run lengths into a mask [H, W], by pycocotools where it is installed."""
     return decode_rle(where, segmentation) if coco_decode is None else coco_decode(segmentation)

@@ -1,11 +1,11 @@
-"""The cost model of the published code, on our model and with our numbers: what benchmarks compare against.
+"""Run our transformer at the computational cost of the published code.
 
-Written from its description, not from its text. Inside `published_scheme(n_heads)`
-- image and condition tokens are tensors of their own from the first block to the last, so nothing is cut or joined but
-  for the attention; every Linear is called once for each, with both adapters on all of its tokens, one scaled to zero;
-- attention takes a dense float mask [B, heads, L, L], built image by image and region by region, in the kernel's dtype.
-The adapters of text-only layers are routed for free, which flatters it. Results equal ours to rounding
-(`tests/test_benchmarks.py`).
+Written from the description of the published code, not from its text. Inside `published_scheme(n_heads)`
+- image and condition tokens are separate tensors from the first block to the last, joined and split for the attention
+  only; every Linear is called once for each, with both adapters on all tokens, one of them scaled to zero;
+- attention takes a dense float mask [B, heads, L, L] in the kernel's dtype, built image by image, region by region.
+Text-only layers compute only the adapter they need, which is cheaper than the published code. The outputs equal ours
+up to rounding (`tests/test_benchmarks.py`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ from seg2any.bases.flux1.blocks import RegionalDoubleBlock, RegionalSingleBlock,
 
 @contextlib.contextmanager
 def published_scheme(n_heads: int) -> Iterator[None]:
-    """Until the context ends, every `Seg2AnyTransformer2DModel` computes as the published code does.
+    """Make our transformer compute as the published code does, until the context ends.
 
-    A `Condition` keeps its masks, so one that is made per step has them built per step.
+    A `Condition` keeps its masks. The published code builds masks in every training step, so build a new condition
+    in every step to measure that.
     """
     with (
         mock.patch.object(RegionalDoubleBlock, "forward", double_block),
@@ -46,15 +47,18 @@ def published_scheme(n_heads: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Streams:
-    """What goes from block to block in place of [image | condition]: `main` is [image], in single blocks
-    [text | image], and `cond` the condition, if there is any."""
+    """The tensors that go from block to block in place of [image | condition].
+
+    main  [image]; in single blocks [text | image]
+    cond  the condition tokens, if any
+    """
 
     main: torch.Tensor
     cond: torch.Tensor | None
 
     @classmethod
     def of(cls, x: torch.Tensor | Streams, rows: Rows) -> Streams:
-        """Streams as they are, or [image | condition] taken apart."""
+        """Split [image | condition] into streams; return streams unchanged."""
         if isinstance(x, Streams):
             return x
         return cls(*(part.contiguous() for part in rows.split(x)), *([] if rows.n_cond else [None]))
@@ -63,12 +67,12 @@ class Streams:
         return iter([self.main] if self.cond is None else [self.main, self.cond])
 
     def __getitem__(self, index: tuple[slice, slice]) -> torch.Tensor:
-        """[:, :n]: the n image rows, with which the transformer goes on after the last block."""
+        """Return the n image rows for [:, :n], which the transformer takes after the last block."""
         return self.main[:, -index[1].stop :]
 
 
 def toggled(layer: nn.Module, x: torch.Tensor, is_cond: bool) -> torch.Tensor:
-    """layer(x) with every adapter computed, those of the other branch scaled to zero."""
+    """Compute layer(x) with all adapters; those of the other branch are scaled to zero."""
     if not isinstance(layer, LoraLayer):
         return layer(x)
     y = layer.base_layer(x)
@@ -80,30 +84,30 @@ def toggled(layer: nn.Module, x: torch.Tensor, is_cond: bool) -> torch.Tensor:
 
 
 def linear_per_branch(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """Before the blocks, where ours has [image | condition] in one tensor."""
+    """Apply a layer before the blocks to each stream of [image | condition] separately."""
     return torch.cat([toggled(layer, part, i == 1) for i, part in enumerate(rows.split(x))], 1)
 
 
 def modulation(norm: nn.Module, temb: torch.Tensor, is_cond: bool) -> tuple[torch.Tensor, ...]:
-    """temb [B, 2, D] -> shift, scale, gate (twice in double blocks), each [B, 1, D], for one stream."""
+    """Compute shift, scale and gate of one stream: temb [B, 2, D] -> 3 or 6 of [B, 1, D]."""
     embedded = norm.silu(temb[:, 1:] if is_cond else temb[:, :1])
     return toggled(norm.linear, embedded, is_cond).unflatten(-1, (-1, temb.shape[-1])).unbind(-2)
 
 
 def project(attn: nn.Module, layers: tuple[nn.Module, ...], x: torch.Tensor, is_cond: bool) -> list[torch.Tensor]:
-    """Query, key and value, not yet normed."""
+    """Project x [B, L, D] to query, key and value [B, L, heads, head_dim], before their norms."""
     return [toggled(layer, x, is_cond).unflatten(-1, (-1, attn.head_dim)) for layer in layers]
 
 
 def attention(parts: list[tuple[torch.Tensor, ...]], rotation: torch.Tensor, context) -> list[torch.Tensor]:
-    """Queries, keys and values of several streams -> their outputs, each [B, L, D]."""
+    """Attend over the joined streams: (query, key, value) of each -> output [B, L, D] of each."""
     query, key, value = (torch.cat(tensors, 1) for tensors in zip(*parts, strict=True))
     x = context.attend(rotate(query, rotation), rotate(key, rotation), value).flatten(2).to(query.dtype)
     return [part.contiguous() for part in x.split([q.shape[1] for q, _, _ in parts], 1)]
 
 
 def double_block(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None, joint_attention_kwargs=None):
-    """The forward pass of a double block, as `RegionalDoubleBlock.forward` but stream by stream."""
+    """Compute a double block like `RegionalDoubleBlock.forward`, but stream by stream."""
     context, text, attn = joint_attention_kwargs["context"], encoder_hidden_states, self.attn
     streams = list(Streams.of(hidden_states, context.rows))
     mods = [modulation(self.norm1_context, temb, False)]
@@ -128,7 +132,7 @@ def double_block(self, hidden_states, encoder_hidden_states, temb, image_rotary_
 
 
 def finish(x, attended, mods, norm: nn.Module, ff: nn.Module, is_cond: bool) -> torch.Tensor:
-    """A double block after its attention, for one stream."""
+    """Compute the part of a double block after its attention, for one stream."""
     _, _, gate, shift, scale, gate_ff = mods
     x = x + gate * attended
     inner = norm(x) * (1 + scale) + shift
@@ -137,10 +141,10 @@ def finish(x, attended, mods, norm: nn.Module, ff: nn.Module, is_cond: bool) -> 
 
 
 def single_block(self, hidden_states, encoder_hidden_states, temb, image_rotary_emb=None, joint_attention_kwargs=None):
-    """The forward pass of a single block, likewise; without text after the first of them."""
+    """Compute a single block stream by stream; the first one joins text and image."""
     context, attn, text = joint_attention_kwargs["context"], self.attn, encoder_hidden_states
     streams = Streams.of(hidden_states, context.rows)
-    if text is not None:  # the first of them
+    if text is not None:
         streams = Streams(torch.cat([text, streams.main], 1), streams.cond)
     inner, parts, mods = [], [], []
     for is_cond, x in enumerate(streams):
@@ -158,7 +162,10 @@ def single_block(self, hidden_states, encoder_hidden_states, temb, image_rotary_
 
 
 def dense_attend(n_heads: int):
-    """`AttentionPlan.attend` with masks that are built on first use of a plan, for all heads."""
+    """Return a replacement for `AttentionPlan.attend` with masks [B, heads, L, L].
+
+    A plan's masks are built on first use.
+    """
 
     masks_of: WeakKeyDictionary[AttentionPlan, dict[Attention, torch.Tensor]] = WeakKeyDictionary()
 
@@ -173,7 +180,7 @@ def dense_attend(n_heads: int):
 
 
 def dense_mask(tokens: TokenLayout, sample: int, attention: Attention, rules: ConditionSettings) -> torch.Tensor:
-    """log of the attention weights float32 [L, L] of one image, one region after the other."""
+    """Build the log of the attention weights of one image, float32 [L, L], region by region."""
     kind, entities = tokens.kind[sample], tokens.entities[sample]
     of = {each: kind == each for each in Kind}
     weight = torch.zeros(len(kind), len(kind), device=kind.device)

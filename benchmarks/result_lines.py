@@ -1,4 +1,4 @@
-"""What a benchmark leaves: lines of JSON, printed last and kept where --output says."""
+"""Print the JSON lines of a benchmark, and append them to the file of --output."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from seg2any.system.errors import UserError
 
 
 def check_place(output: Path | None) -> None:
-    """Raise UserError or OSError if `output` could not be written: now, not after minutes of measuring."""
+    """Raise UserError or OSError if `output` cannot be written; call it before measuring."""
     if output is None:
         return
     if output.is_dir():
-        raise UserError(f"--output {output}: is a folder; give a file for the JSON lines")
+        raise UserError(f"--output {output}: a folder has this name; give a file")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=output.parent):
         pass
 
 
 def leave(lines: list[str], output: Path | None) -> None:
-    """Print the lines and append them to `output`, if that is given."""
+    """Print the lines and append them to `output`, if it is given."""
     print("\n".join(lines), flush=True)
     if output:
         with open(output, "a", encoding="utf-8") as file:

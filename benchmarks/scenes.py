@@ -1,4 +1,4 @@
-"""Make the image that benchmarks use: ellipses in rows and columns, each with a caption, and their contours."""
+"""Make the tokens of the benchmarks' image, captioned ellipses in rows and columns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from seg2any.attention.tokens import TokenLayout, layout_tokens
 from seg2any.diffusion.prepare import draw_layout
 
 PATCH = 16  # pixels per token side of FLUX.1
-CAPTION_TOKENS = (80, 20)  # of T5: SACap-1M's mean captions have 58.6 words, of a region 14.1
-NAME_TOKENS = (0, 4)  # ADE20K and COCO-Stuff: class names, no caption of the whole image
+CAPTION_TOKENS = (80, 20)  # T5 tokens (image, region) of SACap-1M's mean captions, 58.6 and 14.1 words
+NAME_TOKENS = (0, 4)  # ADE20K and COCO-Stuff: a class name per region, no caption of the whole image
 
 
 @dataclass(frozen=True)
 class SampleTokens:
-    """A sample before batching, by numbers alone; see `seg2any.attention.tokens.Sample`."""
+    """A sample for `layout_tokens` without embeddings; see `seg2any.attention.tokens.Sample`."""
 
     text_lengths: tuple[int, ...]
     masks: np.ndarray
@@ -28,7 +28,7 @@ class SampleTokens:
 
 
 def ellipses(side: int, n: int) -> np.ndarray:
-    """Draw n touching ellipses, bool [n, side, side]; together they cover pi / 4 of the image for every n."""
+    """Draw n touching ellipses, bool [n, side, side]; together they cover pi / 4 of the image."""
     rows = round(math.sqrt(n))
     masks = np.zeros((n, side, side), bool)
     y, x = (np.arange(side)[:, None] + 0.5) / side * rows, (np.arange(side) + 0.5) / side
@@ -38,11 +38,12 @@ def ellipses(side: int, n: int) -> np.ndarray:
     return masks
 
 
-Entities = tuple[np.ndarray, tuple[int, ...]]  # masks, bool [N, side, side], and text tokens: (global, each region)
+# Masks, bool [N, side, side], and numbers of text tokens: (global caption, region 1 .. N).
+Entities = tuple[np.ndarray, tuple[int, ...]]
 
 
 def tokens_of(samples: Sequence[Entities], side: int, patch: int, settings: ConditionSettings) -> TokenLayout:
-    """Turn masks and text lengths into a batch of tokens, as generation does before it encodes anything."""
+    """Turn masks and text lengths into the token layout of a batch, without any network."""
     tokens = []
     for masks, lengths in samples:
         drawn = draw_layout(masks, (side, side), patch, settings)
@@ -60,8 +61,8 @@ def scene(
 ) -> TokenLayout:
     """Make the tokens of an image of side x side pixels, filled with touching ellipses.
 
-    text_tokens  tokens of the image's caption, and of each region's
-    n_ellipses   number of ellipses, shared out to the entities; None: one for each
+    text_tokens  number of text tokens of the image's caption, and of each region's
+    n_ellipses   number of ellipses, divided among the entities; None: one per entity
     """
     groups = np.array_split(ellipses(side, n_ellipses or n_entities), n_entities)
     masks = np.stack([group.any(0) for group in groups])

@@ -1,13 +1,13 @@
-"""Time of a denoising step and of a whole image: the published scheme, ours and plain FLUX, side by side in one run.
+"""Time a denoising step and a whole image with the published scheme, ours and plain FLUX.
 
     python -m benchmarks.step                    # a FLUX of 332 million random weights on a CPU, 1024 image tokens
     python -m benchmarks.step --size flux-dev    # FLUX.1-dev's size on CUDA: 512, 1024 and 2048 px, batches of 1 and 4
 
-The schemes are those of `benchmarks/step_schemes.py`, the image that of `benchmarks/scenes.py`; text encoders and VAE
-are left out. Before anything is timed, their outputs must agree. Then come the bars: `attention alone` is one AIA block
-at 4096 image tokens and 24 heads against torch's kernel with a dense float mask, `growth` what
-`benchmarks/step_growth.py` says of captions. The last line is JSON; it is kept in benchmarks/results. `--clock cpu`
-measures processor time, for a machine that others use. With defaults it takes about five minutes on two idle cores.
+The schemes of `benchmarks/step_schemes.py` take turns on the image of `benchmarks/scenes.py`, without text encoders and
+VAE. Their outputs must agree before anything is timed. Then the bars are measured: `attention alone` compares one AIA
+block at 4096 image tokens and 24 heads with torch's kernel and a dense float mask; `growth` is explained in
+`benchmarks/step_growth.py`. The last line is JSON, which is also written to benchmarks/results. `--clock cpu` measures
+processor time, for a busy machine. With the defaults it takes about five minutes on two idle cores.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from seg2any.system.provenance import circumstances
 
 RESULTS = Path(__file__).parent / "results"
 NOT_COMPARED = ("plain", "kernel", ISOLATED)
-MOST_DIFFERENCE = 0.02  # of the schemes' outputs, relative: what bfloat16 leaves
+MOST_DIFFERENCE = 0.02  # relative difference of outputs that rounding to bfloat16 explains
 DEFAULTS = {  # sides, batch sizes, steps of a whole image, rounds
     "cpu": ((512,), (1,), 4, 3),
     "flux-dev": ((512, 1024, 2048), (1, 4), 28, 5),
@@ -47,7 +47,7 @@ DEFAULTS = {  # sides, batch sizes, steps of a whole image, rounds
 
 
 def measure(options: argparse.Namespace, models: Models) -> list[dict]:
-    """One row for each case and scheme."""
+    """Measure every case and scheme, print the table and return its rows."""
     results = []
     print(
         f"{'px':>5}{'entities':>9}{'batch':>6}{'tokens':>7}  {'scheme':<10}{'step s, least':>14}{'median':>8}", end=""
@@ -69,7 +69,7 @@ def measure(options: argparse.Namespace, models: Models) -> list[dict]:
 
 
 def cases(options: argparse.Namespace) -> list[Case]:
-    """Every side with every batch size with every number of entities."""
+    """Combine every side, batch size and number of entities."""
     return [
         Case(side, n_entities, batch)
         for side in options.sides
@@ -79,7 +79,7 @@ def cases(options: argparse.Namespace) -> list[Case]:
 
 
 def measure_case(options: argparse.Namespace, given: Given) -> list[dict]:
-    """The steps of all schemes in turn; whole images at the middle number of entities."""
+    """Time the steps of all schemes in turn, and whole images at the middle number of entities."""
     schemes, noise = schemes_of(given), given.latents()
     prepared = {scheme.name: scheme.prepare() for scheme in schemes}
 
@@ -106,16 +106,19 @@ def measure_case(options: argparse.Namespace, given: Given) -> list[dict]:
 
 
 def check_agreement(outputs: dict[str, torch.Tensor]) -> None:
-    """Raise UserError if predictions [B, I, C] of schemes differ by more than bfloat16 explains."""
+    """Raise UserError if the predictions [B, I, C] differ by more than rounding explains."""
     expected = outputs["published"]
     for name, output in outputs.items():
         difference = float((output - expected).norm() / expected.norm())
         if not difference < MOST_DIFFERENCE:
-            raise UserError(f"the outputs of {name} and published differ by {difference:.1%}; one of them is wrong")
+            raise UserError(f"{name}: the output differs by {difference:.1%} from `published`; report this as a bug")
 
 
 def working_memory(work, device: str) -> float | None:
-    """GiB at the peak of a step above what lies there before it: weights, embeddings, kept masks. CUDA only."""
+    """Return the peak GiB of a step, or None without CUDA.
+
+    Weights, embeddings and kept masks are not counted.
+    """
     if not device.startswith("cuda"):
         return None
     torch.cuda.reset_peak_memory_stats(device)
@@ -125,23 +128,32 @@ def working_memory(work, device: str) -> float | None:
 
 
 def grown(options: argparse.Namespace, models: Models) -> list[dict]:
-    """Rows of `step_growth`: at the sides of the table, on a CPU also at twice that, where image tokens weigh more."""
+    """Measure growth at the table's sides; on a CPU also at twice the last one.
+
+    With more image tokens, the tokens of captions and contours weigh less.
+    """
     sides = options.sides if options.device == "cuda" else [*options.sides, 2 * options.sides[-1]]
     return measure_growth(models, sides, options.batch[0], options.rounds, options.device, options.clock)
 
 
 def parse_options(words: list[str] | None = None) -> argparse.Namespace:
-    """Options of a command line, by default this process's; what is not given is filled in from `DEFAULTS`."""
+    """Parse a command line, by default this process's, and fill in `DEFAULTS`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="cpu", help="flux-dev needs CUDA (default: cpu)")
-    parser.add_argument("--sides", type=whole(1), nargs="+", help="of the image, in pixels (default: as above)")
-    parser.add_argument("--entities", type=whole(1), nargs="+", default=[1, 8, 20], help="regions (default: 1 8 20)")
-    parser.add_argument("--batch", type=whole(1), nargs="+", help="images at a time (default: 1; flux-dev 1 4)")
-    parser.add_argument("--rounds", type=whole(1), help="after one that does not count (default: 3; flux-dev 5)")
-    parser.add_argument("--image_steps", type=whole(0), help="of a whole image; 0: none (default: 4; flux-dev 28)")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: wall")
-    parser.add_argument("--skip_attention", action="store_true", help="no bars of attention alone")
-    parser.add_argument("--skip_growth", action="store_true", help="no table of what more regions cost")
+    parser.add_argument("--sides", type=whole(1), nargs="+", help="sides of the image in pixels (default: as above)")
+    parser.add_argument(
+        "--entities", type=whole(1), nargs="+", default=[1, 8, 20], help="numbers of regions (default: 1 8 20)"
+    )
+    parser.add_argument("--batch", type=whole(1), nargs="+", help="batch sizes (default: 1; flux-dev: 1 4)")
+    parser.add_argument(
+        "--rounds", type=whole(1), help="rounds after the first, uncounted one (default: 3; flux-dev: 5)"
+    )
+    parser.add_argument(
+        "--image_steps", type=whole(0), help="steps of a whole image; 0 makes none (default: 4; flux-dev: 28)"
+    )
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
+    parser.add_argument("--skip_attention", action="store_true", help="skip the bars of attention alone")
+    parser.add_argument("--skip_growth", action="store_true", help="skip the table of what more regions cost")
     parser.add_argument(
         "--output", type=Path, help="file for the JSON line (default: benchmarks/results/step_SIZE.json)"
     )
@@ -156,25 +168,28 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raise UserError for what cannot be measured here; say what can, but tells little."""
+    """Raise UserError for what cannot be measured here; warn where the times mean little."""
     check_place(options.output)
     if options.size == "flux-dev" and not torch.cuda.is_available():
-        raise UserError("--size flux-dev needs a CUDA device with 60 GB of memory; without one, measure --size cpu")
+        raise UserError("--size flux-dev: no CUDA device was found; use a GPU with 60 GB, or --size cpu")
     if options.device == "cpu" and not has_fast_bfloat16("cpu"):
-        print("this CPU has no bfloat16 instructions: times say little", file=sys.stderr)
+        print("this CPU has no bfloat16 instructions, so the times mean little", file=sys.stderr)
     if odd := [side for side in options.sides if side % (4 * PATCH)]:
-        raise UserError(f"--sides {odd[0]}: give multiples of {4 * PATCH}")
+        raise UserError(f"--sides {odd[0]}: not a multiple of {4 * PATCH}; give multiples of {4 * PATCH}")
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit status: 0 measured (whether the bars are met or not), 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured (whether the bars are met or not), 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     options = parse_options(words)
     return exit_status("benchmarks.step", lambda: run(options), "start again")
 
 
 @torch.no_grad()
 def run(options: argparse.Namespace) -> None:
-    """Measure, print tables, bars and the line of JSON, and keep that. Raises UserError."""
+    """Measure; print tables, bars and the JSON line, which --output keeps. Raises UserError."""
     check(options)
     keep_freed_memory()  # as infer.py does
     models = Models.random(SIZES[options.size], torch.device(options.device), torch.bfloat16)

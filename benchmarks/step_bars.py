@@ -1,4 +1,4 @@
-"""What `benchmarks.step` has to reach: bars from its table, from that of growth, and of attention alone."""
+"""Set the bars of `benchmarks.step`: for its table, for growth and for attention alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ OURS = FOLDED
 
 
 def bars(options: argparse.Namespace, results: list[dict]) -> list[Bar]:
-    """What is asked of 8 and of 20 entities, as far as it was measured."""
+    """Compare our step with plain FLUX and the published scheme, at 8 and 20 entities."""
     least = {(r["side"], r["batch_size"], r["n_entities"], r["scheme"]): min(r["seconds"]) for r in results}
     found = []
     for side, batch in sorted({key[:2] for key in least}):
@@ -28,7 +28,7 @@ def bars(options: argparse.Namespace, results: list[dict]) -> list[Bar]:
 
 
 def growth_bars(growth: list[dict]) -> list[Bar]:
-    """Of the number of entities alone, then with a figure and a caption for each: as much as tokens, and per token."""
+    """Bound the growth from 1 to 20 entities: at equal tokens, with captions, per token."""
     found = []
     for row in growth:
         name = f"{row['side']} px, batch of {row['batch_size']}: growth from 1 to {MANY} entities"
@@ -41,7 +41,7 @@ def growth_bars(growth: list[dict]) -> list[Bar]:
 
 
 def attention_bars(options: argparse.Namespace) -> list[Bar]:
-    """AIA alone, 4096 image tokens, 24 heads; and the time to build what an image's steps share."""
+    """Measure AIA alone at 4096 image tokens and 24 heads, and the time to plan it."""
     words = ["--tokens", "4096", "--entities", "1", "8", "20", "--blocks", "AIA", "--backends", "auto"]
     words += ["--dtype", "bf16", "--rounds", str(options.rounds), "--device", options.device, "--clock", options.clock]
     one, eight, twenty = attention.measure(attention.parse_options(words))

@@ -1,11 +1,11 @@
-"""Step caches: time per image and quality with each, side by side in one run.
+"""Measure time per image and quality with every step cache.
 
     python -m benchmarks.step_cache --scenes 20
     python -m benchmarks.step_cache --calibrate --scenes 4
 
-The same unseen scenes of the `shapes` world are made without a cache and with each, in turn, and judged from their
-pixels as by `python -m seg2any.evaluation.shapes`. The last line is JSON. `--calibrate` measures what cache `mag` has
-to know of a model instead, and prints the line that `seg2any/bases/flux1/base.py` lacks.
+The same unseen scenes of the `shapes` world are generated without a cache and with each cache in turn, and judged from
+their pixels like in `python -m seg2any.evaluation.shapes`. The last line is JSON. `--calibrate` instead measures the
+ratios that cache `mag` needs for a model, and prints the line to add to `seg2any/bases/flux1/base.py`.
 """
 
 from __future__ import annotations
@@ -45,30 +45,33 @@ SHOWN = ("colour", "pattern", "IoU", "boundary IoU", "leak")
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one cache: seconds of every image, and the judge's means in 0..1 by name."""
+    """Results of one cache: seconds of every image, and the judge's means in 0..1 by name."""
 
     seconds: list[float]
     quality: dict[str, float]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="examples/shapes/model", help="pipeline folder (default: %(default)s)")
     parser.add_argument("--lora", type=Path, default="examples/shapes/lora", help="adapter folder (%(default)s)")
-    parser.add_argument("--scenes", type=whole(1), default=20, help="of the test split (default: %(default)s)")
+    parser.add_argument("--scenes", type=whole(1), default=20, help="scenes of the test split (default: %(default)s)")
     parser.add_argument("--num_inference_steps", type=whole(1), default=20, help="default: %(default)s")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a machine that others use")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
     parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device is fast in it")
-    parser.add_argument("--calibrate", action="store_true", help="measure a model for cache mag")
+    parser.add_argument("--calibrate", action="store_true", help="measure the ratios of a model for cache mag")
     parser.add_argument("--output", type=Path, help="append the JSON line to this file")
     options = parser.parse_args(arguments)
     return exit_status("benchmarks.step_cache", lambda: run(options), "start again")
 
 
 def run(options: argparse.Namespace) -> None:
-    """Measure, and print the table and the line of JSON; or calibrate, and print what was found. Raises UserError."""
+    """Measure and print table and JSON line, or calibrate. Raises UserError."""
     check_place(options.output)
     device = choose_device(options.device)
     session, recipe = open_session(options.model, options.lora, options.weight_dtype, device)
@@ -93,7 +96,10 @@ def run(options: argparse.Namespace) -> None:
 
 
 def measure(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int, clock: str) -> dict[str, Measured]:
-    """Every scene with every cache, one image at a time; the first scene once more before anything counts."""
+    """Generate and judge every scene with every cache, one image at a time.
+
+    The first scene is generated once more before, which is not counted.
+    """
     texts, device = TextCache(pipe.base), pipe.vae.device
     seconds: dict[str, list[float]] = {name: [] for name in STEP_CACHES}
     verdicts: dict[str, dict[str, list[Verdict]]] = {name: {} for name in STEP_CACHES}
@@ -125,13 +131,13 @@ def measure(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int, clock: str
 
 
 def sizes_of(config: Mapping[str, int]) -> tuple[int, int, int]:
-    """Double blocks, single blocks and width."""
+    """Return the number of double blocks, of single blocks, and the width."""
     width = config["num_attention_heads"] * config["attention_head_dim"]
     return config["num_layers"], config["num_single_layers"], width
 
 
 def calibrate(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int) -> tuple[float, ...]:
-    """The mean over scenes of what diffusers measures and prints."""
+    """Return the ratio of every step, averaged over scenes; diffusers measures and prints them."""
     found = []
     for sample in samples:
         with contextlib.redirect_stdout(io.StringIO()) as printed:
@@ -143,7 +149,7 @@ def calibrate(pipe: Seg2AnyPipeline, samples: list[Sample], steps: int) -> tuple
 
 
 def summary(measured: dict[str, Measured]) -> dict:
-    """Medians, and how they compare with no cache."""
+    """Return medians, their ratios to no cache, and the quality."""
     medians = {cache: statistics.median(found.seconds) for cache, found in measured.items()}
     return {
         "seconds_per_image": medians,
@@ -153,7 +159,7 @@ def summary(measured: dict[str, Measured]) -> dict:
 
 
 def table(report: dict) -> str:
-    """A line for each cache."""
+    """Format a line for each cache."""
     lines = [f"{'cache':<14}{'s/image':>9}{'ratio':>8}" + "".join(f"{name:>14}" for name in SHOWN)]
     for cache, seconds in report["seconds_per_image"].items():
         quality = "".join(f"{report['quality'][cache].get(name, float('nan')):>14.4f}" for name in SHOWN)

@@ -1,13 +1,12 @@
-"""What more regions cost, by what comes with them: the time of a step with 20 entities over that with 1.
+"""Compare the time of a step with 20 entities and with 1, for four kinds of growth.
 
-entities    the same picture and as many words, its 20 figures one entity or 20: no token comes, only more of them to
-            tell apart
-captions    a figure and a caption of its own for each region: 380 text tokens more, and the figures' contours
-names       class names as in ADE20K, no caption of the image: 76 text tokens more, and contours
-same words  the words of 20 captions from the start: contours only
+entities    the same image and number of words, its 20 ellipses in one entity or in 20: no more tokens, only entities
+captions    an ellipse and a caption for each region: 380 more text tokens, and more contours
+names       class names as in ADE20K, no caption of the image: 76 more text tokens, and more contours
+same words  as many words with 1 entity as with 20: only more contours
 
-Folded computes contour tokens in every step, isolated before the first one. Time over tokens is what is ours to answer
-for: one region or 20, a token should cost the same. The steps of 1 and 20 entities run in turn.
+Scheme `folded` computes contour tokens in every step, `isolated` once before the first. More tokens take more time, but
+time per token should not grow with the number of entities. The steps of 1 and 20 entities take turns.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ SAME_WORDS = (CAPTION_TOKENS[0], CAPTION_TOKENS[1] * MANY)
 
 
 def readings(sides: list[int], batch: int) -> Iterator[tuple[str, Case, Case]]:
-    """Name, the case with few entities and the one with many; the last two at the first of the sides only."""
+    """Yield names and cases with 1 and with 20 entities; the last two at the first side only."""
     for side in sides:
         yield "entities", Case(side, FEW, batch, SAME_WORDS, MANY), Case(side, MANY, batch)
         yield "captions", Case(side, FEW, batch), Case(side, MANY, batch)
@@ -39,7 +38,7 @@ def readings(sides: list[int], batch: int) -> Iterator[tuple[str, Case, Case]]:
 def measure_growth(
     models: Models, sides: list[int], batch: int, rounds: int, device: str, clock: str
 ) -> list[dict[str, object]]:
-    """One row for each reading and scheme; prints the table."""
+    """Measure every reading with both schemes, print the table and return its rows."""
     rows = []
     head = f"{'tokens':>12}{'ratio':>7}{'s':>8}{'s':>8}{'ratio':>7}{'per token':>11}"
     print(f"\n{'growth':<11}{'px':>5}{'batch':>6}  {'scheme':<9}{head}")

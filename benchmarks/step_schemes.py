@@ -52,7 +52,7 @@ class Size:
 
     @property
     def aia_blocks(self) -> tuple[int, int]:
-        """Return the first and last block with attribute isolation: the first half of the single blocks."""
+        """Return first and last block with attribute isolation: half of the single blocks."""
         return self.n_double, self.n_double + self.n_single // 2 - 1
 
     def config(self) -> dict[str, object]:
@@ -91,7 +91,7 @@ class Case:
 
 @dataclass(frozen=True, eq=False)
 class Models:
-    """Three transformers with the same random weights; `stock` and `ours` share memory, `folded` is a copy."""
+    """Three transformers with equal random weights; `stock` and `ours` share memory."""
 
     size: Size
     stock: FluxTransformer2DModel
@@ -136,7 +136,7 @@ class Scheme:
     context: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext
 
     def image(self, noise: torch.Tensor, n_steps: int) -> torch.Tensor:
-        """Make the latents [B, I, C] of whole images from masks and noise: prepare, then `n_steps` Euler steps."""
+        """Make latents [B, I, C] of whole images: prepare, then take `n_steps` Euler steps."""
         with self.context():
             prepared, latents = self.prepare(), noise
             for step in range(n_steps):
@@ -173,7 +173,7 @@ class Given:
         }
 
     def condition(self, cond_attention: str = "bidirectional") -> Condition:
-        """Build the condition of the case from its masks, with random numbers for embeddings and contour latents."""
+        """Build the condition of the case from its masks; embeddings and latents are random."""
         settings = ConditionSettings(
             "hard",
             self.models.size.aia_blocks,
@@ -219,7 +219,10 @@ def schemes_of(given: Given) -> list[Scheme]:
 
 
 def tokens_of_step(prepared: object, case: Case) -> int:
-    """Count the tokens of one image that pass the blocks in a step; `prepared` comes from a scheme."""
+    """Count the tokens of an image that pass the blocks in a step.
+
+    prepared  result of a scheme's `prepare`
+    """
     if not isinstance(prepared, Condition):
         return prepared[0].shape[1] + case.n_image
     return prepared.tokens.kind.shape[1] - (prepared.tokens.n_cond if prepared.cond_keys else 0)
@@ -231,12 +234,12 @@ def base_of(transformer: Seg2AnyTransformer2DModel) -> Base:
 
 
 def isolated(base: Base, given: Given) -> Condition:
-    """Build the condition of the case with the keys and values of its contour tokens already computed."""
+    """Build the condition of the case, and compute keys and values of its contour tokens."""
     return with_keys(base, given.condition(cond_attention="isolated"), GUIDANCE)
 
 
 def regional_step(base: Base) -> Callable[[Condition, torch.Tensor, float], torch.Tensor]:
-    """Return the step of our model: condition, latents [B, I, C], noise level -> velocity [B, I, C]."""
+    """Return a base's step: (condition, latents [B, I, C], noise level) -> velocity [B, I, C]."""
 
     def step(condition: Condition, latents: torch.Tensor, time: float) -> torch.Tensor:
         return base.velocity(latents, latents.new_full([len(latents)], time), condition, GUIDANCE)

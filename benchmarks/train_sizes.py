@@ -1,4 +1,4 @@
-"""Measure training steps of a transformer with random weights under the memory presets of config/.
+"""Measure training steps with random weights under the memory presets of config/.
 
 Random numbers stand in for cached embeddings and latents, so T5, CLIP and VAE are not loaded and nothing is downloaded.
 A step trains on one sample of 1024 px with 8 regions and contours at 512 px: noise, forward, backward, clipping, AdamW.

@@ -1,15 +1,15 @@
-"""Samples per second of a training step: ours against the published scheme, side by side in one run.
+"""Compare samples per second of our training step and the published one.
 
     python -m benchmarks.train_step
     python -m benchmarks.train_step --trainer.train_batch_size=4    # the published batch
     python -m benchmarks.train_step config/seg2any_ade20k.yaml --trainer.train_batch_size=4 --rounds 10
-    python -m benchmarks.train_step --size flux-dev    # random weights on CUDA: samples a second and peak memory
+    python -m benchmarks.train_step --size flux-dev    # random weights on CUDA: samples per second and peak memory
 
-One model, one data set, the same batches, the steps in turn. `published` runs T5, CLIP and VAE in every step
-(`benchmarks/published_encoding.py`), builds a dense float mask image by image, and computes both adapters on all tokens
-(`benchmarks/published_scheme.py`); `ours` with the same networks live, and with caches. Losses of the three must agree.
-The default is the config of the shipped adapters, in bf16 where the CPU computes in it. With --size see
-`benchmarks/train_sizes.py`. The last line is JSON; `--clock cpu` measures processor time, for a machine in use.
+The schemes train on the same batches in turn. `published` runs T5, CLIP and VAE in every step, builds a dense float
+mask image by image, and computes both adapters on all tokens (`benchmarks/published_scheme.py`). `ours` runs T5, CLIP
+and VAE in every step too; `ours, cached` reads their outputs from caches. The losses of all three must agree. The
+default is the config of the shipped adapters, in bf16 where the CPU has bfloat16 instructions. --size is explained in
+`benchmarks/train_sizes.py`. The last line is JSON; `--clock cpu` measures processor time, for a busy machine.
 """
 
 from __future__ import annotations
@@ -19,40 +19,50 @@ import contextlib
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import torch
 
 from benchmarks import train_sizes
 from benchmarks.clock import CLOCKS, timed
-from benchmarks.published_encoding import PublishedEncoder
 from benchmarks.published_scheme import published_scheme
 from benchmarks.result_lines import check_place, leave
+from seg2any.diffusion.prepare import CondTokens, as_image
 from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
 from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
+from seg2any.training import batches
 from seg2any.training import config as configs
+from seg2any.training.batches import Encoder, ReadSample
 from seg2any.training.config import Config
+from seg2any.training.samples import EncodedSample, Latents, latents_of
 from seg2any.training.tasks.generation import Generation
 from seg2any.training.trainer import Trainer
 
 DEFAULT = ("config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64")
 CACHED = {"cache_text": "all", "cache_latents": True}
 LIVE = {"cache_text": "none", "cache_latents": False}
-FIRST_ROUNDS = 6  # not counted: every batch has other lengths, so the process still asks for memory in them
+FIRST_ROUNDS = 6  # not counted: batches differ in length, so the process still allocates memory in these rounds
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """A way to make a training step: how samples come to be, and whether the transformer is the published scheme's."""
+    """One way to compute a training step.
+
+    caching    keys of `trainer` that decide which encoder outputs are cached
+    published  encode and compute as the published code does
+    backend    attention backend; None: the config's
+    """
 
     name: str
     caching: dict[str, object]
     published: bool = False
-    backend: str | None = None  # of attention; None: the config's
+    backend: str | None = None
 
 
 SCHEMES = (
@@ -63,7 +73,7 @@ SCHEMES = (
 
 
 class LastLoss:
-    """Stands in for the log of a run."""
+    """Log of a run that keeps only the last loss."""
 
     def begin(self) -> None: ...
 
@@ -73,19 +83,45 @@ class LastLoss:
         self.loss = loss.item()
 
 
+class PublishedEncoder(Encoder):
+    """Encoder that runs the frozen networks as the published code does, in every training step.
+
+    T5 and CLIP encode the captions of each sample separately, even if they were encoded before. The VAE encodes all
+    images of a batch in one call and all contour maps in another. All samples have the same size, and all have
+    contours or none has.
+    """
+
+    def __call__(self, reads: Sequence[ReadSample]) -> list[EncodedSample]:
+        latents = iter(self._latents(reads))
+        with mock.patch.object(batches, "encode_latents", lambda *_: next(latents)):
+            return [sample for read in reads for sample in super(PublishedEncoder, self).__call__([read])]
+
+    def _latents(self, reads: Sequence[ReadSample]) -> list[Latents]:
+        with_std = self.settings.vae_posterior == "sample"
+        images = self.base.encode_images(torch.cat([as_image(read.pixels) for read in reads]))
+        cond = [None] * len(reads)
+        if reads[0].drawn.condition is not None:
+            contours = self.base.encode_images(torch.cat([as_image(read.drawn.condition) for read in reads]))
+            cond = [CondTokens.of(read.drawn.kept, contours[n]) for n, read in enumerate(reads)]
+        return [latents_of(read.drawn, images[n], cond[n], with_std) for n, read in enumerate(reads)]
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=whole(1), default=5, help="steps of each scheme (default: %(default)s)")
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="default: %(default)s")
-    parser.add_argument("--size", choices=train_sizes.SIDES, help="random weights of this size; flux-dev needs CUDA")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
+    parser.add_argument("--size", choices=train_sizes.SIDES, help="use random weights of this size (flux-dev: CUDA)")
     parser.add_argument("--output", type=Path, help="append the JSON line to this file")
     options, overrides = parser.parse_known_args(arguments)
     return exit_status("benchmarks.train_step", lambda: run(options, overrides), "start again")
 
 
 def run(options: argparse.Namespace, overrides: list[str]) -> None:
-    """Measure, and print the table and the line of JSON. Raises UserError."""
+    """Measure; print the table and the JSON line. Raises UserError."""
     check_place(options.output)
     if options.size:
         report = measure_size(options.size, options.rounds)
@@ -98,22 +134,25 @@ def run(options: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def has_file(words: list[str]) -> bool:
-    """Tell whether the words begin with a config file, which then takes the default's place."""
+    """Tell whether the words begin with a config file, which replaces the default one."""
     return bool(words) and not words[0].startswith("--")
 
 
 def measure_size(name: str, rounds: int) -> dict:
-    """What `train_sizes` measures, with its circumstances."""
+    """Measure random weights of a size with `train_sizes`, and add the circumstances."""
     rows = train_sizes.measure(name, rounds)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     return {"benchmark": "train_step", "size": name, "rounds": rounds, "rows": rows} | circumstances(device)
 
 
 def measure(config: Config, rounds: int, clock: str, folder: Path) -> dict:
-    """Samples per second of every scheme, the first rounds left out; each round starts with another scheme."""
+    """Measure samples per second of every scheme; each round starts with another scheme.
+
+    Raises UserError if the schemes' losses differ.
+    """
     trainers = {scheme.name: trainer_of(scheme, config, folder) for scheme in SCHEMES}
     if trainers[SCHEMES[0].name].accelerator.device.type == "cpu":
-        keep_freed_memory()  # as train.py does, for all of them
+        keep_freed_memory()  # as train.py does
     seconds: dict[str, list[float]] = {name: [] for name in trainers}
     for turn in range(FIRST_ROUNDS + rounds):
         losses = []
@@ -122,7 +161,7 @@ def measure(config: Config, rounds: int, clock: str, folder: Path) -> dict:
             seconds[scheme.name].append(took)
             losses.append(loss)
         if max(losses) - min(losses) > 1e-3 * max(losses):
-            raise UserError(f"the schemes' losses differ: {losses}; they do not compute the same thing")
+            raise UserError(f"schemes: their losses differ, {losses}; report this as a bug")
     samples = config.trainer.train_batch_size * config.trainer.gradient_accumulation_steps
     rates = {name: samples / statistics.median(values[FIRST_ROUNDS:]) for name, values in seconds.items()}
     published = SCHEMES[0].name
@@ -139,6 +178,7 @@ def measure(config: Config, rounds: int, clock: str, folder: Path) -> dict:
 
 
 def trainer_of(scheme: Scheme, config: Config, folder: Path) -> Trainer:
+    """Build the trainer of a scheme, with its output and caches in `folder`."""
     options = replace(config.trainer, cache_dir=str(folder / "cache"), **scheme.caching)
     condition = config.model.condition.override({"attention_backend": scheme.backend})
     model = replace(config.model, condition=condition)
@@ -147,14 +187,14 @@ def trainer_of(scheme: Scheme, config: Config, folder: Path) -> Trainer:
     chosen = replace(config, trainer=options, model=model, project=project, data=replace(config.data, val=val))
     trainer = Trainer(chosen, Generation(chosen))
     if scheme.published:
-        trainer.task.pipeline.vae.to(memory_format=torch.contiguous_format)  # channels_last is ours
+        trainer.task.pipeline.vae.to(memory_format=torch.contiguous_format)  # only our code uses channels_last
         encode = trainer.task.data.encode
         trainer.task.data.encode = PublishedEncoder(**vars(encode))
     return trainer
 
 
 def timed_step(trainer: Trainer, scheme: Scheme, clock: str) -> tuple[float, float]:
-    """-> seconds, loss."""
+    """Run one training step; return its seconds and its loss."""
     log = LastLoss()
     heads = trainer.task.pipeline.transformer.config.num_attention_heads
     with published_scheme(heads) if scheme.published else contextlib.nullcontext():
@@ -163,6 +203,7 @@ def timed_step(trainer: Trainer, scheme: Scheme, clock: str) -> tuple[float, flo
 
 
 def table(report: dict) -> str:
+    """Format samples per second of every scheme, and its ratio to `published`."""
     lines = [f"{'scheme':<16}{'samples/s':>12}{'ratio':>8}"]
     for name, rate in report["samples_per_s"].items():
         lines.append(f"{name:<16}{rate:>12.2f}{report['ratio'][name]:>8.2f}")

@@ -1,9 +1,9 @@
-"""Convert COCO-Stuff's label maps to its 171 training classes, under the published name."""
+"""Convert COCO-Stuff's label maps to 171 classes; keep the published script's name."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # started as a file, as published
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # a script finds only modules in its own folder
 
 from seg2any.evaluation.labels.convert_coco_stuff164k import main  # noqa: E402
 from seg2any.system.interrupts import run_command  # noqa: E402

@@ -76,9 +76,9 @@ def test_the_size_of_flux_is_refused_without_cuda_in_one_line(capsys):
 
 
 def test_schemes_that_differ_are_not_timed():
-    with pytest.raises(UserError, match="outputs of folded and published differ by 10.0%"):
+    with pytest.raises(UserError, match="folded.* differs by 10.0%"):
         step.check_agreement({"published": torch.ones(9), "folded": torch.full((9,), 1.1)})
-    with pytest.raises(UserError, match="differ by nan"):
+    with pytest.raises(UserError, match="folded.* differs by nan"):
         step.check_agreement({"published": torch.ones(9), "folded": torch.full((9,), torch.nan)})
 
 

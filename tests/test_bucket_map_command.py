@@ -102,8 +102,8 @@ def test_wrong_input_is_one_line(tmp_path: Path, monkeypatch, capsys):
     path = published_config(tmp_path, made.params)
     shutil.rmtree(made.params["image_root"])
     for arguments, message in (
-        (["--shard", "0/1"], "no config given"),
-        (["none.yaml"], "none.yaml: no such config file"),
+        (["--shard", "0/1"], "CONFIG.yaml"),
+        (["none.yaml"], "none.yaml: "),
         ([path, "--data.trian.type=shapes"], "unknown key 'data.trian"),
         ([path, "--shard", "2/2"], "--shard 2/2"),
         ([path, "--workers", "0"], "--workers 0"),

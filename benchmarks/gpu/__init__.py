@@ -1,1 +1,1 @@
-"""The order of work on a lent GPU: `first_run.sh`, and checks that run one by one (`python -m benchmarks.gpu`)."""
+"""Check Seg2Any on a GPU: `first_run.sh` in order, `python -m benchmarks.gpu` one by one."""

@@ -1,10 +1,10 @@
-"""Check Seg2Any on a GPU; see benchmarks/gpu/README.md for what each number decides.
+"""Check Seg2Any on a GPU; benchmarks/gpu/README.md explains the numbers.
 
     python -m benchmarks.gpu --list
     python -m benchmarks.gpu env kernels
-    python -m benchmarks.gpu --size tiny --device cpu       the same code in seconds without a GPU; numbers mean nothing
+    python -m benchmarks.gpu --size tiny --device cpu    the same code without a GPU; its numbers mean nothing
 
-Every check prints lines that begin with its name. A check that fails does not stop the others; the status is then 1.
+Every check prints lines that begin with its name. If a check fails, the others still run, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from seg2any.system.interrupts import run_command
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 a check failed, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 done, 1 a check failed, 2 wrong input, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,13 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Run the named checks; -> 1 if one of them failed. Raises UserError for a name that does not exist."""
+    """Run the named checks; return 1 if one failed. Raises UserError for an unknown name."""
     from benchmarks.gpu import kernels, machine, model, train  # late: torch takes seconds to load
     from benchmarks.gpu.measure import Run, run_check
 
     checks = {check.__name__: check for room in (machine, model, kernels, train) for check in room.CHECKS}
     if unknown := set(options.names) - checks.keys():
-        raise UserError(f"{min(unknown)}: not a check; choose from {', '.join(checks)}")
+        raise UserError(f"{min(unknown)}: no check has this name; choose from {', '.join(checks)}")
     if options.list:
         print(*(f"{name:<14}{check.__doc__.splitlines()[0]}" for name, check in checks.items()), sep="\n")
         return 0

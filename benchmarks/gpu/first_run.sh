@@ -1,18 +1,18 @@
 #!/usr/bin/env bash
 # Run the first ten minutes on a lent GPU: bash benchmarks/gpu/first_run.sh
 #
-# The most important steps come first. Each has a time limit of its own, and none begins after DEADLINE seconds. All output
-# also goes to $OUT/log.txt. benchmarks/gpu/README.md says what each number decides.
+# The most important steps come first. Each step has a time limit; no step starts in the last 15 seconds of DEADLINE, none
+# runs past it. All output is also written to $OUT/log.txt. benchmarks/gpu/README.md explains the numbers.
 #
-#   OUT       folder of the results (/tmp/out)         DEADLINE  seconds (520)
-#   PYTHON    python to use (python3)                  SLOW      factor for every limit, for a rehearsal on a CPU (1)
+#   OUT       folder for the results (/tmp/out)        DEADLINE  time limit of the whole run in seconds (520)
+#   PYTHON    Python to run (python3)                  SLOW      factor of every limit, for a rehearsal on a CPU (1)
 #   SIZE      flux, or tiny for a rehearsal            DEVICE    cuda, or cpu for a rehearsal
-#   NF4       any value: also train with nf4 weights
+#   NF4       set it to any value to train with nf4 weights too
 set -uo pipefail
 case "${1:-}" in
     "") ;;
     -h | --help) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"; exit 0 ;;
-    *) echo "first_run.sh: unknown argument $1; see --help" >&2; exit 2 ;;
+    *) echo "first_run.sh: $1 is not an argument; see --help" >&2; exit 2 ;;
 esac
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 OUT=${OUT:-/tmp/out} DEADLINE=${DEADLINE:-520} PYTHON=${PYTHON:-python3} SLOW=${SLOW:-1} SIZE=${SIZE:-flux} DEVICE=${DEVICE:-cuda}
@@ -31,11 +31,11 @@ fi
 step() {
     local limit=$(($1 * SLOW)) name=$2 left=$((DEADLINE - SECONDS))
     shift 2
-    if [ "$left" -lt 15 ]; then echo "== $name: left out at second $SECONDS"; return; fi
+    if [ "$left" -lt 15 ]; then echo "== $name: skipped at second $SECONDS"; return; fi
     [ "$left" -lt "$limit" ] && limit=$left
-    echo "== $name (from second $SECONDS, at most $limit s)"
+    echo "== $name: starts at second $SECONDS, at most $limit s"
     timeout "$limit" "$@" 2>&1 | grep --line-buffered -v "^\[transformers\]\|gemm_4bit_forward"
-    echo "== $name: status ${PIPESTATUS[0]}, until second $SECONDS"
+    echo "== $name: status ${PIPESTATUS[0]}, ends at second $SECONDS"
 }
 CHECK=("$PYTHON" -m benchmarks.gpu --size "$SIZE" --device "$DEVICE")
 {

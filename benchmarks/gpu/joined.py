@@ -1,7 +1,7 @@
-"""Compute semantic alignment attention by unmasked calls that are exact together.
+"""Compute semantic alignment attention exactly, by unmasked calls whose outputs are merged.
 
-The queries of one kind see keys that all of them see, and keys that only their region sees. Each part is one unmasked
-call; outputs are merged by their log-sum-exp. Large calls run one by one, small ones in one call of variable length.
+Queries of one kind share some keys; others belong to their region only. Each of these parts is one unmasked call, and
+the log-sum-exp of the outputs merges them. Large calls run one by one, small calls in one call of variable length.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ from benchmarks.gpu.measure import Run
 from seg2any.attention.pattern import AttentionPattern
 from seg2any.attention.tokens import Kind
 
-LARGE = 2e5  # products of queries and keys
+LARGE = 2e5  # number of queries times number of keys above which a call runs by itself
 Call = tuple[torch.Tensor, torch.Tensor]  # indices of queries and of keys
 
 
 def joined(
     on: Run, inputs: list[torch.Tensor], pattern: AttentionPattern
 ) -> tuple[Callable[[], torch.Tensor], Callable[[], object], dict[str, int]]:
-    """Return the merged attention of inputs [1, L, heads, head_dim], one unmasked call, and the numbers of calls."""
+    """Return two functions, the merged attention and one unmasked call, and numbers of calls.
+
+    inputs  query, key and value [1, L, heads, head_dim]
+    """
     calls = _calls(pattern)
     large = [call for call in calls if len(call[0]) * len(call[1]) > LARGE] if on.is_full else calls
     small = [call for call in calls if all(call is not each for each in large)]
@@ -43,7 +46,7 @@ def joined(
 
 
 def _calls(pattern: AttentionPattern) -> list[Call]:
-    """Split the pattern's classes of tokens into pairs of queries and keys without a mask between them."""
+    """Split the tokens into pairs of queries and keys, by class, that need no mask."""
     index, kind, weights = pattern.classes.index[0], pattern.classes.kind, pattern.log_weights
     rows = [(index == c).nonzero()[:, 0] for c in range(len(kind))]
     calls, present = [], [c for c in range(len(kind)) if len(rows[c])]
@@ -60,7 +63,7 @@ def _calls(pattern: AttentionPattern) -> list[Call]:
 
 
 def _flash(on: Run, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return output [1, heads, Q, head_dim] and log-sum-exp [1, heads, Q]."""
+    """Attend without a mask: output [1, heads, Q, head_dim] and log-sum-exp [1, heads, Q]."""
     q, k, v = (x.transpose(1, 2) for x in (q, k, v))
     if on.device == "cuda":
         return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
@@ -70,6 +73,10 @@ def _flash(on: Run, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[
 
 
 def _one_by_one(on: Run, inputs: list[torch.Tensor], calls: list[Call]) -> Callable[[], list]:
+    """Return a function that runs each call as one kernel.
+
+    It returns (query indices, output, log-sum-exp) of each call.
+    """
     q, k, v = inputs
 
     def parts() -> list:
@@ -83,7 +90,7 @@ def _one_by_one(on: Run, inputs: list[torch.Tensor], calls: list[Call]) -> Calla
 
 
 def _varlen(on: Run, inputs: list[torch.Tensor], calls: list[Call]) -> Callable[[], list]:
-    """Run all calls as one kernel of variable lengths; their queries must not repeat."""
+    """Return a function that runs all calls as one kernel; no query may occur twice."""
     q, k, v = inputs
     sizes = torch.tensor([[len(a), len(b)] for a, b in calls], device=on.device)
     starts = F.pad(sizes.cumsum(0), (0, 0, 1, 0)).int().T.contiguous()

@@ -18,8 +18,8 @@ from seg2any.attention.kernels import masked_sdpa
 from seg2any.attention.pattern import AttentionPattern
 from seg2any.attention.settings import ConditionSettings
 
-MOST_ERROR = 0.03  # relative to the norm; bf16 stays below 0.01
-ORACLE_CASES = (
+MOST_ERROR = 0.03  # relative to the norm; correct kernels stay below 0.01 in bf16
+ORACLE_CASES = (  # mask method, weight between condition and image, batch size, regions
     ("hard", 1.0, 1, 5),
     ("hard", 1.0, 3, 9),
     ("base", 0.5, 2, 4),
@@ -34,7 +34,7 @@ TORCH_KERNELS = {
 
 
 def oracle(on: Run) -> None:
-    """Compare every backend with `dense`, forward and backward, on layouts of changing size; compiles flex."""
+    """Compare every backend with `dense`, forward and backward, on several layouts."""
     rng, began, worst = np.random.default_rng(0), time.perf_counter(), {}
     for method, weight, batch, n in ORACLE_CASES:
         settings = ConditionSettings(method, (0, 0), weight, cond_scale_factor=2)
@@ -63,14 +63,14 @@ def oracle(on: Run) -> None:
 def _outputs_and_gradients(
     backend: str, given: list[torch.Tensor], pattern: AttentionPattern, inputs: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """Return the output, then the gradients of `inputs` for a random gradient of the output."""
+    """Return the output, then the gradients of `inputs`, for a random gradient of the output."""
     out = BACKENDS[backend](*given, pattern)
     seed = torch.randn(out.shape, generator=torch.Generator().manual_seed(2)).to(out)
     return [x.detach().float() for x in (out, *torch.autograd.grad(out, inputs, seed))]
 
 
 def kernels(on: Run) -> None:
-    """Time one masked block at full size: torch's kernels with a whole mask, ours, and without a mask."""
+    """Time one block with torch's kernels, with and without a mask, and with our backends."""
     for side in (1024, 512) if on.is_full else (128,):
         tokens, settings = random_layout(on, np.random.default_rng(0), 8, side=side)
         plan, length = AttentionPlan(tokens, settings), tokens.kind.shape[1]
@@ -84,7 +84,7 @@ def kernels(on: Run) -> None:
 
 
 def _torch_kernels(on: Run, inputs: list[torch.Tensor], pattern: AttentionPattern, kind: str) -> dict[str, float]:
-    """Return milliseconds of every kernel of torch without a mask (SAA only) and with the whole mask."""
+    """Time torch's kernels in ms, with the whole mask and, for SAA only, without a mask."""
     heads_first, rows = [x.transpose(1, 2) for x in inputs], {}
     for name, backend in TORCH_KERNELS.items():
         for what, mask in (("open", None), ("whole_mask", pattern.mask(on.dtype))):
@@ -100,7 +100,7 @@ def _torch_kernels(on: Run, inputs: list[torch.Tensor], pattern: AttentionPatter
 
 
 def _backends(on: Run, inputs: list[torch.Tensor], pattern: AttentionPattern) -> dict[str, float]:
-    """Return milliseconds of the fused call with the whole mask, and of backends, with and without cuDNN."""
+    """Time the fused call with the whole mask and our backends in ms, with and without cuDNN."""
     mask, rows = pattern.mask(on.dtype), {}
     for allowed, suffix in ((True, "cudnn"), (False, "no_cudnn")):
         with cudnn(allowed):
@@ -111,7 +111,7 @@ def _backends(on: Run, inputs: list[torch.Tensor], pattern: AttentionPattern) ->
 
 
 def _timed(on: Run, work: Callable[[], torch.Tensor], inputs: list[torch.Tensor]) -> float:
-    """Return milliseconds of `work`, with its backward pass if the inputs want gradients."""
+    """Return milliseconds of `work`, with its backward pass if the inputs require gradients."""
 
     def run() -> None:
         out = work()
@@ -122,7 +122,7 @@ def _timed(on: Run, work: Callable[[], torch.Tensor], inputs: list[torch.Tensor]
 
 
 def flex(on: Run) -> None:
-    """Time backend `flex` at full size: compiling, the next call, and whether another layout compiles again."""
+    """Time the first (compiling) and later calls of backend `flex` on several layouts."""
     if on.device != "cuda":
         return say("flex", skipped="torch compiles it on CUDA only")
     rng = np.random.default_rng(0)
@@ -142,7 +142,7 @@ def flex(on: Run) -> None:
 
 
 def merged(on: Run) -> None:
-    """Time SAA as a few unmasked calls whose outputs are merged, against `sdpa`."""
+    """Time SAA computed by a few unmasked calls whose outputs are merged, and by `sdpa`."""
     tokens, settings = random_layout(on, np.random.default_rng(0), 8)
     pattern = AttentionPlan(tokens, settings).pattern(1)
     inputs = qkv(on, 1, tokens.kind.shape[1])

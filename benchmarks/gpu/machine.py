@@ -1,4 +1,4 @@
-"""Check the machine: versions, torch's choice of kernels, gradients through cuDNN, 8-bit layers."""
+"""Check the machine: versions, order of kernels, gradients through cuDNN, 8-bit layers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.gpu.measure import Run, cudnn, once, qkv, say
 
 
 def env(on: Run) -> None:
-    """Print versions, the GPU, and the order in which torch tries its attention kernels."""
+    """Print versions, the GPU and the order in which torch tries its attention kernels."""
     say("env", torch=torch.__version__, cuda=torch.version.cuda, cudnn=torch.backends.cudnn.version())
     if on.device == "cuda":
         q = torch.randn(1, 2, 64, 64, device="cuda", dtype=torch.bfloat16)
@@ -30,7 +30,7 @@ def env(on: Run) -> None:
 
 
 def new_shapes(on: Run) -> None:
-    """Time the first attention call at a new length against the second, with and without cuDNN."""
+    """Time the first and second attention call at new lengths, with and without cuDNN."""
     for allowed in (True, False):
         for masked in (False, True):
             for grad in (False, True):
@@ -40,7 +40,10 @@ def new_shapes(on: Run) -> None:
 
 
 def _new_lengths(on: Run, masked: bool, grad: bool, shift: int) -> tuple[float, float]:
-    """Return median milliseconds of first and second calls at four lengths; `shift` makes the lengths differ."""
+    """Return median milliseconds of the first and second call at four lengths.
+
+    shift  added to all lengths, so that another measurement has lengths of its own
+    """
     base, first, then = 5000 if on.is_full else 200, [], []
     for step in range(5):
         length = base + 24 * step + shift
@@ -59,7 +62,7 @@ def _new_lengths(on: Run, masked: bool, grad: bool, shift: int) -> tuple[float, 
 
 
 def nan_repro(on: Run) -> None:
-    """Count NaN gradients of a masked call through cuDNN at a length of 64 modulo 128 (pytorch #196678)."""
+    """Count NaN gradients of a masked cuDNN call at length 64 modulo 128 (pytorch #196678)."""
     for allowed in (True, False):
         with cudnn(allowed):
             torch.manual_seed(0)
@@ -74,7 +77,7 @@ def nan_repro(on: Run) -> None:
 
 
 def int8_offload(on: Run) -> None:
-    """Measure whether an 8-bit layer leaves the GPU when its network is sent to the CPU."""
+    """Measure how much GPU memory 8-bit layers keep when their network is moved to the CPU."""
     try:
         import bitsandbytes as bnb
     except ImportError:

@@ -1,4 +1,4 @@
-"""Share what all GPU checks need: sizes, clocks, random layouts, output."""
+"""Provide sizes, timing, random layouts and output for the GPU checks."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from seg2any.attention.tokens import TokenLayout
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how large the checks run.
+    """The device and the size of the checks.
 
-    side     pixels of the image's side
-    text     largest number of tokens of the global caption and of a region's
-    seconds  after which `oracle` begins no further comparison
+    side     side of the image in pixels
+    text     upper limits for random numbers of tokens: of the global caption and of a region's caption
+    seconds  time after which `oracle` starts no further comparison
     """
 
     size: str
@@ -51,11 +51,11 @@ class Run:
 
 
 def run_check(check: Callable[[Run], None], on: Run) -> int:
-    """Run one check and print how long it took; -> 1 if it failed, else 0."""
+    """Run one check and print how long it took; return 1 if it failed, else 0."""
     began, failed = time.perf_counter(), 0
     try:
         check(on)
-    except Exception:  # the next check may still have something to say
+    except Exception:  # a failed check must not stop the others
         failed = 1
         print(check.__name__, "FAILED", traceback.format_exc()[-1500:], flush=True)
     if on.device == "cuda":
@@ -71,12 +71,12 @@ def say(name: str, **values: object) -> None:
 
 
 def once(on: Run, work: Callable[[], object]) -> float:
-    """Milliseconds of one call."""
+    """Return the milliseconds of one call."""
     return timed(work, on.device) * 1e3
 
 
 def ms(on: Run, work: Callable[[], object], rounds: int = 5, warm: int = 2) -> float:
-    """Median milliseconds of `rounds` calls after `warm` calls that do not count."""
+    """Return the median milliseconds of `rounds` calls, after `warm` calls that are not timed."""
     for _ in range(warm):
         work()
     return statistics.median(once(on, work) for _ in range(rounds))
@@ -84,7 +84,7 @@ def ms(on: Run, work: Callable[[], object], rounds: int = 5, warm: int = 2) -> f
 
 @contextlib.contextmanager
 def cudnn(enabled: bool) -> Iterator[None]:
-    """Allow or forbid cuDNN's attention kernel."""
+    """Allow or forbid cuDNN's attention kernel inside the context."""
     if not torch.cuda.is_available():
         yield
         return
@@ -97,7 +97,7 @@ def cudnn(enabled: bool) -> Iterator[None]:
 
 
 def resident_mib() -> float:
-    """MiB of host memory that this process holds."""
+    """Return the MiB of host memory that this process holds (Linux)."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
@@ -110,13 +110,14 @@ def random_layout(
     settings: ConditionSettings | None = None,
     side: int | None = None,
 ) -> tuple[TokenLayout, ConditionSettings]:
-    """Draw n overlapping ellipses per sample, with captions of random length: every call has other token counts."""
+    """Draw n overlapping ellipses per sample, with captions of random length."""
     settings, side = settings or ConditionSettings("hard", (0, 0), cond_scale_factor=2), side or on.side
     samples = [_random_entities(on, rng, n, side) for _ in range(batch)]
     return tokens_of(samples, side, PATCH, settings).to(on.device), settings
 
 
 def _random_entities(on: Run, rng: np.random.Generator, n: int, side: int) -> Entities:
+    """Draw the masks and text lengths of one sample."""
     y, x = np.mgrid[:side, :side]
     masks = np.zeros((n, side, side), bool)
     for mask in masks:
@@ -127,6 +128,6 @@ def _random_entities(on: Run, rng: np.random.Generator, n: int, side: int) -> En
 
 
 def qkv(on: Run, batch: int, length: int, grad: bool = False) -> list[torch.Tensor]:
-    """Random query, key and value: [batch, length, heads, head_dim] each."""
+    """Draw query, key and value, [batch, length, heads, head_dim] each."""
     made = torch.randn(3, batch, length, on.heads, on.head_dim, dtype=on.dtype, device=on.device)
     return [x.clone().requires_grad_(grad) for x in made]

@@ -1,4 +1,4 @@
-"""Time a model of FLUX's width and few blocks: new layouts, launches, precision, adapters, compiling."""
+"""Time few blocks of FLUX's width: new layouts, launches, precision, adapters, compiling."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Inputs:
 
 
 def training_step(on: Run, model: Seg2AnyTransformer2DModel, inputs: Inputs) -> torch.Tensor:
-    """Run forward under autocast, then backward, as training does; return the prediction [B, I, D]."""
+    """Run forward under autocast, then backward; return the prediction [B, I, D]."""
     with torch.autocast(on.device, on.dtype):
         prediction = inputs.predict(model)
     prediction.float().square().mean().backward()
@@ -106,7 +106,7 @@ def layouts(on: Run) -> None:
 
 
 def _new_layouts(on: Run, model: Seg2AnyTransformer2DModel, trained: bool, seed: int) -> tuple[float, float, float]:
-    """Return median milliseconds of first and second steps, and MiB of host memory that each layout adds."""
+    """Measure first and second steps in ms (medians), and MiB of host memory per layout."""
     rng, first, then, before = np.random.default_rng(seed), [], [], 0.0
     for number in range(6):
         tokens, settings = random_layout(on, rng, 6)
@@ -131,7 +131,7 @@ def _prediction(model: Seg2AnyTransformer2DModel, inputs: Inputs) -> Callable[[]
 
 
 def launches(on: Run) -> None:
-    """Compare a step's time on GPU and host, and count its kernels, to see if the GPU waits for Python."""
+    """Compare a step's time on GPU and host, to see if the GPU waits for Python."""
     model = small_flux(on)
     for side in (512, 1024) if on.is_full else (128,):
         tokens, settings = random_layout(on, np.random.default_rng(0), 8, side=side)
@@ -155,7 +155,7 @@ def _host_ms(on: Run, work: Callable[[], object]) -> float:
 
 
 def _profile(side: int, work: Callable[[], object]) -> dict[str, float]:
-    """Print the eight longest kernels; return the GPU's busy milliseconds and the number of kernels."""
+    """Print the eight longest kernels; return the GPU's busy ms and the number of kernels."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
@@ -232,7 +232,10 @@ def low_rank(on: Run) -> None:
 
 
 def compiled(on: Run) -> None:
-    """Time compiled and eager blocks on three layouts, and print torch's warnings (complex RoPE is not fused)."""
+    """Time compiled and eager blocks on three layouts, and print inductor's warnings.
+
+    Inductor does not fuse the complex numbers of RoPE.
+    """
     from torch._dynamo.utils import counters
 
     plain, model = small_flux(on, 1, 1), small_flux(on, 1, 1)

@@ -1,4 +1,4 @@
-"""Measure training steps of all 57 blocks: samples per second and memory, against the estimate."""
+"""Measure training steps of all 57 blocks: samples per second, real and estimated memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ ROUNDS = 3
 
 
 def train(on: Run) -> None:
-    """Print samples per second, peak GiB and estimated GiB, published and ours, in bf16."""
+    """Measure training with bf16 weights, published and ours: samples/s, real and estimated GiB."""
     _train(on, [row for row in ROWS if "nf4" not in row.name])
 
 
 def train_nf4(on: Run) -> None:
-    """Print the same for ours with the frozen weights in nf4."""
+    """Measure our training with nf4 weights: samples/s, real and estimated GiB."""
     _train(on, [row for row in ROWS if "nf4" in row.name])
 
 

@@ -1,7 +1,6 @@
-"""The embedded model's parts, untrained: sizes in one place, every class and every file the stock one.
+"""Build the untrained parts of the embedded model, a small FLUX of stock classes.
 
-`python -m examples.shapes.make.build FOLDER` writes a random FLUX pipeline folder of this geometry, for tests and
-benchmarks.
+`python -m examples.shapes.make.build FOLDER` writes a FLUX pipeline with random weights, for tests and benchmarks.
 """
 
 from __future__ import annotations
@@ -20,14 +19,15 @@ from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, LETTERS, PATTERNS, SH
 from seg2any.system.console import exit_status, whole
 from seg2any.system.interrupts import run_command
 
-GLOBAL_TOKENS = 96  # max_sequence_length the text encoder is trained at
-REGION_TOKENS = 16  # regional_max_sequence_length, likewise
+GLOBAL_TOKENS = 96  # max_sequence_length that T5 is trained with
+REGION_TOKENS = 16  # regional_max_sequence_length that T5 is trained with
 
 
 def build_vae() -> AutoencoderKL:
-    """FLUX's geometry in small: factor 8, 16 channels, no attention (crops and whole images behave alike).
+    """Build a small VAE with FLUX's geometry: factor 8, 16 channels.
 
-    Two groups a norm: the fewer, the less of a flat colour is normalised away.
+    It has no attention, so crops and whole images behave alike. Its norms have two groups, because more groups
+    normalise flat colours away.
     """
     vae = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -49,9 +49,10 @@ def build_vae() -> AutoencoderKL:
 
 
 def _start_linear(vae: AutoencoderKL) -> None:
-    """Start as a linear multi-scale autoencoder: residual branches add nothing, resampling keeps the variance.
+    """Initialise the VAE as a linear multi-scale autoencoder; this halves the early L1.
 
-    With the stock initialisation the L1 after 75 steps on one batch is 0.22, with this one 0.11.
+    Residual branches add nothing and resampling keeps the variance. After 75 steps on one batch the L1 is 0.11, with
+    the stock initialisation 0.22.
     """
     for name, module in vae.named_modules():
         if not isinstance(module, torch.nn.Conv2d):
@@ -64,7 +65,10 @@ def _start_linear(vae: AutoencoderKL) -> None:
 
 
 def build_transformer() -> FluxTransformer2DModel:
-    """3 double and 5 single blocks of width 192: 7 M parameters, one token per 16 x 16 px as in FLUX."""
+    """Build 3 double and 5 single blocks of width 192, with 7 M parameters.
+
+    As in FLUX, one token stands for 16 x 16 px.
+    """
     return FluxTransformer2DModel(
         in_channels=64,
         num_layers=3,
@@ -79,7 +83,10 @@ def build_transformer() -> FluxTransformer2DModel:
 
 
 def build_text_encoders(clip_vocabulary: int, t5_vocabulary: int) -> tuple[CLIPTextModel, T5EncoderModel]:
-    """Untrained, for vocabularies of these sizes: pooled vectors [64] and embeddings [tokens, 128]."""
+    """Build untrained CLIP and T5 for vocabularies of these sizes.
+
+    CLIP gives pooled vectors [64], T5 embeddings [tokens, 128].
+    """
     clip = CLIPTextConfig(
         vocab_size=clip_vocabulary,
         hidden_size=64,
@@ -106,13 +113,16 @@ def build_text_encoders(clip_vocabulary: int, t5_vocabulary: int) -> tuple[CLIPT
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption of the shapes world can hold, in a fixed order."""
+    """List every word that a caption of the shapes world can contain, in a fixed order."""
     names = " ".join([*COLOURS, *PATTERNS, *SHAPES, *BACKGROUNDS, *LETTERS])
     return list(dict.fromkeys(re.findall(r"\w+", f"a and on with the letter background many figures {names}")))
 
 
 def build_t5_tokenizer() -> T5TokenizerFast:
-    """A unigram tokenizer: the world's words are one token each, anything else is spelt."""
+    """Build a unigram tokenizer with one token per word of the shapes world.
+
+    It spells other words.
+    """
     characters = [chr(code) for code in range(33, 127)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
     pieces += [(f"▁{word}", -3.0) for word in vocabulary()] + [(",", -4.0), (".", -4.0)]
@@ -121,7 +131,7 @@ def build_t5_tokenizer() -> T5TokenizerFast:
 
 
 def build_clip_tokenizer() -> CLIPTokenizer:
-    """A byte-pair tokenizer trained on the world's words until each is one token."""
+    """Build a byte-pair tokenizer with one token per word of the shapes world."""
     bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     bpe.pre_tokenizer = pre_tokenizers.Whitespace()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -137,12 +147,12 @@ def build_clip_tokenizer() -> CLIPTokenizer:
 
 
 def build_scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """FLUX.1-dev's values."""
+    """Build the scheduler with the values of FLUX.1-dev."""
     return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
 
 
 def build_pipeline(seed: int = 0) -> FluxPipeline:
-    """All parts with random weights of that seed, in float32."""
+    """Build all parts with random float32 weights from a seed."""
     torch.manual_seed(seed)
     clip_tokenizer, t5_tokenizer = build_clip_tokenizer(), build_t5_tokenizer()
     clip, t5 = build_text_encoders(len(clip_tokenizer), len(t5_tokenizer))
@@ -158,10 +168,10 @@ def build_pipeline(seed: int = 0) -> FluxPipeline:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit status: 0 saved, 2 wrong input or a folder that cannot be written."""
+    """Run the command line; exit status 0 saved, 2 wrong input or unwritable folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="is made; 22 MB")
-    parser.add_argument("--seed", type=whole(0), default=0, help="of the weights (default: %(default)s)")
+    parser.add_argument("folder", type=Path, help="folder to write, 22 MB")
+    parser.add_argument("--seed", type=whole(0), default=0, help="seed of the weights (default: %(default)s)")
     args = parser.parse_args(words)
 
     def save() -> None:

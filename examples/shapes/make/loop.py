@@ -1,6 +1,6 @@
-"""The training loop of the embedded model's frozen parts: Muon and AdamW, warm-up and cosine, EMA, log, checkpoints.
+"""Train the frozen parts of the embedded model with Muon, AdamW and EMA.
 
-Seg2Any's own adapters are trained by `train.py`; this loop exists because nobody ships a FLUX that fits a laptop.
+`train.py` trains Seg2Any's adapters. This loop exists because no published FLUX is small enough for a laptop.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ from seg2any.system.provenance import circumstances
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """`ema_decay` is per step; `save_every` and `log_every` are in steps; matrices whose name holds a part of `muon`
-    are trained by Muon, everything else by AdamW."""
+    """Settings of a run.
+
+    warmup, save_every, log_every  numbers of steps
+    final_lr                       learning rate of the last step, as a fraction of `learning_rate`
+    ema_decay                      decay of the moving average of the weights, per step
+    clip                           largest norm of the gradient
+    muon                           parts of names: matrices with one of them are trained by Muon, all else by AdamW
+    """
 
     output_dir: str
     steps: int
     learning_rate: float
     warmup: int = 100
-    final_lr: float = 0.02  # of learning_rate
+    final_lr: float = 0.02
     ema_decay: float = 0.998
     clip: float = 1.0
     save_every: int = 250
@@ -43,9 +49,10 @@ class LoopSettings:
 
 
 def run(model: nn.Module, loss_at: Callable[[int], tuple[Tensor, dict[str, float]]], settings: LoopSettings) -> None:
-    """Minimise `loss_at(step)`, which returns the loss and figures to log; `model` ends with its EMA weights.
+    """Minimise `loss_at(step)` (loss, numbers to log); leave `model` with its EMA weights.
 
-    A run that finds `output_dir/state.safetensors` continues from it. Batches must depend on `step` only.
+    A run continues from `output_dir/state.safetensors` if that exists, so batches must depend on `step` only.
+    Raises UserError if the file belongs to another model.
     """
     output = Path(settings.output_dir)
     output.mkdir(parents=True, exist_ok=True)
@@ -84,7 +91,10 @@ def run(model: nn.Module, loss_at: Callable[[int], tuple[Tensor, dict[str, float
 
 
 def build_optimizers(parameters: dict[str, nn.Parameter], settings: LoopSettings) -> list[torch.optim.Optimizer]:
-    """AdamW, and Muon for the matrices that `settings.muon` names; both at the same learning rate (same RMS)."""
+    """Build AdamW, and Muon for the matrices that `settings.muon` names.
+
+    Muon is scaled to the RMS of AdamW's updates, so both use one learning rate.
+    """
     matrices = {n: p for n, p in parameters.items() if p.ndim == 2 and any(part in n for part in settings.muon)}
     others = [p for n, p in parameters.items() if n not in matrices]
     optimizers = [torch.optim.AdamW(others, settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)]
@@ -97,7 +107,7 @@ def build_optimizers(parameters: dict[str, nn.Parameter], settings: LoopSettings
 
 
 def lr_factor(step: int, settings: LoopSettings) -> float:
-    """Linear warm-up, then half a cosine down to `final_lr`."""
+    """Compute the learning-rate factor: linear warm-up, then half a cosine to `final_lr`."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
     done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
@@ -130,7 +140,7 @@ def _restore(path: Path, parameters: dict, ema: dict, optimizers: list[torch.opt
                 states[name][kind.removeprefix("optimizer.")] = state.get_tensor(key)
         missing = [name for name in parameters if f"model/{name}" not in state.keys()]  # noqa: SIM118
         if missing:
-            raise UserError(f"{path}: holds another model (no {missing[0]}); choose another --output_dir")
+            raise UserError(f"{path}: belongs to another model ({missing[0]} is missing); choose another --output_dir")
         for name, parameter in parameters.items():
             parameter.copy_(state.get_tensor(f"model/{name}"))
             ema[name].copy_(state.get_tensor(f"ema/{name}"))

@@ -1,7 +1,9 @@
-"""Put finished runs into examples/shapes, in 16 bit, each with a model card: settings, times and loss curves.
+"""Copy finished runs into examples/shapes in 16 bit, with model cards.
 
-python -m examples.shapes.make.publish                                    the base: runs/tiny_vae and runs/tiny_base
-python -m examples.shapes.make.publish --lora runs/shapes/checkpoint-2400   adapters that train.py made
+    python -m examples.shapes.make.publish                                      # runs/tiny_vae and runs/tiny_base
+    python -m examples.shapes.make.publish --lora runs/shapes/checkpoint-2400   # adapters that train.py trained
+
+A model card holds settings, times and loss curves.
 """
 
 from __future__ import annotations
@@ -62,15 +64,15 @@ Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit status: 0 published, 2 wrong input or a folder that cannot be written."""
+    """Run the command line; exit status 0 published, 2 wrong input or unwritable folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, default=Path("runs/tiny_base"), help="default: %(default)s")
     parser.add_argument(
-        "--vae", type=Path, nargs="*", default=[Path("runs/tiny_vae")], help="its runs, in order, for the card"
+        "--vae", type=Path, nargs="*", default=[Path("runs/tiny_vae")], help="runs of the VAE, in order, for the card"
     )
-    parser.add_argument("--decoder", type=Path, help="a run of train_vae --decoder_only, if there is one")
+    parser.add_argument("--decoder", type=Path, help="a run of train_vae --decoder_only, if any")
     parser.add_argument("--model", type=Path, default=Path("examples/shapes/model"), help="default: %(default)s")
-    parser.add_argument("--lora", type=Path, help="a checkpoint of train.py: publish this instead of the base")
+    parser.add_argument("--lora", type=Path, help="a checkpoint of train.py to publish instead of the base")
     parser.add_argument("--lora_output", type=Path, default=Path("examples/shapes/lora"), help="default: %(default)s")
     args = parser.parse_args(words)
 
@@ -84,10 +86,13 @@ def main(words: list[str] | None = None) -> int:
 
 
 def publish_base(vae: list[Path], decoder: Path | None, base: Path, output: Path) -> None:
-    """Write the pipeline folder, its card and its loss curves. Raises UserError for runs that are not finished."""
+    """Write the pipeline folder, its card and loss curves.
+
+    Raises UserError for an unfinished run.
+    """
     logs = {run.name: read_log(run / "log.jsonl") for run in (*vae, decoder, base) if run}
     if not (base / "model").is_dir():
-        raise UserError(f"{base}: has no folder model; let examples.shapes.make.train_base finish first")
+        raise UserError(f"{base}: the folder model is missing; let examples.shapes.make.train_base finish first")
     pipeline = FluxPipeline.from_pretrained(base / "model")
     if decoder:
         pipeline.vae = AutoencoderKL.from_pretrained(decoder / "vae")
@@ -96,7 +101,10 @@ def publish_base(vae: list[Path], decoder: Path | None, base: Path, output: Path
 
 
 def publish_lora(checkpoint: Path, model: Path, output: Path) -> None:
-    """Write `default/`, `cond/` and adapter.json in 16 bit, their card and their loss curves. Raises UserError."""
+    """Write the adapters and adapter.json in 16 bit, a card and loss curves.
+
+    Raises UserError for a folder that is not a checkpoint.
+    """
     pipeline = Seg2AnyPipeline.from_pretrained(model)
     pipeline.load_adapters(str(checkpoint))
     save_adapters(pipeline.transformer, output, pipeline.card, dtype=torch.float16)
@@ -123,7 +131,7 @@ def publish_lora(checkpoint: Path, model: Path, output: Path) -> None:
 
 
 def validation_rows(rows: list[dict]) -> list[str]:
-    """A table row for every validation, with the mean training loss of the rows before it."""
+    """Format a table row for every validation, with the mean training loss since the one before."""
     lines, recent = [], []
     for row in rows:
         if "loss" in row:
@@ -137,7 +145,7 @@ def validation_rows(rows: list[dict]) -> list[str]:
 
 
 def write_card(folder: Path, text: str, losses: dict[str, list[float]]) -> None:
-    """README.md with that text, and loss.png with a curve for each name."""
+    """Write README.md with a text, and loss.png with a curve for each name."""
     with atomic_write(folder / "loss.png") as temporary:
         cv2.imwrite(str(temporary), draw_curves({name: values for name, values in losses.items() if values}))
     with atomic_write(folder / "README.md") as temporary:
@@ -146,10 +154,12 @@ def write_card(folder: Path, text: str, losses: dict[str, list[float]]) -> None:
 
 
 def read_log(path: Path) -> tuple[dict, list[dict]]:
-    """The first start of a run and its rows; of a step that was logged twice (before and after a resume) the later
-    row counts."""
+    """Read the first start of a run, and its rows; seconds count from the first start.
+
+    If a step was logged twice, before and after a resume, the later row counts. Raises UserError without a log.
+    """
     if not path.exists():
-        raise UserError(f"{path}: no log; train this part first (see --help)")
+        raise UserError(f"{path}: the log is missing; train this part first (see --help)")
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     first = next(line for line in lines if "settings" in line)
     seconds, offset, rows = 0.0, 0.0, {}
@@ -163,7 +173,10 @@ def read_log(path: Path) -> tuple[dict, list[dict]]:
 
 
 def model_card(pipeline: FluxPipeline, logs: dict[str, tuple[dict, list[dict]]]) -> str:
-    """README.md of the model: sizes, and of each run in `logs` (as `read_log` returns them) how it went."""
+    """Format the model's README.md: sizes, and a row for each run in `logs`.
+
+    logs  results of `read_log` by the run's name
+    """
     count = {"tiny_base": pipeline.transformer}
     lines = []
     for name, (start, rows) in logs.items():
@@ -185,7 +198,10 @@ def model_card(pipeline: FluxPipeline, logs: dict[str, tuple[dict, list[dict]]])
 
 
 def draw_curves(losses: dict[str, list[float]], size: tuple[int, int] = (360, 720)) -> np.ndarray:
-    """uint8 [H, W, 3]: one curve a run, smoothed, logarithmic, each on its own scale with its first and last value."""
+    """Draw a smoothed logarithmic curve per run, uint8 [H, W, 3].
+
+    Each curve has its own scale and is labelled with its first and last value.
+    """
     canvas = np.full((*size, 3), 255, np.uint8)
     palette = [(200, 90, 20), (40, 140, 40), (40, 40, 200), (140, 40, 140)]
     for number, (name, values) in enumerate(losses.items()):

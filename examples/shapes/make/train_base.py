@@ -1,8 +1,10 @@
-"""Train the embedded text-to-image base:  python -m examples.shapes.make.train_base --vae runs/tiny_vae/vae
+"""Train the embedded text-to-image base.
 
-Global captions only: the base never sees a mask. The text encoders learn with the transformer. A curriculum helps words
-to find their pixels: first small images of one to three figures, at a third of the price of a whole scene and with
-figures of the same size as there, then whole scenes.
+    python -m examples.shapes.make.train_base --vae runs/tiny_vae/vae
+
+The base learns from global captions only and never sees a mask. The text encoders are trained with the transformer. A
+curriculum helps it to connect words with pixels: first small images with one to three figures, which cost a third of a
+whole scene and show figures of the same size, then whole scenes.
 """
 
 from __future__ import annotations
@@ -33,8 +35,12 @@ from seg2any.system.precision import cpu_autocast, has_fast_bfloat16
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the training: edge of its images in pixels, steps, images a step, and how often a step draws each kind
-    of scene."""
+    """A part of the training.
+
+    size        edge of the images in pixels
+    batch_size  images per step
+    kinds       how often a step draws each kind of scene
+    """
 
     size: int
     steps: int
@@ -52,18 +58,22 @@ SCENES = {
     "normal": {"kind": "normal"},
     "crowded": {"kind": "crowded"},
 }
-# How T5 is run, as (length, with its padding rows) and how often: the embeddings depend on the length, and inference
-# uses all three (a region's caption, a global caption beside regions, plain FLUX).
+# How often T5 runs at each (length, with padding rows), on which the embeddings depend. Inference uses all three: for a
+# region, for a global caption beside regions, and for plain FLUX.
 ONE_FIGURE = {(REGION_TOKENS, False): 0.6, (GLOBAL_TOKENS, False): 0.3, (GLOBAL_TOKENS, True): 0.1}
 SEVERAL = {(GLOBAL_TOKENS, False): 0.85, (GLOBAL_TOKENS, True): 0.15}
 MUON = ("transformer_blocks.", "encoder.block.", "encoder.layers.")
-# More of the noisiest levels than uniform: only there does the caption decide what is drawn.
+# High noise levels are drawn more often: only there does the caption decide the content.
 WEIGHTING = flow.TimestepWeighting("logit_normal", logit_mean=-0.8, logit_std=1.3)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """Encoded scenes of a stage: latents float16 [n, I, 64], captions, groups of equal kind and caption length."""
+    """Encoded scenes of a stage.
+
+    latents  float16 [n, I, 64]
+    groups   indices of the scenes of each kind and caption length
+    """
 
     stage: Stage
     latents: Tensor
@@ -71,7 +81,7 @@ class Pool:
     groups: dict[tuple[str, int], np.ndarray]
 
     def draw(self, rng: np.random.Generator) -> tuple[str, np.ndarray]:
-        """Kind and indices of one batch; all its captions have the same number of tokens, so none is padded."""
+        """Draw the kind and the indices of one batch; its captions are equally long."""
         kind = choose(rng, self.stage.kinds)
         groups = {key: len(indices) for key, indices in self.groups.items() if key[0] == kind}
         indices = self.groups[choose(rng, groups)]
@@ -79,26 +89,32 @@ class Pool:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit status: 0 trained to the end, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 trained to the end, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--vae", default="runs/tiny_vae/vae", help="what train_vae left (default: %(default)s)")
-    parser.add_argument("--output_dir", default="runs/tiny_base", help="state, log, latents and the finished pipeline")
+    parser.add_argument("--vae", default="runs/tiny_vae/vae", help="vae/ folder of train_vae (default: %(default)s)")
     parser.add_argument(
-        "--start_from", help="a pipeline folder whose transformer and text encoders are trained further"
+        "--output_dir", default="runs/tiny_base", help="folder for state, log, latents and the finished pipeline"
     )
+    parser.add_argument("--start_from", help="pipeline folder whose transformer and text encoders to train further")
     steps = [stage.steps for stage in STAGES]
     parser.add_argument(
-        "--steps", type=whole(0), nargs=len(STAGES), default=steps, help="of each stage (default: %(default)s)"
+        "--steps", type=whole(0), nargs=len(STAGES), default=steps, help="steps of each stage (default: %(default)s)"
     )
-    parser.add_argument("--scenes", type=whole(1), default=6000, help="of each stage (default: %(default)s)")
-    parser.add_argument("--learning_rate", type=real(0), default=1e-3, help="at its highest (default: %(default)s)")
+    parser.add_argument("--scenes", type=whole(1), default=6000, help="scenes per stage (default: %(default)s)")
+    parser.add_argument("--learning_rate", type=real(0), default=1e-3, help="peak value (default: %(default)s)")
     parser.add_argument("--seed", type=whole(0), default=0, help="default: %(default)s")
     args = parser.parse_args(words)
     return exit_status("examples.shapes.make.train_base", lambda: train(args))
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train to the end, or go on from the state in --output_dir; leaves a finished FLUX folder `model`, in fp16."""
+    """Train to the end and save the FLUX folder `model` in fp16.
+
+    An interrupted run continues from the state in --output_dir.
+    """
     pipeline = start_from(args.start_from) if args.start_from else build_pipeline(args.seed)
     pipeline.vae = AutoencoderKL.from_pretrained(args.vae).eval().to(memory_format=torch.channels_last)
     pools = [encode_pool(pipeline, stage, args.scenes, Path(args.output_dir)) for stage in STAGES]
@@ -120,7 +136,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def start_from(folder: str) -> FluxPipeline:
-    """A finished pipeline in fp32, ready to be trained further."""
+    """Load a finished pipeline in fp32, with trainable transformer and text encoders."""
     pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2):
         part.train().requires_grad_(True)
@@ -128,19 +144,19 @@ def start_from(folder: str) -> FluxPipeline:
 
 
 def choose(rng: np.random.Generator, weights: dict):
-    """One key, as often as its weight says."""
+    """Draw a key with a probability proportional to its weight."""
     keys, shares = list(weights), np.array(list(weights.values()), float)
     return keys[rng.choice(len(keys), p=shares / shares.sum())]
 
 
 def flow_loss(pipeline: FluxPipeline, pool: Pool, kind: str, indices: np.ndarray, rng: np.random.Generator) -> Tensor:
-    """The rectified-flow loss [] (seg2any.diffusion.flow) of plain FLUX on one batch of equal caption lengths."""
+    """Compute the rectified-flow loss [] of plain FLUX on one batch of equally long captions."""
     length, padded = choose(rng, ONE_FIGURE if kind == "single" else SEVERAL)
     captions = [pool.captions[i] for i in indices]
     grid = pool.stage.size // pixels_per_token(len(pipeline.vae.config.block_out_channels))
     x0 = pool.latents[torch.from_numpy(indices)].float()
     noise, s = torch.randn_like(x0), flow.noise_level(WEIGHTING.sample(len(x0)))
-    # Plain products: at these lengths the backward pass of a CPU's fused kernel costs twice as much.
+    # MATH: at these lengths the backward pass of the CPU's fused kernel costs twice as much.
     with cpu_autocast(), sdpa_kernel(SDPBackend.MATH):
         embeds, pooled = embed(pipeline, captions, length, padded)
         prediction = pipeline.transformer(
@@ -155,7 +171,10 @@ def flow_loss(pipeline: FluxPipeline, pool: Pool, kind: str, indices: np.ndarray
 
 
 def embed(pipeline: FluxPipeline, captions: list[str], length: int, padded: bool) -> tuple[Tensor, Tensor]:
-    """T5 rows [B, T, D] and pooled CLIP [B, P], with gradients. Without `padded` all captions must be equally long."""
+    """Compute T5 embeddings [B, T, D] and pooled CLIP vectors [B, P], with gradients.
+
+    Without `padded`, all captions must have the same number of tokens.
+    """
     tokens = pipeline.tokenizer_2(captions, padding="max_length", max_length=length, return_tensors="pt")
     embeds = pipeline.text_encoder_2(tokens.input_ids)[0]
     if not padded:
@@ -165,7 +184,7 @@ def embed(pipeline: FluxPipeline, captions: list[str], length: int, padded: bool
 
 
 def encode_pool(pipeline: FluxPipeline, stage: Stage, n_scenes: int, folder: Path) -> Pool:
-    """Render and encode the training scenes of a stage, or read what an earlier run encoded with the same VAE."""
+    """Render and encode the training scenes of a stage, or read its latents in `folder`."""
     scenes = []
     for kind, share in stage.kinds.items():
         data = ShapesDataset("train", max(1, round(share * n_scenes)), size=stage.size, **SCENES[kind])
@@ -185,7 +204,7 @@ def encode_pool(pipeline: FluxPipeline, stage: Stage, n_scenes: int, folder: Pat
 
 
 def encode_scenes(vae: AutoencoderKL, scenes: list[Scene]) -> Tensor:
-    """Posterior means float16 [n, I, 64] of the rendered scenes."""
+    """Render and encode scenes; return posterior means, float16 [n, I, 64]."""
     parts = []
     for start in tqdm(range(0, len(scenes), 16), desc="encoding"):
         images = np.stack([scene.render()[0] for scene in scenes[start : start + 16]])

@@ -1,9 +1,11 @@
-"""Train the embedded VAE on rendered scenes:  python -m examples.shapes.make.train_vae --output_dir runs/tiny_vae
+"""Train the embedded VAE on rendered scenes.
 
-The geometry is FLUX's (factor 8, 16 channels). The KL term is strong: a small transformer has no
-capacity for latents whose every digit matters. Crops first, whole images for the last fifth. `--start_from`
-goes on from a finished vae/ folder; `--decoder_only` with it keeps the latents, so that a base trained on them stays
-valid.
+    python -m examples.shapes.make.train_vae --output_dir runs/tiny_vae
+
+The geometry is FLUX's (factor 8, 16 channels). The KL term is strong, because a small transformer cannot model latents
+in which every digit matters. Training uses crops, and whole images for the last fifth of the steps. `--start_from`
+continues from a finished vae/ folder; with `--decoder_only` the encoder stays as it is, so that a base trained on its
+latents stays valid.
 """
 
 from __future__ import annotations
@@ -29,31 +31,44 @@ KL_WEIGHT = 3e-3
 EDGE_WEIGHT = 0.5
 SQUARE_WEIGHT = 2.0  # L1 alone starts slowly
 MIX = {"normal": 0.6, "crowded": 0.2, "thin": 0.2}
-CONTOURS = 8  # every eighth scene's contour map is a training image too: the adapters' condition passes the encoder
+CONTOURS = 8  # the contour map of every eighth scene is a training image too, because the VAE encodes condition images
 
 
 def main(words: list[str] | None = None) -> int:
-    """Exit status: 0 trained to the end, 1 out of memory, 2 wrong input, 130 interrupted."""
+    """Run the command line.
+
+    Exit status: 0 trained to the end, 1 out of memory, 2 wrong input, 130 interrupted.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="runs/tiny_vae", help="state, log and the finished vae/ folder")
-    parser.add_argument("--steps", type=whole(1), default=4800, help="default: %(default)s")
-    parser.add_argument("--scenes", type=whole(1), default=2400, help="rendered once, kept in memory: 0.2 MB each")
     parser.add_argument(
-        "--batch_size", type=whole(4), default=8, help="crops of 128 px; of images a quarter (default: %(default)s)"
+        "--output_dir", default="runs/tiny_vae", help="folder for state, log and the finished vae/ (%(default)s)"
     )
-    parser.add_argument("--learning_rate", type=real(0), default=5e-4, help="at its highest (default: %(default)s)")
+    parser.add_argument("--steps", type=whole(1), default=4800, help="default: %(default)s")
+    parser.add_argument("--scenes", type=whole(1), default=2400, help="scenes to keep in memory, 0.2 MB each")
+    parser.add_argument(
+        "--batch_size",
+        type=whole(4),
+        default=8,
+        help="crops of 128 px per step (default: %(default)s); a quarter as many images",
+    )
+    parser.add_argument("--learning_rate", type=real(0), default=5e-4, help="peak value (default: %(default)s)")
     parser.add_argument("--seed", type=whole(0), default=0, help="default: %(default)s")
-    parser.add_argument("--kl_weight", type=real(0), default=KL_WEIGHT, help="of the mean KL in nats per latent number")
-    parser.add_argument("--start_from", help="a finished vae/ folder to go on from")
-    parser.add_argument("--decoder_only", action="store_true", help="with --start_from: latents stay as they are")
+    parser.add_argument(
+        "--kl_weight", type=real(0), default=KL_WEIGHT, help="weight of the mean KL, in nats per latent number"
+    )
+    parser.add_argument("--start_from", help="finished vae/ folder to continue from")
+    parser.add_argument("--decoder_only", action="store_true", help="with --start_from: train the decoder only")
     args = parser.parse_args(words)
     if args.decoder_only and not args.start_from:
-        parser.error("--decoder_only needs --start_from FOLDER")
+        parser.error("--decoder_only: --start_from is missing; give the folder of a finished VAE")
     return exit_status("examples.shapes.make.train_vae", lambda: train(args))
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train to the end, or go on from the state in --output_dir; leaves a finished `vae` folder, in fp32."""
+    """Train to the end and save the folder `vae` in fp32.
+
+    An interrupted run continues from the state in --output_dir.
+    """
     torch.manual_seed(args.seed)
     vae = AutoencoderKL.from_pretrained(args.start_from) if args.start_from else build_vae()
     vae.to(torch.float32, memory_format=torch.channels_last)
@@ -75,7 +90,7 @@ def train(args: argparse.Namespace) -> None:
 
 
 def render(n_scenes: int) -> np.ndarray:
-    """uint8 [n, 256, 256, 3] of the training split: scenes, then contour maps."""
+    """Render scenes of the training split, then contour maps, uint8 [n, 256, 256, 3]."""
     images, contours = [], []
     for kind, share in MIX.items():
         data = ShapesDataset("train", max(1, round(share * n_scenes)), kind)
@@ -88,7 +103,7 @@ def render(n_scenes: int) -> np.ndarray:
 
 
 def crops(images: np.ndarray, n: int, size: int, step: int) -> Tensor:
-    """Random flipped squares float32 [n, 3, size, size] in [-1, 1]."""
+    """Cut n random squares, randomly flipped, float32 [n, 3, size, size] in [-1, 1]."""
     rng = np.random.default_rng((7, step))
     batch = []
     for index in rng.integers(len(images), size=n):
@@ -100,8 +115,11 @@ def crops(images: np.ndarray, n: int, size: int, step: int) -> Tensor:
 
 
 def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float) -> tuple[Tensor, dict[str, float]]:
-    """L1 and squared error of pixels [B, 3, H, W], L1 of their differences (edges decide the IoU), and the mean KL per
-    latent: their weighted sum [], and parts of it to log."""
+    """Compute the loss [] of pixels [B, 3, H, W], and its parts to log.
+
+    It is a weighted sum of the L1 and squared error, the L1 of differences between neighbouring pixels (edges decide
+    the IoU), and the mean KL per latent number.
+    """
     with cpu_autocast():
         posterior = vae.encode(pixels).latent_dist
         output = vae.decode(posterior.sample()).sample.float()
@@ -116,7 +134,7 @@ def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float) ->
 
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, images: np.ndarray) -> tuple[float, float]:
-    """Shift and scale that give latents mean 0 and standard deviation 1: z' = (z - shift) * scale."""
+    """Compute shift and scale so that (z - shift) * scale has mean 0 and deviation 1."""
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(16)])
     return float(latents.mean()), float(1 / latents.std())
