@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import FluxPipeline
-from safetensors.torch import load_file
 from torch import nn
 
 from examples.shapes.make import build, loop, publish, train_base, train_vae
 from seg2any.data.shapes import KINDS, ShapesDataset
+from seg2any.training.state_file import read_state
 
 pytestmark = pytest.mark.slow
 
@@ -51,8 +51,9 @@ def test_loop_resumes_bit_for_bit(tmp_path):
 
 def test_loop_ends_with_the_average(tmp_path):
     model = _fit(tmp_path, [6])
-    state = load_file(tmp_path / "state.safetensors")
-    assert torch.equal(state["ema/weight"], model.weight) and not torch.equal(state["model/weight"], model.weight)
+    state = read_state(tmp_path / "state.safetensors")
+    own, average = state["parameters"]["weight"], state["average"]["values"][0]
+    assert torch.equal(average, model.weight) and not torch.equal(own, model.weight)
 
 
 def _fit(folder, stops: list[int]) -> nn.Module:

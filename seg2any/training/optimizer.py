@@ -74,6 +74,11 @@ class Average:
         finally:
             self._write(own)
 
+    def replace(self) -> None:
+        """Put the average into the model for good."""
+        if self.decay:
+            self._write(self.values)
+
     @torch.no_grad()
     def _write(self, values: list[Tensor]) -> None:
         for parameter, value in zip(self.parameters, values, strict=True):

@@ -1,6 +1,6 @@
-"""Train the frozen parts of the embedded model with Muon, AdamW and EMA.
+"""Train the base of the embedded model from random weights, with Muon, which `train.py` does not offer.
 
-`train.py` trains Seg2Any's adapters. This loop exists because no published FLUX is small enough for a laptop.
+The average, the optimizer state and the state file are those of `seg2any.training`.
 """
 
 from __future__ import annotations
@@ -8,20 +8,18 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from seg2any.system.errors import UserError
-from seg2any.system.files import atomic_write
 from seg2any.system.provenance import circumstances
+from seg2any.training.optimizer import Average, OptimizerState, Trainable
+from seg2any.training.state_file import DamagedState, read_state, write_state
 
 
 @dataclass(frozen=True)
@@ -58,8 +56,14 @@ def run(model: nn.Module, loss_at: Callable[[int], tuple[Tensor, dict[str, float
     output.mkdir(parents=True, exist_ok=True)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizers = build_optimizers(parameters, settings)
-    ema = {name: p.detach().clone() for name, p in parameters.items()}
-    start = _restore(output / "state.safetensors", parameters, ema, optimizers)
+    average = Average(list(parameters.values()), settings.ema_decay)
+    state = {"parameters": Trainable(parameters), "average": average}
+    for optimizer in optimizers:
+        own = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        named = {name: p for name, p in parameters.items() if id(p) in own}
+        state[type(optimizer).__name__] = OptimizerState(optimizer, named, is_sharded=False)
+    file = output / "state.safetensors"
+    start = _restore(file, state)
     began = time.time()
     bar = tqdm(range(start, settings.steps), initial=start, total=settings.steps, desc=output.name)
     with open(output / "log.jsonl", "a", encoding="utf-8") as log:
@@ -75,7 +79,7 @@ def run(model: nn.Module, loss_at: Callable[[int], tuple[Tensor, dict[str, float
             if torch.isfinite(norm):
                 for optimizer in optimizers:
                     optimizer.step()
-                _update_ema(ema, parameters, min(settings.ema_decay, (1 + step) / (10 + step)))
+                average.update()
             for optimizer in optimizers:
                 optimizer.zero_grad(set_to_none=True)
             if step % settings.log_every == 0:
@@ -84,10 +88,8 @@ def run(model: nn.Module, loss_at: Callable[[int], tuple[Tensor, dict[str, float
                 log.flush()
                 bar.set_postfix(loss=f"{loss.item():.4f}")
             if (step + 1) % settings.save_every == 0 or step + 1 == settings.steps:
-                _save(output / "state.safetensors", parameters, ema, optimizers, step + 1)
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(ema[name])
+                write_state(file, {name: item.state_dict() for name, item in state.items()} | {"step": step + 1})
+    average.replace()
 
 
 def build_optimizers(parameters: dict[str, nn.Parameter], settings: LoopSettings) -> list[torch.optim.Optimizer]:
@@ -114,39 +116,14 @@ def lr_factor(step: int, settings: LoopSettings) -> float:
     return settings.final_lr + (1 - settings.final_lr) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-@torch.no_grad()
-def _update_ema(ema: dict[str, Tensor], parameters: dict[str, Tensor], decay: float) -> None:
-    torch._foreach_lerp_(list(ema.values()), [p.detach() for p in parameters.values()], 1 - decay)
-
-
-def _save(path: Path, parameters: dict, ema: dict, optimizers: list[torch.optim.Optimizer], step: int) -> None:
-    tensors = {}
-    for name, parameter in parameters.items():
-        tensors |= {f"model/{name}": parameter.detach(), f"ema/{name}": ema[name]}
-        state = next((o.state[parameter] for o in optimizers if parameter in o.state), {})
-        tensors |= {f"optimizer.{key}/{name}": value for key, value in state.items()}
-    with atomic_write(path) as temporary:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, {"step": str(step)})
-
-
-def _restore(path: Path, parameters: dict, ema: dict, optimizers: list[torch.optim.Optimizer]) -> int:
+def _restore(path: Path, state: dict[str, Trainable | Average | OptimizerState]) -> int:
+    """Load the state of an earlier run, if there is one, and return its next step. Raises UserError."""
     if not path.exists():
         return 0
-    with safe_open(path, "pt") as state, torch.no_grad():
-        step, states = int(state.metadata()["step"]), defaultdict(dict)
-        for key in state.keys():  # noqa: SIM118 (not a dict)
-            kind, name = key.split("/", 1)
-            if kind.startswith("optimizer."):
-                states[name][kind.removeprefix("optimizer.")] = state.get_tensor(key)
-        missing = [name for name in parameters if f"model/{name}" not in state.keys()]  # noqa: SIM118
-        if missing:
-            raise UserError(f"{path}: belongs to another model ({missing[0]} is missing); choose another --output_dir")
-        for name, parameter in parameters.items():
-            parameter.copy_(state.get_tensor(f"model/{name}"))
-            ema[name].copy_(state.get_tensor(f"ema/{name}"))
-        for optimizer in optimizers:
-            for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-                name = next(n for n, p in parameters.items() if p is parameter)
-                if name in states:
-                    optimizer.state[parameter] = states[name]
-    return step
+    try:
+        saved = read_state(path)
+        for name, item in state.items():
+            item.load_state_dict(saved[name])
+        return saved["step"]
+    except (DamagedState, KeyError, RuntimeError, UserError) as error:
+        raise UserError(f"{path}: is not the state of this training ({error}); choose another --output_dir") from error
