@@ -10,7 +10,7 @@ from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from diffusers.quantizers.quantization_config import BitsAndBytesConfig
 
 from seg2any.generate.memory_estimate import activation_bytes
-from seg2any.generate.memory_modes import MEMORY_MODES, SMALLER
+from seg2any.generate.memory_modes import BITSANDBYTES, MEMORY_MODES, SMALLER
 from seg2any.system.errors import UserError
 
 FP8 = torch.float8_e4m3fn
@@ -22,7 +22,7 @@ def check_mode(mode: str, device: torch.device, flag: str = "memory") -> None:
         raise UserError(f"{flag} is {mode!r}; use one of {', '.join(MEMORY_MODES)}")
     if mode in ("offload", "group_offload") and device.type == "cpu":
         raise UserError(f"{flag} {mode}: moves weights between a GPU and the CPU, and the device is {device}; use full")
-    if mode in ("int8", "nf4"):
+    if mode in BITSANDBYTES:
         check_bitsandbytes(f"{flag} {mode}", device, "full")
     if mode == "fp8" and device.type == "mps":
         raise UserError(f"{flag} fp8: this device has no 8-bit floats; use full or offload")

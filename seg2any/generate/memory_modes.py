@@ -14,6 +14,7 @@ was trained at, in tiles.
 
 MEMORY_MODES = ("full", "offload", "group_offload", "int8", "nf4", "fp8")
 QUANTISED = ("int8", "nf4", "fp8")  # these change the image
+BITSANDBYTES = ("int8", "nf4")  # quantised while the weights are loaded
 SMALLER = {"full": "offload", "offload": "nf4", "int8": "nf4", "fp8": "nf4", "nf4": "group_offload"}
 # In training: the value of trainer.base_quantization, or why the mode cannot train.
 IN_TRAINING = {"full": "none", "int8": "8bit", "nf4": "nf4"}

@@ -21,6 +21,7 @@ from seg2any.diffusion.guidance import TrueCFG, conditions_of
 from seg2any.diffusion.noise import image_generators, initial_noise
 from seg2any.diffusion.prepare import encode_layouts, image_size, size_in_tokens
 from seg2any.generate import memory as memory_modes
+from seg2any.generate.memory_modes import BITSANDBYTES
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 from seg2any.system.precision import best_device
@@ -55,7 +56,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
             kwargs.setdefault("dtype", torch.float32)
         target = torch.device(device) if device is not None else best_device()
         memory_modes.check_mode(memory, target)
-        if memory in ("int8", "nf4"):
+        if memory in BITSANDBYTES:
             dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
             kwargs["quantization_config"] = memory_modes.quantization_config(memory, dtype)
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)

@@ -14,6 +14,7 @@ import transformers
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.text import TextCache, TruncationWarning
 from seg2any.generate.memory import check_mode, decode_in_parts, place
+from seg2any.generate.memory_modes import BITSANDBYTES
 from seg2any.generate.model import explained
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
@@ -94,8 +95,8 @@ def load_pipeline(model: str, dtype: torch.dtype, device: torch.device, loading:
     """Load weights and adapters for `device`. Raises UserError."""
     transformers.logging.disable_progress_bar()  # the bar of the pipeline's parts is enough
     check_mode(loading.memory, device, "--memory")
-    # bitsandbytes quantises while it loads; all other modes come last: they move or store the complete model
-    quantised = {"memory": loading.memory, "device": device} if loading.memory in ("int8", "nf4") else {}
+    # bitsandbytes quantises while it loads; the other modes come last, because they move the complete model
+    quantised = {"memory": loading.memory, "device": device} if loading.memory in BITSANDBYTES else {}
     with explained(model):
         pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype, **quantised)
     if loading.adapter is not None:
