@@ -1,4 +1,4 @@
-"""Preparation happens once: preflight counts exactly the contour tokens and masks that `draw_layout` keeps."""
+"""Compare the counts of preflight with what `draw_layout` keeps, for every setting."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ class Coverage:
 
 @dataclass(frozen=True, eq=False)
 class AttentionPattern:
-    """Which tokens of a batch attend to which, in all blocks of one kind.
+    """The tokens that each token of a batch attends to, in all blocks of one kind.
 
     Whatever backends derive from it is kept with it and computed once, see `cached`.
 

@@ -1,4 +1,4 @@
-"""Choose for a run: device, settings, the part that all recipes share, and advice when memory runs out."""
+"""Choose device, settings and shared recipe of a run, and advise when memory runs out."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def device_name(process: Process, asked: str | None) -> str | None:
 def choose_settings(
     options: Options, card: AdapterCard | None, untold: ConditionSettings | None = None
 ) -> tuple[ConditionSettings, list[str]]:
-    """Choose the settings that the adapter was trained with, changed by the command line; each change is a warning.
+    """Choose the adapter's settings, changed by the command line; return a warning for each change.
 
     untold  settings of an adapter without a card; None: those of the published one for SACap-1M
     """

@@ -1,4 +1,4 @@
-"""Print `--estimate`: the predicted peak of every memory mode for the given layouts. Loads no weights."""
+"""Print `--estimate`: the predicted peak of every memory mode. Loads no weights."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ def _n_parameters(file: Path) -> int:
 
 
 def request_of(reports: Sequence[LayoutReport], settings: ConditionSettings) -> Request:
-    """Describe a batch of layouts: the tokens of the longest, and the captions of all that fit into one pass."""
+    """Describe a batch of layouts by its largest numbers of tokens.
+
+    Captions are encoded in passes of a limited number of tokens, which bounds `n_captions`.
+    """
     captions = [report.caption for report in reports if report.caption]
     regions = [] if settings.is_plain else [region.caption for report in reports for region in report.regions]
     in_passes = [

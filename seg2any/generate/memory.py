@@ -72,7 +72,7 @@ def place(pipe: DiffusionPipeline, mode: str, device: torch.device) -> None:
 
 
 def decode_in_parts(pipe: DiffusionPipeline) -> None:
-    """Let the VAE decode one image at a time and, above its training size, tile by tile with blended seams."""
+    """Let the VAE decode images one by one and, above its training size, in blended tiles."""
     pipe.vae.enable_slicing()
     pipe.vae.enable_tiling()
 

@@ -157,7 +157,7 @@ def transformer_bytes(transformer: nn.Module, mode: str, width: int) -> int:
 
 
 def count_linear(network: nn.Module, chosen: Callable[[str], bool] = lambda name: True) -> tuple[int, int]:
-    """Count frozen parameters: weights of the Linear layers whose name is chosen, and all others, without adapters."""
+    """Count frozen parameters: weights of the Linear layers with a chosen name, and all others."""
     linear = {
         id(module.weight)
         for name, module in network.named_modules()

@@ -1,4 +1,4 @@
-"""Read the small files of a model and its adapters, before any weight is loaded. Every error is one clear line."""
+"""Read the small files of a model and its adapters, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def read_facts(model: str) -> ModelFacts:
 
 
 def read_small_files(model: str) -> tuple[int, PreTrainedTokenizerBase]:
-    """Read pixels per token and the tokenizer of captions of a pipeline (folder or hub id). Raises UserError."""
+    """Read pixels per token and the tokenizer of captions of a folder or hub id. Raises UserError."""
     with explained(model):
         return weightless.read_small_files(model)
 

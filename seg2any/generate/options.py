@@ -1,4 +1,4 @@
-"""Define the command line of `infer.py` as one table of options, without heavy imports, so that --help is quick."""
+"""Define the options of `infer.py` in one table, without heavy imports."""
 
 from __future__ import annotations
 

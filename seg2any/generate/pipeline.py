@@ -73,7 +73,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
 
     @property
     def settings(self) -> ConditionSettings:
-        """Settings that the loaded adapters were trained with; without adapters or card the published ones."""
+        """Settings of the loaded adapters; without adapters or card the published ones."""
         return ConditionSettings() if self.card is None else self.card.condition
 
     @torch.no_grad()
@@ -98,7 +98,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
         output_type: str = "pil",
         callback_on_step_end: Callback | None = None,
     ) -> ImagePipelineOutput:
-        """Generate `num_images_per_prompt` images for each layout, in order: all of the first layout, then the second.
+        """Generate `num_images_per_prompt` images per layout: all of the first, then of the second.
 
         layouts          one, or several of one size
         settings         of the condition; default: `self.settings`. To change some:

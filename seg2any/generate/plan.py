@@ -33,7 +33,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """The jobs of one process: those to do, those whose image exists, and remarks about files that were found."""
+    """The jobs of one process: to do and finished; and remarks about files in the folder."""
 
     to_do: tuple[Job, ...]
     finished: tuple[Job, ...]
@@ -70,7 +70,7 @@ def own_jobs(jobs: Sequence[Job], batch_size: int, process: Process) -> list[Job
 
 
 def batches(jobs: Iterable[Job], batch_size: int) -> Iterator[list[Job]]:
-    """Yield jobs in groups of up to `batch_size` with masks of one size, sizes in the order they first appear."""
+    """Yield groups of up to `batch_size` jobs with masks of one size, in the order of the jobs."""
     by_size: dict[tuple[int, int], list[Job]] = {}
     for job in jobs:
         by_size.setdefault(job.layout.report.mask_size, []).append(job)

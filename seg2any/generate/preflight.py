@@ -1,4 +1,4 @@
-"""Report what each region will get before any weight is loaded: pixels, tokens, and how much of its caption is read.
+"""Report the pixels and tokens of each region before any weight is loaded.
 
 No image token attends to the caption of a region that wins no image token: the region silently disappears. So do the
 words beyond a caption's token limit. The report warns of both.
@@ -113,7 +113,7 @@ def check_layout(
     model: ModelFacts,
     known_warnings: Sequence[str] = (),
 ) -> LayoutReport:
-    """Report on `layout` in an image of `size` (H, W), a multiple of the token size in both directions.
+    """Report on `layout` in an image of `size` (H, W), a multiple of the token size.
 
     known_warnings  warnings of reading the file; they come first in the report
     """

@@ -43,7 +43,7 @@ def check_recipe_fits(recipe: dict, path: Path) -> None:
 
 
 def read_recipe(path: Path) -> dict | None:
-    """Decode an image and return its recipe, or None without one. Raises BrokenImage if it is not complete."""
+    """Decode an image and return its recipe, if any. Raises BrokenImage if it is not complete."""
     try:
         with opened_image(path) as image:
             image.load()

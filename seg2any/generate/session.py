@@ -1,4 +1,4 @@
-"""Define `Session`, a loaded model with its adapters and text cache, used by infer.py and the evaluation."""
+"""Define `Session`: a loaded model, its adapters and its text cache."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Session:
         return self.pipeline(layouts, known_texts=self.texts, **given, **more).images
 
     def images_quietly(self, layouts: Sequence[Layout], sampling: ImageOptions, **more: Any) -> Any:
-        """Make images without warnings of cut captions, which the preflight reports and a data set cannot change."""
+        """Make images without the warnings about cut captions, which were shown before."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)
             return self.images(layouts, sampling, **more)

@@ -1,4 +1,4 @@
-"""The protocol of methods that find regions in an image, and the prompt that says which regions to find.
+"""Define `Segmenter`, a method that finds regions in an image, and its `Prompt`.
 
     image, Prompt --> Segmenter.segment --> Layout
 

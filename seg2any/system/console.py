@@ -19,7 +19,7 @@ from seg2any.system.errors import UserError
 
 @contextmanager
 def plain_messages() -> Iterator[None]:
-    """Show each warning of this package once, as one line, show its log messages, and hide those of libraries.
+    """Show warnings (once) and log messages as one line each, and hide those of libraries.
 
     Enter it before the libraries are imported.
     """
@@ -44,7 +44,7 @@ def plain_messages() -> Iterator[None]:
 
 
 def quiet_libraries() -> None:
-    """Silence warnings about optional packages that nothing here needs. Call it before libraries are imported."""
+    """Silence warnings about optional packages. Call it before libraries are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it logs which kernels are missing

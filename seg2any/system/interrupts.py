@@ -1,4 +1,4 @@
-"""Handle Ctrl-C: a command ends with one line and status 130 wherever the signal arrives, without a traceback.
+"""Handle Ctrl-C: a command ends with one line and status 130, without a traceback.
 
 Python raises KeyboardInterrupt between any two instructions. Inside a destructor or a callback it prints the exception
 and goes on as if nothing had happened; an object that the exception left half made complains in its own destructor; and
@@ -82,7 +82,7 @@ def _send() -> None:
 
 
 def _without_interrupts(hook: Callable) -> Callable:
-    """Wrap a hook for uncatchable exceptions: raise an interrupt again, do not show what follows from one."""
+    """Wrap a hook for uncatchable exceptions: send an interrupt again, and hide its consequences."""
 
     def quiet(unraisable) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""Load pretrained networks without unpickling, and normalise images with the statistics of ImageNet.
+"""Load pretrained networks without unpickling, and normalise images as for ImageNet.
 
 Weights are given by path or hub id; where they are missing or damaged, a UserError of one line says how to get them.
 In every function `what` names the network in messages and `source` is its address or hub id.
@@ -30,7 +30,7 @@ def weights_file(path: str | Path, what: str, source: str) -> Path:
 
 
 def state_dict(path: str | Path, what: str, source: str) -> dict[str, torch.Tensor]:
-    """Read the tensors of a .safetensors or .pth file by name, without the wrapper of a training framework.
+    """Read the tensors of a .safetensors or .pth file by name.
 
     Raises UserError if the file is missing, or if it holds more than tensors and plain values.
     """
@@ -68,7 +68,7 @@ def pretrained_model(
 
 
 def pretrained_processor(cls: type[Loaded], name: str | Path, what: str, source: str) -> Loaded:
-    """Load a tokenizer or an image processor of transformers. Raises UserError as `pretrained_model` does."""
+    """Load a tokenizer or image processor of transformers. Raises as `pretrained_model`."""
     return _fetch(cls, name, what, source)
 
 
@@ -88,6 +88,6 @@ def for_inference(model: torch.nn.Module, device: torch.device | str) -> torch.n
 
 
 def imagenet_normalised(image: np.ndarray) -> torch.Tensor:
-    """Turn uint8 [H, W, 3] into float32 [1, 3, H, W] with ImageNet's mean 0 and deviation 1 per channel."""
+    """Normalise uint8 [H, W, 3] by ImageNet's mean and deviation -> float32 [1, 3, H, W]."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()
     return (pixels - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]

@@ -1,4 +1,4 @@
-"""Train the base of the embedded model from random weights, with Muon, which `train.py` does not offer.
+"""Train the base of the embedded model with Muon, which `train.py` does not offer.
 
 The average, the optimizer state and the state file are those of `seg2any.training`.
 """

@@ -30,7 +30,7 @@ the last to finish writes the document. --document_only writes it from the rows 
 
 @dataclass(frozen=True)
 class Options(ShapesOptions):
-    """The rows to measure, and the folder of the results; `rows` in the order of measuring and showing."""
+    """The rows to measure, in the order in which they are shown, and the folder of the results."""
 
     lora: Path
     limit: int

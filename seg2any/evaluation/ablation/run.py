@@ -1,4 +1,4 @@
-"""The ablation from rows to document: finished rows are kept, rows of other processes are left to them."""
+"""Run an ablation: skip finished rows and those of other processes, write the document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's trends as claims, and the verdicts on them by rules fixed before anything is measured.
+"""State the trends of the paper as claims, and judge them by rules fixed in advance.
 
 A claim compares two rows on the same scenes and seeds: "higher" and "lower" hold if the 95 % interval of the paired
 difference lies on that side of 0, and are contradicted if it lies on the other. "equal" holds if the interval lies

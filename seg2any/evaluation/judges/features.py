@@ -1,4 +1,4 @@
-"""Networks that turn images into feature vectors, for distances between sets of images: FID, FDD and CMMD."""
+"""Turn images into feature vectors, for distances between sets of images (FID, FDD, CMMD)."""
 
 from __future__ import annotations
 

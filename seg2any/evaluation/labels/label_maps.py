@@ -1,4 +1,4 @@
-"""Label maps as the closed-set judges want them: training classes instead of ids, at the images' size."""
+"""Write label maps for closed-set judges: training classes at the size of the images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Confidence intervals by resampling samples with replacement (percentile bootstrap), single and paired.
+"""Compute confidence intervals by the percentile bootstrap, single and paired.
 
 A sample is drawn with all its images and regions, because those are not independent of each other. Every draw depends
 only on the seed and the number of samples, so two runs over the same samples are resampled alike.

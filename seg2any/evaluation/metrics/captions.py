@@ -1,4 +1,4 @@
-"""Measure how well images fit their global captions: the CLIP score and scores of human preference."""
+"""Measure how well images fit their global captions: CLIP score and human preference."""
 
 from __future__ import annotations
 

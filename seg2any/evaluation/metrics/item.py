@@ -1,4 +1,4 @@
-"""The input of metrics, and images that no model made, which give every metric its ceiling and floors."""
+"""Define the input of metrics, and the images that give a metric its ceiling and floors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Overlap of wanted and found regions: mean over the regions of all images, by size, and of the outlines.
+"""Measure the overlap of wanted and found regions: mean, by size, and of outlines.
 
 The class-agnostic mIoU asks a segmenter for each region where its mask is. As published, the prompt is the region
 itself, as box and as mask: the number says whether the image has an outline there, and even an empty image reaches some

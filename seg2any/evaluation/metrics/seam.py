@@ -1,7 +1,7 @@
-"""Seam score: do the outlines of the masks stand out more than anything else near them, as in a collage?
+"""Measure the seam score: whether outlines of masks stand out, as in a collage.
 
-Colour steps (CIELAB) between neighbouring pixels on both sides of an outline, against steps between neighbours on one
-side of it, both within a few pixels of the outline:
+The score compares colour steps (CIELAB) between neighbouring pixels across an outline with steps between neighbours on
+one side of it, both within a few pixels of the outline:
 
     seam = (across - along) / (across + along)
 

@@ -1,4 +1,4 @@
-"""The HTML page of a report: one file with the pictures inside, which loads nothing and runs no script."""
+"""Write the HTML page of a report: one file with its pictures, without scripts."""
 
 from __future__ import annotations
 

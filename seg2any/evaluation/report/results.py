@@ -1,4 +1,4 @@
-"""The JSON file that every evaluation writes: numbers with their intervals, and how they came about."""
+"""Write and read the JSON file of an evaluation: numbers, intervals and how they arose."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers of the `shapes` world: from verdicts to results, and from results to a printed table and bars."""
+"""Turn verdicts on `shapes` images into results, a printed table and bars."""
 
 from __future__ import annotations
 
