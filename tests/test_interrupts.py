@@ -54,6 +54,8 @@ BODIES = {
             f"try:\n    ctrl_c(); {WAIT}\nfinally:\n    stopped.set()",
         ]
     ),
+    "code that loses it and goes on": f"try:\n    ctrl_c(); time.sleep(0)\nexcept BaseException:\n    pass\n{WAIT}",
+    "a shutdown that hangs": f"atexit.register(threading.Event().wait, 60); ctrl_c(); {WAIT}",
     "the interpreter's shutdown": "atexit.register(time.sleep, 60); atexit.register(ctrl_c)",
 }
 

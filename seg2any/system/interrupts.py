@@ -2,8 +2,10 @@
 
 Python raises KeyboardInterrupt between any two instructions. Inside a destructor or a callback it prints the exception
 and goes on as if nothing had happened; an object that the exception left half made complains in its own destructor; and
-C code of some libraries turns it into an ImportError. `run_command` is for the process, `console.exit_status` for the
-message.
+C code of some libraries turns it into an ImportError, or loses it. So a command that goes on is interrupted again after
+PATIENCE seconds, and one that hangs while it ends is ended.
+
+`run_command` is for the process, `console.exit_status` for the message.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 RETRY_SECONDS = 0.01
+PATIENCE = 5.0  # seconds for cleaning up; then the interrupt was lost, or the process hangs
 
 _seen = False  # a SIGINT arrived while the command ran
 _reported = False  # the line about it is printed, or being printed
@@ -32,6 +35,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
     """
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
+        if hasattr(signal, "setitimer"):
+            signal.signal(signal.SIGALRM, _interrupt)
         sys.unraisablehook = _without_interrupts(sys.unraisablehook)
         threading.excepthook = _without_interrupts(threading.excepthook)
     try:
@@ -53,6 +58,8 @@ def report(program: str, advice: str = "") -> None:
     """Print, once in a process, that the program was interrupted; a SIGINT meanwhile is ignored."""
     global _reported
     already, _reported = _reported, True
+    if _seen:
+        _interrupt_again(PATIENCE)
     if not already or not _seen:
         print(f"{program}: interrupted" + (f"; {advice}" if advice else ""), file=sys.stderr, flush=True)
 
@@ -63,22 +70,25 @@ def _finish() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
+    """Handle SIGINT, and SIGALRM where the command goes on after it."""
     global _seen
-    if _finished:
+    if _finished or (_reported and number != signal.SIGINT):
         if not _reported:
             os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode(errors="replace"))
         os._exit(INTERRUPTED)
     if not _reported:
         _seen = True
+        _interrupt_again(PATIENCE)
         raise KeyboardInterrupt
 
 
-def _send() -> None:
-    """Interrupt the main thread, even in a system call, which `interrupt_main` would not end."""
-    if hasattr(signal, "pthread_kill"):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
-    else:
-        _thread.interrupt_main()
+def _interrupt_again(seconds: float) -> None:
+    """Interrupt the main thread after a time, unless the process has ended by then.
+
+    A timer of the system, since a thread cannot be started where a signal or a destructor may hold threading's locks.
+    """
+    if hasattr(signal, "setitimer"):
+        signal.setitimer(signal.ITIMER_REAL, seconds)
 
 
 def _without_interrupts(hook: Callable) -> Callable:
@@ -86,9 +96,10 @@ def _without_interrupts(hook: Callable) -> Callable:
 
     def quiet(unraisable) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):
-            again = threading.Timer(RETRY_SECONDS, _send)
-            again.daemon = True
-            again.start()
+            if hasattr(signal, "setitimer"):
+                _interrupt_again(RETRY_SECONDS)
+            else:
+                _thread.interrupt_main()
         elif not _seen:
             hook(unraisable)
 
