@@ -27,7 +27,7 @@ lint: $(VENV)/.installed-dev ## check rules and formatting with ruff
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 
-test-fast: lint ## lint, then run the quick tests, about a minute: no processes, no training
+test-fast: lint ## lint, then run the quick tests, about a minute: no training, short processes only
 	$(PYTEST) -m "not slow and not long" $(ARGS)
 
 test: lint ## lint, then run the tests, except those that take minutes each

@@ -88,7 +88,7 @@ def read_json(path: Path) -> object:
     except RecursionError as error:
         raise LayoutError(f"{path}: is nested too deeply; write segments_info as a plain list") from error
     except ValueError as error:
-        raise LayoutError(f"{path}: is not valid JSON ({shown(str(error))}); correct it") from error
+        raise LayoutError(f"{path}: is not valid JSON ({shown(str(error), 120)}); correct it") from error
 
 
 def decode_json(data: bytes) -> object:

@@ -27,14 +27,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from seg2any.system.errors import UserError
-from seg2any.system.precision import has_fast_bfloat16
+from seg2any.system.precision import dtype_of, has_fast_bfloat16
 from seg2any.system.processes import ALONE, Process
 from seg2any.training.config import Config
 
 # Adapters in parts could be trained, since every layer is called as a module, but not averaged or written.
 SPLITS_ADAPTERS = "leaves each process a part of every parameter, but checkpoints and the average need whole adapters"
 INSTEAD = "use DDP (config/accelerate.yaml); with trainer.shard_base=true it shards the frozen weights"
-DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 class Strategy:
@@ -53,7 +52,7 @@ class Strategy:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of frozen weights and of autocast; trained parameters stay in fp32."""
-        return DTYPES[self.precision]
+        return dtype_of("fp32" if self.precision == "no" else self.precision)
 
     @property
     def validation_process(self) -> Process:
