@@ -19,7 +19,10 @@ def main() -> int:
 
 
 def parse_and_run() -> None:
-    """Read the command line and make the images. Raises UserError; SystemExit after --help or a wrong flag."""
+    """Read the command line and make the images.
+
+    Raises UserError; SystemExit after --help or a wrong flag.
+    """
     from seg2any.generate.options import parse_options
 
     run(parse_options())

@@ -18,7 +18,10 @@ from seg2any.system.interrupts import run_command
 
 
 def main(arguments: list[str]) -> int:
-    """Return the exit status: 0 complete, 1 out of memory, 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM."""
+    """Run the command line and return the exit status.
+
+    0 complete, 1 out of memory, 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM.
+    """
     if not arguments:
         print(__doc__.strip(), file=sys.stderr)
         return 2
@@ -33,7 +36,10 @@ def main(arguments: list[str]) -> int:
 
 @plain_messages()
 def run(arguments: list[str]) -> int:
-    """Train, or describe the run; return 0, or 128 plus the signal that stopped it. Raises UserError."""
+    """Train, or describe the run; return 0, or 128 plus the signal that stopped it.
+
+    Raises UserError.
+    """
     from seg2any.training import config
 
     settings = config.load(arguments)

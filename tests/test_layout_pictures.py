@@ -99,7 +99,7 @@ class TestColourMap:
         assert (snapped.masks != expected).mean() < 0.003
 
     def test_a_narrow_black_background_survives_jpeg(self, tmp_path: Path):
-        """Of 20 black pixels between red and blue no nine are equal, but none may join red or blue."""
+        """No nine of 20 black pixels between red and blue are equal, but none may join either."""
         truth = np.zeros((40, 60, 3), dtype=np.uint8)
         truth[:, :20], truth[:, 40:] = RED, BLUE
         path = save_example(tmp_path, truth, [RED, BLUE])

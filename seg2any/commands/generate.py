@@ -108,7 +108,7 @@ def save_panel(options: Options, job: Job, image: Image.Image) -> None:
 
 
 def discard_panel(job: Job) -> None:
-    """Remove the panel of an earlier image, which would show another image than the one beside it."""
+    """Remove the panel of an earlier image, which would not show the image beside it."""
     try:
         recipe = read_recipe(job.panel_path) if job.panel_path.exists() else None
     except BrokenImage:

@@ -79,7 +79,7 @@ def _instead(key: str, accepted: Iterable[str]) -> str:
 
 
 def _is_a(value: object, hint: Any) -> bool:
-    """Tell whether `value` from yaml suits a parameter's type: lists are tuples, texts are paths."""
+    """Tell whether a yaml value suits a parameter's type: lists are tuples, texts are paths."""
     origin, parts = get_origin(hint) or hint, get_args(hint)
     if origin in (Union, UnionType):
         return any(_is_a(value, part) for part in parts)

@@ -93,7 +93,7 @@ def pictures_by_stem(name: str, folder: Path) -> dict[str, Path]:
 
 
 def is_utf8(name: str) -> bool:
-    """Tell whether a file name is text: Python shows bytes that are not UTF-8 as lone surrogates."""
+    """Tell whether a file name is UTF-8: Python shows other bytes as lone surrogates."""
     return name == name.encode(errors="ignore").decode()
 
 

@@ -66,7 +66,7 @@ def device_name(process: Process, asked: str | None) -> str | None:
 def choose_settings(
     options: Options, card: AdapterCard | None, untold: ConditionSettings | None = None
 ) -> tuple[ConditionSettings, list[str]]:
-    """Choose the adapter's settings, changed by the command line; return a warning for each change.
+    """Choose the adapter's settings, changed by the command line; return a warning for each.
 
     untold  settings of an adapter without a card; None: those of the published one for SACap-1M
     """

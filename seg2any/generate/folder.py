@@ -85,7 +85,10 @@ def make_images(
     write: Callable[[J, Layout, Image.Image], None],
     shown: bool,
 ) -> None:
-    """Make images batch by batch; each is written as soon as its batch is done. shown: progress bars."""
+    """Make images batch by batch; each is written as soon as its batch is done.
+
+    shown  show progress bars
+    """
     session.show_progress(shown)
     with tqdm(
         total=sum(len(batch.missing) for batch in batches), desc="images", unit="image", disable=not shown

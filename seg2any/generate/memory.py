@@ -44,7 +44,7 @@ def check_bitsandbytes(what: str, device: torch.device, instead: str) -> None:
 
 
 def quantization_config(mode: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
-    """Build the option of `from_pretrained` for a transformer in int8 or nf4 that computes in `dtype`."""
+    """Build the option of `from_pretrained` for int8 or nf4 weights that compute in `dtype`."""
     if mode == "int8":
         chosen = BitsAndBytesConfig(load_in_8bit=True)
     else:
@@ -55,7 +55,7 @@ def quantization_config(mode: str, dtype: torch.dtype) -> PipelineQuantizationCo
 
 
 def place(pipe: DiffusionPipeline, mode: str, device: torch.device) -> None:
-    """Move and store a loaded pipeline as its mode says; for another mode it must be loaded again."""
+    """Move and store a loaded pipeline as its mode says; another mode needs a new load."""
     if mode == "full":
         pipe.to(device)
         return

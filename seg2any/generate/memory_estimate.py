@@ -119,7 +119,7 @@ def activation_bytes(
     n_kept: int = 0,
     n_copied: int = 0,
 ) -> int:
-    """Estimate the bytes alive at once in a forward pass without gradients, beside weights and inputs."""
+    """Estimate the bytes alive at once, without gradients, beside weights and inputs."""
     d, asking = sizes["num_attention_heads"] * sizes["attention_head_dim"], n_tokens - n_kept
     block = (WIDEST_BLOCK + OF_ADAPTERS * has_adapters) * d * asking
     attention = block + (OF_ROPE * d + QUERIES_AT_A_TIME) * asking if width < 4 else 0
@@ -147,7 +147,10 @@ def decoder_bytes(sizes: Any, request: Request, width: int, in_parts: bool) -> i
 
 
 def transformer_bytes(transformer: nn.Module, mode: str, width: int) -> int:
-    """Estimate the bytes of the frozen weights in a memory mode; biases and norms are never quantised."""
+    """Estimate the bytes of the frozen weights in a memory mode.
+
+    Biases and norms are never quantised.
+    """
     if mode not in BYTES_OF_LINEAR:
         return _stored(transformer, mode, width)
     skipped = DEFAULT_SKIP_MODULES_PATTERN if mode == "fp8" else ()

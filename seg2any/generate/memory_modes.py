@@ -1,4 +1,4 @@
-"""List the memory modes, and which of them can train. Imports nothing, so that --help stays quick.
+"""List the memory modes, and which can train; nothing is imported, so that --help is quick.
 
 mode           weights on the device at a time                            by
 full           all of them                                                -

@@ -21,19 +21,22 @@ from seg2any.system.weights import folder_digest
 
 
 def read_facts(model: str) -> ModelFacts:
-    """Read pixels per token and the tokenizer of a pipeline (folder or hub id). Raises UserError."""
+    """Read pixels per token and the tokenizer of a folder or hub id. Raises UserError."""
     pixels_per_token, tokenizer = read_small_files(model)
     return ModelFacts(pixels_per_token, lambda text: len(tokenizer(text, verbose=False).input_ids))
 
 
 def read_small_files(model: str) -> tuple[int, PreTrainedTokenizerBase]:
-    """Read pixels per token and the tokenizer of captions of a folder or hub id. Raises UserError."""
+    """Read pixels per token and the captions' tokenizer of a folder or hub id. Raises UserError."""
     with explained(model):
         return weightless.read_small_files(model)
 
 
 def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
-    """Read how an adapter folder was trained, None without one; reads no weights. Raises UserError."""
+    """Read how an adapter folder was trained, None without one; load no weights.
+
+    Raises UserError.
+    """
     if adapter is None:
         return None
     file = adapter / DEFAULT / WEIGHTS_FILE
@@ -75,7 +78,7 @@ def known_model(model: str) -> dict:
 
 
 def known_folder(folder: Path) -> dict:
-    """Identify a folder of weights, of a model or of adapters, for a recipe: its path and a digest."""
+    """Identify a folder of weights, of a model or adapters, for a recipe: path and digest."""
     return {"path": str(folder), "sha256": folder_digest(folder)}
 
 

@@ -1,4 +1,4 @@
-"""Make images of layouts: encode captions and contours, assemble conditions, denoise, decode."""
+"""Make images of layouts: encode captions and contours, join conditions, denoise, decode."""
 
 from __future__ import annotations
 

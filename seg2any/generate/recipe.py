@@ -37,7 +37,7 @@ def save_image(image: Image.Image, recipe: dict, path: Path, quality: int = 95) 
 
 
 def check_recipe_fits(recipe: dict, path: Path) -> None:
-    """Raise UserError if the format of `path` cannot hold `recipe`. Call it before the image is made."""
+    """Raise UserError if the format of `path` cannot hold `recipe`; call it first."""
     if path.suffix != ".png":
         _exif(json.dumps(recipe), path)
 
@@ -71,7 +71,7 @@ def _exif(text: str, path: Path) -> Image.Exif:
 
 
 def differences(old: dict, new: dict) -> list[str]:
-    """List the keys that differ between two recipes, such as `seed` or `settings.cond_scale_factor`."""
+    """List the keys in which two recipes differ, such as `seed` or `settings.cond_scale_factor`."""
     new = json.loads(json.dumps(new))  # turns tuples into lists, as in a recipe that was read
     return sorted(_differences(old, new, ""))
 

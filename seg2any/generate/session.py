@@ -64,7 +64,7 @@ class Session:
 
     @classmethod
     def open(cls, model: str, dtype: torch.dtype, device: torch.device, loading: Loading | None = None) -> Session:
-        """Load a FLUX folder or hub id with its adapters. Raises UserError for what cannot be loaded."""
+        """Load a FLUX folder or hub id with its adapters. Raises UserError if that is impossible."""
         return cls(load_pipeline(model, dtype, device, loading or Loading()))
 
     @property

@@ -82,7 +82,7 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
 
 
 def read_quietly(path: Path, snap_colors: bool) -> tuple[Layout, list[str]]:
-    """Read a layout and return the warnings about it instead of showing them. Raises LayoutError."""
+    """Read a layout; return the warnings about it instead of showing them. Raises LayoutError."""
     return _quietly(lambda: Layout.read(path, snap_colors))
 
 

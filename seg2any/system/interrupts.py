@@ -50,7 +50,7 @@ def run_command(main: Callable[[], int]) -> NoReturn:
 
 
 def was_interrupted() -> bool:
-    """Tell whether a SIGINT arrived under `run_command`, even if its KeyboardInterrupt was swallowed."""
+    """Tell whether SIGINT arrived under `run_command`, even if its exception was swallowed."""
     return _seen
 
 
@@ -92,7 +92,7 @@ def _interrupt_again(seconds: float) -> None:
 
 
 def _without_interrupts(hook: Callable) -> Callable:
-    """Wrap a hook for uncatchable exceptions: send an interrupt again, and hide its consequences."""
+    """Wrap a hook for uncatchable exceptions: send an interrupt again, hide its consequences."""
 
     def quiet(unraisable) -> None:
         if issubclass(unraisable.exc_type, KeyboardInterrupt):

@@ -37,7 +37,7 @@ def folder_digest(folder: Path) -> str:
 
 
 def weights_fingerprint(folder: Path, parts: Iterable[str]) -> str:
-    """Return a digest of some bytes of every tensor in a model's folder; "" if it has no weights.
+    """Return a digest of some bytes of every tensor in a model's folder; "" without weights.
 
     Neither the folder's name nor how tensors are spread over files counts, so a model may move or be sharded anew. For
     FLUX.1-dev a megabyte is read, in about a second.

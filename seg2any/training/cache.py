@@ -129,7 +129,7 @@ def _fault(error: UserError, skips: bool) -> Entry:
 
 
 def latents_fingerprint(data: str, preparation: Preparation, base: Base) -> str:
-    """Digest everything latents and drawn regions depend on; `data` is the data set's fingerprint."""
+    """Digest all that latents and drawn regions depend on; `data` is the data set's fingerprint."""
     settings = preparation.settings
     drawn = ("is_use_cond_token", "is_filter_cond_token", "cond_scale_factor", "region_assignment", "vae_posterior")
     soft = settings.attention_mask_method == "place"
@@ -139,7 +139,7 @@ def latents_fingerprint(data: str, preparation: Preparation, base: Base) -> str:
 
 
 def texts_fingerprint(data: str, settings: ConditionSettings, base: Base) -> str:
-    """Digest everything embeddings depend on; `data`, the data set's fingerprint, covers captions."""
+    """Digest all that embeddings depend on; `data`, the data set's fingerprint, covers captions."""
     lengths = [settings.max_sequence_length, settings.regional_max_sequence_length]
     digest = _digest(data, lengths, settings.is_plain)
     return _extended(digest, base.identity("text"))

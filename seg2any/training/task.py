@@ -77,7 +77,7 @@ class Task(Protocol):
     data: TrainingData
 
     def identity(self) -> Mapping[str, object]:
-        """Fingerprint by config key, without loading weights, what a resumed run shares with the first."""
+        """Fingerprint by config key what a resumed run shares with the first; load no weights."""
 
     def load(self, strategy: Strategy, saved: Path | None) -> None:
         """Load the network, onto the strategy's device, and the data.

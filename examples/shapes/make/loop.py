@@ -117,7 +117,7 @@ def lr_factor(step: int, settings: LoopSettings) -> float:
 
 
 def _restore(path: Path, state: dict[str, Trainable | Average | OptimizerState]) -> int:
-    """Load the state of an earlier run, if there is one, and return its next step. Raises UserError."""
+    """Load the state of an earlier run, if any, and return its next step. Raises UserError."""
     if not path.exists():
         return 0
     try:

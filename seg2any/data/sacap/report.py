@@ -95,7 +95,7 @@ def _show(bar: tqdm, progress: Progress) -> None:
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """Why `image` of `group` is not whole: `file` (its jpg or its json) is `missing` or broken."""
+    """A reason why an image of a group is not whole: its `file` is `missing` or broken."""
 
     group: str
     image: str

@@ -1,4 +1,4 @@
-"""Ablations on the `shapes` world: measure missing rows, then write table, pictures and trends."""
+"""Run ablations on the `shapes` world: measure missing rows, write table, pictures, trends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The verdicts on trends in words that say what a difference and its interval show, and no more."""
+"""Put verdicts on trends in words that say what a difference and its interval show."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Networks that judge images: label maps, feature vectors, and how well an image fits a text."""
+"""Networks that judge images: label maps, feature vectors, and how well images fit texts."""

@@ -1,4 +1,4 @@
-"""Stretch label maps to the size of the generated images, 512 x 512, without inventing classes.
+"""Stretch label maps to the generated images' size, 512 x 512, without inventing classes.
 
     python -m seg2any.evaluation.labels.convert_labelsize_512 \\
         --input_path data/ADEChallengeData2016/annotations/validation \\

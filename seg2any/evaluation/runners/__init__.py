@@ -1,1 +1,1 @@
-"""Runners: the images of a benchmark measured, from the folder to numbers, pictures and a page."""
+"""Runners: measure a folder of a benchmark's images, and write numbers, pictures and a page."""
