@@ -47,7 +47,7 @@ class Velocity(nn.Module):
 def sample_losses(predict: Predict, x0: Tensor, noise: Tensor, s: Tensor, condition: Condition) -> Tensor:
     """Compute || v(x_s, s, y) - (e - x0) ||^2 of each sample, [B].
 
-    X0 and noise e [B, I, D], s [B].
+    x0 and noise e are [B, I, D], s is [B].
     """
     prediction = predict(flow.interpolate(x0, noise, s), s, condition)
     return flow.sample_losses(prediction, flow.velocity(x0, noise).to(prediction.device))
