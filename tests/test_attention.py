@@ -38,18 +38,18 @@ def weight_by_definition(
     def entities(token):
         return {i for i, mask in enumerate(sample.masks) if mask.ravel()[token[1]]}
 
-    isolated, cond_isolated = attention is Attention.AIA, rules.cond_attention == "isolated"
+    is_aia, isolated = attention is Attention.AIA, rules.cond_attention == "isolated"
     match q[0], k[0]:
         case ("text pad", "text pad") | ("cond pad", "cond pad") | ("cond", "cond"):
             return 1
         case ("cond", other) if other == "image":
-            return 0 if cond_isolated else rules.cond2image_attention_weight
+            return 0 if isolated else rules.cond2image_attention_weight
         case ("image", "cond"):
             return rules.cond2image_attention_weight
         case (a, b) if "pad" in a + b:
             return 0
         case (a, b) if attention is Attention.FULL:
-            return 0 if a == "cond" and cond_isolated else 1
+            return 0 if a == "cond" and isolated else 1
         case (a, b) if "cond" in (a, b):
             return 0
         case ("global", "global"):
@@ -57,16 +57,16 @@ def weight_by_definition(
         case ("region", "region"):
             return q[1] == k[1]
         case ("global", "image"):
-            return 0 if isolated and rules.global_text_sees == "background" and entities(k) else 1
+            return 0 if is_aia and rules.global_text_sees == "background" and entities(k) else 1
         case ("image", "global"):
-            return 0 if isolated and entities(q) else 1
+            return 0 if is_aia and entities(q) else 1
         case ("region", "image") | ("image", "region"):
             (_, entity), (_, token) = (q, k) if q[0] == "region" else (k, q)
             if rules.attention_mask_method == "place":
                 return sample.coverage[entity].ravel()[token]
             return sample.masks[entity].ravel()[token]
         case ("image", "image"):
-            return not isolated or not entities(q) or bool(entities(q) & entities(k))
+            return not is_aia or not entities(q) or bool(entities(q) & entities(k))
         case ("global", "region") | ("region", "global"):
             return 0
     raise AssertionError((q, k))
