@@ -20,7 +20,7 @@ from typing import NoReturn
 
 INTERRUPTED = 130
 RETRY_SECONDS = 0.01
-PATIENCE = 5.0  # seconds for cleaning up; then the interrupt was lost, or the process hangs
+PATIENCE = 10.0  # seconds for cleaning up; then the interrupt was lost, or the process hangs
 
 _seen = False  # a SIGINT arrived while the command ran
 _reported = False  # the line about it is printed, or being printed
