@@ -188,9 +188,9 @@ def test_published_jpeg_has_the_pixels_that_pillow_writes_by_default(made: Path,
 
 
 def test_shares_are_disjoint_and_complete(made: Path, tmp_path: Path):
-    from seg2any.evaluation.generation import Task
+    from seg2any.evaluation.generation import ImageSet
 
-    task = Task(ShapesDataset("test", 8), tmp_path, 7, 3, "png", (SIDE, SIDE), 0, {})
+    task = ImageSet(ShapesDataset("test", 8), tmp_path, 7, 3, "png", (SIDE, SIDE), 0, {})
     for world in (1, 2, 3, 5, 30):
         blocks = [block for rank in range(world) for block in plan(task, 4, Process(rank, world), False)[0]]
         images = [image for block in blocks for image in block.jobs]

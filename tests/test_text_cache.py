@@ -11,7 +11,7 @@ from diffusers import FluxPipeline
 
 from seg2any import Layout, Seg2AnyPipeline
 from seg2any.bases.flux1.base import Flux1
-from seg2any.bases.text import Prompt, TextCache, TextKey, encode_texts
+from seg2any.bases.text import CaptionKeys, TextCache, TextKey, encode_texts
 from tests.tiny_pipeline import FAST, HARD, MANY, fresh_pipe, images_of
 
 ROW = torch.zeros(4)  # 16 bytes
@@ -57,7 +57,7 @@ def test_caption_length_kind_and_encoder_are_told_apart(encoders):
 
 
 def test_a_cache_too_small_for_one_call_still_serves_it(encoders):
-    prompts = [Prompt(key("a red circle"), (key("a star"), key("a heart")), key("a red circle", 0, "clip"))]
+    prompts = [CaptionKeys(key("a red circle"), (key("a star"), key("a heart")), key("a red circle", 0, "clip"))]
     expected = encode_texts(prompts, Flux1(encoders))[0]
     cache = TextCache(Flux1(encoders), max_bytes=1)
     found = encode_texts(prompts, Flux1(encoders), cache)[0]

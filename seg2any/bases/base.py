@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from seg2any.attention.attend import AttentionPlan, Tap
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
-from seg2any.bases.text import Prompt, TextKey
+from seg2any.bases.text import CaptionKeys, TextKey
 from seg2any.system.errors import UserError
 
 Grid = tuple[int, int]  # rows and columns of tokens
@@ -173,7 +173,7 @@ class Base(Protocol):
     network: nn.Module
     device: torch.device
 
-    def prompt(self, caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
+    def caption_keys(self, caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> CaptionKeys:
         """Name the embeddings that a sample needs: of its global caption, if any, and its regions.
 
         Raises UserError for plain settings without a global caption.

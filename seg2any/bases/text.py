@@ -31,7 +31,7 @@ class TextKey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Prompt:
+class CaptionKeys:
     """The keys of the embeddings that one sample needs.
 
     caption  None for a sample without a global caption
@@ -49,7 +49,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class EncodedText:
-    """The embeddings of a `Prompt`.
+    """The embeddings of the captions of one sample.
 
     caption  [T0, W]; T0 = 0 without a global caption
     regions  N x [Ti, W]
@@ -61,12 +61,12 @@ class EncodedText:
     pooled: Tensor | None
 
     @classmethod
-    def of(cls, prompt: Prompt, known: Mapping[TextKey, Tensor]) -> EncodedText:
-        """Look up the embeddings of a prompt; an absent global caption gets zero rows."""
+    def of(cls, keys: CaptionKeys, known: Mapping[TextKey, Tensor]) -> EncodedText:
+        """Look up the embeddings of a sample; an absent global caption gets zero rows."""
         return cls(
-            caption=known[prompt.caption] if prompt.caption else known[prompt.regions[0]][:0],
-            regions=tuple(known[key] for key in prompt.regions),
-            pooled=None if prompt.pooled is None else known[prompt.pooled],
+            caption=known[keys.caption] if keys.caption else known[keys.regions[0]][:0],
+            regions=tuple(known[key] for key in keys.regions),
+            pooled=None if keys.pooled is None else known[keys.pooled],
         )
 
     @property
@@ -90,18 +90,18 @@ class TextEncoder(Protocol):
 
 @torch.no_grad()
 def encode_texts(
-    prompts: Sequence[Prompt], encoder: TextEncoder, known: MutableMapping[TextKey, Tensor] | None = None
+    samples: Sequence[CaptionKeys], encoder: TextEncoder, known: MutableMapping[TextKey, Tensor] | None = None
 ) -> list[EncodedText]:
-    """Encode prompts, each distinct caption once; the tensors are on the CPU.
+    """Encode the captions of samples, each distinct caption once; the tensors are on the CPU.
 
     known  embeddings of earlier calls, which are reused; new ones are added
     """
     known = {} if known is None else known
-    keys = dict.fromkeys(key for prompt in prompts for key in prompt)
+    keys = dict.fromkeys(key for sample in samples for key in sample)
     found = {key: known[key] for key in keys if key in known}  # a copy, because a bounded `known` may drop some
     new = dict(encoder.encode_text([key for key in keys if key not in found]))
     known.update(new)
-    return [EncodedText.of(prompt, found | new) for prompt in prompts]
+    return [EncodedText.of(sample, found | new) for sample in samples]
 
 
 class TextCache(MutableMapping[TextKey, Tensor]):

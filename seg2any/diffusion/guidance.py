@@ -92,7 +92,7 @@ def _with_caption(
     known: MutableMapping[TextKey, Tensor],
 ) -> list[EncodedLayout]:
     """Replace every caption of the samples by `text`, which also becomes the global caption."""
-    prompts = [base.prompt(text, [text] * len(sample.masks), settings) for sample in samples]
+    prompts = [base.caption_keys(text, [text] * len(sample.masks), settings) for sample in samples]
     texts = encode_texts(prompts, base, known)
     return [dataclasses.replace(sample, text=text) for sample, text in zip(samples, texts, strict=True)]
 

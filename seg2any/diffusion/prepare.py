@@ -125,7 +125,7 @@ def encode_layouts(
     size_in_tokens(size, patch, settings.cond_scale_factor)
     if any(layout.caption is None and not layout.captions for layout in layouts):
         raise UserError("layout: it has no region and no `caption`, so there is nothing to draw; add one of them")
-    prompts = [base.prompt(layout.caption, layout.captions, settings) for layout in layouts]
+    prompts = [base.caption_keys(layout.caption, layout.captions, settings) for layout in layouts]
     texts, encoded = encode_texts(prompts, base, known), []
     for layout, text in zip(layouts, texts, strict=True):
         drawn = draw_layout(layout.masks, size, patch, settings)

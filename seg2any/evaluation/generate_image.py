@@ -114,7 +114,7 @@ def generate(request: Request) -> None:
     from accelerate import PartialState
 
     from seg2any.evaluation.generated import Generated, discard_leftovers, write_run
-    from seg2any.evaluation.generation import Task, make_missing, plan
+    from seg2any.evaluation.generation import ImageSet, make_missing, plan
     from seg2any.generate.choices import Machine, choose_settings, explained_memory
     from seg2any.generate.model import adapter_folder, read_adapter_card
     from seg2any.generate.session import Loading, Session
@@ -135,7 +135,7 @@ def generate(request: Request) -> None:
     processes.wait_for_everyone()  # the first one reads all weights, whose digests stand in the recipe
     run = Generated.read(folder).run
     sizes = (run["samples"], run["groups"], run["format"], tuple(run["size"]))
-    task = Task(data, folder, *sizes, run["seed"], run["recipe"])
+    task = ImageSet(data, folder, *sizes, run["seed"], run["recipe"])
     process = Process(processes.process_index, processes.num_processes, processes.local_process_index)
     blocks, finished = plan(task, options.batch_size, process, options.overwrite)
     missing = sum(len(block.missing) for block in blocks)

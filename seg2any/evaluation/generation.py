@@ -38,7 +38,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class ImageSet:
     """The images to make, and what they share.
 
     size     (H, W) of the images; masks are stretched to it, as in training
@@ -78,7 +78,7 @@ class Task:
         return {**own, "image": image.number, **self.recipe}
 
 
-def plan(task: Task, batch_size: int, process: Process, overwrite: bool) -> tuple[list[Batch[Wanted]], int]:
+def plan(task: ImageSet, batch_size: int, process: Process, overwrite: bool) -> tuple[list[Batch[Wanted]], int]:
     """List the blocks of `process` that lack an image, and count its finished images.
 
     Raises UserError for images of another run, which would spoil every mean over the folder.
@@ -94,7 +94,7 @@ def plan(task: Task, batch_size: int, process: Process, overwrite: bool) -> tupl
     return to_do, finished
 
 
-def _is_finished(task: Task, image: Wanted) -> bool:
+def _is_finished(task: ImageSet, image: Wanted) -> bool:
     found = look_at(image.path, lambda: task.recipe_of(image, task.layout(image.index)))
     if found.state is State.FOREIGN:
         raise UserError(f"{image.path}: another program made the image; use --overwrite or another folder")
@@ -104,7 +104,7 @@ def _is_finished(task: Task, image: Wanted) -> bool:
 
 
 def make_missing(
-    task: Task, blocks: Sequence[Batch[Wanted]], session: Session, settings: ConditionSettings, shown: bool
+    task: ImageSet, blocks: Sequence[Batch[Wanted]], session: Session, settings: ConditionSettings, shown: bool
 ) -> None:
     """Make the images block by block; each is written, whole or not at all, after its block."""
 

@@ -79,7 +79,7 @@ def load_data(raw: RawData, config: Config, base: Base, process: Process) -> Run
                 stacklevel=2,
             )
         shown = _first_layouts(raw.val, wanted, config.data.on_error == "skip")
-    prompts = [base.prompt(layout.caption, layout.captions, config.model.condition) for layout in shown]
+    prompts = [base.caption_keys(layout.caption, layout.captions, config.model.condition) for layout in shown]
     shown_texts = dict(base.encode_text(list({key for prompt in prompts for key in prompt})))
     _let_go(base, raw.train, config)
     return RunData(train, val, shown, shown_texts)
@@ -202,7 +202,7 @@ class DataSources:
             return {}
         names = list(dict.fromkeys(data.class_captions))
         with_regions = self.settings.override({"attention_mask_method": "base"})  # plain settings would drop them
-        wanted = list(self.base.prompt(None, names, with_regions).regions)
+        wanted = list(self.base.caption_keys(None, names, with_regions).regions)
         store = self._text_store(data)
 
         def make(_: Sequence[int]):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.base import Base, Posterior
-from seg2any.bases.text import EncodedText, Prompt, TextEncoder, TextKey
+from seg2any.bases.text import CaptionKeys, EncodedText, TextEncoder, TextKey
 from seg2any.diffusion.prepare import CondTokens, DrawnLayout, EncodedLayout, encode_drawn
 from seg2any.training.store import Entry
 
@@ -73,17 +73,17 @@ class Captions:
 
     def texts(self, base: Base, settings: ConditionSettings) -> Texts:
         """List the texts to encode, including the one that replaces a dropped caption."""
-        prompt = base.prompt(self.caption, self.regions, settings)
+        prompt = base.caption_keys(self.caption, self.regions, settings)
         if self.caption is None or not prompt.regions:
             return Texts(prompt, None)
-        return Texts(prompt, base.prompt(None, self.regions, settings).pooled)
+        return Texts(prompt, base.caption_keys(None, self.regions, settings).pooled)
 
 
 @dataclass(frozen=True)
 class Texts:
     """Keys of the embeddings of a sample, and of the pooled one without the global caption."""
 
-    prompt: Prompt
+    prompt: CaptionKeys
     pooled_without_caption: TextKey | None
 
     def __iter__(self) -> Iterator[TextKey]:

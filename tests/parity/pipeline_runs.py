@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.flux1.text import prompt_of
+from seg2any.bases.flux1.text import caption_keys_of
 from seg2any.bases.text import TextKey, TruncationWarning
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
@@ -102,7 +102,7 @@ class Run:
     def _texts(self, prompts: list[tuple], group: str, lengths: str) -> dict[TextKey, Tensor]:
         found = {}
         for number, (caption, regions) in enumerate(prompts):
-            prompt, image = prompt_of(caption, regions, self.settings), number * self.images_per_prompt
+            prompt, image = caption_keys_of(caption, regions, self.settings), number * self.images_per_prompt
             ends = np.cumsum(self.case[lengths][image])[: len(regions) + 1]  # an entry after these is padding
             parts = self.recorded[f"{group}/prompt_embeds"][image].tensor_split(torch.from_numpy(ends))
             found |= dict(zip(prompt.regions, parts[1:], strict=False))

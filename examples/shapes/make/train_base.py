@@ -27,6 +27,7 @@ from examples.shapes.make.build import GLOBAL_TOKENS, REGION_TOKENS, build_pipel
 from seg2any.bases.flux1.latents import encode_images, pixels_per_token
 from seg2any.data.shapes import Scene, ShapesDataset
 from seg2any.diffusion import flow
+from seg2any.diffusion.prepare import as_image
 from seg2any.system.console import exit_status, real, whole
 from seg2any.system.files import atomic_write
 from seg2any.system.interrupts import run_command
@@ -207,9 +208,9 @@ def encode_scenes(vae: AutoencoderKL, scenes: list[Scene]) -> Tensor:
     """Render and encode scenes; return posterior means, float16 [n, I, 64]."""
     parts = []
     for start in tqdm(range(0, len(scenes), 16), desc="encoding"):
-        images = np.stack([scene.render()[0] for scene in scenes[start : start + 16]])
+        images = torch.cat([as_image(scene.render()[0]) for scene in scenes[start : start + 16]])
         with cpu_autocast():
-            posterior = encode_images(torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1, vae)
+            posterior = encode_images(images, vae)
         parts.append(posterior.mean.half())
     return torch.cat(parts)
 

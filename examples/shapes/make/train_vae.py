@@ -22,6 +22,7 @@ from tqdm import tqdm
 from examples.shapes.make import loop
 from examples.shapes.make.build import build_vae
 from seg2any.data.shapes import ShapesDataset
+from seg2any.diffusion.prepare import as_image
 from seg2any.layout.contour import outline
 from seg2any.system.console import exit_status, real, whole
 from seg2any.system.interrupts import run_command
@@ -110,8 +111,7 @@ def crops(images: np.ndarray, n: int, size: int, step: int) -> Tensor:
         top, left = rng.integers(images.shape[1] - size + 1, size=2)
         crop = images[index, top : top + size, left : left + size]
         batch.append(crop[:: rng.choice([-1, 1]), :: rng.choice([-1, 1])])
-    pixels = torch.from_numpy(np.stack(batch)).permute(0, 3, 1, 2).float() / 127.5 - 1
-    return pixels.contiguous(memory_format=torch.channels_last)
+    return torch.cat([as_image(crop) for crop in batch]).contiguous(memory_format=torch.channels_last)
 
 
 def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float) -> tuple[Tensor, dict[str, float]]:
@@ -135,7 +135,7 @@ def reconstruction_loss(vae: AutoencoderKL, pixels: Tensor, kl_weight: float) ->
 @torch.no_grad()
 def latent_statistics(vae: AutoencoderKL, images: np.ndarray) -> tuple[float, float]:
     """Compute shift and scale so that (z - shift) * scale has mean 0 and deviation 1."""
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = torch.cat([as_image(image) for image in images])
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in pixels.split(16)])
     return float(latents.mean()), float(1 / latents.std())
 

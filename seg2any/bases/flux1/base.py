@@ -16,7 +16,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.base import Condition, Encoders, Geometry, Grid, Posterior
 from seg2any.bases.flux1 import latents, text
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
-from seg2any.bases.text import Prompt, TextKey
+from seg2any.bases.text import CaptionKeys, TextKey
 from seg2any.system.weights import module_samples, vocabulary
 
 # By (double blocks, single blocks, width). Measured by `python -m benchmarks.step_cache --calibrate`.
@@ -107,9 +107,9 @@ class Flux1:
         """Return the names of the Linear layers of the adapters `default` and `cond`."""
         return self.network.adapter_layers
 
-    def prompt(self, caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
+    def caption_keys(self, caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> CaptionKeys:
         """Name the embeddings of T5 and CLIP that a sample needs; see `Base`."""
-        return text.prompt_of(caption, regions, settings)
+        return text.caption_keys_of(caption, regions, settings)
 
     def encode_text(self, keys: Sequence[TextKey]) -> Iterator[tuple[TextKey, Tensor]]:
         """Encode captions with T5 and CLIP; see `Base`."""

@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor, nn
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.text import Prompt, TextKey, TruncationWarning
+from seg2any.bases.text import CaptionKeys, TextKey, TruncationWarning
 from seg2any.system.errors import UserError
 
 TOKENS_PER_PASS = 8192  # bounds the memory of one pass: 16 captions at T5's 512 tokens
@@ -37,7 +37,7 @@ class TextEncoders(Protocol):
     text_encoder_2: nn.Module
 
 
-def prompt_of(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> Prompt:
+def caption_keys_of(caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> CaptionKeys:
     """Name the embeddings of a sample's captions; its global caption may be None.
 
     Raises UserError for plain settings without a global caption.
@@ -45,8 +45,8 @@ def prompt_of(caption: str | None, regions: Sequence[str], settings: ConditionSe
     if settings.is_plain:
         if caption is None:
             raise UserError("layout: `caption` is missing, and attention_mask_method none reads nothing else; add it")
-        return Prompt(TextKey(caption, settings.max_sequence_length, "t5_padded"), (), TextKey(caption, 0, "clip"))
-    return Prompt(
+        return CaptionKeys(TextKey(caption, settings.max_sequence_length, "t5_padded"), (), TextKey(caption, 0, "clip"))
+    return CaptionKeys(
         caption=None if caption is None else TextKey(caption, settings.max_sequence_length, "t5"),
         regions=tuple(TextKey(text, settings.regional_max_sequence_length, "t5") for text in regions),
         pooled=TextKey(".".join(regions) if caption is None else caption, 0, "clip"),

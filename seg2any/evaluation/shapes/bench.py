@@ -10,7 +10,7 @@ import numpy as np
 
 from seg2any.data.shapes import ShapesDataset
 from seg2any.evaluation.generated import Generated, discard_leftovers, read_image, write_run
-from seg2any.evaluation.generation import Task, make_missing, plan
+from seg2any.evaluation.generation import ImageSet, make_missing, plan
 from seg2any.evaluation.metrics.item import Item
 from seg2any.evaluation.metrics.result import GENERATED
 from seg2any.evaluation.report.results import Run, bar_lines, make_run
@@ -82,7 +82,7 @@ class Bench:
         }
         write_run(folder, run, options.overwrite)
         discard_leftovers(folder)
-        task = Task(scenes, folder, self.count(kind), 1, "png", SIZE, options.seed, self.recipe)
+        task = ImageSet(scenes, folder, self.count(kind), 1, "png", SIZE, options.seed, self.recipe)
         blocks, _ = plan(task, options.batch_size, Process(), options.overwrite)
         make_missing(task, blocks, self.session, self.session.settings, shown=True)
         return Generated.read(folder).images(0, scenes)

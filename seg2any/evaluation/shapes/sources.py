@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from seg2any.data.dataset import Sample
+from seg2any.diffusion.prepare import as_image
 from seg2any.evaluation.metrics.item import GREY
 from seg2any.evaluation.shapes.judge import Verdict, judge
 from seg2any.generate.model import known_folder, known_model
@@ -64,7 +65,7 @@ def round_trip(images: Sequence[np.ndarray], pipeline: Seg2AnyPipeline) -> Itera
     """Encode and decode images uint8 [H, W, 3]."""
     base = pipeline.base
     for start in range(0, len(images), VAE_BATCH):
-        batch = torch.from_numpy(np.stack(images[start : start + VAE_BATCH])).permute(0, 3, 1, 2) / 127.5 - 1
+        batch = torch.cat([as_image(image) for image in images[start : start + VAE_BATCH]])
         grid = tuple(side // base.geometry.pixels_per_token for side in batch.shape[-2:])
         decoded = base.decode(base.encode_images(batch).mean, grid)
         yield from to_bytes(pipeline.image_processor.postprocess(decoded, output_type="np"))
