@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.scenes import SampleTokens
 from seg2any.attention import pattern as pattern_module
 from seg2any.attention.attend import AttentionPlan, attend
 from seg2any.attention.pattern import additive_mask, picture
@@ -14,7 +15,6 @@ from seg2any.attention.rules import may_attend
 from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import TokenLayout, layout_tokens
 from seg2any.system.errors import UserError
-from tests.tiny_flux import SampleTokens
 
 
 def random_sample(rng: np.random.Generator, n: int, grid: tuple[int, int]) -> SampleTokens:

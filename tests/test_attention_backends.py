@@ -13,6 +13,7 @@ import torch
 from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.scenes import SampleTokens
 from seg2any.attention import attend as auto
 from seg2any.attention import kernels as kernel
 from seg2any.attention import pattern as pattern_module
@@ -25,7 +26,6 @@ from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import TokenLayout, layout_tokens
 from seg2any.system.errors import UserError
 from tests.test_attention import OPTIONS, random_sample
-from tests.tiny_flux import SampleTokens
 from tests.tracked_memory import TrackedMemory
 
 TRAIN_HERE = [name for name in BACKENDS if name != "flex"]

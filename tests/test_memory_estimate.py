@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
+from benchmarks.scenes import SampleTokens
 from examples.shapes.make import build
 from seg2any.adapters.fold import fold
 from seg2any.attention.settings import ConditionSettings
@@ -30,7 +31,6 @@ from seg2any.generate.memory_estimate import (
 )
 from seg2any.generate.memory_modes import MEMORY_MODES
 from tests import tiny_flux
-from tests.tiny_flux import SampleTokens
 from tests.tiny_pipeline import FAST, HARD, THREE, fresh_pipe, images_of
 from tests.tracked_memory import TrackedMemory
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.scenes import SampleTokens
 from seg2any.attention.tokens import Kind, layout_tokens, token_coverage, token_masks
 from seg2any.system.errors import UserError
-from tests.tiny_flux import SampleTokens
 
 
 def random_masks(rng: np.random.Generator, n: int, size: tuple[int, int]) -> np.ndarray:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import SimpleNamespace
 
 import numpy as np
 import torch
 from peft import LoraConfig
 
+from benchmarks.scenes import SampleTokens
 from seg2any.adapters.files import add_adapters
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import layout_tokens
@@ -30,16 +30,6 @@ CONFIG = {
 GRID = (4, 3)
 RULES = ConditionSettings("hard", (1, 2))
 STYLE = ["to_q", "to_v", "proj_mlp", "ff.net.2", "x_embedder", "norm_out.linear"]
-
-
-@dataclass(frozen=True)
-class SampleTokens:
-    """Numbers that describe a sample before batching; see `seg2any.attention.tokens.Sample`."""
-
-    text_lengths: tuple[int, ...]
-    masks: np.ndarray
-    cond_positions: np.ndarray | None = None
-    coverage: np.ndarray | None = None
 
 
 def tiny(cls: type = Seg2AnyTransformer2DModel, seed: int = 0, **config) -> torch.nn.Module:

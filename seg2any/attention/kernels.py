@@ -145,6 +145,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        """Compute the gradients of query, key and value, slice by slice from recomputed outputs."""
         query, key, value = ctx.saved_tensors
         sums = torch.promote_types(key.dtype, torch.float32)  # gradients of key and value add up over all slices
         of_key, of_value = (torch.zeros_like(x, dtype=sums) for x in (key, value))

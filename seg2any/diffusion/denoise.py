@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import retrieve_timesteps
 from torch import Tensor
 
 from seg2any.bases.base import Base, Condition
@@ -107,9 +106,9 @@ def times(
     mu = base.time_shift(scheduler.config, n_tokens, num_inference_steps)
     even = np.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
     sigmas = None if scheduler.config.get("use_flow_sigmas") else even
-    timesteps, _ = retrieve_timesteps(scheduler, num_inference_steps, device, sigmas=sigmas, mu=mu)
+    scheduler.set_timesteps(num_inference_steps, device, sigmas=sigmas, mu=mu)
     scheduler.set_begin_index(0)
-    return timesteps
+    return scheduler.timesteps
 
 
 def _velocities(base: Base, latents: Tensor, t: Tensor, conditions: Sequence[Condition], guidance: float) -> Tensor:

@@ -189,7 +189,7 @@ class Encoder:
         known = dict(self.known)
         for read, wanted in zip(reads, texts, strict=True):
             known |= texts_of_entry(wanted, read.texts)
-        needed = (wanted if self.drops_captions else wanted.prompt for wanted in texts)
+        needed = (wanted if self.drops_captions else wanted.keys for wanted in texts)
         add_embeddings(known, (key for keys in needed for key in keys), self.base)
         with_std = self.settings.vae_posterior == "sample"
         return [

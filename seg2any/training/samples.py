@@ -73,21 +73,21 @@ class Captions:
 
     def texts(self, base: Base, settings: ConditionSettings) -> Texts:
         """List the texts to encode, including the one that replaces a dropped caption."""
-        prompt = base.caption_keys(self.caption, self.regions, settings)
-        if self.caption is None or not prompt.regions:
-            return Texts(prompt, None)
-        return Texts(prompt, base.caption_keys(None, self.regions, settings).pooled)
+        keys = base.caption_keys(self.caption, self.regions, settings)
+        if self.caption is None or not keys.regions:
+            return Texts(keys, None)
+        return Texts(keys, base.caption_keys(None, self.regions, settings).pooled)
 
 
 @dataclass(frozen=True)
 class Texts:
     """Keys of the embeddings of a sample, and of the pooled one without the global caption."""
 
-    prompt: CaptionKeys
+    keys: CaptionKeys
     pooled_without_caption: TextKey | None
 
     def __iter__(self) -> Iterator[TextKey]:
-        yield from self.prompt
+        yield from self.keys
         if self.pooled_without_caption:
             yield self.pooled_without_caption
 
@@ -106,7 +106,7 @@ class Latents:
 
         If the one for a dropped caption is missing, no caption can be dropped.
         """
-        layout = EncodedLayout(EncodedText.of(texts.prompt, known), self.masks, self.coverage, self.cond)
+        layout = EncodedLayout(EncodedText.of(texts.keys, known), self.masks, self.coverage, self.cond)
         return EncodedSample(self.image, layout, known.get(texts.pooled_without_caption))
 
 

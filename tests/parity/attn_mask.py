@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.scenes import SampleTokens
 from seg2any.attention.pattern import additive_mask
 from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import TokenLayout, layout_tokens, token_coverage, token_masks
-from tests.tiny_flux import SampleTokens
 
 RECORDED_AS = {"mask": Attention.SAA, "hard": Attention.AIA}
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from benchmarks.scenes import SampleTokens
 from seg2any.attention.tokens import layout_tokens
 from seg2any.layout.contour import kept_tokens
-from tests.tiny_flux import SampleTokens
 
 PATCH = 16  # pixels per token of the recorded images
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.scenes import SampleTokens
 from seg2any.adapters.files import add_adapters
 from seg2any.attention.tokens import layout_tokens, token_masks
 from seg2any.bases.base import Condition
 from tests.parity.transformer_run import expect_close, read_run
-from tests.tiny_flux import SampleTokens
 
 
 def scalings(model: torch.nn.Module) -> dict[str, dict[str, float]]:

@@ -10,12 +10,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 
+from benchmarks.scenes import SampleTokens
 from seg2any.adapters.files import load_adapters
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import layout_tokens, token_coverage, token_masks
 from seg2any.bases.base import Condition
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
-from tests.tiny_flux import SampleTokens
 
 RELATIVE = 1e-5
 
