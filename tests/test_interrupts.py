@@ -26,6 +26,10 @@ class Noisy:
         ctrl_c()
         time.sleep(0)
 
+class Slow:
+    def __del__(self, wait=time.sleep):
+        wait(1)
+
 def run():
 {body}
 
@@ -56,6 +60,10 @@ BODIES = {
     ),
     "code that loses it and goes on": f"try:\n    ctrl_c(); time.sleep(0)\nexcept BaseException:\n    pass\n{WAIT}",
     "a shutdown that hangs": f"atexit.register(threading.Event().wait, 60); ctrl_c(); {WAIT}",
+    "a teardown that outlasts the patience": (
+        "from seg2any.system import interrupts; interrupts.PATIENCE = 0.5\n"
+        f"sys.modules['slow'] = Slow(); ctrl_c(); {WAIT}"
+    ),
     "the interpreter's shutdown": "atexit.register(time.sleep, 60); atexit.register(ctrl_c)",
 }
 

@@ -11,6 +11,7 @@ PATIENCE seconds, and one that hangs while it ends is ended.
 from __future__ import annotations
 
 import _thread
+import atexit
 import os
 import signal
 import sys
@@ -37,6 +38,8 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         signal.signal(signal.SIGINT, _interrupt)
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, _interrupt)
+            # Registered first, so called last: after it Python drops its handlers, and an alarm would kill the process.
+            atexit.register(signal.setitimer, signal.ITIMER_REAL, 0)
         sys.unraisablehook = _without_interrupts(sys.unraisablehook)
         threading.excepthook = _without_interrupts(threading.excepthook)
     try:
@@ -57,9 +60,9 @@ def was_interrupted() -> bool:
 def report(program: str, advice: str = "") -> None:
     """Print, once in a process, that the program was interrupted; a SIGINT meanwhile is ignored."""
     global _reported
-    already, _reported = _reported, True
     if _seen:
-        _interrupt_again(PATIENCE)
+        _interrupt_again(PATIENCE)  # first, or an alarm could end the process before the line is printed
+    already, _reported = _reported, True
     if not already or not _seen:
         print(f"{program}: interrupted" + (f"; {advice}" if advice else ""), file=sys.stderr, flush=True)
 
