@@ -4,6 +4,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from seg2any.adapters.routing import Rows, linear
 from seg2any.system.errors import UserError
@@ -36,6 +37,38 @@ def test_rows_choose_their_adapters(state, n_cond):
         for name in active & ({"cond"} if row >= 5 - n_cond else {"default", "style"}):
             expected[:, row] += x[:, row] @ delta[name].T
     torch.testing.assert_close(linear(layer, x, Rows(n_cond)), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("trains", [True, False])
+def test_trained_adapters_compute_in_the_precision_of_the_base(trains):
+    model = adapted()
+    layer, x = model.transformer_blocks[0].attn.to_q, torch.randn(2, 5, 32).bfloat16()
+    layer.base_layer.bfloat16()
+    low = {path: p.detach().bfloat16() for path, p in layer.named_parameters() if "lora_" in path}
+    expected = layer.base_layer(x)
+    for name, part in (("default", slice(0, 3)), ("cond", slice(3, 5))):
+        inner = x[:, part] @ low[f"lora_A.{name}.weight"].T * layer.scaling[name]
+        expected[:, part] += inner @ low[f"lora_B.{name}.weight"].T
+    with torch.set_grad_enabled(trains), Products() as products:
+        y = linear(layer, x, Rows(2))
+    assert products.dtypes == {torch.bfloat16}
+    torch.testing.assert_close(y, expected)
+    if trains:
+        y.float().square().sum().backward()
+        assert {p.grad.dtype for p in layer.parameters() if p.requires_grad} == {torch.float32}
+
+
+class Products(TorchDispatchMode):
+    """Collects the precisions in which matrix products compute."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+            self.dtypes |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
+        return func(*args, **(kwargs or {}))
 
 
 def test_a_branch_may_have_other_adapters():

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from peft import PeftType
 from peft.tuners.lora import LoraLayer
 from torch import nn
@@ -99,12 +100,16 @@ def scale_in_base(layer: LoraLayer, name: str) -> float:
 
 
 def _low_rank(layer: LoraLayer, name: str, x: torch.Tensor, scale: float) -> torch.Tensor:
-    """Compute B (scale A x), scaled where a row has r instead of D_out numbers."""
-    down, up = layer.lora_A[name], layer.lora_B[name]
-    if not torch.is_autocast_enabled(x.device.type):
-        x = x.to(down.weight.dtype)
-    inner = down(layer.lora_dropout[name](x))
-    return up(inner if scale == 1 else inner * scale)
+    """Compute B (scale A x) in the dtype of x, scaled where a row has r instead of D_out numbers."""
+    inner = _product(layer.lora_A[name], layer.lora_dropout[name](x))
+    return _product(layer.lora_B[name], inner if scale == 1 else inner * scale)
+
+
+def _product(half: nn.Linear, x: torch.Tensor) -> torch.Tensor:
+    """Multiply x by A or B; trained ones stay in fp32 and lend a copy in the dtype of x."""
+    if half.weight.dtype == x.dtype:
+        return half(x)  # as a module: offloading moves its weights by hooks
+    return F.linear(x, half.weight.to(x.dtype))
 
 
 _NOT_LOW_RANK = (
