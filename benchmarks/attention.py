@@ -29,8 +29,9 @@ from seg2any.attention.pattern import AttentionPattern
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.system.console import exit_status, whole
+from seg2any.system.device import choose_device
 from seg2any.system.interrupts import run_command
-from seg2any.system.precision import PRECISIONS, choose_device, dtype_of
+from seg2any.system.precision import PRECISIONS, dtype_of
 from seg2any.system.provenance import circumstances
 
 SETTINGS = ConditionSettings("hard", (0, 0), 0.8, cond_scale_factor=2)

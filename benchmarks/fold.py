@@ -32,9 +32,10 @@ from seg2any.diffusion.prepare import assemble, encode_layouts, image_size
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
 from seg2any.system.console import exit_status, whole
+from seg2any.system.device import choose_device
 from seg2any.system.errors import UserError
 from seg2any.system.interrupts import run_command
-from seg2any.system.precision import PRECISIONS, choose_device, dtype_of
+from seg2any.system.precision import PRECISIONS, dtype_of
 from seg2any.system.provenance import circumstances
 
 GUIDANCE = 3.5

@@ -36,8 +36,9 @@ from seg2any.evaluation.shapes.results import results
 from seg2any.evaluation.shapes.sources import open_session
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.console import exit_status, whole
+from seg2any.system.device import choose_device
 from seg2any.system.interrupts import run_command
-from seg2any.system.precision import PRECISIONS, choose_device
+from seg2any.system.precision import PRECISIONS
 from seg2any.system.provenance import circumstances
 
 SHOWN = ("colour", "pattern", "IoU", "boundary IoU", "leak")

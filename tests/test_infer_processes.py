@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from infer import main
-from seg2any.generate.choices import device_name
 from seg2any.generate.plan import own_jobs
 from seg2any.system.errors import UserError
 from seg2any.system.processes import Process
@@ -138,16 +137,3 @@ def test_rank_and_world_size_come_from_the_launcher():
         Process.of({"RANK": "2", "WORLD_SIZE": "2"})
     with pytest.raises(UserError, match="WORLD_SIZE"):
         Process.of({"RANK": "0", "WORLD_SIZE": "two"})
-
-
-def test_every_process_has_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert [device_name(Process(i, 4, i % 2, 2), None) for i in range(4)] == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
-    assert device_name(Process(1, 2, 1, 2), "cuda") == "cuda:1"
-    assert device_name(Process(1, 2, 1, 2), "cpu") == device_name(Process(1, 2, 1, 2, True), None) == "cpu"
-    assert device_name(Process(), "cuda:1") == "cuda:1" and device_name(Process(), None) is None
-    with pytest.raises(UserError, match="3 processes, but 2 GPUs here"):
-        device_name(Process(2, 3, 2, 3), None)
-    with pytest.raises(UserError, match="--device cuda:1: all 2 processes would share it"):
-        device_name(Process(0, 2, 0, 2), "cuda:1")

@@ -12,7 +12,6 @@ from seg2any.generate.choices import (
     Machine,
     check_modes,
     choose_settings,
-    device_name,
     explained_memory,
     shared_recipe,
 )
@@ -28,7 +27,8 @@ from seg2any.layout import Layout
 from seg2any.layout.draw import panel
 from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import warn
-from seg2any.system.precision import choose_device, choose_dtype
+from seg2any.system.device import choose_device, device_name
+from seg2any.system.precision import choose_dtype
 from seg2any.system.processes import Process
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -118,15 +119,16 @@ def generate(request: Request) -> None:
     from seg2any.generate.choices import Machine, choose_settings, explained_memory
     from seg2any.generate.model import adapter_folder, read_adapter_card
     from seg2any.generate.session import Loading, Session
-    from seg2any.system.precision import choose_device, choose_dtype
+    from seg2any.system.device import choose_device, device_name
+    from seg2any.system.precision import choose_dtype
     from seg2any.system.processes import Process
 
     options, folder = request.options, request.options.output_path
     data = open_data(request.config)
     card = read_adapter_card(adapter_folder(options.pretrained_model_name_or_path, options.lora_ckpt_path))
     settings, remarks = choose_settings(options, card, request.config.model.condition)
-    processes = PartialState(cpu=options.device == "cpu", timeout=WEIGHTS_READ_WITHIN)
-    device = processes.device if options.device is None else choose_device(options.device)
+    device = choose_device(device_name(Process.of(os.environ), options.device))
+    processes = PartialState(cpu=device.type == "cpu", timeout=WEIGHTS_READ_WITHIN)
     machine = Machine(device, choose_dtype(options.weight_dtype, device))
     if processes.is_main_process:
         warn(remarks)

@@ -6,11 +6,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 
 import torch
 
-from seg2any.adapters.card import AdapterCard, package_version
+from seg2any.adapters.card import AdapterCard
 from seg2any.attention.settings import CARD_NAMES, ConditionSettings
 from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.generate.memory import check_mode, next_mode
@@ -18,10 +17,10 @@ from seg2any.generate.memory_modes import QUANTISED
 from seg2any.generate.model import known_folder, known_model
 from seg2any.generate.options import Options
 from seg2any.system.errors import UserError
-from seg2any.system.processes import Process
+from seg2any.system.provenance import versions
 
 MEMORY_WORDS = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)  # of MPS, CPU, Windows
-LIBRARIES = ("torch", "diffusers", "transformers", "peft")
+LIBRARIES = ("seg2any", "torch", "diffusers", "transformers", "peft")
 
 # Their hooks, or bitsandbytes' 8-bit products, cut blocks into pieces and are compiled again and again.
 NOT_COMPILED = ("group_offload", "int8", *(name for name in STEP_CACHES if name != "none"))
@@ -42,25 +41,6 @@ class Machine:
     def precision(self) -> str:
         """The name of the precision, as in `--weight_dtype`."""
         return str(self.dtype).removeprefix("torch.")
-
-
-def device_name(process: Process, asked: str | None) -> str | None:
-    """Return the value of --device for a process; of several, each has its own GPU.
-
-    Raises UserError if there are fewer GPUs than processes, or if one GPU is named for all of them.
-    """
-    if process.count == 1:
-        return asked
-    if asked is None and process.is_on_cpu:
-        return "cpu"
-    if asked is None and not torch.cuda.is_available():
-        return None
-    if asked is not None and asked.startswith("cuda:"):
-        raise UserError(f"--device {asked}: all {process.count} processes would share it; leave --device out")
-    n_gpus = torch.cuda.device_count()
-    if asked in (None, "cuda") and process.local >= n_gpus:
-        raise UserError(f"{process.local_count} processes, but {n_gpus} GPUs here; start one process for each GPU")
-    return f"cuda:{process.local}" if asked in (None, "cuda") else asked
 
 
 def choose_settings(
@@ -95,7 +75,7 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         **({"quantization": options.memory} if options.memory in QUANTISED else {}),
         **({"step_cache": options.step_cache} if options.step_cache != "none" else {}),
         "device": machine.device.type,
-        "versions": {"seg2any": package_version(), **{name: version(name) for name in LIBRARIES}},
+        "versions": versions(LIBRARIES),
     }
 
 

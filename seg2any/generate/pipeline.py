@@ -23,8 +23,8 @@ from seg2any.diffusion.prepare import encode_layouts, image_size, size_in_tokens
 from seg2any.generate import memory as memory_modes
 from seg2any.generate.memory_modes import BITSANDBYTES
 from seg2any.layout import Layout
+from seg2any.system.device import best_device, make_current
 from seg2any.system.errors import UserError
-from seg2any.system.precision import best_device
 
 if TYPE_CHECKING:
     from seg2any.diffusion.step_cache import CacheConfig
@@ -50,12 +50,14 @@ class Seg2AnyPipeline(Flux1Pipeline):
         """Load a pipeline as diffusers does; without `dtype` in float32.
 
         memory  a mode of `seg2any.generate.memory_modes`
-        device  to compute on; None: the best one present, but mode "full" leaves all on the CPU, as diffusers does
+        device  to compute on; None: the best one present, but mode "full" leaves all on the CPU, as diffusers does. A
+                GPU with a number, such as "cuda:1", becomes this process's current one
         """
         if "torch_dtype" not in kwargs:
             kwargs.setdefault("dtype", torch.float32)
         target = torch.device(device) if device is not None else best_device()
         memory_modes.check_mode(memory, target)
+        make_current(target)
         if memory in BITSANDBYTES:
             dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
             kwargs["quantization_config"] = memory_modes.quantization_config(memory, dtype)

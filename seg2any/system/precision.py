@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from seg2any.system.errors import UserError, shown
-
 if TYPE_CHECKING:
     import torch
 
@@ -41,28 +39,6 @@ def cpu_autocast() -> torch.autocast:
     import torch
 
     return torch.autocast("cpu", torch.bfloat16, enabled=has_fast_bfloat16("cpu"))
-
-
-def best_device() -> torch.device:
-    """Return the accelerator of this machine, else the CPU."""
-    import torch
-
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
-
-
-def choose_device(name: str | None) -> torch.device:
-    """Return the named device if it is usable, else the best one present. Raises UserError."""
-    import torch
-
-    try:
-        device = best_device() if name is None else torch.device(name)
-        torch.zeros(1, device=device).item()
-    except Exception as error:  # torch raises a different kind for every device that it cannot use
-        reason = shown(str(error).splitlines()[0] if str(error) else type(error).__name__, 120)
-        raise UserError(
-            f"--device {name}: cannot be used ({reason}); choose cuda, mps or cpu, or leave it out"
-        ) from error
-    return device
 
 
 def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     "seg2any",
+    "torch",
     "diffusers",
     "transformers",
     "peft",
@@ -44,8 +45,7 @@ def circumstances(device: torch.device | str) -> dict[str, object]:
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
         },
-        # torch.__version__ names the build (+cpu, +cu128), the package's metadata does not
-        "versions": {"python": platform.python_version(), "torch": torch.__version__} | dict(_versions()),
+        "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "commit": commit(),
     }
 
@@ -84,10 +84,19 @@ def _processor(vector_units: str) -> str:
     return f"{model} ({vector_units})"
 
 
-def _versions() -> Iterator[tuple[str, str]]:
-    """Yield name and version of every installed package of PACKAGES."""
-    for package in PACKAGES:
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed, of torch with its build.
+
+    torch.version names the build, such as 2.13.0+cu130; the package's metadata does not name every build.
+    """
+    found = {}
+    for package in packages:
         try:
-            yield package, metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    if "torch" in found:
+        from torch.version import __version__ as build
+
+        found["torch"] = str(build)
+    return found

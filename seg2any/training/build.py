@@ -18,8 +18,8 @@ from seg2any.data.catalog import data_set_name
 from seg2any.generate import memory
 from seg2any.generate.memory_modes import IN_TRAINING
 from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.system.device import best_device
 from seg2any.system.errors import UserError
-from seg2any.system.precision import best_device
 from seg2any.system.weights import weights_fingerprint
 from seg2any.training.config import Config
 from seg2any.training.strategy import Strategy

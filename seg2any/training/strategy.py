@@ -26,6 +26,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
+from seg2any.system.device import make_current
 from seg2any.system.errors import UserError
 from seg2any.system.precision import dtype_of, has_fast_bfloat16
 from seg2any.system.processes import ALONE, Process
@@ -179,6 +180,7 @@ def make_accelerator(config: Config) -> Accelerator:
         project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.project.logging_dir)),
         kwargs_handlers=_handlers(),
     )
+    make_current(accelerator.device)  # accelerate does so for torchrun's ranks, not for ACCELERATE_TORCH_DEVICE
     if config.mixed_precision == "bf16" and not has_fast_bfloat16(accelerator.device):
         warnings.warn("mixed_precision: this CPU computes bf16 many times slower than fp32; give auto", stacklevel=2)
     return accelerator

@@ -17,9 +17,9 @@ from seg2any.evaluation.ablation.trends import NEEDED
 from seg2any.evaluation.report.results import Run, finite
 from seg2any.evaluation.shapes.judge import judge
 from seg2any.generate.folder import open_folder
+from seg2any.system.device import choose_device
 from seg2any.system.errors import UserError
 from seg2any.system.files import RUNNING, atomic_write, locked
-from seg2any.system.precision import choose_device
 
 PROBED = 2  # steps
 Unit = tuple[Row | None, str]  # a row, or None for ceiling and floors, and a kind of scenes

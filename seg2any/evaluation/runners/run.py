@@ -15,8 +15,8 @@ from seg2any.evaluation.runners.items import Benchmark
 from seg2any.evaluation.runners.measures import Measure, load_measures
 from seg2any.evaluation.runners.options import DEFAULTS, Options
 from seg2any.evaluation.vqa.questions import PROMPTS_SHA256
+from seg2any.system.device import choose_device
 from seg2any.system.errors import UserError
-from seg2any.system.precision import choose_device
 from seg2any.system.weights import file_digest, folder_digest
 
 

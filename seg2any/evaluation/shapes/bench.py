@@ -31,7 +31,7 @@ from seg2any.evaluation.shapes.sources import (
 )
 from seg2any.generate.folder import open_folder
 from seg2any.generate.session import Session
-from seg2any.system.precision import choose_device
+from seg2any.system.device import choose_device
 from seg2any.system.processes import Process
 
 COLUMNS = (CEILING, ROUND_TRIP, GENERATED, OTHER_SCENE, EMPTY)
