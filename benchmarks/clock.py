@@ -2,12 +2,35 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}  # cpu: processor time of all threads
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """The times of one work divided by those of another, round by round: median, least and most.
+
+    Rounded to two decimals, because no machine repeats a time more closely.
+    """
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, seconds: Sequence[float], others: Sequence[float]) -> Ratio:
+        """Divide the times of two works that took turns."""
+        each = [round(one / other, 2) for one, other in zip(seconds, others, strict=True)]
+        return cls(round(statistics.median(each), 2), min(each), max(each))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f}..{self.high:.2f}]"
 
 
 def timed(work: Callable[[], object], device: str | torch.device, clock: str = "wall") -> float:

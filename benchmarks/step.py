@@ -1,13 +1,16 @@
-"""Time a denoising step and a whole image with the published scheme, ours and plain FLUX.
+"""Time a denoising step with the published scheme, ours, plain FLUX and the machine's limit; print the bars of speed.
 
-    python -m benchmarks.step                    # a FLUX of 332 million random weights on a CPU, 1024 image tokens
+    python -m benchmarks.step                    # on a CPU: random weights, 512 and 1024 px, all bars
     python -m benchmarks.step --size flux-dev    # FLUX.1-dev's size on CUDA: 512, 1024 and 2048 px, batches of 1 and 4
 
 The schemes of `benchmarks/step_schemes.py` take turns on the image of `benchmarks/scenes.py`, without text encoders and
-VAE. Their outputs must agree before anything is timed. Then the bars are measured: `attention alone` compares one AIA
-block at 4096 image tokens and 24 heads with torch's kernel and a dense float mask; `growth` is explained in
-`benchmarks/step_growth.py`. The last line is JSON, which is also written to benchmarks/results. `--clock cpu` measures
-processor time, for a busy machine. With the defaults it takes about five minutes on two idle cores.
+VAE, in another order in every round; masks are built once per image, as in the published code. Their outputs must agree
+before anything is timed. Then the other bars of `benchmarks/step_bars.py` are measured: what more entities cost
+(`benchmarks/step_growth.py`), training (`benchmarks/step_train.py`, `benchmarks/train_step.py`) and attention alone.
+
+On a CPU one thread computes, and processor time counts, so that a busy machine changes little. The sizes are `cpu`
+(332 million weights, 12 heads x 128) and `narrow` (8 heads x 64). The last line is JSON, which is also written to
+benchmarks/results. With the defaults it takes about a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -16,85 +19,140 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import asdict
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from benchmarks.clock import CLOCKS, in_turn, timed
+from benchmarks import train_step
+from benchmarks.clock import CLOCKS, Ratio, in_turn, timed
 from benchmarks.result_lines import check_place
 from benchmarks.scenes import PATCH
-from benchmarks.step_bars import attention_bars, bars, growth_bars
-from benchmarks.step_growth import measure_growth
-from benchmarks.step_schemes import ISOLATED, SIZES, Case, Given, Models, Scheme, schemes_of, tokens_of_step
-from seg2any.evaluation.report.results import bar_lines
+from benchmarks.step_bars import attention_bars, growth_bars, loop_bar, step_bars, training_bars
+from benchmarks.step_growth import READINGS, Runs, measure_growth
+from benchmarks.step_schemes import (
+    FOLDED,
+    ISOLATED,
+    KERNEL,
+    LIMIT,
+    PLAIN,
+    PUBLISHED,
+    ROUTED,
+    SCHEMES,
+    SIZES,
+    Case,
+    Given,
+    Models,
+    schemes_of,
+    tokens_of_step,
+)
+from benchmarks.step_train import measure_training
+from seg2any.evaluation.report.results import Bar, bar_lines
 from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.system.interrupts import run_command
-from seg2any.system.precision import has_fast_bfloat16
+from seg2any.system.precision import PRECISIONS, dtype_of, has_fast_bfloat16
 from seg2any.system.provenance import circumstances
+from seg2any.training import config as configs
 
 RESULTS = Path(__file__).parent / "results"
-NOT_COMPARED = ("plain", "kernel", ISOLATED)
+NOT_COMPARED = (PLAIN, KERNEL, LIMIT, ISOLATED)
 MOST_DIFFERENCE = 0.02  # relative difference of outputs that rounding to bfloat16 explains
-DEFAULTS = {  # sides, batch sizes, steps of a whole image, rounds
-    "cpu": ((512,), (1,), 4, 3),
-    "flux-dev": ((512, 1024, 2048), (1, 4), 28, 5),
-    "tiny": ((128,), (1,), 2, 3),
+PARTS = ("growth", "attention", "training")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cases that are measured with the weights of one size, and the schemes that take turns."""
+
+    size: str
+    sides: tuple[int, ...]
+    entities: tuple[int, ...]
+    schemes: tuple[str, ...] = SCHEMES
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What is measured unless options say otherwise; the first table names the size."""
+
+    tables: tuple[Table, ...]
+    batch: tuple[int, ...]
+    image_steps: int
+    rounds: int
+
+
+DEFAULTS = {
+    "cpu": Defaults(
+        (
+            Table("cpu", (512,), (8, 20)),
+            Table("cpu", (1024,), (8,), (LIMIT, PUBLISHED, ROUTED, FOLDED)),
+            Table("narrow", (1024,), (8,), (LIMIT, PUBLISHED, ROUTED, FOLDED)),
+        ),
+        (1,),
+        0,
+        5,
+    ),
+    "narrow": Defaults((Table("narrow", (512, 1024), (8, 20)),), (1,), 0, 5),
+    "flux-dev": Defaults((Table("flux-dev", (512, 1024, 2048), (1, 8, 20)),), (1, 4), 28, 5),
+    "tiny": Defaults((Table("tiny", (128,), (1, 8, 20)),), (1,), 2, 3),
 }
 
 
-def measure(options: argparse.Namespace, models: Models) -> list[dict]:
-    """Measure every case and scheme, print the table and return its rows."""
+def measure(options: argparse.Namespace, models: Models, table: Table) -> list[dict]:
+    """Measure every case and scheme of a table, print it and return its rows."""
     results = []
-    print(
-        f"{'px':>5}{'entities':>9}{'batch':>6}{'tokens':>7}  {'scheme':<10}{'step s, least':>14}{'median':>8}", end=""
-    )
-    print(f"{'of plain':>9}{'published/':>11}{'image s':>9}{'GiB':>6}")
-    for case in cases(options):
-        given = Given(models, case, torch.device(options.device), torch.bfloat16)
-        rows = measure_case(options, given)
-        least = {row["scheme"]: min(row["seconds"]) for row in rows}
+    print(f"\n{'size':<9}{'px':>5}{'entities':>9}{'batch':>6}{'tokens':>7}  {'scheme':<10}{'step s':>8}", end="")
+    print(f"  {'published / this':<18}  {'this / plain':<18}  {'this / limit':<18}{'image s':>9}{'GiB':>6}")
+    for case in cases(options, table):
+        given = Given(models, case, torch.device(options.device), dtype_of(options.dtype))
+        rows = [{"size": table.size, **row} for row in measure_case(options, given, table.schemes)]
+        seconds = {row["scheme"]: row["seconds"] for row in rows}
         for row in rows:
-            image = f"{row['image_seconds']:>9.2f}" if row["image_seconds"] else f"{'-':>9}"
-            memory = f"{row['working_gib']:>6.1f}" if row["working_gib"] is not None else f"{'-':>6}"
-            this = least[row["scheme"]]
-            print(f"{case.side:>5}{case.n_entities:>9}{case.batch_size:>6}{row['tokens']:>7}  ", end="")
-            print(f"{row['scheme']:<10}{this:>14.3f}{statistics.median(row['seconds']):>8.3f}", end="")
-            print(f"{this / least['plain']:>9.2f}{least['published'] / this:>11.2f}{image}{memory}", flush=True)
+            image = f"{row['image_seconds']:.2f}" if row["image_seconds"] else "-"
+            memory = f"{row['working_gib']:.1f}" if row["working_gib"] is not None else "-"
+            print(f"{table.size:<9}{case.side:>5}{case.n_entities:>9}{case.batch_size:>6}{row['tokens']:>7}  ", end="")
+            print(f"{row['scheme']:<10}{statistics.median(row['seconds']):>8.3f}", end="")
+            print(f"  {ratio(seconds.get(PUBLISHED), row['seconds']):<18}", end="")
+            print(f"  {ratio(row['seconds'], seconds.get(PLAIN)):<18}", end="")
+            print(f"  {ratio(row['seconds'], seconds.get(LIMIT)):<18}{image:>9}{memory:>6}", flush=True)
         results += rows
     return results
 
 
-def cases(options: argparse.Namespace) -> list[Case]:
+def ratio(seconds: Sequence[float] | None, others: Sequence[float] | None) -> str:
+    """Format the ratio of two works, or "-" if one of them was not measured."""
+    return str(Ratio.of(seconds, others)) if seconds and others else "-"
+
+
+def cases(options: argparse.Namespace, table: Table) -> Iterator[Case]:
     """Combine every side, batch size and number of entities."""
-    return [
-        Case(side, n_entities, batch)
-        for side in options.sides
-        for batch in options.batch
-        for n_entities in options.entities
-    ]
+    for side in table.sides:
+        for batch in options.batch:
+            for n_entities in table.entities:
+                yield Case(side, n_entities, batch)
 
 
-def measure_case(options: argparse.Namespace, given: Given) -> list[dict]:
-    """Time the steps of all schemes in turn, and whole images at the middle number of entities."""
-    schemes, noise = schemes_of(given), given.latents()
+def measure_case(options: argparse.Namespace, given: Given, names: Sequence[str]) -> list[dict]:
+    """Time the steps of the schemes in turn, and whole images with 8 entities."""
+    schemes, noise = schemes_of(given, names), given.latents()
     prepared = {scheme.name: scheme.prepare() for scheme in schemes}
 
-    def step(scheme: Scheme) -> torch.Tensor:
+    def step(scheme) -> torch.Tensor:
         with scheme.context():
             return scheme.step(prepared[scheme.name], noise, 0.5)
 
     check_agreement({scheme.name: step(scheme).float() for scheme in schemes if scheme.name not in NOT_COMPARED})
     works = {scheme.name: lambda scheme=scheme: step(scheme) for scheme in schemes}
     seconds = in_turn(works, options.rounds, options.device, options.clock)
-    makes_images = options.image_steps and given.case.n_entities == sorted(options.entities)[len(options.entities) // 2]
+    makes_images = options.image_steps and given.case.n_entities == 8
     rows = []
     for scheme in schemes:
         image = None
-        if makes_images:
+        if makes_images and scheme.name != LIMIT:
             image = timed(lambda scheme=scheme: scheme.image(noise, options.image_steps), options.device, options.clock)
         rows.append(
             asdict(given.case)
@@ -107,7 +165,7 @@ def measure_case(options: argparse.Namespace, given: Given) -> list[dict]:
 
 def check_agreement(outputs: dict[str, torch.Tensor]) -> None:
     """Raise UserError if the predictions [B, I, C] differ by more than rounding explains."""
-    expected = outputs["published"]
+    expected = outputs[PUBLISHED]
     for name, output in outputs.items():
         difference = float((output - expected).norm() / expected.norm())
         if not difference < MOST_DIFFERENCE:
@@ -127,13 +185,38 @@ def working_memory(work, device: str) -> float | None:
     return (torch.cuda.max_memory_allocated(device) - before) / 2**30
 
 
-def grown(options: argparse.Namespace, models: Models) -> list[dict]:
-    """Measure growth at the table's sides; on a CPU also at twice the last one.
+@torch.no_grad()
+def measure_steps(options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
+    """Measure the steps of all tables, and growth at the sides of the first; return the rows of both."""
+    results, growth, models, size = [], [], None, None
+    for n, table in enumerate(options.tables):
+        if size != table.size:
+            size, models = (
+                table.size,
+                Models.random(SIZES[table.size], torch.device(options.device), dtype_of(options.dtype)),
+            )
+        results += measure(options, models, table)
+        if n == 0 and "growth" not in options.skip:
+            runs = (options.readings, options.rounds, options.device, options.clock, dtype_of(options.dtype))
+            growth = measure_growth(models, table.size, Runs(table.sides, options.batch[0], *runs))
+    return results, growth
 
-    With more image tokens, the tokens of captions and contours weigh less.
-    """
-    sides = options.sides if options.device == "cuda" else [*options.sides, 2 * options.sides[-1]]
-    return measure_growth(models, sides, options.batch[0], options.rounds, options.device, options.clock)
+
+def measure_train(options: argparse.Namespace) -> tuple[list[Bar], dict]:
+    """Measure training's transformer at 512 px with 8 entities, and the loop; return bars and rows."""
+    size = options.tables[0].size
+    case = Case(options.tables[0].sides[0], 8)
+    rows = [measure_training(size, case, options.rounds, options.clock, dtype_of(options.dtype), options.device)]
+    with tempfile.TemporaryDirectory() as folder:
+        words = [*train_step.DEFAULT, "--trainer.train_batch_size=4", f"--mixed_precision={precision(options.dtype)}"]
+        loop = train_step.measure(configs.load(words), options.rounds, options.clock, Path(folder))
+    print(train_step.table(loop))
+    return [*training_bars(rows), loop_bar(loop)], {"transformer": rows, "loop": loop}
+
+
+def precision(dtype: str) -> str:
+    """Return the value of --mixed_precision for a precision."""
+    return "no" if dtype == "fp32" else dtype
 
 
 def parse_options(words: list[str] | None = None) -> argparse.Namespace:
@@ -141,28 +224,39 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="cpu", help="flux-dev needs CUDA (default: cpu)")
     parser.add_argument("--sides", type=whole(1), nargs="+", help="sides of the image in pixels (default: as above)")
-    parser.add_argument(
-        "--entities", type=whole(1), nargs="+", default=[1, 8, 20], help="numbers of regions (default: 1 8 20)"
-    )
+    parser.add_argument("--entities", type=whole(1), nargs="+", help="numbers of regions (default: as above)")
     parser.add_argument("--batch", type=whole(1), nargs="+", help="batch sizes (default: 1; flux-dev: 1 4)")
+    parser.add_argument("--rounds", type=whole(1), help="rounds after the first, uncounted one (default: 5)")
     parser.add_argument(
-        "--rounds", type=whole(1), help="rounds after the first, uncounted one (default: 3; flux-dev: 5)"
+        "--image_steps", type=whole(0), help="steps of a whole image; 0 makes none (default: 0; flux-dev: 28)"
     )
+    parser.add_argument("--dtype", choices=PRECISIONS, help="default: bf16, without bfloat16 instructions fp32")
+    parser.add_argument("--clock", choices=CLOCKS, help="cpu: processor time (default: cpu; with CUDA: wall)")
+    parser.add_argument("--threads", type=whole(1), default=1, help="threads on a CPU (default: %(default)s)")
+    parser.add_argument("--skip", nargs="+", choices=PARTS, default=[], help="leave out these parts")
     parser.add_argument(
-        "--image_steps", type=whole(0), help="steps of a whole image; 0 makes none (default: 4; flux-dev: 28)"
+        "--readings",
+        nargs="+",
+        choices=READINGS,
+        default=["entities", "captions"],
+        help="kinds of growth (default: entities captions)",
     )
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
-    parser.add_argument("--skip_attention", action="store_true", help="skip the bars of attention alone")
-    parser.add_argument("--skip_growth", action="store_true", help="skip the table of what more regions cost")
     parser.add_argument(
         "--output", type=Path, help="file for the JSON line (default: benchmarks/results/step_SIZE.json)"
     )
     options = parser.parse_args(words)
     options.device = "cuda" if options.size == "flux-dev" else "cpu"
-    sides, batch, image_steps, rounds = DEFAULTS[options.size]
-    options.sides, options.batch = options.sides or list(sides), options.batch or list(batch)
-    options.rounds = rounds if options.rounds is None else options.rounds
-    options.image_steps = image_steps if options.image_steps is None else options.image_steps
+    defaults, first = DEFAULTS[options.size], DEFAULTS[options.size].tables[0]
+    options.tables = list(defaults.tables)
+    if options.sides or options.entities:
+        options.tables = [
+            Table(options.size, tuple(options.sides or first.sides), tuple(options.entities or first.entities))
+        ]
+    options.batch = options.batch or list(defaults.batch)
+    options.rounds = options.rounds or defaults.rounds
+    options.image_steps = defaults.image_steps if options.image_steps is None else options.image_steps
+    options.dtype = options.dtype or ("bf16" if has_fast_bfloat16(options.device) else "fp32")
+    options.clock = options.clock or ("cpu" if options.device == "cpu" else "wall")
     options.output = options.output or RESULTS / f"step_{options.size}.json"
     return options
 
@@ -172,9 +266,9 @@ def check(options: argparse.Namespace) -> None:
     check_place(options.output)
     if options.size == "flux-dev" and not torch.cuda.is_available():
         raise UserError("--size flux-dev: no CUDA device was found; use a GPU with 60 GB, or --size cpu")
-    if options.device == "cpu" and not has_fast_bfloat16("cpu"):
+    if options.device == "cpu" and options.dtype == "bf16" and not has_fast_bfloat16("cpu"):
         print("this CPU has no bfloat16 instructions, so the times mean little", file=sys.stderr)
-    if odd := [side for side in options.sides if side % (4 * PATCH)]:
+    if odd := [side for table in options.tables for side in table.sides if side % (4 * PATCH)]:
         raise UserError(f"--sides {odd[0]}: not a multiple of {4 * PATCH}; give multiples of {4 * PATCH}")
 
 
@@ -187,23 +281,29 @@ def main(words: list[str] | None = None) -> int:
     return exit_status("benchmarks.step", lambda: run(options), "start again")
 
 
-@torch.no_grad()
 def run(options: argparse.Namespace) -> None:
     """Measure; print tables, bars and the JSON line, which --output keeps. Raises UserError."""
     check(options)
+    if options.device == "cpu":
+        torch.set_num_threads(options.threads)
     keep_freed_memory()  # as infer.py does
-    models = Models.random(SIZES[options.size], torch.device(options.device), torch.bfloat16)
-    n_weights = sum(weight.numel() for weight in models.stock.parameters())
-    print(f"{n_weights / 1e6:.0f} million weights, bf16, {options.device}, {torch.get_num_threads()} threads")
-    results = measure(options, models)
-    growth = [] if options.skip_growth else grown(options, models)
-    del models
-    found = bars(options, results) + growth_bars(growth)
-    found += [] if options.skip_attention else attention_bars(options)
+    around = circumstances(options.device)
+    where = f"{around['machine']['name']}, {around['machine']['threads']} threads, torch {around['versions']['torch']}"
+    print(f"{where}, commit {around['commit']}, {options.dtype}, {options.clock} time, {options.rounds} rounds")
+    results, growth = measure_steps(options)
+    found, training = step_bars(results), {}
+    if "training" not in options.skip and options.device == "cpu":
+        bars, training = measure_train(options)
+        found += bars
+    found += growth_bars(growth)
+    found += [] if "attention" in options.skip else attention_bars(options)
+    print(
+        f"\nbars: {where}, commit {around['commit']}, {options.dtype}; median [least..most] of {options.rounds} rounds"
+    )
     print(*bar_lines(found), sep="\n")
-    about = {"benchmark": "step", "size": options.size, "weights": n_weights, "clock": options.clock}
-    bars_met = [asdict(bar) | {"is_met": bar.is_met} for bar in found]
-    line = json.dumps(about | {"bars": bars_met, "results": results, "growth": growth} | circumstances(options.device))
+    about = {"benchmark": "step", "size": options.size, "clock": options.clock, "dtype": options.dtype}
+    about |= {"bars": [asdict(bar) | {"is_met": bar.is_met} for bar in found]}
+    line = json.dumps(about | {"results": results, "growth": growth, "training": training} | around)
     print(line)
     with atomic_write(options.output) as temporary:
         temporary.write_text(line + "\n", encoding="utf-8")

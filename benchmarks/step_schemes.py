@@ -2,6 +2,7 @@
 
 plain      stock FLUX.1 of diffusers: the same image tokens, 512 padded text tokens, no adapter; the lower bound
 kernel     plain FLUX with our attention kernel: separates what the kernel saves from what the method saves
+limit      `benchmarks/machine_limit.py`: the products of the blocks and the attention of our tokens, without a mask
 published  `benchmarks/published_scheme.py`: a dense float mask, both adapters on all tokens, one pass per stream
 routed     our model with the adapters as loaded: each adapter computes only its own tokens
 folded     our model after `fold()`: `default` is part of the weights, condition tokens add the difference to `cond`
@@ -13,8 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from diffusers import FluxTransformer2DModel
 
+from benchmarks.machine_limit import machine_limit
 from benchmarks.published_scheme import published_scheme
 from benchmarks.scenes import CAPTION_TOKENS, PATCH, SampleTokens, scene
 from seg2any.adapters.files import add_adapters
@@ -35,20 +36,24 @@ from seg2any.diffusion.cond_cache import with_keys
 
 PLAIN_TEXT_TOKENS = 512
 GUIDANCE = 3.5
-FOLDED, ISOLATED = "folded", "isolated"
+PLAIN, KERNEL, LIMIT, PUBLISHED, ROUTED, FOLDED, ISOLATED = SCHEMES = (
+    *("plain", "kernel", "limit", "published", "routed", "folded", "isolated"),
+)
 
 
 @dataclass(frozen=True)
 class Size:
     """The size of a transformer.
 
-    rank  rank of the adapters: a 48th of the width, as published
+    rank      rank of the adapters: a 48th of the width, as published
+    head_dim  numbers per attention head
     """
 
     n_double: int
     n_single: int
     n_heads: int
     rank: int
+    head_dim: int = 128
 
     @property
     def aia_blocks(self) -> tuple[int, int]:
@@ -61,12 +66,18 @@ class Size:
             "num_layers": self.n_double,
             "num_single_layers": self.n_single,
             "num_attention_heads": self.n_heads,
-            "attention_head_dim": 128,
+            "attention_head_dim": self.head_dim,
+            "axes_dims_rope": tuple(self.head_dim * part // 16 for part in (2, 7, 7)),
             "guidance_embeds": True,
         }
 
 
-SIZES = {"cpu": Size(2, 4, 12, 32), "flux-dev": Size(19, 38, 24, 64), "tiny": Size(1, 2, 2, 4)}
+SIZES = {
+    "cpu": Size(2, 4, 12, 32),
+    "narrow": Size(2, 4, 8, 16, head_dim=64),
+    "flux-dev": Size(19, 38, 24, 64),
+    "tiny": Size(1, 2, 2, 4),
+}
 
 
 @dataclass(frozen=True)
@@ -204,18 +215,34 @@ class Given:
         )
 
 
-def schemes_of(given: Given) -> list[Scheme]:
-    """List all schemes for a case; the first is the lower bound."""
+def schemes_of(given: Given, names: Sequence[str] = SCHEMES) -> list[Scheme]:
+    """List the named schemes for a case, in the order of SCHEMES."""
     models, ours, folded = given.models, base_of(given.models.ours), base_of(given.models.folded)
-    published = functools.partial(published_scheme, models.size.n_heads)
-    return [
-        Scheme("plain", lambda: token_ids(given), lambda ids, x, t: plain_step(given, ids, x, t)),
-        Scheme("kernel", given.plain_condition, regional_step(folded)),
-        Scheme("published", given.condition, regional_step(ours), published),
-        Scheme("routed", given.condition, regional_step(ours)),
+    schemes = [
+        Scheme(PLAIN, lambda: token_ids(given), lambda ids, x, t: plain_step(given, ids, x, t)),
+        Scheme(KERNEL, given.plain_condition, regional_step(folded)),
+        Scheme(LIMIT, given.condition, LimitStep(models.size)),
+        Scheme(PUBLISHED, given.condition, regional_step(ours), published_scheme),
+        Scheme(ROUTED, given.condition, regional_step(ours)),
         Scheme(FOLDED, given.condition, regional_step(folded)),
-        Scheme(ISOLATED, functools.partial(isolated, folded, given), regional_step(folded)),
+        Scheme(ISOLATED, lambda: isolated(folded, given), regional_step(folded)),
     ]
+    return [scheme for scheme in schemes if scheme.name in names]
+
+
+class LimitStep:
+    """A step of `limit`: it computes what `machine_limit` does, and returns the latents."""
+
+    def __init__(self, size: Size):
+        self.size, self.compute = size, None
+
+    def __call__(self, condition: Condition, latents: torch.Tensor, time: float) -> torch.Tensor:
+        if self.compute is None:
+            size, tokens = self.size, condition.tokens
+            rows = tokens.n_text, tokens.kind.shape[1] - tokens.n_text
+            self.compute = machine_limit(size.n_double, size.n_single, size.n_heads, size.head_dim, rows, latents)
+        self.compute()
+        return latents
 
 
 def tokens_of_step(prepared: object, case: Case) -> int:

@@ -76,7 +76,7 @@ def measure_row(row: Row, size: Size, side: int, rounds: int, device: torch.devi
     if is_cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    with published_scheme(size.n_heads) if row.published else contextlib.nullcontext():
+    with published_scheme() if row.published else contextlib.nullcontext():
         (seconds,) = in_turn({row.name: step}, rounds, device).values()
     tokens = given.condition().tokens.kind.shape[1]
     expected = estimate(config, transformer, tokens, EncoderSizes(), Launch())
@@ -90,11 +90,13 @@ def measure_row(row: Row, size: Size, side: int, rounds: int, device: torch.devi
     }
 
 
-def random_transformer(size: Size, config: Config, device: torch.device) -> Seg2AnyTransformer2DModel:
-    """Create a frozen transformer in bf16 or nf4 on the device, with both adapters in fp32."""
+def random_transformer(
+    size: Size, config: Config, device: torch.device, dtype: torch.dtype = torch.bfloat16
+) -> Seg2AnyTransformer2DModel:
+    """Create a frozen transformer in `dtype` or nf4 on the device, with both adapters in fp32."""
     torch.manual_seed(0)
     default = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)  # in float32 the weights of FLUX.1-dev would take 48 GB
+    torch.set_default_dtype(dtype)  # in float32 the weights of FLUX.1-dev would take 48 GB
     try:
         with torch.device(device):
             transformer = Seg2AnyTransformer2DModel(**size.config()).requires_grad_(False)

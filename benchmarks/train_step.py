@@ -20,14 +20,14 @@ import json
 import statistics
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from unittest import mock
 
 import torch
 
 from benchmarks import train_sizes
-from benchmarks.clock import CLOCKS, timed
+from benchmarks.clock import CLOCKS, Ratio, timed
 from benchmarks.published_scheme import published_scheme
 from benchmarks.result_lines import check_place, leave
 from seg2any.diffusion.prepare import CondTokens, as_image
@@ -163,12 +163,13 @@ def measure(config: Config, rounds: int, clock: str, folder: Path) -> dict:
         if max(losses) - min(losses) > 1e-3 * max(losses):
             raise UserError(f"schemes: their losses differ, {losses}; report this as a bug")
     samples = config.trainer.train_batch_size * config.trainer.gradient_accumulation_steps
-    rates = {name: samples / statistics.median(values[FIRST_ROUNDS:]) for name, values in seconds.items()}
+    seconds = {name: values[FIRST_ROUNDS:] for name, values in seconds.items()}
     published = SCHEMES[0].name
     return {
         "benchmark": "train_step",
-        "samples_per_s": rates,
-        "ratio": {name: rate / rates[published] for name, rate in rates.items()},
+        "samples_per_s": {name: samples / statistics.median(values) for name, values in seconds.items()},
+        "ratio": {name: asdict(Ratio.of(seconds[published], values)) for name, values in seconds.items()},
+        "seconds": seconds,
         "batch_size": config.trainer.train_batch_size,
         "resolution": config.resolution,
         "rounds": rounds,
@@ -196,17 +197,16 @@ def trainer_of(scheme: Scheme, config: Config, folder: Path) -> Trainer:
 def timed_step(trainer: Trainer, scheme: Scheme, clock: str) -> tuple[float, float]:
     """Run one training step; return its seconds and its loss."""
     log = LastLoss()
-    heads = trainer.task.pipeline.transformer.config.num_attention_heads
-    with published_scheme(heads) if scheme.published else contextlib.nullcontext():
+    with published_scheme() if scheme.published else contextlib.nullcontext():
         took = timed(lambda: trainer.step(log), trainer.accelerator.device, clock)
     return took, log.loss
 
 
 def table(report: dict) -> str:
     """Format samples per second of every scheme, and its ratio to `published`."""
-    lines = [f"{'scheme':<16}{'samples/s':>12}{'ratio':>8}"]
+    lines = [f"{'scheme':<16}{'samples/s':>12}  ratio"]
     for name, rate in report["samples_per_s"].items():
-        lines.append(f"{name:<16}{rate:>12.2f}{report['ratio'][name]:>8.2f}")
+        lines.append(f"{name:<16}{rate:>12.2f}  {Ratio(**report['ratio'][name])}")
     return "\n".join(lines)
 
 

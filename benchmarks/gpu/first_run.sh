@@ -43,7 +43,7 @@ CHECK=("$PYTHON" -m benchmarks.gpu --size "$SIZE" --device "$DEVICE")
     step 80 model "${CHECK[@]}" layouts launches autocast low_rank
     step 60 kernels "${CHECK[@]}" kernels merged
     step 80 step "$PYTHON" -m benchmarks.step "${STEP[@]}" --batch 1 --entities 8 20 --rounds 3 --image_steps 0 \
-        --skip_growth --skip_attention --output "$OUT/step.json"
+        --skip growth attention training --output "$OUT/step.json"
     step 90 train "${CHECK[@]}" train ${NF4:+train_nf4}
     step 110 flex "${CHECK[@]}" --seconds 60 flex oracle
     step 60 attention "$PYTHON" -m benchmarks.attention --device "$DEVICE" --dtype bf16 "${ATTENTION[@]}" \

@@ -166,12 +166,18 @@ def _number(value: float | None) -> float:
 
 @dataclass(frozen=True)
 class Bar:
-    """A number that must not exceed `bound`, or with `at_least` must not fall below it."""
+    """A number that must not exceed `bound`, or with `at_least` must not fall below it.
+
+    spread  least and most of the measurements of which `value` is the median; None: a single one
+    aim     a better bound, to work towards; None: there is none
+    """
 
     name: str
     value: float
     bound: float
     at_least: bool = False
+    spread: tuple[float, float] | None = None
+    aim: float | None = None
 
     @property
     def is_met(self) -> bool:
@@ -180,10 +186,12 @@ class Bar:
 
 
 def bar_lines(bars: Sequence[Bar]) -> list[str]:
-    """Print each bar on a line, in columns."""
-    width = max((len(bar.name) for bar in bars), default=0)
+    """Print each bar on a line, in columns: name, value, spread, bound, aim, verdict."""
+    spreads = [f"[{bar.spread[0]:.2f}..{bar.spread[1]:.2f}]" if bar.spread else "" for bar in bars]
+    aims = [f"(aim {bar.aim:.4g})" if bar.aim is not None else "" for bar in bars]
+    names, spans, hopes = (max(map(len, column), default=0) for column in ([bar.name for bar in bars], spreads, aims))
     return [
-        f"{bar.name:<{width}} {bar.value:>8.4f} {'>=' if bar.at_least else '<='} {bar.bound:<6.4g}  "
-        f"{'met' if bar.is_met else 'MISSED'}"
-        for bar in bars
+        f"{bar.name:<{names}} {bar.value:>8.4f} {spread:<{spans}} {'>=' if bar.at_least else '<='} {bar.bound:<6.4g} "
+        f"{aim:<{hopes}} {'met' if bar.is_met else 'MISSED'}"
+        for bar, spread, aim in zip(bars, spreads, aims, strict=True)
     ]
