@@ -10,14 +10,16 @@ import hashlib
 import importlib
 import json
 import pkgutil
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 import tests.parity
 from tests.golden_root import SUBSET, golden_root
-from tests.parity.inventory import sections, unclaimed, units
+from tests.parity.inventory import listed_faults, missing_parts, sections, unclaimed, units
 
 ROOT = golden_root()
 NOT_SECTIONS = {"inventory", "make_subset"}
@@ -41,7 +43,7 @@ def _collect() -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
             checks[_full_id(name, case)] = check
         for case, reason in sorted(getattr(module, "pending", lambda root: {})(ROOT).items()):
             pending[_full_id(name, case)] = reason
-    return checks, pending
+    return checks, pending | dict.fromkeys(missing_parts(ROOT), "the golden set lacks this part")
 
 
 CHECKS, PENDING = _collect()
@@ -69,6 +71,11 @@ def test_every_recorded_case_is_checked_or_pending():
     )
 
 
+def test_the_golden_set_holds_what_its_manifest_lists():
+    faults = listed_faults(ROOT)
+    assert not faults, f"{ROOT}: {len(faults)} files differ from manifest.json: {faults}"
+
+
 def test_nothing_is_both_checked_and_pending():
     assert not set(CHECKS) & set(PENDING)
 
@@ -76,9 +83,10 @@ def test_nothing_is_both_checked_and_pending():
 def test_inventory_sees_cases_folders_files_and_defects(tmp_path: Path):
     for path, content in {
         "filter/index.json": {"versions": {}, "cases": {"b1": {}, "b10": {}}, "bugs_demo": {}},
-        "filter/extra.json": [],
+        "filter/extra.json": ["a record"],
+        "train/extra.json": {},
         "train/run/index.json": {"cfg": {}},
-        "train/sacap_data/im0.json": {},
+        "train/photos/im0.json": {},
         "sampler/sampler.json": {"versions": {}, "tables": [{"runs": []}]},
         "bugs_demo.json": {"a bug": 1},
     }.items():
@@ -89,6 +97,27 @@ def test_inventory_sees_cases_folders_files_and_defects(tmp_path: Path):
     assert units(tmp_path) == [*expected, "sampler/tables", "sampler/tables/0/runs", "train/run"]
     assert unclaimed(["filter/b1", "filter/b10"], ["filter/b10/ids"]) == ["filter/b1"]
     assert unclaimed(["filter/b1", "a/filter"], ["filter/b1-kept", "x/a/filter"]) == ["a/filter"]
+
+
+def test_a_golden_set_without_a_part_skips_it_by_name(tmp_path: Path):
+    (tmp_path / "filter").mkdir()
+    (tmp_path / "bugs_demo.json").write_text("{}")
+    parts = missing_parts(tmp_path)
+    assert {"train", "pipeline", "deeplab"} <= set(parts) and not {"filter", "bugs_demo"} & set(parts)
+
+
+def test_a_file_that_differs_from_the_manifest_is_named(tmp_path: Path):
+    shutil.copytree(SUBSET / "filter", tmp_path / "filter")
+    name = next((tmp_path / "filter").glob("*.safetensors")).relative_to(tmp_path).as_posix()
+    with safe_open(tmp_path / name, "pt") as tensors:
+        listed = {key: ["F32", tensors.get_slice(key).get_shape()] for key in tensors.keys()}  # noqa: SIM118
+    key = next(iter(listed))
+    files = [{"path": name, "tensors": listed}, {"path": "filter/index.json"}]
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": files}))
+    assert listed_faults(tmp_path) == []
+    listed[key] = ["F32", [1, *listed[key][1]]]
+    (tmp_path / "manifest.json").write_text(json.dumps({"files": [*files, {"path": "filter/gone.json"}]}))
+    assert listed_faults(tmp_path) == [name, "filter/gone.json"]
 
 
 def test_committed_subset_is_whole_small_and_free_of_published_examples():

@@ -17,6 +17,7 @@ from seg2any.attention.pattern import additive_mask
 from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import TokenLayout, layout_tokens, token_coverage, token_masks
 
+COMPRESSED = ".exp_u8"  # the ending of a mask that is stored as exp(mask)
 RECORDED_AS = {"mask": Attention.SAA, "hard": Attention.AIA}
 
 
@@ -63,7 +64,7 @@ def check_run(folder: Path, name: str, case: dict, run: dict) -> None:
     for kind in kinds:
         base = kind == "mask" and run.get("mask_equals_base")
         key = f"{name}/{'base' if base else method}/{weight}/{kind}"
-        recorded = masks[key] if key in masks else masks[f"{key}.exp_u8"]
+        recorded = masks[key] if key in masks else masks[key + COMPRESSED]
         expect_mask(recorded, tokens, RECORDED_AS[kind], rules)
 
 
@@ -72,9 +73,11 @@ def check_extra(folder: Path, key: str, index: dict) -> None:
 
     The labels come from whichever case has a mask of that structure.
     """
-    method, *_, weight = key.split("/")[1].split("_")
-    kind = key.split("/")[2] if key.count("/") == 2 else "mask"
     recorded = load_file(folder / "masks.safetensors")[key]
+    recorded = recorded.float().log() if key.endswith(COMPRESSED) else recorded
+    _, setting, *kinds = key.removesuffix(COMPRESSED).split("/")
+    method, *_, weight = setting.split("_")
+    kind = kinds[0] if kinds else "mask"
     rules = ConditionSettings(attention_mask_method=method, cond2image_attention_weight=float(weight.removeprefix("w")))
     for name, case in index["cases"].items():
         ours = additive_mask(case_tokens(folder, name, case), RECORDED_AS[kind], rules)[:, 0]

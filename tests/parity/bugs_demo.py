@@ -52,7 +52,7 @@ def read_two_regions(colours: dict[str, tuple[int, int, int]]) -> Layout:
 
 
 def adapters_are_float32(recorded: str) -> None:
-    assert "bfloat16" in recorded
+    assert "bfloat16" in recorded, "the published adapters take the base's precision"
     model = Seg2AnyTransformer2DModel(**SMALL).bfloat16()
     add_adapters(model, rank=2)
     assert {weight.dtype for weight in model.parameters() if weight.requires_grad} == {torch.float32}
@@ -98,7 +98,7 @@ def open_label_maps(labels: dict[str, int]) -> ADE20KDataset:
 
 
 def a_data_set_without_labels_is_said(recorded: str) -> None:
-    assert recorded == "RecursionError"
+    assert "Error" in recorded
     try:
         open_label_maps({"a0": 0, "a1": 0})
     except UserError as error:
@@ -108,7 +108,7 @@ def a_data_set_without_labels_is_said(recorded: str) -> None:
 
 
 def unlabelled_samples_are_left_out(recorded: str) -> None:
-    assert recorded == "a1.jpg", "the published data set gives another sample, chosen at random, for a0"
+    assert Path(recorded).stem != "a0", "the published data set gives another sample, chosen at random, for a0"
     data = open_label_maps({"a0": 0, "a1": 4, "a2": 5})
     assert [data.key(n) for n in range(len(data))] == ["a1", "a2"]
     assert [one.key for one in data.left_out] == ["a0"]
@@ -119,7 +119,7 @@ def a_vanished_region_is_flagged(recorded: list[int]) -> None:
 
     Its caption stays.
     """
-    assert len(recorded) == 2
+    assert min(recorded) <= 1, "the published region keeps at most a pixel"
     masks = np.zeros((2, 64, 64), bool)
     masks[0, 1, 1], masks[1, 20:60, 20:60] = True, True
     sample = Sample(np.zeros((64, 64, 3), np.uint8), Layout(masks, ("a dot", "a square")))
@@ -129,15 +129,15 @@ def a_vanished_region_is_flagged(recorded: list[int]) -> None:
 
 
 CHECKS: dict[str, Callable[[Any], None]] = {
-    "LoRA param dtype when base is bf16": adapters_are_float32,
+    "LoRA param dtype": adapters_are_float32,
     "infer region order": regions_keep_the_order_of_the_file,
     "infer no matching colour": no_matching_colour_is_said,
     "resume basename": resume_takes_any_path,
-    "all unlabeled dataset __getitem__": a_data_set_without_labels_is_said,
+    "all unlabeled dataset": a_data_set_without_labels_is_said,
     "ds[0] returns image": unlabelled_samples_are_left_out,
-    "1px entity at resolution 16: label area": a_vanished_region_is_flagged,
-    "eval.sh accelerate launch order": launcher_has_its_own_flags,
-    "metric worker()": no_function_is_called_with_too_few_arguments,
+    "1px entity": a_vanished_region_is_flagged,
+    "eval.sh accelerate launch": launcher_has_its_own_flags,
+    "metric worker": no_function_is_called_with_too_few_arguments,
 }
 
 
@@ -146,5 +146,15 @@ def _recorded(root: Path) -> dict[str, Any]:
     return {k: v for k, v in json.loads(file.read_text()).items() if k != "versions"} if file.is_file() else {}
 
 
+def _check_of(defect: str) -> Callable[[Any], None] | None:
+    return next((check for words, check in CHECKS.items() if words in defect), None)
+
+
 def cases(root: Path) -> dict[str, Callable[[], None]]:
-    return {f"bugs_demo/{key}": partial(CHECKS[key], value) for key, value in _recorded(root).items() if key in CHECKS}
+    found = {defect: (_check_of(defect), value) for defect, value in _recorded(root).items()}
+    return {f"bugs_demo/{defect}": partial(check, value) for defect, (check, value) in found.items() if check}
+
+
+def pending(root: Path) -> dict[str, str]:
+    """List recorded defects that no check here covers."""
+    return {f"bugs_demo/{d}": "a new kind of defect" for d in _recorded(root) if not _check_of(d)}

@@ -25,6 +25,7 @@ from seg2any.diffusion.prepare import as_image
 from seg2any.layout import Layout
 from seg2any.layout.contour import condition_image, kept_tokens, outline, resize_masks
 from tests.golden_root import t5_tokenizer_folder
+from tests.parity.recorded_data import data_sets, items
 
 T5_TOKENIZER = t5_tokenizer_folder()
 WITHOUT_TOKENIZER = "counted with FLUX.1's T5 tokenizer; name its folder with SEG2ANY_T5_TOKENIZER to check"
@@ -49,7 +50,7 @@ def cases(root: Path) -> dict[str, Callable[[], None]]:
         if (folder / name / "seg_map.png").exists():
             found[f"contour/{name}/reader"] = partial(check_reader, folder / name, case)
     for data_set in data_sets(root):
-        for item in json.loads((data_set / "items.json").read_text())["items"]:
+        for item in items(data_set):
             found[f"contour/{data_set.name}/{item['idx']}/s{item['s']}"] = partial(check_item, data_set, item)
     if T5_TOKENIZER and (folder / LENGTHS).exists():
         found["contour/t5_token_len"] = partial(check_text, folder / LENGTHS)
@@ -59,10 +60,6 @@ def cases(root: Path) -> dict[str, Callable[[], None]]:
 def pending(root: Path) -> dict[str, str]:
     is_unchecked = (root / "contour" / LENGTHS).exists() and not T5_TOKENIZER
     return {"contour/t5_token_len": WITHOUT_TOKENIZER} if is_unchecked else {}
-
-
-def data_sets(root: Path) -> list[Path]:
-    return sorted(path.parent for path in (root / "contour").glob("*/items.json"))
 
 
 def read_stack(path: Path, count: int) -> np.ndarray:

@@ -17,21 +17,20 @@ from safetensors.numpy import load_file
 
 from seg2any.data.aspect import fit
 from seg2any.data.catalog import open_data_set
-from seg2any.data.dataset import DataSet, Sample
+from seg2any.data.dataset import Sample
 from seg2any.data.regions import condition_length, text_lengths
 from tests.parity.contour import T5_TOKENIZER, WITHOUT_TOKENIZER, read_stack, t5_tokenizer
+from tests.parity.recorded_data import data_sets, items, label_maps, positions, training_data
 from tests.synthetic_data import write_sa1b_json, write_sacap_parquet
-
-RESOLUTION = 64  # resolution of the recorded training runs
 
 
 def cases(root: Path) -> dict[str, Callable[[], None]]:
     """List one check per data-set item, per run-length case, and per recorded training batch."""
     found: dict[str, Callable[[], None]] = {}
-    for folder in sorted(root.glob("contour/dataset_*")):
-        for item in json.loads((folder / "items.json").read_text())["items"]:
+    for folder in data_sets(root):
+        for item in items(folder):
             found[f"{folder.name}/{item['idx']}/s{item['s']}"] = partial(check_item, folder, item)
-    for folder in sorted(root.glob("contour/ds_*")):
+    for folder in sorted(path.parent for path in root.glob("contour/*/labels_orig.png")):
         found[f"{folder.name}"] = partial(check_run_lengths, folder)
     for folder in sorted(path.parent for path in root.glob("train/*/batch.safetensors")):
         found[f"train/{folder.name}"] = partial(check_batch, root, folder)
@@ -43,34 +42,31 @@ def pending(root: Path) -> dict[str, str]:
 
 
 def _text_cases(root: Path) -> dict[str, Callable[[], None]]:
-    found: dict[str, Callable[[], None]] = {}
-    for folder in sorted(root.glob("contour/dataset_*")):
-        for item in json.loads((folder / "items.json").read_text())["items"]:
-            found[f"{folder.name}/{item['idx']}/s{item['s']}/text"] = partial(check_text_of_item, folder, item)
-    return found
-
-
-def label_maps(folder: Path) -> DataSet:
-    name = {"dataset_ade": "ade20k", "dataset_coco": "coco_stuff"}[folder.name]
-    return open_data_set(name, {"image_root": str(folder / "images"), "segm_root": str(folder / "segm")}, "fail")
+    return {
+        f"{folder.name}/{item['idx']}/s{item['s']}/text": partial(check_text_of_item, folder, item)
+        for folder in data_sets(root)
+        for item in items(folder)
+        if item.get("token_num")
+    }
 
 
 def check_item(folder: Path, item: dict) -> None:
-    data, tensors, n = label_maps(folder), load_file(folder / "items.safetensors"), item["idx"]
-    assert len(data) == len(list((folder / "segm").iterdir()))
-    label = tensors[f"{n}/label"] != 0
-    assert data.key(n) == Path(item["image_name"]).stem
-    assert_equals(fit(data[n], label.shape[1:], "stretch"), label, tensors[f"{n}/pixel_values"])
+    data, tensors, key = label_maps(folder), load_file(folder / "items.safetensors"), Path(item["image_name"]).stem
+    n = positions(data)[key]
+    # The published order counts images without any label, too.
+    assert n + sum(one.key < key for one in data.left_out) == item["idx"]
+    label = tensors[f"{item['idx']}/label"] != 0
+    assert_equals(fit(data[n], label.shape[1:], "stretch"), label, tensors[f"{item['idx']}/pixel_values"])
     annotation = data.annotation(n)
     assert (list(annotation.captions), annotation.caption) == (item["regional_captions"], item["global_caption"])
-    cond_size = tensors[f"{n}/s{item['s']}/cond_pixel_values_1ch"].shape[1:]
-    expected = item["token_num"]["cond_seq_len"]
-    assert condition_length(annotation.regions, label.shape[1:], cond_size) == expected
+    if item.get("token_num"):
+        cond_size = tensors[f"{item['idx']}/s{item['s']}/cond_pixel_values_1ch"].shape[1:]
+        expected = item["token_num"]["cond_seq_len"]
+        assert condition_length(annotation.regions, label.shape[1:], cond_size) == expected
 
 
 def check_text_of_item(folder: Path, item: dict) -> None:
-    captions = label_maps(folder).annotation(item["idx"]).captions
-    assert sum(text_lengths([captions], t5_tokenizer())[0]) == item["token_num"]["txt_seq_len"]
+    assert sum(text_lengths([item["regional_captions"]], t5_tokenizer())[0]) == item["token_num"]["txt_seq_len"]
 
 
 def check_run_lengths(folder: Path) -> None:
@@ -106,16 +102,9 @@ def check_run_lengths(folder: Path) -> None:
 def check_batch(root: Path, folder: Path) -> None:
     """Compare with the batch of a training run of the published code, in the recorded order."""
     index, batch = json.loads((folder / "index.json").read_text()), load_file(folder / "batch.safetensors")
-    params = index["cfg"]["data"]["train"]["params"]
-    if "seg_caption_path" in params:
-        home = root / "train" / "sacap_data"
-        files = {"seg_caption_path": str(home / params["seg_caption_path"]), "image_root": str(home)}
-        data = open_data_set("sacap_1m", params | files, "fail")
-    else:
-        data = label_maps(root / "contour" / "dataset_ade")
-    positions = {data.key(n): n for n in range(len(data))}
+    data, _ = training_data(root, index)
     for n, name in enumerate(index["image_names"]):
-        sample = fit(data[positions[Path(name).stem]], (RESOLUTION, RESOLUTION), "stretch")
+        sample = fit(data[positions(data)[Path(name).stem]], batch["pixel_values"].shape[-2:], "stretch")
         assert_equals(sample, batch[f"label{n}"] != 0, batch["pixel_values"][n])
         assert list(sample.layout.captions) == index["regional_captions"][n]
         assert sample.layout.caption == (index["global_caption"] or {n: None})[n]

@@ -20,16 +20,20 @@ def cases(root: Path) -> dict[str, Callable[[], None]]:
     return {"keys": lambda: check_keys(keys), "case": lambda: check_case(keys, root / "deeplab" / "case.safetensors")}
 
 
+def n_classes(keys: dict[str, list[int]]) -> int:
+    return keys["decode_head.conv_seg.bias"][0]
+
+
 def check_keys(keys: dict[str, list[int]]) -> None:
     with torch.device("meta"):
-        ours = {name: list(value.shape) for name, value in DeepLabV3(171).state_dict().items()}
+        ours = {name: list(value.shape) for name, value in DeepLabV3(n_classes(keys)).state_dict().items()}
     assert ours == keys
 
 
 def check_case(keys: dict[str, list[int]], path: Path) -> None:
     recorded = load_file(path)
     # A published file also holds the auxiliary head of training.
-    weights = dict(recorded_weights(keys)) | {"auxiliary_head.conv_seg.bias": torch.zeros(171)}
+    weights = dict(recorded_weights(keys)) | {"auxiliary_head.conv_seg.bias": torch.zeros(n_classes(keys))}
     model = from_mmseg(weights).eval()
     with torch.inference_mode():
         logits = model(imagenet_normalised(recorded["input_rgb_u8"][0].permute(1, 2, 0).numpy()))

@@ -20,7 +20,8 @@ def launcher_has_its_own_flags(recorded: dict) -> None:
 
     In the published script they followed it and were passed to the script.
     """
-    assert recorded["num_processes"] is None and "--num_processes=4" in recorded["script_args"]
+    assert recorded["num_processes"] is None
+    assert any(word.startswith("--num_processes") for word in recorded["script_args"])
     with tempfile.TemporaryDirectory() as folder:
         python = Path(folder) / "python"
         python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 3\n')

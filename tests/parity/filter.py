@@ -72,7 +72,7 @@ def check_edge(condition: np.ndarray, case: dict) -> None:
         assert (holds_any | ~published).all()
         lengths.append(int(published.sum()))
         if len(signed) == 1 and "kept" in case:
-            assert np.flatnonzero(published).tolist() == case["kept"]
+            assert np.flatnonzero(published).tolist() == np.ravel(case["kept"]).tolist()
     assert lengths == case["cond_seq_lens"]
 
 

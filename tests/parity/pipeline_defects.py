@@ -9,22 +9,36 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 from seg2any.diffusion.prepare import encode_layouts
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
-from tests.parity.pipeline_runs import Run, assert_close
+from tests.parity.pipeline_runs import EMBEDDINGS, FED, Run, assert_close
 from tests.tiny_pipeline import images_of
 
-LATENTS = 1e-4
-EMBEDDINGS = 5e-5
+
+def shown_run(folder: Path) -> str | None:
+    """Return the name of a recorded run with a global caption, adapters and filtered condition tokens, or None."""
+    cases = json.loads((folder / "index.json").read_text())["cases"]
+    for name, case in cases.items():
+        given, known = case["opts"], folder / "cases" / f"{name}.safetensors"
+        usual = case["lora"] and case["global_prompt"] and not case.get("error") and known.is_file()
+        if usual and not {"negative_prompt", "is_filter_cond_token"} & set(given) and _has_condition(known):
+            return name
+    return None
+
+
+def _has_condition(file: Path) -> bool:
+    with safe_open(file, "pt") as tensors:
+        return "in/cond_1ch" in tensors.keys()  # noqa: SIM118 (not a dict)
 
 
 def show_layouts(folder: Path) -> tuple[Seg2AnyPipeline, list[Layout], dict]:
     """Return the layout of a recorded run, its mirror image, and arguments for one cheap step."""
     index = json.loads((folder / "index.json").read_text())["cases"]
-    runs = (Run(folder, name, case) for name, case in index.items())
-    run = next(run for run in runs if run.layouts[0].caption)
+    name = shown_run(folder)
+    run = Run(folder, name, index[name])
     layout = run.layouts[0]
     mirrored = dataclasses.replace(layout, masks=layout.masks[:, :, ::-1].copy(), captions=layout.captions[::-1])
     arguments = {**run.arguments, "latents": None, "num_inference_steps": 1, "output_type": "latent"}
@@ -54,7 +68,7 @@ def check_unfiltered_batch(folder: Path) -> None:
     arguments["num_images_per_prompt"] = 2
     together = pipe(layouts, seeds=[0, 1, 2, 3], **arguments).images
     alone = torch.cat([pipe(layout, seeds=[2 * n, 2 * n + 1], **arguments).images for n, layout in enumerate(layouts)])
-    assert_close("latents", together, alone, LATENTS)
+    assert_close("latents", together, alone, FED)
 
 
 def check_blank_contour(folder: Path) -> None:
@@ -62,7 +76,7 @@ def check_blank_contour(folder: Path) -> None:
     pipe, layouts, arguments = show_layouts(folder)
     blank = dataclasses.replace(layouts[0], masks=np.zeros_like(layouts[0].masks))
     found = pipe(blank, seeds=[0], **arguments).images
-    assert_close("latents", found, images_of(pipe, blank, seeds=[0], is_use_cond_token=False, **arguments), LATENTS)
+    assert_close("latents", found, images_of(pipe, blank, seeds=[0], is_use_cond_token=False, **arguments), FED)
 
 
 def check_place_of_any_size(folder: Path) -> None:
@@ -75,7 +89,7 @@ def check_place_of_any_size(folder: Path) -> None:
     odd = dataclasses.replace(layouts[0], masks=layouts[0].masks[:, :-1, :-3])
     twice = dataclasses.replace(odd, masks=odd.masks.repeat(2, axis=1).repeat(2, axis=2))
     runs = [images_of(pipe, layout, seeds=[0], attention_mask_method="place", **arguments) for layout in (odd, twice)]
-    assert_close("latents", *runs, LATENTS)
+    assert_close("latents", *runs, FED)
 
 
 def check_truncation_message(folder: Path) -> None:
@@ -98,7 +112,7 @@ def check_padding_is_seen(folder: Path) -> None:
         encode_layouts(layouts[:1], layouts[0].size, pipe.base, settings)[0].text.caption
         for settings in (arguments["settings"], longer)
     )
-    assert (first - second).abs().max() > 0.01
+    assert (first - second).abs().max() > 100 * EMBEDDINGS * first.abs().max()
 
 
 DEFECTS = {

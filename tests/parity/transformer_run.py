@@ -60,8 +60,10 @@ class Run:
 
     def condition(self, method: str, with_cond: bool) -> Condition:
         weights = self.index["cond2image_attention_weight"]
+        if not isinstance(weights, dict):
+            weights = {f"mask_{method}": weights}
         recorded_for = f"mask_{method}" if with_cond else "nocond"
-        weight = next(value for key, value in weights.items() if recorded_for in key.split("/"))
+        weight = next((value for key, value in weights.items() if recorded_for in key.split("/")), 1.0)
         return Condition(
             text=self.inputs["encoder_hidden_states"],
             pooled=self.inputs["pooled_projections"],
@@ -90,6 +92,8 @@ class Run:
     def arguments(self, condition: Condition | None) -> dict:
         names = ("hidden_states", "encoder_hidden_states", "pooled_projections", "timestep", "guidance")
         given = {name: self.inputs[name] for name in names if name in self.inputs}
+        if not self.index["config"].get("guidance_embeds"):
+            given.pop("guidance", None)
         if condition is None:
             return given | {"img_ids": self.inputs["img_ids"], "txt_ids": self.inputs["txt_ids"], "return_dict": False}
         return given | {"joint_attention_kwargs": {"condition": condition}, "return_dict": False}
