@@ -21,12 +21,16 @@ class TrackedMemory(TorchDispatchMode):
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        known = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
         outputs = func(*args, **(kwargs or {}))
+        self.add((args, kwargs), outputs)
+        return outputs
+
+    def add(self, inputs: object, outputs: object) -> None:
+        """Count the storages of an operator's results, nested or not, that no operand has."""
+        known = {x.untyped_storage()._cdata for x in tree_leaves(inputs) if isinstance(x, torch.Tensor)}
         for tensor in tree_leaves(outputs):
             if isinstance(tensor, torch.Tensor):
                 self._add(tensor.untyped_storage(), known)
-        return outputs
 
     def _add(self, storage: torch.UntypedStorage, known: set[int]) -> None:
         key = storage._cdata
