@@ -113,12 +113,22 @@ def feed_forward(ff: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def rotate(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
-    """Apply RoPE, complex [B or 1, L, 1, d / 2], to query or key [B, L, heads, d].
+    """Apply RoPE, cos and sin [B or 1, L, 1, d / 2, 2], to query or key [B, L, heads, d].
 
-    One complex product is quicker than the four real products of the stock code.
+    Compiled blocks use the stock sum, because compilers handle no complex numbers; eager ones the quicker complex form.
     """
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
+    pairs, (cos, sin) = x.float().unflatten(-1, (-1, 2)), rotation.unbind(-1)
+    if torch.compiler.is_compiling():
+        real, imaginary = pairs.unbind(-1)
+        rotated = torch.stack([real * cos - imaginary * sin, imaginary * cos + real * sin], -1)
+    elif x.device.type == "cpu":
+        # One complex product would round some numbers twice, others once, depending on processor and threads. In these
+        # two one half of each sum is zero, so the result is the stock model's bit for bit.
+        pairs = torch.view_as_complex(pairs)
+        rotated = torch.view_as_real((pairs * (1j * sin)).add_(pairs * cos))
+    else:
+        rotated = torch.view_as_real(torch.view_as_complex(pairs) * torch.view_as_complex(rotation))
+    return rotated.flatten(-2).to(x.dtype)
 
 
 class RegionalAttnProcessor(FluxAttnProcessor):
@@ -170,7 +180,7 @@ class RegionalDoubleBlock(FluxTransformerBlock):
         hidden_states          visual rows [B, I + C, D]
         encoder_hidden_states  text rows [B, T, D]
         temb                   [B, 1 or 2, D], embedded times of the image and of the condition
-        image_rotary_emb       complex [B or 1, L, 1, d / 2], see `rotate`
+        image_rotary_emb       cos and sin [B or 1, L, 1, d / 2, 2], see `rotate`
         joint_attention_kwargs {"context": BlockContext}
         """
         context: BlockContext = joint_attention_kwargs["context"]

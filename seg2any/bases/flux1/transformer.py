@@ -257,9 +257,9 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         return torch.stack([self.time_text_embed(time, *guidances, pooled) for time in times], 1)
 
     def _rotation(self, positions: torch.Tensor) -> torch.Tensor:
-        """Compute RoPE of positions [B or 1, L, 3]: unit complex numbers [B or 1, L, 1, d / 2]."""
+        """Compute RoPE of positions [B or 1, L, 3]: cos and sin [B or 1, L, 1, d / 2, 2]."""
         cos, sin = self.pos_embed(positions.flatten(0, 1))
-        return torch.complex(cos[:, ::2], sin[:, ::2]).unflatten(0, positions.shape[:2])[:, :, None]
+        return torch.stack([cos[:, ::2], sin[:, ::2]], -1).unflatten(0, positions.shape[:2])[:, :, None]
 
 
 @contextlib.contextmanager
