@@ -81,13 +81,13 @@ class TestInMemory:
         masks = np.zeros((300, 20, 30), dtype=bool)
         masks.reshape(300, -1)[np.arange(300), np.arange(300)] = True
         many = Layout(masks, ["a"] * 300)
-        assert not many.overlap.any() and replace(many, masks=masks | masks[:1]).overlap.sum() == 1
+        assert not many.shared.any() and replace(many, masks=masks | masks[:1]).shared.sum() == 1
         for name in ("many.npz", "many.json"):
             many.write(tmp_path / name)
             assert Layout.read(tmp_path / name).digest() == many.digest()
 
     def test_an_overlap_of_256_regions_is_one(self):
-        assert Layout(np.ones((256, 1, 1), dtype=bool), ["a"] * 256).overlap.all()
+        assert Layout(np.ones((256, 1, 1), dtype=bool), ["a"] * 256).shared.all()
 
     @pytest.mark.parametrize(
         ("change", "message"),

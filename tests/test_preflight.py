@@ -29,7 +29,7 @@ def scene() -> Layout:
     masks[0, 10:100, 20:150] = True
     masks[1, 40:70, 60:110] = True
     masks[2, 112:115, 160:163] = True
-    return Layout(masks, ("a red wall", "a door", "a fly"), "a house", seed=5, name="house")
+    return Layout(masks, ("a red wall", "a door", "a fly"), "a house", seed=5, name="house", overlap="share")
 
 
 def drawn_contour_tokens(masks: np.ndarray, size: tuple[int, int]) -> int:

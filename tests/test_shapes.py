@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from seg2any.data.shapes import DRAWING, KINDS, MIN_VISIBLE, ShapesDataset, held_out, visible_masks
+from seg2any.data.shapes import DRAWING, KINDS, MIN_VISIBLE, ShapesDataset, held_out
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK, PATTERNS, SHAPES, Figure, draw_alpha
+from seg2any.layout.overlap import visible_masks
 from seg2any.system.errors import UserError
 
 

@@ -32,6 +32,7 @@ class AdapterCard:
     contour_thickness:  pixels at the mask's own size; must be 1
     rank, alpha:        of adapter `default`, whose deltas are scaled by alpha / rank
     step:               optimizer steps; 0 = unknown
+    overlap:            overlap of the training layouts, see `Layout`; "" = unknown, and not written
     seg2any_version:    version of seg2any that wrote the card
     assumed:            True if the folder has no card, so that these are the defaults; not written to files
     """
@@ -44,6 +45,7 @@ class AdapterCard:
     alpha: float = 64.0
     dataset: str = ""
     step: int = 0
+    overlap: str = ""
     seg2any_version: str = ""
     assumed: bool = False
 
@@ -60,6 +62,8 @@ class AdapterCard:
             each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("condition", "assumed")
         }
         condition = {name: getattr(self.condition, name) for name in CARD_NAMES}
+        if not self.overlap:
+            del own["overlap"]
         return json.dumps({**own, **condition, "seg2any_version": package_version()}, indent=2)
 
     @classmethod

@@ -13,6 +13,7 @@ from seg2any.generate.choices import (
     check_modes,
     choose_settings,
     explained_memory,
+    overlap_remarks,
     shared_recipe,
 )
 from seg2any.generate.estimate import describe
@@ -42,12 +43,15 @@ def run(options: Options) -> None:
         return None
     model = read_facts(options.pretrained_model_name_or_path)
     adapter = adapter_folder(options.pretrained_model_name_or_path, options.lora_ckpt_path, options.fold)
-    settings, remarks = choose_settings(options, read_adapter_card(adapter))
+    card = read_adapter_card(adapter)
+    settings, remarks = choose_settings(options, card)
     if process.is_first:
         warn(remarks)
     if options.check:
         open_folder(options.output_path)
     survey = survey_layouts(options, settings, model)
+    if process.is_first:
+        warn(overlap_remarks([layout.report.overlap for layout in survey.layouts], card))
     if options.check:
         warn(survey.left_out)
         report = write_report(survey, settings, options.output_path)
@@ -91,7 +95,7 @@ def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine
 
 def read_layout(options: Options, job: Job) -> Layout:
     """Read the layout of a job without the warnings, which the survey has shown."""
-    return read_quietly(job.layout.path, options.snap_colors)[0]
+    return read_quietly(job.layout.path, options)[0]
 
 
 def save(options: Options, job: Job, layout: Layout, image: Image.Image) -> None:

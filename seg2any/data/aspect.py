@@ -8,13 +8,13 @@ bucket    a size of nearly the same area and nearly the photo's proportions; wha
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 from PIL import Image
 
 from seg2any.data.dataset import Sample
-from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError
 
@@ -82,7 +82,7 @@ def fit(sample: Sample, target: tuple[int, int], aspect: str) -> Sample:
     image = Image.fromarray(np.ascontiguousarray(sample.image[rows, columns]))
     resized = np.asarray(image.resize((target[1], target[0]), Image.Resampling.BILINEAR))
     masks = resize_masks(layout.masks[:, rows, columns], target)
-    return Sample(resized, Layout(masks, layout.captions, layout.caption, layout.seed, layout.name))
+    return Sample(resized, replace(layout, masks=masks))
 
 
 def _check(aspect: str) -> None:

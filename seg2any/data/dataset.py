@@ -101,8 +101,8 @@ class Annotation:
 
     @cached_property
     def layout(self) -> Layout:
-        """Draw the masks at their stored size. Raises UserError without regions or captions."""
-        return Layout(self.regions.masks(), self.captions, self.caption, name=self.key)
+        """Draw the masks at their stored size; they share pixels. Raises UserError without regions or captions."""
+        return Layout(self.regions.masks(), self.captions, self.caption, name=self.key, overlap="share")
 
 
 class DataSet(Protocol):

@@ -12,7 +12,7 @@ from seg2any.data.dataset import Annotation, MaskStack, Sample, SampleError
 from seg2any.data.left_out import LeftOut, check_left_out
 from seg2any.data.pictures import check_photo, pictures_by_stem, read_photo, sizes_differ
 from seg2any.layout import Layout
-from seg2any.layout.checks import LayoutError
+from seg2any.layout.checks import LayoutError, check_overlap
 from seg2any.system.errors import UserError
 from seg2any.system.weights import file_digest
 
@@ -25,10 +25,14 @@ class FolderDataset:
     All files are read when the data set is opened, so it is meant for thousands of samples. `left_out` lists what
     cannot be used: photos or layouts without the other, of different sizes, damaged.
 
+    overlap  what masks that overlap mean, see `Layout`: whatever the files say, the default is that of all data sets
+
     Raises UserError if a folder is missing or no sample can be used, and for the first bad one if `on_error` is "fail".
     """
 
-    def __init__(self, image_root: Path, layout_root: Path, on_error: str = "skip"):
+    def __init__(self, image_root: Path, layout_root: Path, on_error: str = "skip", overlap: str = "share"):
+        check_overlap("data set folder", overlap)
+        self.overlap = overlap
         photos = pictures_by_stem("folder", Path(image_root))
         layouts = _layouts_by_name(layout_root)
         left_out = [LeftOut(key, f"{photos[key]}: no layout has its name") for key in photos.keys() - layouts.keys()]
@@ -40,7 +44,7 @@ class FolderDataset:
                 left_out.append(LeftOut(key, f"{path}: no photo {key}.* in {image_root}"))
                 continue
             try:
-                layout = _read(path, key)
+                layout = self._read(path, key)
                 if (size := check_photo(photos[key])) != layout.size:
                     raise SampleError(sizes_differ(path, layout.size, photos[key], size))
                 digest.update(f"{key} {layout.digest()}\n".encode())
@@ -57,14 +61,14 @@ class FolderDataset:
 
     def __getitem__(self, index: int) -> Sample:
         photo, path = self._pairs[index]
-        return Sample(read_photo(photo), _read(path, photo.stem))
+        return Sample(read_photo(photo), self._read(path, photo.stem))
 
     def key(self, index: int) -> str:
         """Return the file name of the photo without suffix."""
         return self._pairs[index][0].stem
 
     def annotation(self, index: int) -> Annotation:
-        layout = _read(self._pairs[index][1], self.key(index))
+        layout = self._read(self._pairs[index][1], self.key(index))
         return Annotation(layout.name, MaskStack(layout.masks), layout.captions, layout.caption)
 
     def photo_digest(self, index: int) -> str:
@@ -73,6 +77,14 @@ class FolderDataset:
     def fingerprint(self) -> str:
         """Return a digest of names, masks and captions."""
         return self._fingerprint
+
+    def _read(self, path: Path, key: str) -> Layout:
+        """Read a layout whose masks are what is visible of each region, so that none has to be hidden later."""
+        try:
+            layout = replace(Layout.read(path), name=key, overlap=self.overlap)
+        except LayoutError as error:
+            raise SampleError(str(error)) from None
+        return replace(layout, masks=layout.visible, overlap="share")
 
 
 def _layouts_by_name(folder: Path) -> dict[str, Path]:
@@ -84,10 +96,3 @@ def _layouts_by_name(folder: Path) -> dict[str, Path]:
             raise UserError(f"{path}: {found[key].name} has the same name; remove or move one of them")
         found[key] = path
     return found
-
-
-def _read(path: Path, key: str) -> Layout:
-    try:
-        return replace(Layout.read(path), name=key)
-    except LayoutError as error:
-        raise SampleError(str(error)) from None

@@ -25,6 +25,7 @@ from seg2any.data.shapes_draw import (
     draw_texture,
 )
 from seg2any.layout import Layout
+from seg2any.layout.overlap import visible_masks
 from seg2any.system.errors import UserError
 
 DRAWING = 1  # raise it when scenes of the same parameters come out differently: fingerprints contain it
@@ -89,17 +90,7 @@ class Scene:
         """Draw image and layout."""
         image, masks = self.render()
         captions = tuple(figure.caption for figure in self.figures)
-        return Sample(image, Layout(masks, captions, self.caption, seed=seed, name=name))
-
-
-def visible_masks(masks: list[np.ndarray]) -> np.ndarray:
-    """Subtract from each mask all later ones: bool [N, H, W]."""
-    above = np.zeros_like(masks[0])
-    visible = []
-    for mask in reversed(masks):
-        visible.append(mask & ~above)
-        above = above | mask
-    return np.stack(visible[::-1])
+        return Sample(image, Layout(masks, captions, self.caption, seed=seed, name=name, overlap="share"))
 
 
 def held_out(figure: Figure) -> bool:

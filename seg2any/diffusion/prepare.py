@@ -128,14 +128,14 @@ def encode_layouts(
     prompts = [base.caption_keys(layout.caption, layout.captions, settings) for layout in layouts]
     texts, encoded = encode_texts(prompts, base, known), []
     for layout, text in zip(layouts, texts, strict=True):
-        drawn = draw_layout(layout.masks, size, patch, settings)
+        drawn = draw_layout(layout.visible, size, patch, settings)
         _, cond = encode_drawn(drawn, base)
         encoded.append(EncodedLayout(text, drawn.masks, drawn.coverage, cond))
     return encoded
 
 
 def draw_layout(masks: np.ndarray, size: tuple[int, int], patch: int, settings: ConditionSettings) -> DrawnLayout:
-    """Draw masks bool [N, H', W'] for an image of `size` (H, W) pixels.
+    """Draw the visible masks of a layout, bool [N, H', W'], for an image of `size` (H, W) pixels.
 
     patch  edge of a token in pixels
     """

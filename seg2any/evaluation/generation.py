@@ -73,7 +73,7 @@ class ImageSet:
 
     def recipe_of(self, image: Wanted, layout: Layout) -> dict:
         """Build the recipe that the image file holds: everything that decides how it looks."""
-        asked = {"name": layout.name, "caption": layout.caption, "captions": list(layout.captions)}
+        asked = {name: getattr(layout, name) for name in ("name", "caption", "captions", "overlap")}
         own = {"layout": {"sha256": layout.digest(), **asked}, "seed": image.seed, "size": list(self.size)}
         return {**own, "image": image.number, **self.recipe}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -59,6 +59,16 @@ def choose_settings(
     if card is None or card.assumed:
         return settings, []
     return settings, [f"{name} is {after[name]}, but the adapter was trained with {before[name]}" for name in changed]
+
+
+def overlap_remarks(overlaps: Iterable[str | None], card: AdapterCard | None) -> list[str]:
+    """Return a warning if regions overlap in another way than in training.
+
+    overlaps  of the layouts, None for those whose regions share no pixel
+    """
+    trained = card.overlap if card else ""
+    others = sorted({overlap for overlap in overlaps if overlap and trained and overlap != trained})
+    return [f"overlap is {overlap}, but the adapter was trained with {trained}" for overlap in others]
 
 
 def shared_recipe(options: Options, settings: ConditionSettings, machine: Machine) -> dict:

@@ -13,6 +13,7 @@ from seg2any.attention.settings import NAMES, ConditionSettings
 from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.generate.memory_modes import MEMORY_MODES
 from seg2any.layout.checks import MAX_SEED
+from seg2any.layout.overlap import OVERLAPS
 from seg2any.system.console import real, whole, yes_or_no
 from seg2any.system.precision import PRECISIONS
 
@@ -94,6 +95,12 @@ class Options:
     format: str = flag("png", "of the images (default: png)", choices=("png", "jpg", "webp"))
     overwrite: bool = flag(False, "make finished images again", action="store_true")
     save_panels: bool = flag(False, "also save contour, masks and image side by side", action="store_true")
+    overlap: str | None = flag(
+        None,
+        "of regions that overlap: hide: what is listed later lies on top; share: pixels belong to all "
+        "(default: hide, for COCO and SA-1B share)",
+        choices=OVERLAPS,
+    )
     snap_colors: bool = flag(False, "give soft edges and JPEG noise to the nearest region", action="store_true")
     check: bool = flag(False, "only write a report and an overlay picture per layout", action="store_true")
     strict: bool = flag(False, "stop at warnings about layouts", action="store_true")

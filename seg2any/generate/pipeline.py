@@ -102,7 +102,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
     ) -> ImagePipelineOutput:
         """Generate `num_images_per_prompt` images per layout: all of the first, then of the second.
 
-        layouts          one, or several of one size
+        layouts          one, or several of one size; what overlapping masks mean is said by `Layout.overlap`
         settings         of the condition; default: `self.settings`. To change some:
                          `pipe.settings.override({"cond_scale_factor": 2})`
         height, width    of the images in pixels; default: the layouts'. Rounded down to whole tokens

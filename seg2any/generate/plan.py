@@ -97,6 +97,8 @@ def _recipe(layout: Surveyed, seed: int, shared_recipe: dict) -> dict:
             "name": report.name,
             "caption": report.caption.text if report.caption else None,
             "captions": [region.caption.text for region in report.regions],
+            # only where it changes the image, so that images made before it existed stay finished
+            **({"overlap": report.overlap} if report.overlap else {}),
         },
         "seed": seed,
         "size": list(report.image_size),

@@ -16,6 +16,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.diffusion.prepare import DrawnLayout, draw_layout
 from seg2any.layout import Layout
 from seg2any.layout.contour import condition_image, kept_tokens
+from seg2any.layout.overlap import alike_masks
 from seg2any.system.errors import shown
 
 STRETCH_LIMIT = 1.1  # rounding to whole tokens changes an image's shape by less
@@ -49,12 +50,13 @@ class CaptionReport:
 
 @dataclass(frozen=True)
 class RegionReport:
-    """One region: pixels at the size of the masks, tokens at the size of the image."""
+    """One region: visible pixels at the size of the masks, tokens at the size of the image."""
 
     caption: CaptionReport
     pixels: int
     share: float  # of the layout's pixels
-    overlap: float  # share of the region's pixels that other regions cover as well
+    overlap: float  # share of its mask that other masks cover as well
+    hidden: bool  # later regions cover all of its mask
     image_tokens: int
     contour_tokens: int
 
@@ -73,6 +75,7 @@ class LayoutReport:
     background: float  # share of the image tokens that no region wins
     regions: tuple[RegionReport, ...]
     warnings: tuple[str, ...]
+    overlap: str | None = None  # the layout's; None if no pixel lies in two masks
 
     def to_json(self) -> dict:
         """Convert to plain types, with `cut` for each caption."""
@@ -122,19 +125,21 @@ def check_layout(
         "attention_mask_method": "base",
         "is_use_cond_token": False,
     }
+    visible, others = layout.visible, layout.shared
     drawn_with = settings.override(without) if settings.is_plain else settings
-    drawn = draw_layout(layout.masks, size, model.pixels_per_token, drawn_with)
-    tokens, others = drawn.masks, layout.overlap
+    drawn = draw_layout(visible, size, model.pixels_per_token, drawn_with)
+    tokens = drawn.masks
     regions = tuple(
         RegionReport(
             caption=CaptionReport(text, model.count_tokens(text), settings.regional_max_sequence_length),
-            pixels=int(mask.sum()),
-            share=float(mask.mean()),
+            pixels=int(seen.sum()),
+            share=float(seen.mean()),
             overlap=float((mask & others).sum() / max(1, mask.sum())),
+            hidden=bool(mask.any() and not seen.any()),
             image_tokens=int(won.sum()),
-            contour_tokens=_tokens_of_outline(mask, drawn, model.pixels_per_token),
+            contour_tokens=_tokens_of_outline(seen, drawn, model.pixels_per_token),
         )
-        for mask, won, text in zip(layout.masks, tokens, layout.captions, strict=True)
+        for mask, seen, won, text in zip(layout.masks, visible, tokens, layout.captions, strict=True)
     )
     caption = None
     if layout.caption is not None:
@@ -150,6 +155,7 @@ def check_layout(
         background=float(1 - tokens.any(axis=0).mean()),
         regions=regions,
         warnings=(*known_warnings, *_warnings(layout, size, settings, caption, regions)),
+        overlap=layout.overlap if others.any() else None,
     )
 
 
@@ -179,9 +185,15 @@ def _warnings(
         )
     if settings.is_plain:
         return found  # plain settings ignore the regions
+    found += _repeats(layout)
     for number, region in enumerate(regions, start=1):
         label = f"region {number} ({shown(region.caption.text, 40)})"
-        if region.image_tokens == 0:
+        if region.hidden:
+            found.append(
+                f"{label} is wholly hidden by later regions and will not be drawn; list it after them, remove it, or "
+                "use --overlap share"
+            )
+        elif region.image_tokens == 0:
             found.append(
                 f"{label} wins no image token with its {region.pixels} pixels and will not be drawn; "
                 f"{_cure(region, settings)}"
@@ -192,6 +204,16 @@ def _warnings(
                 "--regional_max_sequence_length"
             )
     return found
+
+
+def _repeats(layout: Layout) -> list[str]:
+    """Name the regions whose masks are almost equal."""
+    effect = {"hide": "the later one hides the earlier one", "share": "both captions act on the same pixels"}
+    return [
+        f"regions {i + 1} ({shown(layout.captions[i], 40)}) and {j + 1} ({shown(layout.captions[j], 40)}) overlap in "
+        f"{ratio:.0%} of their pixels, so {effect[layout.overlap]}; give each its own mask, or remove one"
+        for i, j, ratio in alike_masks(layout.masks)
+    ]
 
 
 def _cure(region: RegionReport, settings: ConditionSettings) -> str:

@@ -17,6 +17,7 @@ KEY = "seg2any"  # of the PNG text chunk
 IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and WebP
 PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # These may differ between two recipes of the same image.
+MEANT = {"layout.overlap": "share"}  # what a recipe without this name means, as older versions wrote it
 CIRCUMSTANCES = ("versions", "device", "adapter.path", "model.path")
 
 
@@ -80,6 +81,6 @@ def _differences(old: object, new: object, name: str) -> list[str]:
     if name in CIRCUMSTANCES:
         return []
     if not (isinstance(old, dict) and isinstance(new, dict)):
-        return [] if old == new else [name]
+        return [] if old == new or (old is None and new == MEANT.get(name)) else [name]
     names = {key: f"{name}.{key}" if name else key for key in {*old, *new}}
     return [found for key, inner in names.items() for found in _differences(old.get(key), new.get(key), inner)]

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -67,7 +67,7 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
         if options.output_path.resolve() in [place.resolve() for place in places]:
             raise UserError(f"--output_path {options.output_path}: is where the layouts are; choose another folder")
         try:
-            layout, found = read_quietly(path, options.snap_colors)
+            layout, found = read_quietly(path, options)
             size = image_size([layout], options.height, options.width, unit)
             _check_usable(path, layout, size, options, settings)
             report = check_layout(layout, size, settings, model, known_warnings=found)
@@ -81,9 +81,20 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
     return Survey(tuple(layouts), tuple(dict.fromkeys(errors)), tuple(left_out))  # shared errors once
 
 
-def read_quietly(path: Path, snap_colors: bool) -> tuple[Layout, list[str]]:
-    """Read a layout; return the warnings about it instead of showing them. Raises LayoutError."""
-    return _quietly(lambda: Layout.read(path, snap_colors))
+def read_quietly(path: Path, options: Options) -> tuple[Layout, list[str]]:
+    """Read a layout; return the warnings about it instead of showing them. Raises LayoutError.
+
+    The overlap is that of the options, else that of the kind of file.
+    """
+    layout, found = _quietly(lambda: Layout.read(path, options.snap_colors))
+    if options.overlap is not None:
+        return replace(layout, overlap=options.overlap), found
+    if layout.overlap == "share" and (shared := int(layout.shared.sum())):
+        found.append(
+            f"{shared} pixels lie in several regions and belong to all of them, as in COCO and SA-1B; use "
+            "--overlap hide to let later regions lie on top"
+        )
+    return layout, found
 
 
 def _quietly(look: Callable[[], T]) -> tuple[T, list[str]]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from seg2any.layout.overlap import OVERLAPS
 from seg2any.system.errors import UserError, shown
 
 MAX_SEED = 2**63 - 1
@@ -24,6 +25,7 @@ class LayoutParts(NamedTuple):
     name: str = ""
     scores: np.ndarray | None = None
     source: str = ""
+    overlap: str = "hide"
 
 
 class LayoutError(UserError):
@@ -37,13 +39,10 @@ class LayoutWarning(UserWarning):
     """A layout that can be used, but perhaps not as its author meant it."""
 
 
-def overlap(masks: np.ndarray) -> np.ndarray:
-    """Find the pixels in two or more masks: bool [N, H, W] -> bool [H, W]."""
-    once, twice = np.zeros((2, *masks.shape[1:]), dtype=bool)
-    for mask in masks:
-        twice |= once & mask
-        once |= mask
-    return twice
+def check_overlap(where: str, overlap: object) -> None:
+    """Raise LayoutError unless `overlap` is one of `seg2any.layout.overlap.OVERLAPS`."""
+    if overlap not in OVERLAPS:
+        raise LayoutError(f"{where}: overlap is {shown(overlap)}; use one of {', '.join(OVERLAPS)}")
 
 
 def check_masks(where: str, masks: np.ndarray) -> None:

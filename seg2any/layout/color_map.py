@@ -14,9 +14,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from seg2any.layout.checks import LayoutError, LayoutWarning, check_mask_shape, overlap
+from seg2any.layout.checks import LayoutError, LayoutWarning, check_mask_shape
 from seg2any.layout.document import Color, Region
 from seg2any.layout.images import read_colors
+from seg2any.layout.overlap import shared_pixels
 from seg2any.system.files import atomic_write
 
 SUFFIXES = (".png", ".bmp", ".webp", ".tif", ".tiff", ".jpg", ".jpeg")
@@ -82,7 +83,7 @@ def region_colors(count: int) -> list[Color]:
 
 def write_color_map(masks: np.ndarray, colors: Sequence[Color], path: Path) -> None:
     """Write an RGB PNG. Raises LayoutError for overlapping and empty masks, which would be lost."""
-    shared = overlap(masks)
+    shared = shared_pixels(masks)
     if shared.any():
         raise LayoutError(
             f"{path}: regions overlap in {int(shared.sum())} pixels, which a colour map cannot hold; "

@@ -39,6 +39,7 @@ class Annotation:
     regions: tuple[Region, ...]
     caption: str | None
     seed: int | None
+    overlap: str  # "share" for `annotations`, whose masks have no order
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ def read_annotation(path: Path) -> Annotation:
         check_caption(f"{path}: caption", caption)
     if seed is not None:
         check_seed(f"{path}: seed", seed)
-    return Annotation(regions, caption, seed)
+    return Annotation(regions, caption, seed, "share" if field == "annotations" else "hide")
 
 
 def read_json(path: Path) -> object:

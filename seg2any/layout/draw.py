@@ -25,18 +25,18 @@ def display_colors(count: int) -> list[Color]:
 
 def contour_picture(layout: Layout, size: tuple[int, int]) -> Image.Image:
     """Draw the condition image at `size` (H, W), white lines on black, RGB."""
-    return Image.fromarray(condition_image(layout.masks, size)).convert("RGB")
+    return Image.fromarray(condition_image(layout.visible, size)).convert("RGB")
 
 
 def overlay_picture(layout: Layout, size: tuple[int, int], image: Image.Image | None = None) -> Image.Image:
     """Draw coloured and numbered regions over `image` or grey, RGB of `size` (H, W).
 
-    Later regions lie on top, as in the layout.
+    Where regions share pixels, later ones lie on top.
     """
     height, width = size
     base = Image.new("RGB", (width, height), (96, 96, 96)) if image is None else image.convert("RGB")
     pixels = np.asarray(base.resize((width, height))).astype(np.float32)
-    masks = resize_masks(layout.masks, size)
+    masks = resize_masks(layout.visible, size)
     colors = display_colors(len(masks))
     for mask, color in zip(masks, colors, strict=True):
         pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.array(color)

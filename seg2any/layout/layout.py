@@ -14,16 +14,17 @@ from seg2any.layout.checks import (
     LayoutParts,
     check_caption,
     check_masks,
+    check_overlap,
     check_scores,
     check_seed,
     check_source,
-    overlap,
 )
+from seg2any.layout.overlap import shared_pixels, visible_masks
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Masks with captions and a global caption; later regions lie on top of earlier ones.
+    """Masks with captions and a global caption; by default later regions hide earlier ones.
 
     masks     bool [N, H, W]; may overlap, touch the border or be empty; pixels of no mask are background
     captions  N strings, none blank
@@ -32,6 +33,9 @@ class Layout:
     name      file name of the results, without suffix
     scores    float [N] in [0, 1], the segmenter's confidence in each region; None without a segmenter
     source    name of the segmenter that found the regions; "" = none, or unknown
+    overlap   "hide": a pixel belongs to its topmost region only, that of the last mask that holds it; "share": to all
+              regions whose masks hold it, as in COCO, SA-1B and the published code. Data sets and segmenters, whose
+              masks have no order, say "share"
 
     N = 0 is a layout of background only; data sets and segmenters make them.
 
@@ -48,6 +52,7 @@ class Layout:
     name: str = ""
     scores: np.ndarray | None = None
     source: str = ""
+    overlap: str = "hide"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "captions", tuple(self.captions))
@@ -65,6 +70,7 @@ class Layout:
         if self.scores is not None:
             check_scores(where, self.scores, len(self.masks))
         check_source(where, self.source)
+        check_overlap(where, self.overlap)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -78,14 +84,19 @@ class Layout:
         return ~self.masks.any(axis=0)
 
     @property
-    def overlap(self) -> np.ndarray:
+    def shared(self) -> np.ndarray:
         """The pixels in two or more masks, bool [H, W]."""
-        return overlap(self.masks)
+        return shared_pixels(self.masks)
+
+    @property
+    def visible(self) -> np.ndarray:
+        """The pixels that belong to each region under `overlap`, bool [N, H, W]."""
+        return visible_masks(self.masks) if self.overlap == "hide" else self.masks
 
     def digest(self) -> str:
         """Return the SHA-256, in hex, of masks, captions and global caption.
 
-        Seed, name, scores and source do not change what is drawn where.
+        Seed, name, scores and source do not change what is drawn where; `overlap` does, and recipes hold it apart.
         """
         digest = hashlib.sha256(repr((self.masks.shape, self.captions, self.caption)).encode())
         digest.update(np.packbits(self.masks).tobytes())
@@ -93,12 +104,7 @@ class Layout:
 
     def flattened(self) -> Layout:
         """Return the layout without overlaps: every pixel stays in its topmost region only."""
-        covered_above = np.zeros(self.size, dtype=bool)
-        masks = np.empty_like(self.masks)
-        for n in reversed(range(len(self.masks))):
-            masks[n] = self.masks[n] & ~covered_above
-            covered_above |= self.masks[n]
-        return replace(self, masks=masks)
+        return replace(self, masks=visible_masks(self.masks))
 
     @classmethod
     def read(cls, path: str | os.PathLike, snap_colors: bool = False) -> Layout:
@@ -134,5 +140,4 @@ class Layout:
         """
         from seg2any.layout.readers import write_layout
 
-        parts = LayoutParts(self.masks, self.captions, self.caption, self.seed, self.name, self.scores, self.source)
-        write_layout(parts, Path(path))
+        write_layout(LayoutParts(*(getattr(self, name) for name in LayoutParts._fields)), Path(path))

@@ -89,7 +89,14 @@ def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
         if region.color is None:
             masks[n] = _read_region(region, path)
             check_mask_shape(str(path), (len(masks), *masks[n].shape))
-    return LayoutParts(_stack(masks, annotation), annotation.texts, annotation.caption, annotation.seed, name)
+    return LayoutParts(
+        _stack(masks, annotation),
+        annotation.texts,
+        annotation.caption,
+        annotation.seed,
+        name,
+        overlap=annotation.overlap,
+    )
 
 
 def _read_region(region: Region, path: Path) -> np.ndarray:

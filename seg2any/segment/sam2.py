@@ -48,7 +48,11 @@ class Sam2Segmenter:
             masks.append(found)
             scores.append(confidence)
         return Layout(
-            np.concatenate(masks), prompt.captions(), scores=np.concatenate(scores), source=f"SAM 2 ({self.name})"
+            np.concatenate(masks),
+            prompt.captions(),
+            scores=np.concatenate(scores),
+            source=f"SAM 2 ({self.name})",
+            overlap="share",
         )
 
     def _inputs(self, prompt: Prompt) -> dict[str, torch.Tensor]:

@@ -91,7 +91,7 @@ class Reader:
         sample = self.data[index]
         size = self.preparation.size(sample.layout.size)
         fitted = fit(sample, size, self.preparation.aspect)
-        drawn = draw_layout(fitted.layout.masks, size, self.preparation.patch, self.preparation.settings)
+        drawn = draw_layout(fitted.layout.visible, size, self.preparation.patch, self.preparation.settings)
         captions = Captions(sample.layout.caption, sample.layout.captions)
         return ReadSample(index, key, captions, pixels=fitted.image, drawn=drawn, texts=texts)
 

@@ -154,6 +154,7 @@ def adapter_card(config: Config, step: int) -> AdapterCard:
         alpha=float(lora_alpha(config)),
         dataset=data_set_name(config.data.train.type, config.data.train.target) or "",
         step=step,
+        overlap=config.data.train.params.get("overlap", "share"),
     )
 
 

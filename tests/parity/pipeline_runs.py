@@ -52,7 +52,7 @@ class Run:
         self.pipe = pipeline(self.folder, self.case["lora"])
         captions = self.case["global_prompt"] or [None] * len(self.case["regional_prompts"])
         self.layouts = [
-            Layout(self.recorded[f"in/label{number}"].numpy().astype(bool), tuple(regions), caption)
+            Layout(self.recorded[f"in/label{number}"].numpy().astype(bool), tuple(regions), caption, overlap="share")
             for number, (regions, caption) in enumerate(zip(self.case["regional_prompts"], captions, strict=True))
         ]
         self.images_per_prompt = self.case["opts"].get("num_images_per_prompt", 1)

@@ -48,7 +48,7 @@ class Run:
         labels = sorted((key for key in self.batch if key.startswith("label")), key=lambda key: int(key[5:]))
         captions = self.index["global_caption"] or [None] * len(labels)
         return [
-            Layout(self.batch[label].bool().numpy(), tuple(regions), caption)
+            Layout(self.batch[label].bool().numpy(), tuple(regions), caption, overlap="share")
             for label, regions, caption in zip(labels, self.index["regional_captions"], captions, strict=True)
         ]
 

@@ -150,7 +150,7 @@ class Ablation:
     def _tokens(self, row: Row, kind: str, seconds: float) -> Result:
         patch, settings = self._session.pipeline.base.geometry.pixels_per_token, self.settings(row)
         drawn = {
-            s.layout.name: draw_layout(s.layout.masks, SIZE, patch, settings).kept for s in self.scenes[kind].samples
+            s.layout.name: draw_layout(s.layout.visible, SIZE, patch, settings).kept for s in self.scenes[kind].samples
         }
         counts = {key: 0.0 if kept is None else float(kept.sum()) for key, kept in drawn.items()}
         return replace(mean(TOKENS, counts, better="lower"), extra={"seconds_per_image": round(seconds, 3)})

@@ -105,4 +105,6 @@ def _found(items: Iterable[Item], segmenter: Segmenter) -> Iterator[FoundRegions
 def without_empty(layout: Layout) -> Layout:
     """Keep the masks of a layout that have a pixel, with their captions."""
     kept = np.flatnonzero(layout.masks.any((1, 2)))
-    return Layout(layout.masks[kept], tuple(layout.captions[index] for index in kept), layout.caption)
+    return Layout(
+        layout.masks[kept], tuple(layout.captions[index] for index in kept), layout.caption, overlap=layout.overlap
+    )

@@ -69,7 +69,7 @@ def side_by_side(item: Item, seen: np.ndarray | None, photo: np.ndarray | None) 
 
     pictures = {"masks": overlay_picture(layout, size), "contour": contour_picture(layout, size), "image": image}
     if seen is not None:
-        found = Layout(seen, layout.captions, layout.caption, name=layout.name)
+        found = Layout(seen, layout.captions, layout.caption, name=layout.name, overlap="share")
         pictures["what the judge sees"] = overlay_picture(found, size, image)
     if photo is not None:
         pictures["real image"] = Image.fromarray(photo)
