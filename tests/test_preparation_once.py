@@ -11,6 +11,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.diffusion.prepare import draw_layout
 from seg2any.generate.preflight import ModelFacts, check_layout
 from seg2any.layout import Layout
+from seg2any.layout.overlap import OVERLAPS
 
 MODEL = ModelFacts(pixels_per_token=16, count_tokens=len)
 SIZES = ((64, 96), (128, 128))  # of the image; masks have other sizes
@@ -31,7 +32,7 @@ def random_layout(rng: np.random.Generator) -> Layout:
     for mask in masks:
         top, left = rng.integers(0, height - 3), rng.integers(0, width - 3)
         mask[top : top + rng.integers(2, height), left : left + rng.integers(2, width)] = True
-    return Layout(masks, ("a region",) * len(masks), "an image")
+    return Layout(masks, ("a region",) * len(masks), "an image", overlap=str(rng.choice(OVERLAPS)))
 
 
 @pytest.mark.parametrize("chosen", COMBINATIONS, ids=lambda chosen: "-".join(map(str, chosen.values())))
@@ -40,7 +41,7 @@ def test_preflight_counts_what_is_drawn(chosen: dict):
     for size in SIZES:
         for _ in range(3):
             layout = random_layout(rng)
-            drawn = draw_layout(layout.masks, size, MODEL.pixels_per_token, settings)
+            drawn = draw_layout(layout.visible, size, MODEL.pixels_per_token, settings)
             report = check_layout(layout, size, settings, MODEL)
             assert report.contour_tokens == (0 if drawn.kept is None else int(drawn.kept.sum()))
             if len(drawn.masks) == len(layout.masks):

@@ -16,11 +16,13 @@ from seg2any.layout.checks import LayoutError, check_overlap
 from seg2any.system.errors import UserError
 from seg2any.system.weights import file_digest
 
+TURNS = "photos are turned as their EXIF says, so draw the masks on the turned photo"
+
 
 class FolderDataset:
     """Layouts in `layout_root` and photos of the same names in `image_root`.
 
-    A layout is a file, or a folder with one JSON.
+    A layout is a file, or a folder with one JSON. Photos are as people see them, see `read_photo`; so are their masks.
 
     All files are read when the data set is opened, so it is meant for thousands of samples. `left_out` lists what
     cannot be used: photos or layouts without the other, of different sizes, damaged.
@@ -46,7 +48,7 @@ class FolderDataset:
             try:
                 layout = self._read(path, key)
                 if (size := check_photo(photos[key])) != layout.size:
-                    raise SampleError(sizes_differ(path, layout.size, photos[key], size))
+                    raise SampleError(sizes_differ(path, layout.size, photos[key], size, TURNS))
                 digest.update(f"{key} {layout.digest()}\n".encode())
                 self._pairs.append((photos[key], path))
                 self._photo_digests.append(file_digest(photos[key]))

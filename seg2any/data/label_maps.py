@@ -12,8 +12,9 @@ from seg2any.attention.settings import MAX_ENTITIES
 from seg2any.data.dataset import Annotation, LabelMap, Sample, SampleError
 from seg2any.data.left_out import LeftOut, check_left_out
 from seg2any.data.picture_index import check_pictures
-from seg2any.data.pictures import check_photo, pictures_by_stem, read_label_map, read_photo, sizes_differ
+from seg2any.data.pictures import check_stored_photo, pictures_by_stem, read_label_map, read_stored_photo, sizes_differ
 
+TURNS = "EXIF turns are not followed, so turn the photo's pixels"
 CAPTIONS = Path(__file__).parent / "captions"
 
 
@@ -71,7 +72,7 @@ class LabelMapDataset:
         errors |= {key: f"{maps[key]}: {image_root} holds no photo {key}.*" for key in maps.keys() - photos.keys()}
         checked_photos = check_pictures(
             [photos[key] for key in paired],
-            check_photo,
+            check_stored_photo,
             "photo",
             _cache_file(cache_root, name, image_root, "photos.parquet"),
         )
@@ -87,7 +88,7 @@ class LabelMapDataset:
         for key, photo, labels in zip(paired, checked_photos, checked_maps, strict=True):
             error = photo.error or labels.error
             if error is None and photo.size != labels.size:
-                error = sizes_differ(maps[key], labels.size, photos[key], photo.size)
+                error = sizes_differ(maps[key], labels.size, photos[key], photo.size, TURNS)
             if error:
                 errors[key] = error
                 continue
@@ -103,7 +104,7 @@ class LabelMapDataset:
         return len(self._pairs)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(read_photo(self._pairs[index][0]), self.annotation(index).layout)
+        return Sample(read_stored_photo(self._pairs[index][0]), self.annotation(index).layout)
 
     def key(self, index: int) -> str:
         return self._pairs[index][0].stem

@@ -4,30 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from seg2any.data.dataset import SampleError
-from seg2any.layout.images import ImageError, decode_roughly, opened_image
+from seg2any.layout.images import ImageError, decode_roughly, opened_image, orientation, upright
 from seg2any.system.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def read_photo(path: Path) -> np.ndarray:
-    """Read a photo as stored, uint8 [H, W, 3]; see `seg2any.layout.images` for EXIF."""
+    """Read a photo as people see it, uint8 [H, W, 3]: turned as its EXIF says, in sRGB, on white if transparent."""
     with _opened(path) as image:
-        _refuse_deep(path, image)
-        return np.asarray(image.convert("RGB"))
+        return _flat(path, _in_srgb(upright(image)))
 
 
 def check_photo(path: Path) -> tuple[int, int]:
-    """Return (H, W) of a photo. Raises SampleError unless it decodes to its end."""
+    """Return (H, W) of a photo as people see it. Raises SampleError unless it decodes to its end."""
     with _opened(path) as image:
-        _refuse_deep(path, image)
-        return decode_roughly(image)
+        is_on_its_side = orientation(image) >= 5
+        size = _check(path, image)
+        return size[::-1] if is_on_its_side else size
+
+
+def read_stored_photo(path: Path) -> np.ndarray:
+    """Read a photo's pixels as stored, uint8 [H, W, 3], as the published code does; on white if transparent.
+
+    EXIF turns and colour profiles are not followed.
+    """
+    with _opened(path) as image:
+        return _flat(path, image)
+
+
+def check_stored_photo(path: Path) -> tuple[int, int]:
+    """Return (H, W) of a photo as stored. Raises SampleError unless it decodes to its end."""
+    with _opened(path) as image:
+        return _check(path, image)
 
 
 def read_label_map(path: Path) -> np.ndarray:
@@ -56,10 +72,46 @@ def _refuse_grey_palette(path: Path, image: Image.Image, labels: np.ndarray) -> 
         raise SampleError(f"{path}: its grey palette is in another order than its labels; save it as 8-bit grey")
 
 
+def _check(path: Path, image: Image.Image) -> tuple[int, int]:
+    _refuse_deep(path, image)
+    return decode_roughly(image)
+
+
 def _refuse_deep(path: Path, image: Image.Image) -> None:
-    """Raise SampleError for over 8 bits per channel: Pillow would make most pixels white."""
-    if image.mode.startswith(("I", "F")):
-        raise SampleError(f"{path}: it has {image.mode} pixels (over 8 bits); save the photo with 8 bits per channel")
+    """Raise SampleError for over 16 bits per channel: nothing says which number is white."""
+    if image.mode in ("I", "F"):
+        raise SampleError(f"{path}: it has {image.mode} pixels (over 16 bits); save the photo with 8 bits per channel")
+
+
+def _flat(path: Path, image: Image.Image) -> np.ndarray:
+    """Convert to uint8 [H, W, 3]: 16 bits are scaled, and what is transparent is laid on white."""
+    _refuse_deep(path, image)
+    if image.mode.startswith("I;16"):
+        grey = (np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=2)
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), opaque)
+    return np.asarray(image.convert("RGB"))
+
+
+def _in_srgb(image: Image.Image) -> Image.Image:
+    """Convert colours from the image's own profile, if it has one that can be read, to sRGB."""
+    profile = image.info.get("icc_profile")
+    if not profile or image.mode.startswith(("I", "F")):
+        return image
+    alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
+    colors = image if image.mode in ("L", "CMYK") else image.convert("RGB")
+    try:
+        own = ImageCms.ImageCmsProfile(BytesIO(profile))
+        if "srgb" in ImageCms.getProfileDescription(own).lower():
+            return image
+        converted = ImageCms.profileToProfile(colors, own, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError):  # a damaged profile, or one of another kind of pixels: viewers skip it, too
+        return image
+    if alpha is not None:
+        converted.putalpha(alpha)
+    return converted
 
 
 @contextmanager
@@ -97,9 +149,12 @@ def is_utf8(name: str) -> bool:
     return name == name.encode(errors="ignore").decode()
 
 
-def sizes_differ(path: Path, size: tuple[int, int], photo: Path, photo_size: tuple[int, int]) -> str:
-    """Describe masks and a photo of different sizes (H, W)."""
-    hint = "; EXIF turns are not followed, so turn the photo's pixels" if size == photo_size[::-1] else ""
+def sizes_differ(path: Path, size: tuple[int, int], photo: Path, photo_size: tuple[int, int], turns: str) -> str:
+    """Describe masks and a photo of different sizes (H, W).
+
+    turns  what to say of EXIF, in case one of them is on its side
+    """
+    hint = f"; {turns}" if size == photo_size[::-1] else ""
     return f"{path}: it is {in_words(size)}, but {photo} is {in_words(photo_size)}{hint}"
 
 

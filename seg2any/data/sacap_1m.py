@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from seg2any.data.caption_table import FAULTS, CaptionTable, Row
 from seg2any.data.dataset import Annotation, RunLengths, Sample, SampleError
 from seg2any.data.left_out import LeftOut, check_left_out
-from seg2any.data.pictures import in_words, is_utf8, read_photo
+from seg2any.data.pictures import in_words, is_utf8, read_stored_photo
 from seg2any.layout.checks import LayoutError
 from seg2any.layout.document import read_json
 from seg2any.layout.rle import decode_runs
@@ -52,7 +52,7 @@ class SACap1MDataset:
 
     def __getitem__(self, index: int) -> Sample:
         photo = _photo(self.image_root, self._row(index))
-        image, layout = read_photo(photo), self.annotation(index).layout
+        image, layout = read_stored_photo(photo), self.annotation(index).layout
         if image.shape[:2] != layout.size:
             raise SampleError(
                 f"{photo}: it is {in_words(image.shape)}, but its json's masks are {in_words(layout.size)}"

@@ -16,13 +16,16 @@ from PIL import Image
 
 from seg2any.layout.checks import LayoutError, LayoutWarning, check_mask_shape
 from seg2any.layout.document import Color, Region
-from seg2any.layout.images import read_colors
+from seg2any.layout.images import SAME_COLOR, read_colors
 from seg2any.layout.overlap import shared_pixels
 from seg2any.system.files import atomic_write
 
 SUFFIXES = (".png", ".bmp", ".webp", ".tif", ".tiff", ".jpg", ".jpeg")
 INVISIBLE = 1 << 24  # sorts after all 24-bit colours
-NEAR = 48.0  # RGB distance; JPEG noise and the ends of a soft edge stay within it
+NEAR = float(SAME_COLOR)  # RGB distance of a stray from its colour at most, see also `_reach`
+NOISE = 8.0  # RGB distance between a flat colour and the same colour after JPEG
+CLEAN = 0.001  # of the pixels have colours that fill no area, at most, in a picture without noise
+LEAST_AREA = 0.005  # of the pixels, for a colour of its own near to a listed one
 
 
 @dataclass(frozen=True)
@@ -137,19 +140,49 @@ def _split_unlisted(
 
     A colour fills an area if somewhere a pixel and its eight neighbours have it, which hardly happens in a soft edge.
     """
-    is_black = (palette.rgb == 0).all(axis=1)
-    painted = _painted(palette) & (owner < 0)
+    is_black, near = (palette.rgb == 0).all(axis=1), _reach(palette, listed)
+    filled = _painted(palette)
+    painted = filled & (owner < 0)
     black = np.zeros((int(_has_black(palette, owner, listed, is_black | ~painted)), 3), dtype=np.int64)
-    left = painted & ~is_black & (_nearest(palette.rgb, np.concatenate([listed, black]))[1] > NEAR)
+    far = _nearest(palette.rgb, np.concatenate([listed, black]))[1] > near
+    left = painted & ~is_black & (far | _is_own_color(palette, owner, filled, listed))
     background = []
     while left.any():
         commonest = np.where(left, palette.pixels, 0).argmax()
         background.append(commonest)
-        left &= _nearest(palette.rgb, palette.rgb[[commonest]])[1] > NEAR
+        left &= _nearest(palette.rgb, palette.rgb[[commonest]])[1] > near
     is_stray = (owner < 0) & ~is_black
     is_stray[background] = False
     background = np.array(background, dtype=np.int64)
     return np.flatnonzero(is_stray), background, np.concatenate([listed, black, palette.rgb[background]])
+
+
+def _reach(palette: _Palette, listed: np.ndarray) -> float:
+    """Return the greatest distance of a stray: NEAR, or less where colours are close, as in pictures of labels.
+
+    It is less than half of the least distance between two listed colours, or one and black if there is black.
+    """
+    black = np.zeros((int((palette.rgb == 0).all(axis=1).any()), 3), dtype=np.int64)
+    colors = np.unique(np.concatenate([listed, black]), axis=0)
+    distances = np.sqrt(((colors[:, None] - colors[None]) ** 2).sum(axis=2))
+    return min(NEAR, 0.49 * distances[distances > 0].min(initial=np.inf))
+
+
+def _is_own_color(palette: _Palette, owner: np.ndarray, filled: np.ndarray, listed: np.ndarray) -> np.ndarray:
+    """Find unlisted colours, bool [K], near to a listed one but painted on purpose beside it.
+
+    Such a colour and the listed one both fill areas, and hardly any other unlisted colour is near, as noise would be.
+
+    filled  bool [K], colours that fill a 3x3 square
+    """
+    noise = NOISE if palette.pixels[~filled].sum() > CLEAN * palette.index.size else 0.0
+    own = filled & (owner < 0) & (palette.pixels >= LEAST_AREA * palette.index.size)
+    nearest, distance = _nearest(palette.rgb, listed)
+    for k in np.flatnonzero(own):
+        around = (owner < 0) & (_nearest(palette.rgb, palette.rgb[[k]])[1] <= NEAR) & (palette.rgb > 0).any(axis=1)
+        is_alone = palette.pixels[k] >= 0.75 * palette.pixels[around].sum()
+        own[k] = distance[k] > noise and filled[owner == nearest[k]].any() and is_alone
+    return own
 
 
 def _painted(palette: _Palette) -> np.ndarray:

@@ -1,7 +1,4 @@
-"""Read image files that may be huge, damaged or hostile.
-
-Rotation noted in EXIF is ignored, for masks here and for photos in `seg2any.data.pictures`, as in the published code.
-"""
+"""Read image files that may be huge, damaged or hostile, as people see them."""
 
 from __future__ import annotations
 
@@ -12,13 +9,16 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from seg2any.layout.checks import MAX_PIXELS, LayoutError
+from seg2any.layout.masks import cut
 from seg2any.system.errors import UserError, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 _MEGAPIXELS = MAX_PIXELS >> 20
+SAME_COLOR = 48  # RGB distance; JPEG noise and the ends of a soft edge stay within it
+MOST_OFF_SHADE = 0.01  # of the pixels of a mask's picture
 
 
 class ImageError(Exception):
@@ -40,6 +40,8 @@ def opened_image(
         with Image.open(source, formats=formats) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise ImageError(f"{image.width}x{image.height} is more than {_MEGAPIXELS} megapixels; scale it down")
+            if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # whose others are for screens
+                raise ImageError(f"has {pages} pages or frames; save the one that counts as a picture of its own")
             yield image
     except (ImageError, UserError):
         raise
@@ -52,18 +54,34 @@ def opened_image(
 
 
 def load_image(path: Path) -> Image.Image:
-    """Decode the first frame of an image file.
+    """Decode an image file of one page, turned as its EXIF says, so that it is as people see it.
 
-    Raises LayoutError if the file is missing, damaged or too large.
+    Raises LayoutError if the file is missing, damaged, too large or has several pages.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns about harmless oddities; errors are raised here
             with opened_image(path, "save it again as PNG") as image:
                 image.load()
-                return image
+                turned = upright(image)
+                turned.format = image.format
+                return turned
     except ImageError as error:
         raise LayoutError(f"{path}: {error}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image as its EXIF says; one that says nothing, or nothing readable, is returned as it is."""
+    return ImageOps.exif_transpose(image) if orientation(image) != 1 else image
+
+
+def orientation(image: Image.Image) -> int:
+    """Return the orientation of EXIF: 1 = as stored, 3 = upside down, from 5 on height and width change places."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # damaged EXIF raises nearly every kind of exception, and the picture may still be whole
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def decode_roughly(image: Image.Image) -> tuple[int, int]:
@@ -78,37 +96,58 @@ def decode_roughly(image: Image.Image) -> tuple[int, int]:
 
 
 def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read colours, uint8 [H, W, 3], and where they are visible (alpha > 0), bool [H, W].
+    """Read colours, uint8 [H, W, 3], and where they are visible, bool [H, W].
 
-    Palettes and grey are expanded to RGB. Raises LayoutError, also for more than 8 bits per channel.
+    Visible is what is at least half opaque: a soft brush is cut in the middle of its edge. Palettes and grey are
+    expanded to RGB. Raises LayoutError, also for more than 8 bits per channel.
     """
     image = load_image(path)
     if image.mode.startswith(("I", "F")):
         raise LayoutError(
             f"{path}: has over 8 bits per channel ({image.mode}); save the colour map with 8 bits per channel"
         )
-    try:
-        if image.has_transparency_data:
-            pixels = np.asarray(image.convert("RGBA"))
-            return pixels[..., :3], pixels[..., 3] > 0
-        pixels = np.asarray(image.convert("RGB"))
-    except Exception as error:  # a damaged palette or an unusual mode only shows up here
-        raise LayoutError(f"{path}: cannot be converted to RGB ({shown(str(error))}); save it again as PNG") from error
-    return pixels, np.ones(pixels.shape[:2], dtype=bool)
+    colors, alpha = _colors_of(path, image)
+    return colors, alpha > 127
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask, bool [H, W]: the pixels brighter than half of the brightest pixel.
+    """Read a mask from a picture of one page, bool [H, W], by the rules of `seg2any.layout.masks`.
 
-    So masks of 0 and 1, 0 and 255, and 16 bits all work. Raises LayoutError, also for a mask that is all black.
+    Colours count by their brightest channel, and have to be shades of one colour. Transparency is the mask if all that
+    is visible has one colour, else it counts as black. Raises LayoutError, also for a mask without a pixel.
     """
     image = load_image(path)
-    if image.mode.startswith(("I", "F")):
-        brightness = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    else:
-        colors, visible = read_colors(path)
-        brightness = np.where(visible, colors.max(axis=2), 0)
-    mask = brightness > brightness.max() / 2
+    is_deep = image.mode.startswith(("I", "F"))
+    levels = np.asarray(image) if is_deep else _brightness(path, *_colors_of(path, image))
+    mask = cut(str(path), levels[None], image.format in ("JPEG", "MPO", "WEBP"))[0]
     if not mask.any():
         raise LayoutError(f"{path}: mask is entirely black; paint the region white, or remove it from the JSON")
     return mask
+
+
+def _colors_of(path: Path, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+    """Return uint8 [H, W, 3] and alpha uint8 [H, W], 255 = opaque."""
+    try:
+        if image.has_transparency_data:
+            pixels = np.asarray(image.convert("RGBA"))
+            return pixels[..., :3], pixels[..., 3]
+        pixels = np.asarray(image.convert("RGB"))
+    except Exception as error:  # a damaged palette or an unusual mode only shows up here
+        raise LayoutError(f"{path}: cannot be converted to RGB ({shown(str(error))}); save it again as PNG") from error
+    return pixels, np.full(pixels.shape[:2], 255, dtype=np.uint8)
+
+
+def _brightness(path: Path, colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """Return uint8 [H, W]: how much a pixel of a mask's picture is inside. Raises LayoutError for several colours."""
+    visible = colors[alpha > 0]
+    if (alpha < 255).any() and len(visible) and np.ptp(visible, axis=0).max() <= SAME_COLOR:
+        return alpha
+    faded = (colors * (alpha[..., None] / 255)).round()
+    brightness = faded.max(axis=2)
+    shade = faded[brightness > brightness.max() / 2].mean(axis=0) if brightness.any() else np.ones(3)
+    shade /= np.linalg.norm(shade)
+    off_shade = np.linalg.norm(faded - (faded @ shade)[..., None] * shade, axis=2) > SAME_COLOR
+    if off_shade.mean() > MOST_OFF_SHADE:
+        hint = "" if (alpha == 255).all() else " under its transparency"
+        raise LayoutError(f"{path}: has several colours{hint}, as labels or a photo; save a mask in black and white")
+    return brightness.astype(np.uint8)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape, check_masks
+from seg2any.layout.masks import cut
 from seg2any.system.errors import shown
 from seg2any.system.files import atomic_write
 
@@ -26,7 +27,7 @@ KINDS = {  # content of each array, for messages
 def read_npz(path: Path) -> LayoutParts:
     """Read a layout from the arrays that `seg2any.layout.readers` describes.
 
-    masks: bool, or numbers that are not 0 inside the region
+    masks: bool, or numbers that `seg2any.layout.masks` cuts
 
     Raises LayoutError, also for a mask without a pixel that `empty` does not list.
     """
@@ -35,11 +36,11 @@ def read_npz(path: Path) -> LayoutParts:
         if name not in arrays:
             raise LayoutError(f"{path}: {name} is missing; save masks [N, H, W] and captions [N]")
     masks = arrays["masks"]
+    if masks.dtype.kind in "iu" and masks.ndim == 2:
+        raise LayoutError(f"{path}: masks are one picture {list(masks.shape)} of labels; save `masks == k` for each k")
     if masks.dtype.kind not in "biuf" or masks.ndim != 3:
         raise LayoutError(f"{path}: masks are {masks.dtype} {list(masks.shape)}; save a bool array [N, H, W]")
-    if masks.dtype.kind == "f" and np.isnan(masks).any():
-        raise LayoutError(f"{path}: masks contain NaN, neither inside nor outside a region; save a bool array")
-    masks = masks.astype(bool)
+    masks = cut(str(path), masks)
     check_masks(str(path), masks)
     _check_empty(path, masks, arrays.get("empty"))
     captions = arrays["captions"]
