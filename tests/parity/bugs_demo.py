@@ -122,7 +122,7 @@ def a_vanished_region_is_flagged(recorded: list[int]) -> None:
     assert min(recorded) <= 1, "the published region keeps at most a pixel"
     masks = np.zeros((2, 64, 64), bool)
     masks[0, 1, 1], masks[1, 20:60, 20:60] = True, True
-    sample = Sample(np.zeros((64, 64, 3), np.uint8), Layout(masks, ("a dot", "a square")))
+    sample = Sample(np.zeros((64, 64, 3), np.uint8), Layout(masks, ("a dot", "a square"), overlap="share"))
     fitted = fit(sample, (16, 16), "stretch").layout
     assert fitted.masks.sum((1, 2)).tolist() == [0, 100] and fitted.captions == ("a dot", "a square")
     assert count_regions(MaskStack(masks), (16, 16), (16, 16)).flags & VANISHED_REGION
