@@ -4,7 +4,7 @@ Usage: `python -m tests.parity.make_subset ROOT [TARGET]`
 
 Cases are chosen by size only, smallest first until a section's budget is spent, so that the choice is the same for
 every golden root. Files are copied unchanged, except that json loses its whitespace and an index loses the cases that
-are left out. Also left out: the published example masks (`contour/infer_*`), the training runs, and the segmenter of
+are left out. Also left out: the published example masks of contour/, the training runs, and the segmenter of
 the evaluation.
 """
 
@@ -24,6 +24,7 @@ from tests.golden_root import SUBSET
 from tests.parity.inventory import sections
 
 MASK_BYTES, FILTER_BYTES, CONTOUR_BYTES = 70_000, 45_000, 30_000
+EXAMPLE = "seg_map.png"  # in the folders of published example masks
 # tokenizer.json holds everything that the sentencepiece file does.
 REDUNDANT = {"spiece.model"}
 
@@ -120,7 +121,7 @@ def cut_filter(root: Path, target: Path) -> None:
 
 def cut_contour(root: Path, target: Path) -> None:
     index = _index(root)
-    sizes = {name: _size(root / name) for name in index["cases"] if not name.startswith("infer_")}
+    sizes = {name: _size(root / name) for name in index["cases"] if not (root / name / EXAMPLE).exists()}
     chosen = smallest(sizes, CONTOUR_BYTES)
     for name in chosen:
         copy(root / name, target / name)
