@@ -27,6 +27,7 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -40,7 +41,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from benchmarks.gpu.measure import Run
-from benchmarks.gpu.model import Inputs, small_flux
+from benchmarks.gpu.model import POOLED_WIDTH, TEXT_WIDTH, Inputs, small_flux
 from seg2any.adapters.fold import mark_folded
 from seg2any.attention.attend import choose
 from seg2any.attention.grouped import grouping
@@ -98,7 +99,8 @@ class Call:
 class Trace:
     """The kernels launched inside a `with` block, under `FakeCuda`.
 
-    model   a transformer with `blocks`, whose numbers the kernels get; None: they get none
+    model   a transformer of diffusers, whose blocks' numbers the kernels get; None: they get none
+    kept    bytes by block that its forward pass made and left alive: its output, and what a backward pass needs
     peak    bytes of CUDA tensors alive at once that were made inside, at the worst moment; `now`: at this moment
     """
 
@@ -106,13 +108,14 @@ class Trace:
         self.kernels: list[Kernel] = []
         self.calls: list[Call] = []
         self.block: int | None = None
-        self._model, self._memory, self._hooks = model, TrackedMemory(), []
+        self.kept: Counter[int] = Counter()
+        self._blocks, self._memory, self._hooks = _blocks(model), TrackedMemory(), []
 
     def __enter__(self) -> Trace:
-        for number, block in enumerate(self._model.blocks if self._model else ()):
+        for number, block in enumerate(self._blocks):
             self._hooks += [
-                block.register_forward_pre_hook(lambda *_, number=number: setattr(self, "block", number)),
-                block.register_forward_hook(lambda *_: setattr(self, "block", None)),
+                block.register_forward_pre_hook(lambda *_, number=number: self._enters(number)),
+                block.register_forward_hook(lambda *_: self._leaves()),
             ]
         FakeCuda.current.traces.append(self)
         return self
@@ -121,6 +124,14 @@ class Trace:
         FakeCuda.current.traces.remove(self)
         for hook in self._hooks:
             hook.remove()
+
+    def _enters(self, block: int) -> None:
+        self.block = block
+        self.kept[block] -= self.now
+
+    def _leaves(self) -> None:
+        self.kept[self.block] += self.now
+        self.block = None
 
     @property
     def peak(self) -> int:
@@ -240,11 +251,9 @@ class _Functions(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if func is F.scaled_dot_product_attention and args[0].is_cuda:
-            return self._attention(*args, **kwargs)
-        if func in (F.rms_norm, torch.rms_norm) and args[0].is_cuda:
-            return self._rms_norm(*args, **kwargs)
-        return func(*args, **kwargs)
+        own = {F.scaled_dot_product_attention: self._attention, F.rms_norm: self._rms_norm}
+        is_own = func in own and any(x.is_cuda for x in _tensors((args, kwargs)))
+        return (own[func] if is_own else func)(*args, **kwargs)
 
     def _attention(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
         given = [query, key, value, *([] if attn_mask is None else [attn_mask])]
@@ -272,15 +281,19 @@ class _Functions(TorchFunctionMode):
             trace.calls.append(Call(trace.block, tuple(query.shape), tuple(key.shape), query.dtype, kernel, cudnn))
         return output
 
-    def _rms_norm(self, x, normalized_shape, weight=None, eps=None):
+    def _rms_norm(self, input, normalized_shape, weight=None, eps=None):
         if torch.is_autocast_enabled("cuda"):  # its list of functions in fp32 has this one
-            x, weight = x.float(), None if weight is None else weight.float()
+            input, weight = input.float(), None if weight is None else weight.float()
         with self.cuda.quiet(), torch.autocast("cuda", enabled=False):
-            output = F.rms_norm(x, normalized_shape, weight, eps)
+            output = F.rms_norm(input, normalized_shape, weight, eps)
         for trace in self.cuda.traces:
-            trace.record_memory((x, weight), output)
-            trace.record("rms_norm", (x, weight), output)
+            trace.record_memory((input, weight), output)
+            trace.record("rms_norm", (input, weight), output)
         return output
+
+
+def _blocks(model: nn.Module | None) -> list[nn.Module]:
+    return [] if model is None else [*model.transformer_blocks, *model.single_transformer_blocks]
 
 
 def _aligned(mask: torch.Tensor) -> torch.Tensor:
@@ -318,19 +331,33 @@ def _device_guard() -> Iterator[None]:
         guards[CUDA_SLOT] = before
 
 
+def stock_flux() -> FluxTransformer2DModel:
+    """Create the blocks of `flux_model` as diffusers has them, without adapters, on "cuda"."""
+    with torch.device("meta"):
+        model = FluxTransformer2DModel(
+            **{"num_layers": 1, "num_single_layers": 2, "guidance_embeds": True},
+            **{"joint_attention_dim": TEXT_WIDTH, "pooled_projection_dim": POOLED_WIDTH},
+        )
+    return _moved(model.to(torch.bfloat16))
+
+
 def flux_model(trained: bool = False, folded: bool = False) -> Seg2AnyTransformer2DModel:
     """Create one double and two single blocks of FLUX.1-dev's width with adapters of rank 64, on "cuda".
 
     trained  keep the adapters trainable, in fp32, with gradient checkpointing
     folded   mark the adapter `default` as folded into the base weights
     """
-    model = small_flux(Run.of("flux", "meta"), n_double=1, n_single=2, trained=trained)
+    model = _moved(small_flux(Run.of("flux", "meta"), n_double=1, n_single=2, trained=trained))
+    if folded:
+        mark_folded(model, 1.0)
+    return model
+
+
+def _moved(model: nn.Module) -> nn.Module:
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             moved = torch.empty(parameter.shape, dtype=parameter.dtype, device="cuda")
             module._parameters[name] = nn.Parameter(moved, requires_grad=parameter.requires_grad)
-    if folded:
-        mark_folded(model, 1.0)
     return model
 
 

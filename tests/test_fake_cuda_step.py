@@ -1,0 +1,132 @@
+"""Steps of FLUX.1-dev's size on CUDA tensors without numbers: launches, bytes, precision and memory.
+
+No step mixes devices or waits for the GPU: the stand-in would raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.gpu.measure import Run, random_layout
+from benchmarks.gpu.model import CHANNELS, GUIDANCE, POOLED_WIDTH, TEXT_WIDTH, base_of
+from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.tokens import TokenLayout
+from seg2any.bases.base import Condition
+from seg2any.generate.memory_estimate import activation_bytes
+from seg2any.training.tasks.flow_matching import Velocity
+from tests.fake_cuda import FakeCuda, Trace, flux_inputs, flux_model, step, stock_flux
+
+COPIES = 19  # FLUX.1-dev has 19 double blocks and 38 single ones; half of these isolate attributes
+SETTINGS = ConditionSettings("hard", (1, 1), cond_scale_factor=2)  # block 0 is double, 1 isolates attributes
+WITHIN = 0.15
+
+
+class Case(NamedTuple):
+    """What a step runs: "routed" or "folded" adapters, or the "trained" forward pass of training."""
+
+    adapters: str
+    side: int
+    regions: int
+    batch: int
+
+
+# Launches of a whole step, and GB that its kernels read and write. A change may lower them, and then records them here.
+RECORDED = {
+    Case("routed", 512, 8, 1): (5679, 91.4),
+    Case("routed", 512, 20, 2): (5888, 192.4),
+    Case("routed", 1024, 8, 1): (7598, 304.6),
+    Case("routed", 1024, 8, 4): (12310, 1163.1),
+    Case("routed", 1024, 20, 1): (6876, 351.6),
+    Case("folded", 512, 8, 1): (5641, 75.4),
+    Case("folded", 1024, 8, 1): (7560, 245.2),
+    Case("folded", 1024, 20, 4): (6876, 1131.8),
+    Case("trained", 512, 20, 2): (9410, 306.8),
+    Case("trained", 1024, 8, 1): (10189, 475.0),
+    Case("trained", 1024, 8, 4): (15832, 1812.0),
+}
+PLAIN_LAUNCHES = 3430  # of a step of diffusers' FLUX.1-dev
+GENERATED = [case for case in RECORDED if case.adapters != "trained"]
+TRAINED = [case for case in RECORDED if case.adapters == "trained"]
+
+Traced = Callable[[Case], tuple[Trace, TokenLayout]]
+
+
+@pytest.fixture(scope="module")
+def traced() -> Iterator[Traced]:
+    """Trace a case's step, once for all tests."""
+    with FakeCuda():
+        model_of = cache(lambda adapters: flux_model(trained=adapters == "trained", folded=adapters == "folded"))
+
+        @cache
+        def trace(case: Case) -> tuple[Trace, TokenLayout]:
+            rng, on = np.random.default_rng(0), Run.of("flux", "cpu")
+            tokens, _ = random_layout(on, rng, case.regions, case.batch, SETTINGS, case.side)
+            run = training_pass if case.adapters == "trained" else step
+            return run(model_of(case.adapters), flux_inputs(tokens, SETTINGS, trained=run is training_pass)), tokens
+
+        yield trace
+
+
+def training_pass(model, inputs) -> Trace:
+    """Trace the forward pass of training without checkpoints, and what it keeps."""
+    model.disable_gradient_checkpointing()
+    velocity = Velocity(base_of(model), GUIDANCE, torch.bfloat16)
+    with mock.patch.object(Condition, "to", lambda self, *_: self):  # it is on "cuda" and has its plan
+        velocity(inputs.x, inputs.s, inputs.condition)
+        with Trace(model) as trace:
+            trace.output = velocity(inputs.x, inputs.s, inputs.condition)
+    return trace
+
+
+def of_flux(one_block: Callable[[int | None], float]) -> float:
+    """Scale a number of the three blocks, and of what is outside them, to FLUX.1-dev's 57 blocks."""
+    return one_block(None) + COPIES * sum(one_block(block) for block in range(3))
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=str)
+def test_launches_and_bytes_of_a_step_are_at_most_the_recorded_ones(traced, case):
+    trace, _ = traced(case)
+    launches, gigabytes = RECORDED[case]
+    assert of_flux(trace.launches) <= launches
+    assert of_flux(trace.n_bytes) / 1e9 <= gigabytes
+
+
+def test_launches_of_plain_flux(traced):
+    n_text, n_image = 512, 1024
+    with torch.no_grad():
+        model = stock_flux()
+        given = {
+            "hidden_states": torch.zeros(1, n_image, CHANNELS, device="cuda", dtype=torch.bfloat16),
+            "encoder_hidden_states": torch.zeros(1, n_text, TEXT_WIDTH, device="cuda", dtype=torch.bfloat16),
+            "pooled_projections": torch.zeros(1, POOLED_WIDTH, device="cuda", dtype=torch.bfloat16),
+            "timestep": torch.zeros(1, device="cuda", dtype=torch.bfloat16),
+            "guidance": torch.zeros(1, device="cuda"),
+            "img_ids": torch.zeros(n_image, 3, device="cuda"),
+            "txt_ids": torch.zeros(n_text, 3, device="cuda"),
+        }
+        with Trace(model) as trace:
+            model(**given)
+    assert of_flux(trace.launches) == PLAIN_LAUNCHES
+
+
+@pytest.mark.parametrize("case", GENERATED, ids=str)
+def test_generation_computes_in_16_bit(traced, case):
+    trace, _ = traced(case)
+    assert not trace.in_fp32() and {call.dtype for call in trace.calls} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("case", GENERATED, ids=str)
+def test_the_memory_estimate_of_generation_holds(traced, case):
+    trace, tokens = traced(case)
+    length = tokens.kind.shape[1]
+    sizes = {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 1, "num_single_layers": 2}
+    beside = tokens.n_cond if case.adapters == "folded" else length - tokens.n_cond
+    estimated = activation_bytes(sizes, case.batch, length, 2, n_copied=beside if case.batch > 1 else 0)
+    assert trace.peak == pytest.approx(estimated, rel=WITHIN)
