@@ -284,6 +284,8 @@ class _Functions(TorchFunctionMode):
     def _rms_norm(self, input, normalized_shape, weight=None, eps=None):
         if torch.is_autocast_enabled("cuda"):  # its list of functions in fp32 has this one
             input, weight = input.float(), None if weight is None else weight.float()
+        if weight is not None and weight.dtype != input.dtype:
+            return F.rms_norm(input, normalized_shape, weight, eps)  # torch has no fused kernel for two dtypes
         with self.cuda.quiet(), torch.autocast("cuda", enabled=False):
             output = F.rms_norm(input, normalized_shape, weight, eps)
         for trace in self.cuda.traces:
