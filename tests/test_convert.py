@@ -176,3 +176,33 @@ def test_a_converter_starts_as_script_and_as_module(published: bool, tmp_path: P
     done = subprocess.run(list(map(str, command)), cwd=where, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert (read(tmp_path / "out" / "a.png") == 7).all() and "1 label maps converted" in done.stdout
+
+
+def test_one_process_and_several_write_the_same_files_no_larger_than_pillow_does(tmp_path: Path):
+    """Maps of a few large regions with single wrong pixels, as annotators leave them."""
+    rng = np.random.default_rng(4)
+    theirs = 0
+    for i in range(6):
+        labels = np.kron(rng.integers(0, 150, (6, 8)), np.ones((90, 70))).astype(np.uint8)
+        labels[tuple(rng.integers(0, 500, (2, 99)))] = 0
+        write(tmp_path / "in" / f"{i}.png", labels)
+        published = Image.fromarray(labels).resize((512, 512), Image.Resampling.NEAREST)
+        published.save(tmp_path / "published.png")
+        theirs += (tmp_path / "published.png").stat().st_size
+    for processes in ("1", "2"):
+        paths = ["--input_path", str(tmp_path / "in"), "--output_path", str(tmp_path / processes)]
+        assert convert_labelsize_512.main([*paths, "--nproc", processes]) == 0
+    one, two = ({path.name: path.read_bytes() for path in (tmp_path / n).iterdir()} for n in ("1", "2"))
+    assert one == two and sum(map(len, one.values())) <= theirs
+    for path in (tmp_path / "in").iterdir():
+        expected = Image.open(path).resize((512, 512), Image.Resampling.NEAREST)
+        assert (read(tmp_path / "1" / path.name) == np.asarray(expected)).all()
+
+
+def test_stretching_maps_loads_neither_arrow_nor_opencv_nor_torch():
+    code = (
+        "import sys, seg2any.evaluation.labels.convert_labelsize_512 as command; print('numpy' in sys.modules);"
+        "import seg2any.evaluation.labels.label_maps; print({'pyarrow', 'cv2', 'torch'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == ["False", "set()"], done.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,12 +16,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 from torch.utils.data import DataLoader
 
 from seg2any.data import label_maps
 from seg2any.data.catalog import open_data_set
+from seg2any.data.dataset import SampleError
 from seg2any.data.picture_index import check_pictures
+from seg2any.data.pictures import check_photo
 from tests import synthetic_data
 from tests.opened_data import keys, refused, skipping
 from tests.synthetic_data import Synthetic
@@ -215,3 +218,32 @@ def test_a_layout_without_a_photo_and_a_damaged_layout_are_left_out(tmp_path: Pa
     for one, part in zip(data.left_out, expected, strict=True):
         assert part in one.reason
     assert keys(data) == ["picture_0", "picture_4", "picture_6", "picture_7", "picture_1"]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".bmp"])
+def test_a_photo_cut_anywhere_is_refused_as_a_full_decoder_refuses_it(suffix: str, tmp_path: Path):
+    rng = np.random.default_rng(0)
+    whole = tmp_path / f"whole{suffix}"
+    Image.fromarray(rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)).save(whole)
+    content = whole.read_bytes()
+    assert check_photo(whole) == (40, 60)
+    path = tmp_path / f"cut{suffix}"
+    for length in (len(content) - 1, len(content) - 2, len(content) - 13, *rng.integers(100, len(content), 12)):
+        path.write_bytes(content[:length])
+        try:
+            Image.open(path).load()
+        except OSError:
+            with pytest.raises(SampleError, match=re.escape(str(path))):
+                check_photo(path)
+        else:  # only the last marker is missing, which no pixel needs
+            assert check_photo(path) == (40, 60)
+    path.write_bytes(content + bytes(100))  # some cameras and archives add bytes
+    assert check_photo(path) == (40, 60)
+
+
+def test_opening_a_data_set_decodes_no_whole_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made = synthetic_data.make_ade20k(tmp_path)
+    decoded, load = [], ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.filename) or load(image))
+    data = open_data_set("ade20k", made.params)
+    assert {Path(name).suffix for name in decoded} == {".png"} and len(data) == len(made.truths)

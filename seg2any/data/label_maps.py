@@ -73,7 +73,7 @@ class LabelMapDataset:
         checked_photos = check_pictures(
             [photos[key] for key in paired],
             check_stored_photo,
-            "photo",
+            "photo, whole",
             _cache_file(cache_root, name, image_root, "photos.parquet"),
         )
         checked_maps = check_pictures(

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from seg2any.data.dataset import SampleError
-from seg2any.layout.images import ImageError, decode_roughly, opened_image, orientation, upright
+from seg2any.layout.images import ImageError, decode_roughly, has_end, opened_image, orientation, upright
 from seg2any.system.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -24,7 +24,7 @@ def read_photo(path: Path) -> np.ndarray:
 
 
 def check_photo(path: Path) -> tuple[int, int]:
-    """Return (H, W) of a photo as people see it. Raises SampleError unless it decodes to its end."""
+    """Return (H, W) of a photo as people see it. Raises SampleError unless the file is whole."""
     with _opened(path) as image:
         is_on_its_side = orientation(image) >= 5
         size = _check(path, image)
@@ -41,7 +41,7 @@ def read_stored_photo(path: Path) -> np.ndarray:
 
 
 def check_stored_photo(path: Path) -> tuple[int, int]:
-    """Return (H, W) of a photo as stored. Raises SampleError unless it decodes to its end."""
+    """Return (H, W) of a photo as stored. Raises SampleError unless the file is whole."""
     with _opened(path) as image:
         return _check(path, image)
 
@@ -67,14 +67,19 @@ def _refuse_grey_palette(path: Path, image: Image.Image, labels: np.ndarray) -> 
     if image.mode != "P":
         return
     colors = np.reshape(image.getpalette("RGB"), (-1, 3))
-    used = np.flatnonzero(np.bincount(labels.ravel(), minlength=256)[: len(colors)])
+    used = np.flatnonzero(image.histogram()[: len(colors)])
     if (colors == colors[:, :1]).all() and (colors[used, 0] != used).any():
         raise SampleError(f"{path}: its grey palette is in another order than its labels; save it as 8-bit grey")
 
 
 def _check(path: Path, image: Image.Image) -> tuple[int, int]:
+    """Return (H, W) as stored. Raises SampleError unless the file is whole.
+
+    A JPEG or PNG that ends with its format's last marker is not decoded, which would take ten times as long: all that
+    a decoder reports of a JPEG's damage is a missing end. Any other file is decoded.
+    """
     _refuse_deep(path, image)
-    return decode_roughly(image)
+    return image.size[::-1] if has_end(path, image.format) else decode_roughly(image)
 
 
 def _refuse_deep(path: Path, image: Image.Image) -> None:

@@ -9,13 +9,12 @@ from pathlib import Path
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from seg2any.layout.images import ImageError, opened_image
+from seg2any.layout.images import ImageError, has_end, opened_image
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 
 KEY = "seg2any"  # of the PNG text chunk
 IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and WebP
-PNG_END = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # These may differ between two recipes of the same image.
 MEANT = {"layout.overlap": "share"}  # what a recipe without this name means, as older versions wrote it
 CIRCUMSTANCES = ("versions", "device", "adapter.path", "model.path")
@@ -49,7 +48,7 @@ def read_recipe(path: Path) -> dict | None:
         with opened_image(path) as image:
             image.load()
             text = image.info.get(KEY) if image.format == "PNG" else image.getexif().get(IMAGE_DESCRIPTION)
-            if image.format == "PNG" and not path.read_bytes().endswith(PNG_END):
+            if image.format == "PNG" and not has_end(path, image.format):
                 raise BrokenImage(path)
     except ImageError as error:
         raise BrokenImage(path) from error

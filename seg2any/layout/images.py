@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from seg2any.layout.masks import cut
 from seg2any.system.errors import UserError, shown
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82"}  # end of image; the empty chunk IEND
 _MEGAPIXELS = MAX_PIXELS >> 20
 SAME_COLOR = 48  # RGB distance; JPEG noise and the ends of a soft edge stay within it
 MOST_OFF_SHADE = 0.01  # of the pixels of a mask's picture
@@ -93,6 +95,16 @@ def decode_roughly(image: Image.Image) -> tuple[int, int]:
     image.draft("L", (max(1, width // 8), max(1, height // 8)))
     image.load()
     return height, width
+
+
+def has_end(path: Path, image_format: str) -> bool:
+    """Tell whether a file ends as whole files of its format do; False for formats without such an end."""
+    end = LAST_BYTES.get(image_format)
+    if end is None:
+        return False
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - len(end)))
+        return file.read() == end
 
 
 def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -14,7 +14,6 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from seg2any.evaluation.labels.label_maps import ClassTable, Conversion, convert_folder, label_files
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 from seg2any.system.interrupts import run_command
@@ -24,6 +23,8 @@ SPLITS = ("train2017", "val2017")
 
 def convert(coco_path: Path, out_dir: Path, processes: int) -> str:
     """Convert both splits and return a message for the user. Raises UserError."""
+    from seg2any.evaluation.labels.label_maps import ClassTable, Conversion, convert_folder, label_files
+
     maps = coco_path / "stuffthingmaps"
     splits = [split for split in SPLITS if (maps / split).is_dir()]
     if not splits:

@@ -14,17 +14,22 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from seg2any.evaluation.labels.label_maps import ClassTable, Conversion, convert_folder, label_files
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 from seg2any.system.interrupts import run_command
 
+if TYPE_CHECKING:
+    from seg2any.evaluation.labels.label_maps import ClassTable
+
 
 def known_values(data_set: str) -> ClassTable:
     """Build a table that keeps the values of a data set and refuses all others."""
+    import numpy as np
+
+    from seg2any.evaluation.labels.label_maps import ClassTable
+
     table = ClassTable.of(data_set)
     known = table.classes >= 0
     return ClassTable(data_set, np.where(known, np.arange(256), table.classes).astype(np.int16), table.names)
@@ -32,6 +37,8 @@ def known_values(data_set: str) -> ClassTable:
 
 def convert(source: Path, target: Path, size: int, data_set: str | None, processes: int) -> str:
     """Convert a folder and return a message for the user. Raises UserError."""
+    from seg2any.evaluation.labels.label_maps import Conversion, convert_folder, label_files
+
     if source.resolve() == target.resolve():
         raise UserError(f"--output_path {target}: the label maps lie there; choose another folder")
     pairs = [(path, target / path.name) for path in label_files(source)]

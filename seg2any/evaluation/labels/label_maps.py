@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seg2any.data.label_maps import read_class_captions
 from seg2any.data.pictures import read_label_map
 from seg2any.generate.recipe import BrokenImage, read_recipe
 from seg2any.system.errors import UserError
@@ -19,6 +18,8 @@ from seg2any.system.workers import WorkerPool
 
 UNLABELLED = 255
 UNKNOWN = -1
+# Z_RLE, zlib's strategy that looks for runs only: files of label maps are as small, and made in half of the time.
+RUN_LENGTHS = 3
 # Values that no file of stuffthingmaps may hold: ids that COCO has but never used.
 UNUSED_IN_COCO = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 
@@ -38,6 +39,8 @@ class ClassTable:
     @classmethod
     def of(cls, data_set: str) -> ClassTable:
         """Build the table of "ade20k" (150 classes) or "coco_stuff" (171 of 182 ids)."""
+        from seg2any.data.label_maps import read_class_captions  # pyarrow and all, which stretching maps does without
+
         captions = read_class_captions(data_set)
         if data_set == "ade20k":
             values, background = sorted(captions), 0
@@ -86,21 +89,32 @@ class Conversion:
         labels = labels if self.table is None else self.table(labels, source)
         labels = labels if self.size is None else squashed(labels, self.size)
         with atomic_write(target) as temporary:
-            Image.fromarray(labels).save(temporary)
+            Image.fromarray(labels).save(temporary, compress_type=RUN_LENGTHS)
 
 
 def convert_folder(pairs: Sequence[tuple[Path, Path]], conversion: Conversion, processes: int) -> int:
-    """Convert in parallel what is not converted yet, and return how many files that were.
+    """Convert what is not converted yet, and return how many files that were.
+
+    processes  worker processes; 1 converts in this process
 
     Targets are written whole, so one is finished if it can be decoded, is no older than its source and has the wanted
     size. Raises UserError at the first fault.
     """
     missing = [pair for pair in pairs if not (pair[1].exists() and _is_done(*pair, conversion.size))]
-    bar = tqdm(total=len(pairs), initial=len(pairs) - len(missing), desc="labels", unit="file")
-    with bar, WorkerPool(min(processes, max(1, len(missing))), conversion) as pool:
-        for _ in pool.results(_convert, missing):
+    with tqdm(total=len(pairs), initial=len(pairs) - len(missing), desc="labels", unit="file") as bar:
+        for _ in _converted(missing, conversion, min(processes, len(missing))):
             bar.update()
     return len(missing)
+
+
+def _converted(pairs: Sequence[tuple[Path, Path]], conversion: Conversion, processes: int) -> Iterator[None]:
+    """Convert the pairs; yield after each."""
+    if processes < 2:
+        yield from map(conversion, pairs)
+        return
+    with WorkerPool(processes, conversion, preload=(__name__,)) as pool:
+        for _ in pool.results(_convert, pairs):
+            yield
 
 
 def _convert(conversion: Conversion, pair: tuple[Path, Path]) -> None:
