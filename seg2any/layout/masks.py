@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import warnings
 
-import cv2
 import numpy as np
 
 from seg2any.layout.checks import LayoutError, LayoutWarning
@@ -97,6 +96,8 @@ def _plateaus(levels: np.ndarray, is_lossy: bool) -> tuple[int, int, np.ndarray]
     A value is flat if a pixel and its eight neighbours have it and it holds LEAST_SHARE of the pixels that are not 0.
     Values of soft edges and noise are not: their neighbours within NEAR hold at least a third as many pixels.
     """
+    import cv2  # here, because all who read images would load it
+
     counts = np.bincount(levels.ravel(), minlength=256)
     square = np.ones((3, 3), np.uint8)
     painted = np.bincount(levels[cv2.erode(levels, square) == cv2.dilate(levels, square)], minlength=256) > 0
