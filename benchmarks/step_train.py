@@ -15,9 +15,8 @@ import torch
 from torch import nn
 
 from benchmarks.clock import Ratio, in_turn
-from benchmarks.published_scheme import published_scheme
 from benchmarks.step_schemes import GUIDANCE, PUBLISHED, ROUTED, SIZES, Case, Given, Models, base_of
-from benchmarks.train_sizes import ROWS, random_transformer
+from benchmarks.train_sizes import ROWS, as_published, random_transformer
 from seg2any.bases.base import Condition
 from seg2any.diffusion import flow
 from seg2any.system.errors import UserError
@@ -36,9 +35,10 @@ def measure_training(
     size = SIZES[name]
     network = random_transformer(size, ROWS[1].config(size, case.side), torch.device(device), dtype)
     given = Given(Models(size, *[network] * 3), case, torch.device(device), torch.float32)
+    published = functools.partial(as_published, torch.device(device), dtype)
     works = {
-        PUBLISHED: functools.partial(train, network, given, given.condition(), published_scheme, dtype),
-        ROUTED: functools.partial(train, network, given, given.condition(), contextlib.nullcontext, dtype),
+        PUBLISHED: functools.partial(train, network, given, given.condition(), published),
+        ROUTED: functools.partial(train, network, given, given.condition(), contextlib.nullcontext),
     }
     expected, found = (work() for work in works.values())
     if not (difference := float((found - expected).norm() / expected.norm())) < MOST_DIFFERENCE:
@@ -54,10 +54,9 @@ def train(
     given: Given,
     condition: Condition,
     scheme: Callable[[], contextlib.AbstractContextManager],
-    dtype: torch.dtype,
 ) -> torch.Tensor:
     """Run forward and backward pass; return the gradient of all adapters as one vector."""
-    velocity = Velocity(base_of(network), GUIDANCE, dtype)
+    velocity = Velocity(base_of(network), GUIDANCE)
     x0, noise = given.latents(), given.tensor(*given.latents().shape, seed=4)
     s = torch.full((len(x0),), 0.5, device=x0.device)
     with scheme():

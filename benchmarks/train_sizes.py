@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion import flow
 from seg2any.system.errors import UserError
 from seg2any.training import config as configs
-from seg2any.training.build import follow_autocast
+from seg2any.training.build import apply_memory_options
 from seg2any.training.config import Config
 from seg2any.training.dry_run import GIB, EncoderSizes, Launch, estimate
 from seg2any.training.optimizer import make_optimizer
@@ -76,7 +76,7 @@ def measure_row(row: Row, size: Size, side: int, rounds: int, device: torch.devi
     if is_cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    with published_scheme() if row.published else contextlib.nullcontext():
+    with as_published(device) if row.published else contextlib.nullcontext():
         (seconds,) = in_turn({row.name: step}, rounds, device).values()
     tokens = given.condition().tokens.kind.shape[1]
     expected = estimate(config, transformer, tokens, EncoderSizes(), Launch())
@@ -88,6 +88,13 @@ def measure_row(row: Row, size: Size, side: int, rounds: int, device: torch.devi
         "peak_gib": torch.cuda.max_memory_allocated(device) / GIB if is_cuda else None,
         "estimated_gib": sum(expected.values()) / GIB,
     }
+
+
+@contextlib.contextmanager
+def as_published(device: torch.device, dtype: torch.dtype = torch.bfloat16) -> Iterator[None]:
+    """Train as the published code does, with fp32 adapters under accelerate's autocast to `dtype`."""
+    with published_scheme(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        yield
 
 
 def random_transformer(
@@ -104,11 +111,9 @@ def random_transformer(
         torch.set_default_dtype(default)
     if config.trainer.base_quantization == "nf4":
         quantise(transformer, device)
-        follow_autocast(transformer)
     add_adapters(transformer, size.rank, size.rank)
     trainable_parameters(transformer)
-    if config.trainer.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+    apply_memory_options(transformer, config)
     return transformer.train()
 
 
@@ -132,7 +137,7 @@ def training_step(transformer: nn.Module, config: Config, given: Given) -> Calla
     """Return a training step like the trainer's on a cached sample."""
     parameters = [p for p in transformer.parameters() if p.requires_grad]
     optimizer = make_optimizer(config, parameters, 1)
-    velocity = Velocity(base_of(transformer), config.trainer.guidance_scale, torch.bfloat16)
+    velocity = Velocity(base_of(transformer), config.trainer.guidance_scale)
     x0, noise = given.latents(), given.tensor(*given.latents().shape, seed=4)
     s = torch.full((len(x0),), 0.5, device=x0.device)
 

@@ -370,7 +370,7 @@ def flux_inputs(
 
     The attention plan is made from the real tokens on the CPU, for generation or training, and sent.
     """
-    inputs = Inputs.random(Run.of("flux", "cpu"), tokens, settings, torch.float32 if trained else dtype)
+    inputs = Inputs.random(Run.of("flux", "cpu"), tokens, settings, dtype)
     query = torch.empty(1, device="meta", dtype=dtype, requires_grad=trained)
     for block in range(settings.hard_attn_block_range[1] + 2):
         pattern = inputs.condition.plan.pattern(block)

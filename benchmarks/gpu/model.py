@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,10 +82,9 @@ class Inputs:
         return base_of(model).velocity(self.x, self.s, self.condition, GUIDANCE)
 
 
-def training_step(on: Run, model: Seg2AnyTransformer2DModel, inputs: Inputs) -> torch.Tensor:
-    """Run forward under autocast, then backward; return the prediction [B, I, D]."""
-    with torch.autocast(on.device, on.dtype):
-        prediction = inputs.predict(model)
+def training_step(model: Seg2AnyTransformer2DModel, inputs: Inputs) -> torch.Tensor:
+    """Run forward and backward; return the prediction [B, I, D]."""
+    prediction = inputs.predict(model)
     prediction.float().square().mean().backward()
     model.zero_grad(set_to_none=True)
     return prediction.detach().float()
@@ -110,20 +108,20 @@ def _new_layouts(on: Run, model: Seg2AnyTransformer2DModel, trained: bool, seed:
     rng, first, then, before = np.random.default_rng(seed), [], [], 0.0
     for number in range(6):
         tokens, settings = random_layout(on, rng, 6)
-        inputs = Inputs.random(on, tokens, settings, torch.float32 if trained else on.dtype)
+        inputs = Inputs.random(on, tokens, settings, on.dtype)
         for block in (0, 1):
             inputs.condition.plan.pattern(block)  # not part of a step: it is built once per image
         if number == 1:
             before = resident_mib()
-        step = _training(on, model, inputs) if trained else _prediction(model, inputs)
+        step = _training(model, inputs) if trained else _prediction(model, inputs)
         first.append(once(on, step))
         then.append(once(on, step))
     growth = (resident_mib() - before) / (len(first) - 1)
     return statistics.median(first[1:]), statistics.median(then[1:]), growth
 
 
-def _training(on: Run, model: Seg2AnyTransformer2DModel, inputs: Inputs) -> Callable[[], object]:
-    return lambda: training_step(on, model, inputs)
+def _training(model: Seg2AnyTransformer2DModel, inputs: Inputs) -> Callable[[], object]:
+    return lambda: training_step(model, inputs)
 
 
 def _prediction(model: Seg2AnyTransformer2DModel, inputs: Inputs) -> Callable[[], torch.Tensor]:
@@ -168,42 +166,20 @@ def _profile(side: int, work: Callable[[], object]) -> dict[str, float]:
     return {"gpu_busy_ms": busy, "kernels": sum(event.count for event in kernels)}
 
 
-@contextlib.contextmanager
-def norms_in_16_bit(enabled: bool, device: str) -> Iterator[None]:
-    """Compute norms in the precision of their input, as autocast does on a CPU."""
-    classes = (torch.nn.LayerNorm, torch.nn.RMSNorm) if enabled else ()
-    old = {each: each.forward for each in classes}
-
-    def lowered(forward):
-        def wrapped(self, x):
-            with torch.autocast(device, enabled=False):
-                return forward(self, x)
-
-        return wrapped
-
-    for each in classes:
-        each.forward = lowered(each.forward)
-    try:
-        yield
-    finally:
-        for each in classes:
-            each.forward = old[each]
-
-
 def autocast(on: Run) -> None:
-    """Time a training step with norms in fp32 (autocast's choice on CUDA) and in 16 bit."""
+    """Time a training step as it is, and under autocast, which computes norms in fp32 on CUDA."""
     model = small_flux(on, trained=True)
     tokens, settings = random_layout(on, np.random.default_rng(0), 8)
-    inputs, outputs = Inputs.random(on, tokens, settings, torch.float32), {}
-    for lowered in (False, True):
-        with norms_in_16_bit(lowered, on.device):
-            outputs[lowered] = training_step(on, model, inputs)
+    inputs, outputs = Inputs.random(on, tokens, settings, on.dtype), {}
+    for enabled in (False, True):
+        with torch.autocast(on.device, on.dtype, enabled=enabled):
+            outputs[enabled] = training_step(model, inputs)
             if on.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
                 before = torch.cuda.memory_allocated()
-            step = ms(on, _training(on, model, inputs))
+            step = ms(on, _training(model, inputs))
         peak = (torch.cuda.max_memory_allocated() - before) / 2**20 if on.device == "cuda" else 0.0
-        say("autocast", norms_in_16_bit=lowered, blocks=4, step_ms=step, working_mib=peak)
+        say("autocast", under_autocast=enabled, blocks=4, step_ms=step, working_mib=peak)
     difference = float((outputs[True] - outputs[False]).norm() / outputs[False].norm())
     say("autocast", difference_of_outputs=difference)
 
@@ -214,7 +190,7 @@ def low_rank(on: Run) -> None:
     for side, rows in ((1024, 4336), (512, 1264)) if on.is_full else ((128, 64),):
         for out in (width, 4 * width):
             shapes = ((1, rows, width), (out, width), (rank, width), (out, rank))
-            x, base, down, up = (torch.randn(shape, device=on.device, dtype=on.dtype) * 0.02 for shape in shapes)
+            x, base, down, up = (torch.randn(shape, device=on.device, dtype=dtype) * 0.02 for shape in shapes)
 
             def plain(x=x, base=base) -> torch.Tensor:
                 return F.linear(x, base)

@@ -161,7 +161,7 @@ class Base(Protocol):
     text_encoders   networks that read captions; the last one reads every caption, others give the pooled vector
     network         the module that `velocity` runs; `network.blocks` are its attention blocks in order. Callers freeze,
                     move, compile or quantise it, or give it a step cache
-    device          the device that `velocity` computes on
+    device, dtype   of `velocity`: callers move and convert what they give it
     """
 
     geometry: Geometry
@@ -172,6 +172,7 @@ class Base(Protocol):
     text_encoders: Sequence[nn.Module]
     network: nn.Module
     device: torch.device
+    dtype: torch.dtype
 
     def caption_keys(self, caption: str | None, regions: Sequence[str], settings: ConditionSettings) -> CaptionKeys:
         """Name the embeddings that a sample needs: of its global caption, if any, and its regions.

@@ -140,7 +140,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
         device = self._execution_device
         fits = functools.partial(memory_modes.fits_doubled, self.transformer, device=device)
         conditions = conditions_of(base, samples, settings, generators, true_cfg, known_texts, fits)
-        dtype = conditions[0].text.dtype
+        dtype = base.dtype  # in training, text encoders on a CPU compute in fp32 beside a 16-bit transformer
         noise, conditions = noise.to(device, dtype), [condition.to(device, dtype) for condition in conditions]
         with _Steps(self, guidance_scale, callback_on_step_end) as steps:
             images = denoise(base, self.scheduler, noise, conditions, sampling, steps)

@@ -1,7 +1,7 @@
 """Precisions by name, and which machines compute in bfloat16 at full speed.
 
-Other machines emulate bfloat16, hundreds of times slower than fp32. torch is imported inside the functions, so that
---help can list the precisions without waiting for it.
+Other CPUs emulate bfloat16, hundreds of times slower than fp32; older GPUs lose their fast 16-bit products with it.
+torch is imported inside the functions, so that --help can list the precisions without waiting for it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ def dtype_of(precision: str) -> torch.dtype:
 
 
 def has_fast_bfloat16(device: torch.device | str) -> bool:
-    """Return True on accelerators, and on CPUs with bfloat16 instructions.
+    """Return True where a processor computes in bfloat16 itself, without emulation.
 
-    These are AVX512-BF16 and AMX on x86, BF16 on Arm.
+    These are NVIDIA GPUs from Ampere on (V100 and T4 emulate it), other accelerators, and CPUs with AVX512-BF16 or AMX
+    on x86, or BF16 on Arm.
     """
     import torch
 
-    if torch.device(device).type != "cpu":
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu":
         return True
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
@@ -42,5 +46,8 @@ def cpu_autocast() -> torch.autocast:
 
 
 def choose_dtype(precision: str | None, device: torch.device) -> torch.dtype:
-    """Return the dtype of one of `PRECISIONS`; None: bf16, on a CPU fp32."""
+    """Return the dtype of one of `PRECISIONS`; None: bf16, on a CPU fp32.
+
+    GPUs that emulate bf16 get it, too: fp32 would take twice the memory, and FLUX's VAE overflows in fp16.
+    """
     return dtype_of(precision or ("fp32" if device.type == "cpu" else "bf16"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from diffusers import PipelineQuantizationConfig
 from huggingface_hub.errors import HFValidationError
 from peft.tuners.lora import LoraLayer
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from seg2any.adapters.files import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
 from seg2any.data.catalog import data_set_name
@@ -58,7 +60,6 @@ def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
     for module in (pipeline.vae, *pipeline.base.text_encoders, pipeline.transformer):
         module.requires_grad_(False)
     strategy.place(pipeline)
-    follow_autocast(pipeline.transformer)
     pipeline.vae.to(memory_format=torch.channels_last)  # a convolution's fastest layout
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -75,23 +76,6 @@ def quantization_config(kind: str, dtype: torch.dtype) -> PipelineQuantizationCo
         return None
     memory.check_bitsandbytes(f"trainer.base_quantization: {kind}", best_device(), "none")
     return memory.quantization_config(MODES[kind], dtype)
-
-
-def follow_autocast(network: nn.Module) -> None:
-    """Let quantised layers compute in autocast's precision, as torch's own layers do.
-
-    bitsandbytes returns the dtype of its input: fp32 from the first layer on, and everything kept for the backward
-    pass would be fp32, too.
-    """
-    for module in network.modules():
-        if type(module).__name__ in ("Linear4bit", "Linear8bitLt"):
-            module.register_forward_pre_hook(_lower)
-
-
-def _lower(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-    device = inputs[0].device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else inputs[0].dtype
-    return (inputs[0].to(dtype), *inputs[1:])
 
 
 def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None = None) -> None:
@@ -179,7 +163,10 @@ def apply_memory_options(transformer: nn.Module, config: Config) -> None:
     """
     torch.backends.cuda.matmul.allow_tf32 = config.trainer.allow_tf32
     if config.trainer.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
+        draws = config.model.lora_dropout > 0  # else there is no generator to restore for a second forward pass
+        transformer.enable_gradient_checkpointing(
+            functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=draws)
+        )
     if config.trainer.compile:
         if transformer.device.type == "cpu":
             raise UserError("trainer.compile: compiling takes longer than it saves on a CPU; set it to false")

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
+    AutocastKwargs,
     DistributedDataParallelKwargs,
     DistributedType,
     InitProcessGroupKwargs,
@@ -52,7 +53,7 @@ class Strategy:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of frozen weights and of autocast; trained parameters stay in fp32."""
+        """The dtype of frozen weights, in which the network computes; trained parameters stay in fp32."""
         return dtype_of("fp32" if self.precision == "no" else self.precision)
 
     @property
@@ -165,8 +166,8 @@ def shards_base(config: Config, accelerator: Accelerator) -> bool:
 def make_accelerator(config: Config) -> Accelerator:
     """Set up the launcher's processes with this run's accumulation, clipping and trackers.
 
-    accelerate's own bf16 stays off, since DeepSpeed would turn the adapters into bf16, too: the task's network lowers
-    precision itself.
+    accelerate's own bf16 stays off, since DeepSpeed would turn the adapters into bf16, too. Its fp16 only scales the
+    loss. The network computes in the precision of the frozen weights.
     """
     for kind in ("FSDP", "MEGATRON_LM"):  # refused here: on a CPU accelerate would silently train by DDP instead
         if os.environ.get(f"ACCELERATE_USE_{kind}") == "true":
@@ -182,7 +183,9 @@ def make_accelerator(config: Config) -> Accelerator:
     )
     make_current(accelerator.device)  # accelerate does so for torchrun's ranks, not for ACCELERATE_TORCH_DEVICE
     if config.mixed_precision == "bf16" and not has_fast_bfloat16(accelerator.device):
-        warnings.warn("mixed_precision: this CPU computes bf16 many times slower than fp32; give auto", stacklevel=2)
+        on_cpu = accelerator.device.type == "cpu"
+        slow = "CPU emulates bf16, many times slower than fp32; give auto" if on_cpu else "GPU emulates bf16; give fp16"
+        warnings.warn(f"mixed_precision: this {slow}", stacklevel=2)
     return accelerator
 
 
@@ -206,7 +209,10 @@ def _is_ddp_on_cpu() -> bool:
 
 
 def _handlers() -> list[KwargsHandler]:
-    handlers = [DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)]
+    handlers = [
+        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        AutocastKwargs(enabled=False),
+    ]
     if _is_deepspeed_launch() and not torch.accelerator.is_available():
         from deepspeed.ops import __compatible_ops__
 

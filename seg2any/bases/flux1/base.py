@@ -66,6 +66,11 @@ class Flux1:
         return self.network.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Return the precision of the transformer's frozen weights, unpacked if they are quantised."""
+        return self.network.dtype
+
+    @property
     def mag_ratios(self) -> Sequence[float] | None:
         """Return the ratios for the step cache `mag`, measured for FLUX.1 and for examples/shapes."""
         sizes = self.network.config

@@ -28,20 +28,20 @@ Predict = Callable[[Tensor, Tensor, Condition], Tensor]
 class Velocity(nn.Module):
     """The network as the loss sees it, v(x_s, s, y): the module that DDP wraps.
 
-    It computes in `dtype` where autocast allows it, while the weights keep their own precision.
+    It computes in the precision of the frozen weights, as generation does, without autocast: on CUDA that would run the
+    norms in fp32.
     """
 
-    def __init__(self, base: Base, guidance_scale: float, dtype: torch.dtype):
+    def __init__(self, base: Base, guidance_scale: float):
         super().__init__()
         self.network = base.network
-        self.base, self.guidance_scale, self.dtype = base, guidance_scale, dtype
+        self.base, self.guidance_scale = base, guidance_scale
 
     def forward(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
         """Predict dx/ds [B, I, D] in fp32 on the base's device from x [B, I, D] and s [B] in 0..1."""
-        device = self.base.device
-        condition = condition.to(device, torch.float32)
-        with torch.autocast(device.type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.base.velocity(x.to(device), s.to(device), condition, self.guidance_scale).float()
+        device, dtype = self.base.device, self.base.dtype
+        condition = condition.to(device, dtype)
+        return self.base.velocity(x.to(device, dtype), s.to(device), condition, self.guidance_scale).float()
 
 
 def sample_losses(predict: Predict, x0: Tensor, noise: Tensor, s: Tensor, condition: Condition) -> Tensor:

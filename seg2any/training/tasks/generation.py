@@ -69,7 +69,7 @@ class Generation:
         strategy.split(transformer)
         self.inputs = load_data(self.raw, self.config, self.pipeline.base, strategy.process)
         build.apply_memory_options(transformer, self.config)
-        self.network = Velocity(self.pipeline.base, self.config.trainer.guidance_scale, strategy.dtype)
+        self.network = Velocity(self.pipeline.base, self.config.trainer.guidance_scale)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name the adapters' parameters as in the transformer."""
@@ -106,8 +106,7 @@ class Generation:
 
     def _image(self, number: int) -> Image.Image:
         """Draw layout `number` with seed `number`."""
-        device, dtype = self.pipeline.transformer.device, self.strategy.dtype
-        with _on(self.pipeline.vae, device), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with _on(self.pipeline.vae, self.pipeline.base.device):
             return self.pipeline(
                 self.inputs.shown[number],
                 height=self.config.resolution,
