@@ -190,7 +190,7 @@ def low_rank(on: Run) -> None:
     for side, rows in ((1024, 4336), (512, 1264)) if on.is_full else ((128, 64),):
         for out in (width, 4 * width):
             shapes = ((1, rows, width), (out, width), (rank, width), (out, rank))
-            x, base, down, up = (torch.randn(shape, device=on.device, dtype=dtype) * 0.02 for shape in shapes)
+            x, base, down, up = (torch.randn(shape, device=on.device, dtype=on.dtype) * 0.02 for shape in shapes)
 
             def plain(x=x, base=base) -> torch.Tensor:
                 return F.linear(x, base)
