@@ -88,7 +88,8 @@ class Defaults:
 DEFAULTS = {
     "cpu": Defaults(
         (
-            Table("cpu", (512,), (8, 20)),
+            Table("cpu", (512,), (8,), (PLAIN, LIMIT, PUBLISHED, ROUTED, FOLDED, ISOLATED)),
+            Table("cpu", (512,), (20,), (PLAIN, LIMIT, PUBLISHED, ROUTED, FOLDED)),
             Table("cpu", (1024,), (8,), (LIMIT, PUBLISHED, ROUTED, FOLDED)),
             Table("narrow", (1024,), (8,), (LIMIT, PUBLISHED, ROUTED, FOLDED)),
         ),
@@ -197,7 +198,7 @@ def measure_steps(options: argparse.Namespace) -> tuple[list[dict], list[dict]]:
             )
         results += measure(options, models, table)
         if n == 0 and "growth" not in options.skip:
-            runs = (options.readings, options.rounds, options.device, options.clock, dtype_of(options.dtype))
+            runs = (options.readings, min(3, options.rounds), options.device, options.clock, dtype_of(options.dtype))
             growth = measure_growth(models, table.size, Runs(table.sides, options.batch[0], *runs))
     return results, growth
 

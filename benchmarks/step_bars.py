@@ -96,14 +96,15 @@ def growth_bars(growth: list[dict]) -> list[Bar]:
     """Bound the growth from 1 to 20 entities: at equal tokens, with captions, per token."""
     found = []
     for row in growth:
-        if row["scheme"] != OURS:
-            continue
-        name = f"{row['size']}, {row['side']} px: growth from 1 to {MANY} entities"
+        few, many = row["seconds"]
+        name, longer = f"{row['size']}, {row['side']} px: growth from 1 to {MANY} entities", Ratio.of(many, few)
         if row["reading"] == "entities":
-            found.append(Bar(name, row["growth"], GROWTH.bound))
+            found.append(GROWTH.bar(name, longer))
         if row["reading"] == "captions":
-            found.append(Bar(f"{name}, with {row['token_growth']:.2f} times the tokens", row["growth"], GROWTH.bound))
-            found.append(Bar(f"{name}, per token", row["per_token"], GROWTH.bound))
+            more = row["token_growth"]
+            per_token = Ratio(*(round(value / more, 2) for value in (longer.median, longer.low, longer.high)))
+            found.append(GROWTH.bar(f"{name}, with {more:.2f} times the tokens", longer))
+            found.append(GROWTH.bar(f"{name}, per token", per_token))
     return found
 
 

@@ -5,8 +5,8 @@ captions    an ellipse and a caption for each region: 380 more text tokens, and 
 names       class names as in ADE20K, no caption of the image: 76 more text tokens, and more contours
 same words  as many words with 1 entity as with 20: only more contours
 
-Scheme `routed` computes contour tokens in every step, `isolated` once before the first. More tokens take more time, but
-time per token should not grow with the number of entities. The steps of 1 and 20 entities take turns.
+More tokens take more time, but time per token should not grow with the number of entities. The steps of 1 and 20
+entities, scheme `routed`, take turns.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import torch
 
 from benchmarks.clock import Ratio, in_turn
 from benchmarks.scenes import CAPTION_TOKENS, NAME_TOKENS
-from benchmarks.step_schemes import ISOLATED, ROUTED, Case, Given, Models, schemes_of, tokens_of_step
+from benchmarks.step_schemes import ROUTED, Case, Given, Models, schemes_of, tokens_of_step
 
-SCHEMES = (ROUTED, ISOLATED)
 READINGS = ("entities", "captions", "names", "same words")
 FEW, MANY = 1, 20
 SAME_WORDS = (CAPTION_TOKENS[0], CAPTION_TOKENS[1] * MANY)
@@ -52,35 +51,32 @@ def cases_of(sides: Sequence[int], batch: int) -> Iterator[tuple[str, Case, Case
 
 
 def measure_growth(models: Models, size: str, runs: Runs) -> list[dict[str, object]]:
-    """Measure every reading with both schemes, print the table and return its rows.
+    """Measure every reading, print the table and return its rows.
 
     size  name of the models' size
     """
     rows = []
     head = f"{'tokens':>12}{'ratio':>7}{'s':>8}{'s':>8}{'ratio':>7}{'per token':>11}"
-    print(f"\n{'growth':<11}{'px':>5}{'batch':>6}  {'scheme':<9}{head}")
+    print(f"\n{'growth':<11}{'px':>5}{'batch':>6}  {head}")
     for name, *cases in cases_of(runs.sides, runs.batch):
         if name not in runs.readings:
             continue
-        works, n_tokens = {}, {}
+        works, tokens = {}, []
         for case in cases:
             given = Given(models, case, torch.device(runs.device), runs.dtype)
-            for scheme in schemes_of(given, SCHEMES):
-                prepared, key = scheme.prepare(), (scheme.name, case.n_entities)
-                works[key] = functools.partial(scheme.step, prepared, given.latents(), 0.5)
-                n_tokens[key] = tokens_of_step(prepared, case)
-        seconds = in_turn(works, runs.rounds, runs.device, runs.clock)
-        for scheme in SCHEMES:
-            tokens, (few, many) = ([found[scheme, n] for n in (FEW, MANY)] for found in (n_tokens, seconds))
-            more, longer = tokens[1] / tokens[0], Ratio.of(many, few).median
-            rows.append(
-                {"reading": name, "size": size, "side": cases[0].side, "batch_size": runs.batch, "scheme": scheme}
-                | {"tokens": tokens, "seconds": [few, many]}
-                | {"growth": longer, "token_growth": more, "per_token": longer / more}
-            )
-            print(
-                f"{name:<11}{cases[0].side:>5}{runs.batch:>6}  {scheme:<9}{tokens[0]:>6}{tokens[1]:>6}{more:>7.2f}"
-                f"{median(few):>8.3f}{median(many):>8.3f}{longer:>7.2f}{longer / more:>11.2f}",
-                flush=True,
-            )
+            (scheme,) = schemes_of(given, (ROUTED,))
+            prepared = scheme.prepare()
+            works[case.n_entities] = functools.partial(scheme.step, prepared, given.latents(), 0.5)
+            tokens.append(tokens_of_step(prepared, case))
+        few, many = in_turn(works, runs.rounds, runs.device, runs.clock).values()
+        more, longer = tokens[1] / tokens[0], Ratio.of(many, few)
+        rows.append(
+            {"reading": name, "size": size, "side": cases[0].side, "batch_size": runs.batch, "tokens": tokens}
+            | {"seconds": [few, many], "token_growth": more}
+        )
+        print(
+            f"{name:<11}{cases[0].side:>5}{runs.batch:>6}  {tokens[0]:>6}{tokens[1]:>6}{more:>7.2f}"
+            f"{median(few):>8.3f}{median(many):>8.3f}{longer.median:>7.2f}{longer.median / more:>11.2f}",
+            flush=True,
+        )
     return rows
