@@ -277,7 +277,8 @@ class TestRunLengths:
     def test_sa_1b_file(self, tmp_path: Path):
         masks = np.random.default_rng(1).random((3, 7, 5)) < 0.5
         annotations = [
-            {"segmentation": encode_rle(mask, True), "caption": f"c{n}", "area": 3} for n, mask in enumerate(masks)
+            {"segmentation": encode_rle(mask, True), "caption": f"c{n}", "area": int(mask.sum())}
+            for n, mask in enumerate(masks)
         ]
         document = {"image": {"width": 5, "height": 7}, "annotations": annotations, "caption": "all"}
         (tmp_path / "sa_1.json").write_text(json.dumps(document))
@@ -287,7 +288,8 @@ class TestRunLengths:
     @pytest.mark.parametrize(
         ("segmentation", "message"),
         [
-            ([[1, 2, 3, 4]], "polygons are not read"),
+            ([[1, 2, 3, 4]], "3 points"),
+            ([[1, 2, 3, 4, 5, 6]], "size of the image"),
             ({"counts": [4]}, r"size is None; write \[height, width\]"),
             ({"size": [2, -2], "counts": [4]}, "size is"),
             ({"size": [2, 2.0], "counts": [4]}, "size is"),

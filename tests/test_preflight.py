@@ -10,11 +10,15 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
 
 from seg2any.attention.settings import ConditionSettings
+from seg2any.bases.text import unknown_parts
+from seg2any.generate.model import read_facts
 from seg2any.generate.preflight import ModelFacts, check_layout
 from seg2any.layout import Layout
 from seg2any.layout.draw import legend, overlay_picture, overlay_with_legend, panel
+from tests.golden_root import REPOSITORY
 
 MODEL = ModelFacts(pixels_per_token=16, count_tokens=lambda text: len(text.split()) + 1)  # words and an end mark
 SETTINGS = ConditionSettings(max_sequence_length=6, regional_max_sequence_length=4)
@@ -108,7 +112,7 @@ def test_contour_token_counts_are_zero_if_they_are_switched_off():
 def test_report_as_json_and_as_text():
     report = check_layout(replace(scene(), caption=None, seed=None), (128, 192), SETTINGS, MODEL)
     document = json.loads(json.dumps(report.to_json()))
-    assert document["regions"][1]["caption"] == {"text": "a door", "tokens": 3, "limit": 4, "cut": 0}
+    assert document["regions"][1]["caption"] == {"text": "a door", "tokens": 3, "limit": 4, "unknown": [], "cut": 0}
     assert document["regions"][1]["pixels"] == 1500 and document["caption"] is None
     text = str(report)
     assert text.startswith("house: 192x128, no seed, no global caption, 96 image and")
@@ -137,3 +141,38 @@ def test_legend_makes_room_for_long_and_foreign_captions():
     long = replace(scene(), captions=("word " * 60, "\N{CJK UNIFIED IDEOGRAPH-732B}" * 90, "x" * 300))
     assert legend(long, 256).height > legend(scene(), 256).height + 80
     assert overlay_with_legend(long, (16, 16)).width == 256
+
+
+def test_parts_that_the_encoder_does_not_know_are_named_region_by_region():
+    model = replace(MODEL, unknown_parts=lambda text: [word for word in text.split() if not word.isascii()])
+    layout = replace(
+        scene(), captions=("a red wall", "\u4e00\u6247\u95e8", "a fly \U0001fab0"), caption="maison \xe9t\xe9"
+    )
+    found = [text for text in check_layout(layout, (256, 384), SETTINGS, model).warnings if "does not know" in text]
+    assert len(found) == 3
+    assert found[0].startswith("the global caption has 1 of 3 tokens") and "'\xe9t\xe9'" in found[0]
+    assert found[1].startswith("region 2") and "1 of 2" in found[1] and found[2].startswith("region 3")
+    plain = replace(SETTINGS, attention_mask_method="none")
+    assert len(check_layout(layout, (256, 384), plain, model).warnings) == 1
+
+
+@pytest.mark.parametrize(
+    ("caption", "parts"),
+    [
+        ("a red circle, gr\xf6\xdfer than the caf\xe9", ()),
+        ("\u4e00\u4e2a\u7ea2\u8272\u7684\u5706\u5708", ("\u4e00\u4e2a\u7ea2\u8272\u7684\u5706\u5708",)),
+        ("a \u7ea2 cat \U0001f534\U0001f535", ("\u7ea2", "\U0001f534\U0001f535")),
+        ("{left} to ~right", ("{", "}", "~")),
+    ],
+)
+def test_what_t5s_tokenizer_does_not_know(caption: str, parts: tuple[str, ...]):
+    folder = REPOSITORY.parent / "shared" / "t5_tokenizer"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} holds the tokenizer of T5")
+    assert unknown_parts(AutoTokenizer.from_pretrained(folder), caption) == parts
+
+
+def test_the_shipped_models_tokenizer_counts_what_it_does_not_know():
+    facts = read_facts(str(REPOSITORY / "examples" / "shapes" / "model"))
+    assert facts.unknown_parts("a red circle") == ()
+    assert facts.unknown_parts("a red \U0001f534 \u7ea2") == ("\U0001f534", "\u7ea2")

@@ -17,6 +17,19 @@ class TruncationWarning(UserWarning):
     """Warning that a caption has more tokens than the text encoder reads."""
 
 
+def unknown_parts(tokenizer: object, caption: str) -> tuple[str, ...]:
+    """List the parts of a caption that `tokenizer` does not know, one for each unknown token.
+
+    A tokenizer without offsets gives its unknown token's text for each.
+    """
+    if not tokenizer.is_fast:
+        unknown = tokenizer.unk_token_id
+        return tuple(tokenizer.unk_token for token in tokenizer(caption, verbose=False).input_ids if token == unknown)
+    encoded = tokenizer(caption, return_offsets_mapping=True, verbose=False)
+    pairs = zip(encoded.input_ids, encoded.offset_mapping, strict=True)
+    return tuple(caption[start:stop] for token, (start, stop) in pairs if token == tokenizer.unk_token_id)
+
+
 class TextKey(NamedTuple):
     """Everything an embedding depends on besides the encoders; caches store it under this key.
 

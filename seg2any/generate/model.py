@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
@@ -15,6 +16,7 @@ from seg2any.adapters.card import AdapterCard, read_card
 from seg2any.adapters.files import COND, DEFAULT, WEIGHTS_FILE
 from seg2any.bases.flux1 import weightless
 from seg2any.bases.flux1.folded import folded_adapters
+from seg2any.bases.text import unknown_parts
 from seg2any.generate.preflight import ModelFacts
 from seg2any.system.errors import UserError, shown
 from seg2any.system.weights import folder_digest
@@ -23,7 +25,11 @@ from seg2any.system.weights import folder_digest
 def read_facts(model: str) -> ModelFacts:
     """Read pixels per token and the tokenizer of a folder or hub id. Raises UserError."""
     pixels_per_token, tokenizer = read_small_files(model)
-    return ModelFacts(pixels_per_token, lambda text: len(tokenizer(text, verbose=False).input_ids))
+    return ModelFacts(
+        pixels_per_token,
+        count_tokens=lambda text: len(tokenizer(text, verbose=False).input_ids),
+        unknown_parts=partial(unknown_parts, tokenizer),
+    )
 
 
 def read_small_files(model: str) -> tuple[int, PreTrainedTokenizerBase]:

@@ -28,19 +28,22 @@ class ModelFacts:
 
     pixels_per_token  edge of the image patch behind one token, 16 for FLUX.1
     count_tokens      counts the tokens of a caption, with its end token and uncut
+    unknown_parts     lists the parts of a caption that the tokenizer does not know, one for each unknown token
     """
 
     pixels_per_token: int
     count_tokens: Callable[[str], int]
+    unknown_parts: Callable[[str], Sequence[str]] = lambda text: ()
 
 
 @dataclass(frozen=True)
 class CaptionReport:
-    """The number of tokens of a caption, and the limit up to which they are read."""
+    """The number of tokens of a caption, the limit up to which they are read, and the parts that are unknown."""
 
     text: str
     tokens: int
     limit: int
+    unknown: tuple[str, ...] = ()
 
     @property
     def cut(self) -> int:
@@ -131,7 +134,7 @@ def check_layout(
     tokens = drawn.masks
     regions = tuple(
         RegionReport(
-            caption=CaptionReport(text, model.count_tokens(text), settings.regional_max_sequence_length),
+            caption=_check_caption(text, settings.regional_max_sequence_length, model),
             pixels=int(seen.sum()),
             share=float(seen.mean()),
             overlap=float((mask & others).sum() / max(1, mask.sum())),
@@ -143,7 +146,7 @@ def check_layout(
     )
     caption = None
     if layout.caption is not None:
-        caption = CaptionReport(layout.caption, model.count_tokens(layout.caption), settings.max_sequence_length)
+        caption = _check_caption(layout.caption, settings.max_sequence_length, model)
     return LayoutReport(
         name=layout.name,
         mask_size=layout.size,
@@ -157,6 +160,10 @@ def check_layout(
         warnings=(*known_warnings, *_warnings(layout, size, settings, caption, regions)),
         overlap=layout.overlap if others.any() else None,
     )
+
+
+def _check_caption(text: str, limit: int, model: ModelFacts) -> CaptionReport:
+    return CaptionReport(text, model.count_tokens(text), limit, tuple(model.unknown_parts(text)))
 
 
 def _tokens_of_outline(mask: np.ndarray, drawn: DrawnLayout, patch: int) -> int:
@@ -183,6 +190,8 @@ def _warnings(
             f"the global caption loses {caption.cut} of {caption.tokens} tokens; shorten it or raise "
             "--max_sequence_length"
         )
+    if caption and caption.unknown:
+        found.append(f"the global caption {_unreadable(caption)}")
     if settings.is_plain:
         return found  # plain settings ignore the regions
     found += _repeats(layout)
@@ -203,7 +212,18 @@ def _warnings(
                 f"{label} loses {region.caption.cut} of {region.caption.tokens} caption tokens; shorten it or raise "
                 "--regional_max_sequence_length"
             )
+        if region.caption.unknown:
+            found.append(f"{label} {_unreadable(region.caption)}")
     return found
+
+
+def _unreadable(caption: CaptionReport) -> str:
+    """Describe the parts of a caption that the text encoder does not know."""
+    parts = ", ".join(shown(part, 20) for part in caption.unknown[:4]) + (", ..." if len(caption.unknown) > 4 else "")
+    return (
+        f"has {len(caption.unknown)} of {caption.tokens} tokens that the text encoder does not know ({parts}) and that "
+        "say nothing to it; write English"
+    )
 
 
 def _repeats(layout: Layout) -> list[str]:

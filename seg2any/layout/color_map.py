@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from seg2any.layout.checks import LayoutError, LayoutWarning, check_mask_shape
-from seg2any.layout.document import Color, Region
+from seg2any.layout.entries import Color, Region
 from seg2any.layout.images import SAME_COLOR, read_colors
 from seg2any.layout.overlap import shared_pixels
 from seg2any.system.files import atomic_write

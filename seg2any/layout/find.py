@@ -72,10 +72,20 @@ def masks_of(annotation: Path) -> set[Path]:
     The set is empty if the JSON is invalid, which its reader reports.
     """
     try:
-        regions = read_annotation(annotation).regions
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its reader repeats them
+            found = read_annotation(annotation)
     except LayoutError:
         return set()
-    return {annotation.parent / region.mask for region in regions if region.mask is not None}
+    masks = {annotation.parent / region.mask for region in found.regions if region.mask is not None}
+    return masks | ({panoptic_picture(annotation, found.panoptic)} if found.panoptic else set())
+
+
+def panoptic_picture(annotation: Path, name: str) -> Path:
+    """Return the path of a JSON's panoptic picture: beside it, else, as in COCO, in the folder of the JSON's name."""
+    beside = annotation.parent / name
+    inside = annotation.parent / annotation.stem / name
+    return inside if inside.is_file() and not beside.is_file() else beside
 
 
 def _warn_of_orphans(path: Path, entries: Iterable[Path], files: Iterable[Path]) -> set[Path]:

@@ -1,4 +1,4 @@
-"""Read and write layouts: JSON with three ways to locate a region, and numpy arrays.
+"""Read and write layouts: JSON with several ways to locate a region, and numpy arrays.
 
 `NAME.json` has a caption and a seed (both optional) and the regions, later ones on top. Each region has its `text` (or
 `caption`) and exactly one of
@@ -9,7 +9,7 @@ color         its colour in NAME.png beside the JSON: the published format
               RGB, RGBA, palette and grey images; transparent pixels, black and unlisted colours are background
 mask          a picture of its own, named relative to the JSON; pixels brighter than half of the maximum are inside
               {"segments_info": [{"mask": "cat.png", "text": "a black cat"}, {"mask": "mat.png", "text": "a mat"}]}
-segmentation  COCO / SA-1B run lengths, compressed or not; `annotations` is read as `segments_info`
+segmentation  COCO / SA-1B run lengths, compressed or not, or polygons in pixels; in `annotations`, see docs/layouts.md
               {"annotations": [{"segmentation": {"size": [2, 3], "counts": [0, 2, 4]}, "text": "the left column"}]}
 
 `NAME.npz` has `masks` bool [N, H, W], `captions` [N] and optionally `caption`, `seed`, `scores` float [N], `source` and
@@ -27,11 +27,14 @@ from pathlib import Path
 import numpy as np
 
 from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape
+from seg2any.layout.coco import compare_with_mask, read_segments
 from seg2any.layout.color_map import SUFFIXES, read_color_map, region_colors, write_color_map
-from seg2any.layout.document import Annotation, Region, read_annotation, write_annotation
-from seg2any.layout.find import find_layouts, only_json
-from seg2any.layout.images import read_mask
+from seg2any.layout.document import read_annotation, write_annotation
+from seg2any.layout.entries import Annotation, Region
+from seg2any.layout.find import find_layouts, only_json, panoptic_picture
+from seg2any.layout.images import read_colors, read_mask
 from seg2any.layout.npz import read_npz, write_npz
+from seg2any.layout.polygons import draw_polygons
 from seg2any.layout.rle import decode_rle
 
 __all__ = ["decode_rle", "find_layouts", "read_layout", "write_layout"]
@@ -85,10 +88,17 @@ def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
         regions = [annotation.regions[n] for n in colored]
         for n, mask in zip(colored, read_color_map(_beside(path, SUFFIXES), regions, snap_colors), strict=True):
             masks[n] = mask
+    numbered = [n for n, region in enumerate(annotation.regions) if region.segment is not None]
+    if numbered:
+        picture = panoptic_picture(path, annotation.panoptic)
+        segments = tuple(annotation.regions[n] for n in numbered)
+        for n, mask in zip(numbered, read_segments(read_colors(picture)[0], picture, segments), strict=True):
+            masks[n] = mask
     for n, region in enumerate(annotation.regions):
-        if region.color is None:
-            masks[n] = _read_region(region, path)
-            check_mask_shape(str(path), (len(masks), *masks[n].shape))
+        if masks[n] is None:
+            masks[n] = _read_region(region, path, annotation.size)
+        check_mask_shape(str(path), (len(masks), *masks[n].shape))
+        compare_with_mask(region, masks[n])
     return LayoutParts(
         _stack(masks, annotation),
         annotation.texts,
@@ -99,9 +109,14 @@ def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
     )
 
 
-def _read_region(region: Region, path: Path) -> np.ndarray:
+def _read_region(region: Region, path: Path, size: tuple[int, int] | None) -> np.ndarray:
     if region.mask is not None:
         return read_mask(path.parent / region.mask)
+    if isinstance(region.segmentation, list):
+        if size is None:
+            raise LayoutError(f"{region.where}: polygons need the size of the image; add its width and height")
+        check_mask_shape(str(path), (1, *size))
+        return draw_polygons(region.where, region.segmentation, size)
     return decode_rle(region.where, region.segmentation)
 
 
@@ -113,6 +128,12 @@ def _stack(masks: list[np.ndarray], annotation: Annotation) -> np.ndarray:
                 f"{region.where}: mask is {width}x{height} but that of {annotation.regions[0].field} is "
                 f"{expected_width}x{expected_height}; save all masks in one size"
             )
+    if annotation.size not in (None, masks[0].shape):
+        (height, width), (said_height, said_width) = masks[0].shape, annotation.size
+        hint = "height and width are exchanged" if masks[0].shape == annotation.size[::-1] else "correct one of them"
+        raise LayoutError(
+            f"{annotation.regions[0].where}: mask is {width}x{height}, but the image {said_width}x{said_height}; {hint}"
+        )
     return np.stack(masks)
 
 
