@@ -50,7 +50,8 @@ def cut(where: str, values: np.ndarray, is_lossy: bool = False) -> np.ndarray:
     full = 255 if most <= 255 else 65535
     if most > full:
         raise LayoutError(f"{where}: values reach up to {most:.6g}, {LABELS}")
-    return np.stack([_cut_levels(f"{where}: mask {n}", mask, full, is_lossy) for n, mask in enumerate(values, start=1)])
+    places = [where] if len(values) == 1 else [f"{where}: masks[{n}]" for n in range(len(values))]
+    return np.stack([_cut_levels(place, mask, full, is_lossy) for place, mask in zip(places, values, strict=True)])
 
 
 def _cut_signed(where: str, values: np.ndarray, is_whole: bool) -> np.ndarray:
