@@ -11,11 +11,11 @@ PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
 PYTEST_WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest --timeout 600 -n $(PYTEST_WORKERS)
 
-.PHONY: help demo test test-fast test-all lint format bench clean
+.PHONY: help demo test test-fast test-all test-processors lint format bench clean
 .DEFAULT_GOAL := help
 
 help: ## list all targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-18s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-23s %s\n", $$1, $$2 }'
 
 demo: $(VENV)/.installed ## make images from examples/shapes into result/ (offline, on a CPU)
 	HF_HUB_OFFLINE=1 $(PY) infer.py --pretrained_model_name_or_path examples/shapes/model \
@@ -35,6 +35,9 @@ test: lint ## lint, then run the tests, except those that take minutes each
 
 test-all: lint ## lint, then run every test
 	$(PYTEST) $(ARGS)
+
+test-processors: $(VENV)/.installed-dev ## try claims of equal numbers with older processors' kernels, idle and busy
+	$(PY) -m tests.processors -n $(PYTEST_WORKERS) $(ARGS)
 
 format: $(VENV)/.installed-dev ## fix rules and formatting with ruff
 	$(PY) -m ruff check --fix .

@@ -18,6 +18,13 @@ def pytest_configure(config):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items):
+    """Write the claim of every test marked `same_numbers` into its report, for tests/processors.py."""
+    for item in items:
+        for mark in item.iter_markers("same_numbers"):
+            item.user_properties.append(("claim", mark.args[0]))
+
+
 @pytest.fixture(autouse=True)
 def fresh_accelerate():
     yield

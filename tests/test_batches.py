@@ -255,6 +255,7 @@ class Unlabelled(Unreadable):
         return self.data.annotation(index)
 
 
+@pytest.mark.same_numbers("training from a cache, and without | pictures equal, text 2^-10, losses 1e-5")
 def test_training_with_and_without_caches_gives_the_same_losses(tiny_model, tmp_path):
     def losses(name, *options):
         folder = tmp_path / name

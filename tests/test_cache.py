@@ -67,6 +67,7 @@ ALL_SETTINGS = {
 }
 
 
+@pytest.mark.same_numbers("training from a cache, and without | pictures equal, text 2^-10, losses 1e-5")
 @pytest.mark.parametrize("settings", ALL_SETTINGS.values(), ids=ALL_SETTINGS.keys())
 def test_cached_samples_match_the_pipelines_own_encoding(data, stock_pipe, settings, tmp_path):
     """Compare with the pipeline's own encoding of resized masks and pixels, stored and read."""
@@ -98,6 +99,7 @@ def _resized(layout):
     return dataclasses.replace(layout, masks=masks)
 
 
+@pytest.mark.same_numbers("training from a cache, and without | pictures equal, text 2^-10, losses 1e-5")
 @pytest.mark.parametrize("text", ["none", "all"])
 @pytest.mark.parametrize("latents", [False, True])
 def test_cached_and_live_samples_are_the_same(data, stock_pipe, tmp_path, text, latents):

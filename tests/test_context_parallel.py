@@ -50,6 +50,7 @@ def be_one_of_two(rank: int, results) -> None:
     (results / f"{rank}.json").write_text(json.dumps({"worst": worst, "processes": dist.get_world_size()}))
 
 
+@pytest.mark.same_numbers("an image of two processes together, and of one | 1e-4")
 def test_two_processes_compute_what_one_does(tmp_path):
     statuses = forked.run(lambda rank: be_one_of_two(rank, tmp_path), tmp_path / "log.txt", 2)
     assert statuses == [0, 0], (tmp_path / "log.txt").read_text()[-4000:]
@@ -73,6 +74,7 @@ def test_two_pairs_of_processes_make_an_image_each(tmp_path):
     assert statuses == [0] * 4, (tmp_path / "log.txt").read_text()[-4000:]
 
 
+@pytest.mark.same_numbers("an image of two processes together, and of one | 1e-4")
 def test_two_processes_make_the_images_of_one(stock_pipe, tmp_path):
     """Compare whole pipelines: several layouts, true CFG, isolated condition tokens."""
     steered = {"negative_prompt": "a plain heart", "true_cfg_scale": 2.0}

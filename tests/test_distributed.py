@@ -62,6 +62,7 @@ def assert_same_run(ours, theirs, tolerance):
     assert any(name.startswith("cond/") for name in moved) and any(name.startswith("default/") for name in moved)
 
 
+@pytest.mark.same_numbers("two processes, and one with their batches together | 1e-6")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_make_the_updates_of_one_with_their_batches_together(alone, tiny_model, tmp_path, launcher):
     tiny_run.finish(tiny_run.start(command(tiny_model, tmp_path), launcher))

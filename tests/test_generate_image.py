@@ -103,6 +103,7 @@ def test_seeds_depend_on_each_of_seed_sample_and_number():
     assert image_seed(1, "1/2", 3) != image_seed(1, "2", 1)
 
 
+@pytest.mark.same_numbers("images of two processes, and of one | equal")
 def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
     out = tmp_path / "out"
     command = [sys.executable, "-m", *LAUNCHER, "-m", "seg2any.evaluation.generate_image", *arguments(out)]
@@ -113,6 +114,7 @@ def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
     assert content(out) == content(made)
 
 
+@pytest.mark.same_numbers("a run or a folder after a kill, and in one go | equal")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_and_started_again_the_folder_is_the_same(made: Path, tmp_path: Path, processes: int):
     """Kill all processes of a run and continue it with one."""

@@ -56,6 +56,7 @@ def pixels(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)) for path in paths}
 
 
+@pytest.mark.same_numbers("a run or a folder after a kill, and in one go | equal")
 def test_after_a_kill_two_processes_make_the_rest_and_each_image_once(masks: Path, tmp_path: Path, call, monkeypatch):
     flags, two = {"seg_mask_path": masks, "batch_size": 2}, tmp_path / "two"
     call(output_path=tmp_path / "one", **flags)

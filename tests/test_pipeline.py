@@ -74,6 +74,7 @@ def test_none_with_true_cfg_is_stock_true_cfg(stock_pipe):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.same_numbers("a layout in a batch, and alone | 1e-4")
 @pytest.mark.parametrize("method", ["hard", "base", "place"])
 def test_an_image_does_not_depend_on_its_batch(pipe, method):
     together = latents_of(pipe, MANY, attention_mask_method=method)
@@ -82,6 +83,7 @@ def test_an_image_does_not_depend_on_its_batch(pipe, method):
     assert (together[0] - together[1]).abs().max() > 0.1
 
 
+@pytest.mark.same_numbers("a layout in a batch, and alone | 1e-4")
 def test_several_images_of_several_layouts_pair_correctly(pipe):
     together = latents_of(pipe, [ONE, THREE], num_images_per_prompt=2, seeds=[1, 2, 3, 4])
     pairs = zip([ONE, ONE, THREE, THREE], [1, 2, 3, 4], strict=True)
@@ -268,6 +270,7 @@ def test_lower_precision_makes_the_same_image(pipe, dtype, tolerance):
     assert np.isfinite(images_of(half, ONE, **{**FAST, **HARD, "output_type": "np"})).all()
 
 
+@pytest.mark.same_numbers("weights that move or are stored in fp8, and weights in place | equal")
 def test_offloaded_parts_make_the_same_image(pipe):
     offloaded = Seg2AnyPipeline(**copy.deepcopy(pipe.components))
     offloaded.set_progress_bar_config(disable=True)
@@ -276,6 +279,7 @@ def test_offloaded_parts_make_the_same_image(pipe):
     assert torch.equal(latents_of(offloaded, MANY), latents_of(pipe, MANY))
 
 
+@pytest.mark.same_numbers("a step cache that never skips, and none | equal")
 def test_a_step_cache_keeps_the_passes_of_true_cfg_apart(pipe):
     """With threshold 0 the cache never skips a step, so the image must not change."""
     cached = Seg2AnyPipeline(**copy.deepcopy(pipe.components))

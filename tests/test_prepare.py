@@ -173,6 +173,7 @@ def own_rows(condition, sample: int) -> tuple[torch.Tensor, ...]:
     )
 
 
+@pytest.mark.same_numbers("a layout in a batch, and alone | 1e-4")
 def test_a_batch_holds_what_its_samples_hold_alone(stock_pipe):
     layouts = [ONE, TWO, THREE, NOTHING_DRAWN]
     encoded = encode_layouts(layouts, SIZE, Flux1(stock_pipe), SETTINGS)

@@ -99,6 +99,7 @@ def traced(path):
     return steps
 
 
+@pytest.mark.same_numbers("a run or a folder after a kill, and in one go | equal")
 @pytest.mark.parametrize(("options", "processes", "launcher", "kills"), CASES)
 def test_a_run_killed_anywhere_ends_as_the_uninterrupted_one(options, processes, launcher, kills, tiny_model, tmp_path):
     whole = command(tiny_model, tmp_path / "whole", *options)

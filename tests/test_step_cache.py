@@ -51,6 +51,7 @@ def attended(pipe) -> Iterator[list[int]]:
     handle.remove()
 
 
+@pytest.mark.same_numbers("a step cache that never skips, and none | equal")
 @pytest.mark.parametrize("name", NEVER)
 @pytest.mark.parametrize("more", [{}, STEERED, {**STEERED, "cfg_in_one_pass": True}], ids=["", "cfg", "one pass"])
 def test_a_cache_that_never_skips_changes_nothing(pipe, name, more):

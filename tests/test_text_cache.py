@@ -56,6 +56,7 @@ def test_caption_length_kind_and_encoder_are_told_apart(encoders):
     assert key("a") not in cache
 
 
+@pytest.mark.same_numbers("captions from a run's cache, and encoded again | equal")
 def test_a_cache_too_small_for_one_call_still_serves_it(encoders):
     prompts = [CaptionKeys(key("a red circle"), (key("a star"), key("a heart")), key("a red circle", 0, "clip"))]
     expected = encode_texts(prompts, Flux1(encoders))[0]
@@ -64,6 +65,7 @@ def test_a_cache_too_small_for_one_call_still_serves_it(encoders):
     assert torch.equal(found.embeds, expected.embeds) and len(cache) == 0
 
 
+@pytest.mark.same_numbers("captions from a run's cache, and encoded again | equal")
 def test_a_run_encodes_each_caption_once(stock_pipe, monkeypatch):
     pipe, read = fresh_pipe(stock_pipe), []
     forward = pipe.text_encoder_2.forward

@@ -44,6 +44,7 @@ def test_folder_is_a_stock_flux_pipeline(tmp_path):
     np.testing.assert_allclose(*images, atol=1e-5)
 
 
+@pytest.mark.same_numbers("a run or a folder after a kill, and in one go | equal")
 def test_loop_resumes_bit_for_bit(tmp_path):
     straight, stopped = (_fit(tmp_path / name, steps) for name, steps in (("a", [6]), ("b", [3, 6])))
     assert torch.equal(straight.weight, stopped.weight)
@@ -109,6 +110,7 @@ def test_base_batches_hold_captions_of_one_length(stage, tmp_path):
         assert torch.isfinite(loss) and loss.requires_grad
 
 
+@pytest.mark.same_numbers("a run or a folder after a kill, and in one go | equal")
 def test_muon_trains_the_named_matrices_and_resumes(tmp_path):
     def trained(folder, steps):
         for stop in steps:

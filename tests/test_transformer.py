@@ -20,6 +20,7 @@ def model():
     return adapted()
 
 
+@pytest.mark.same_numbers("without a layout's condition: ours and stock diffusers | equal")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("guidance", [True, False])
 def test_without_a_condition_it_is_bit_for_bit_the_stock_model(dtype, guidance):
@@ -102,6 +103,7 @@ def test_diffusers_sees_a_flux_model(tmp_path):
     assert torch.equal(run(Seg2AnyTransformer2DModel.from_pretrained(tmp_path).eval()), run(ours))
 
 
+@pytest.mark.same_numbers("a layout in a batch, and alone | 1e-4")
 def test_a_batch_of_different_layouts_equals_one_by_one(model):
     samples = [sample(0, 2, 4), sample(1, 0, 2), sample(2, 5, 0), sample(3, 1, 1)]
     for rules in (RULES, dataclasses.replace(RULES, cond_attention="isolated", cond2image_attention_weight=0.4)):
@@ -173,6 +175,7 @@ def test_attributes_are_isolated_where_the_rules_say_so(model):
         assert (difference > 1e-4) == leaks
 
 
+@pytest.mark.same_numbers("gradient checkpointing, and all activations kept | equal")
 @pytest.mark.parametrize("n_cond", [3, 0, None])
 def test_gradient_checkpointing_changes_nothing(n_cond):
     results = []
