@@ -19,7 +19,7 @@ CONFIGS = Path(__file__).parents[1] / "config"
 # Only what the recorded model's size requires; data folders, data sets and method come from the file.
 SMALL = (
     f"--model.pretrained_model_name_or_path={golden_root() / 'pipeline' / 'model'}",
-    *("--resolution=64", "--model.rank=4", "--model.hard_attn_block_range=[2,4]", "--model.num_inference_steps=2"),
+    *("--resolution=64", "--model.rank=4", "--model.hard_attn_block_range=[1,2]", "--model.num_inference_steps=2"),
     *("--mixed_precision=no", "--trainer.train_batch_size=2", "--dataloader_num_workers=0"),
     *("--trainer.num_validation_images=1", "--trainer.num_validation_samples=2", "--trainer.log_steps=1"),
 )

@@ -12,7 +12,7 @@ from diffusers import FluxPipeline
 from seg2any import Layout, Seg2AnyPipeline
 from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.text import CaptionKeys, TextCache, TextKey, encode_texts
-from tests.tiny_pipeline import FAST, HARD, MANY, fresh_pipe, images_of
+from tests.tiny_pipeline import CLOSE, FAST, HARD, MANY, fresh_pipe, images_of
 
 ROW = torch.zeros(4)  # 16 bytes
 
@@ -56,7 +56,6 @@ def test_caption_length_kind_and_encoder_are_told_apart(encoders):
     assert key("a") not in cache
 
 
-@pytest.mark.same_numbers("captions from a run's cache, and encoded again | equal")
 def test_a_cache_too_small_for_one_call_still_serves_it(encoders):
     prompts = [CaptionKeys(key("a red circle"), (key("a star"), key("a heart")), key("a red circle", 0, "clip"))]
     expected = encode_texts(prompts, Flux1(encoders))[0]
@@ -65,7 +64,7 @@ def test_a_cache_too_small_for_one_call_still_serves_it(encoders):
     assert torch.equal(found.embeds, expected.embeds) and len(cache) == 0
 
 
-@pytest.mark.same_numbers("captions from a run's cache, and encoded again | equal")
+@pytest.mark.same_numbers("captions from a run's cache, and encoded again | 1e-4")
 def test_a_run_encodes_each_caption_once(stock_pipe, monkeypatch):
     pipe, read = fresh_pipe(stock_pipe), []
     forward = pipe.text_encoder_2.forward
@@ -78,4 +77,5 @@ def test_a_run_encodes_each_caption_once(stock_pipe, monkeypatch):
 
     found = images(pipe, MANY * 2, TextCache(pipe.base))
     assert len(read) == len(set(read)) == 5  # two global captions, three of regions
-    assert torch.equal(found[:3], found[3:]) and torch.equal(found[:3], images(pipe, MANY, None))
+    assert torch.equal(found[:3], found[3:])
+    torch.testing.assert_close(found[:3], images(pipe, MANY, None), **CLOSE)  # T5 read other captions at a time
