@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 
 import pytest
+from tqdm import tqdm
 
 from tests import tiny_run
 
@@ -16,6 +18,8 @@ def pytest_configure(config):
     On models this small, threads wait longer than they compute: on a busy machine a test takes ten times as long.
     """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # Forked processes share tqdm's lock: one that is killed while it holds it would stop the tests' process for ever.
+    os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
 
 
 def pytest_collection_modifyitems(items):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
+from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE, Process, wait_for_others
 from seg2any.system.workers import WorkerPool
+from tests import forked
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +30,18 @@ def test_every_item_belongs_to_one_process(n_items: int, count: int):
 def test_a_rank_without_a_world_size_is_ignored():
     assert Process.of({"RANK": "3"}) == ALONE
     assert Process.of({"RANK": "3", "ACCELERATE_USE_CPU": "True"}).is_on_cpu
+
+
+def test_a_killed_child_keeps_no_lock_of_progress_bars(tmp_path: Path):
+    def die(rank: int) -> None:
+        tqdm.get_lock().acquire()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    tqdm(disable=True)  # makes the lock that children would share
+    assert forked.run(die, tmp_path / "log") == [-signal.SIGKILL]
+    for lock in tqdm.get_lock().locks:
+        assert lock.acquire(True, 5), "a dead process holds the lock"
+        lock.release()
 
 
 def test_a_process_waits_while_others_make_progress():
