@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import attention, step, step_bars, step_train
+from benchmarks import attention, label_size, step, step_bars, step_train
 from benchmarks import published_scheme as scheme
 from benchmarks.clock import in_turn
 from benchmarks.machine_limit import machine_limit
@@ -168,3 +169,11 @@ def test_works_take_turns_and_the_first_round_does_not_count():
         "b": 2,
         "c": 2,
     }
+
+
+def test_stretched_label_maps_are_compared_before_their_times_are(tmp_path, monkeypatch):
+    report = label_size.measure(2, 1, tmp_path / "equal")
+    assert report["ms each"].keys() == {"published", "ours"} and report["bytes"]["ours"] <= report["bytes"]["published"]
+    monkeypatch.setattr(label_size, "published", lambda source, target: Image.new("L", (512, 512)).save(target))
+    with pytest.raises(UserError, match="pixels differ"):
+        label_size.measure(2, 1, tmp_path / "other")
