@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import TYPE_CHECKING
 
+from seg2any.system.allocator import let_segments_grow
 from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.interrupts import run_command
+from seg2any.system.threads import compute_on_idle_cores
 
 if TYPE_CHECKING:
     from seg2any.generate.options import Options
@@ -36,6 +38,8 @@ def run(options: Options) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the run reads the folder again and shows the warnings
         Layout.find(options.seg_mask_path)  # report a path without layouts before anything heavy is imported
+    let_segments_grow()
+    compute_on_idle_cores()
     from seg2any.commands.generate import run  # late: it takes seconds to import
 
     run(options)

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import sys
 
+from seg2any.system.allocator import keep_freed_memory, let_segments_grow
 from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.interrupts import run_command
+from seg2any.system.threads import compute_on_all_cores
 
 
 def main(arguments: list[str]) -> int:
@@ -43,7 +45,8 @@ def run(arguments: list[str]) -> int:
     from seg2any.training import config
 
     settings = config.load(arguments)
-    from seg2any.system.allocator import keep_freed_memory
+    let_segments_grow()
+    compute_on_all_cores()
     from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
     from seg2any.training.tasks.generation import Generation
     from seg2any.training.trainer import Trainer

@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING
 
 from seg2any.attention.settings import NAMES
 from seg2any.generate.options import Options, add_setting_flags, options_of
+from seg2any.system.allocator import let_segments_grow
 from seg2any.system.console import exit_status, plain_messages, warn, whole
 from seg2any.system.errors import UserError
 from seg2any.system.interrupts import run_command
+from seg2any.system.threads import compute_on_idle_cores
 from seg2any.training.config import Config, load
 
 if TYPE_CHECKING:  # heavy: not before --help is answered
@@ -191,7 +193,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def run() -> None:
         request = parse_request(arguments)
+        let_segments_grow()
         with plain_messages():
+            compute_on_idle_cores()
             generate(request)
 
     advice = "the images written so far are complete, start again to go on"

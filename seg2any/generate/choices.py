@@ -85,6 +85,7 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         **({"quantization": options.memory} if options.memory in QUANTISED else {}),
         **({"step_cache": options.step_cache} if options.step_cache != "none" else {}),
         "device": machine.device.type,
+        **({"threads": torch.get_num_threads()} if machine.device.type == "cpu" else {}),
         "versions": versions(LIBRARIES),
     }
 

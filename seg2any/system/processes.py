@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from seg2any.system.cores import n_processes_at_a_time
 from seg2any.system.errors import UserError
 
 T = TypeVar("T")
@@ -65,8 +65,7 @@ class Process:
     @property
     def cores(self) -> int:
         """Number of CPU cores per process of this run on this machine; at least 1."""
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return max(1, usable // self.local_count)
+        return max(1, n_processes_at_a_time() // self.local_count)
 
 
 ALONE = Process()
