@@ -39,7 +39,7 @@ class TestGoodRuns:
         first = infer("--save_panels", seg_mask_path=folder, output_path=out, batch_size=2)
         assert first.returncode == 0, first.stderr
         assert files(out) == [f"{name}{kind}.png" for name in "abc" for kind in ("", "_panel")]
-        assert "3 images to make on cpu in float32" in first.stdout
+        assert "3 images to make on cpu in float32, 0 are there already; threads: 1\n" in first.stdout
         recipe = read_recipe(out / "a.png")
         assert recipe["layout"] == {
             "sha256": layout("a").digest(),

@@ -72,7 +72,7 @@ def run(options: Options) -> None:
     if plan.to_do or options.save_panels:
         open_folder(options.output_path)
     warn(plan.remarks)
-    print(f"{process}{len(plan.to_do)} images to make on {machine}, {len(plan.finished)} are there already", flush=True)
+    print(f"{process}{machine.work(len(plan.to_do), len(plan.finished))}", flush=True)
     with explained_memory(options, settings, machine):
         carry_out(plan, options, settings, machine, process.is_first)
     print(f"{process}images are in {options.output_path}")

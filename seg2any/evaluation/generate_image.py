@@ -143,7 +143,7 @@ def generate(request: Request) -> None:
     process = Process(processes.process_index, processes.num_processes, processes.local_process_index)
     blocks, finished = plan(task, options.batch_size, process, options.overwrite)
     missing = sum(len(block.missing) for block in blocks)
-    print(f"{process}{missing} images to make on {machine}, {finished} are there already", flush=True)
+    print(f"{process}{machine.work(missing, finished)}", flush=True)
     if blocks:
         with explained_memory(options, settings, machine):
             model, adapter = options.pretrained_model_name_or_path, options.lora_ckpt_path

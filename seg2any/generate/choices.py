@@ -42,6 +42,11 @@ class Machine:
         """The name of the precision, as in `--weight_dtype`."""
         return str(self.dtype).removeprefix("torch.")
 
+    def work(self, to_do: int, finished: int) -> str:
+        """Return the first line of a run: how many images, on what, and on a CPU by how many threads."""
+        by = f"; threads: {torch.get_num_threads()}" if self.device.type == "cpu" else ""
+        return f"{to_do} images to make on {self}, {finished} are there already{by}"
+
 
 def choose_settings(
     options: Options, card: AdapterCard | None, untold: ConditionSettings | None = None
@@ -85,7 +90,6 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         **({"quantization": options.memory} if options.memory in QUANTISED else {}),
         **({"step_cache": options.step_cache} if options.step_cache != "none" else {}),
         "device": machine.device.type,
-        **({"threads": torch.get_num_threads()} if machine.device.type == "cpu" else {}),
         "versions": versions(LIBRARIES),
     }
 

@@ -15,9 +15,9 @@ from seg2any.system.files import atomic_write
 
 KEY = "seg2any"  # of the PNG text chunk
 IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and WebP
-# These may differ between two recipes of the same image.
 MEANT = {"layout.overlap": "share"}  # what a recipe without this name means, as older versions wrote it
-CIRCUMSTANCES = ("versions", "device", "threads", "adapter.path", "model.path")
+# These may differ between two recipes of the same image.
+CIRCUMSTANCES = ("versions", "device", "adapter.path", "model.path")
 
 
 class BrokenImage(Exception):
