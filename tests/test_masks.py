@@ -78,6 +78,21 @@ def test_soft_arrays_are_cut_where_they_are_one_half(tmp_path: Path):
     assert layout.masks.sum() == area and len(told) == 1 and "logits" in told[0]
 
 
+def test_probabilities_that_were_resized_overshoot_and_are_told(tmp_path: Path):
+    small = Image.fromarray(INSIDE.astype(np.float32))
+    big = np.asarray(small.resize((4 * SIDE, 4 * SIDE), Image.Resampling.BICUBIC))
+    assert big.min() < 0 and big.max() > 1
+    layout, told = read(arrays(tmp_path, big[None]))
+    assert abs(layout.masks.sum() - 16 * INSIDE.sum()) < 100 and len(told) == 1 and "probabilities" in told[0]
+
+
+def test_arrays_that_nothing_reads_are_told(tmp_path: Path):
+    np.savez(tmp_path / "x.npz", masks=INSIDE[None], captions=["a"], prompt="a box", weights=[1.0])
+    layout, told = read(tmp_path / "x.npz")
+    assert layout.caption is None and len(told) == 1
+    assert "'prompt' (did you mean caption?)" in told[0] and "'weights'" in told[0]
+
+
 @pytest.mark.parametrize(
     ("masks", "said"),
     [
@@ -88,6 +103,7 @@ def test_soft_arrays_are_cut_where_they_are_one_half(tmp_path: Path):
         ((INSIDE + 255 * OTHER).astype(np.uint8)[None], "labels"),
         ((INSIDE * 128 + 255 * OTHER).astype(np.uint8)[None], "labels"),
         (ramp(9)[None] * 3.7, "probabilities"),
+        (ramp(9)[None] * 0.4, "one half, the greatest is 0.4"),
         (np.where(INSIDE, np.nan, 0)[None], "NaN"),
     ],
 )

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
+from seg2any.data.catalog import open_data_set
 from seg2any.data.folder import FolderDataset
 from seg2any.layout import Layout
+from seg2any.system.weights import file_digest
 from tests.opened_data import skipping
+from tests.synthetic_data import make_ade20k
 
 HEIGHT, WIDTH = 24, 40
 SEEN = np.zeros((HEIGHT, WIDTH, 3), np.uint8)  # every corner has a colour of its own
@@ -130,3 +133,26 @@ def test_an_animation_is_left_out(tmp_path: Path):
     roots = {"image_root": str(tmp_path / "photos"), "layout_root": str(tmp_path / "layouts")}
     (left_out,) = skipping("folder", roots).left_out
     assert left_out.key == "y" and "2 pages or frames" in left_out.reason
+
+
+def test_caches_of_photos_that_were_read_as_stored_are_not_used(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    turned = {"plain": {}, "turned": {"exif": exif}, "coloured": {"icc_profile": swapped_profile()}}
+    for name, options in turned.items():
+        (tmp_path / name).mkdir()
+        data = data_set(tmp_path / name, Image.fromarray(SEEN), **options)
+        stored = file_digest(tmp_path / name / "photos" / "x.png")
+        assert (data.photo_digest(0) == stored) == (name == "plain")
+
+
+def test_published_data_sets_say_that_turns_are_not_followed(tmp_path: Path):
+    made = make_ade20k(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    for truth in made.truths[:2]:
+        with Image.open(truth.image) as image:
+            image.save(truth.image, exif=exif, quality="keep")
+    with pytest.warns(UserWarning, match="EXIF turns some photos") as caught:
+        open_data_set("ade20k", made.params)
+    assert len({str(one.message) for one in caught}) == 1

@@ -10,11 +10,10 @@ from tqdm.auto import tqdm
 
 from seg2any.data.dataset import Annotation, MaskStack, Sample, SampleError
 from seg2any.data.left_out import LeftOut, check_left_out
-from seg2any.data.pictures import check_photo, pictures_by_stem, read_photo, sizes_differ
+from seg2any.data.pictures import check_photo, photo_digest, pictures_by_stem, read_photo, sizes_differ
 from seg2any.layout import Layout
 from seg2any.layout.checks import LayoutError, check_overlap
 from seg2any.system.errors import UserError
-from seg2any.system.weights import file_digest
 
 TURNS = "photos are turned as their EXIF says, so draw the masks on the turned photo"
 
@@ -51,7 +50,7 @@ class FolderDataset:
                     raise SampleError(sizes_differ(path, layout.size, photos[key], size, TURNS))
                 digest.update(f"{key} {layout.digest()}\n".encode())
                 self._pairs.append((photos[key], path))
-                self._photo_digests.append(file_digest(photos[key]))
+                self._photo_digests.append(photo_digest(photos[key]))
             except SampleError as error:
                 left_out.append(LeftOut(key, str(error)))
         self.left_out = tuple(sorted(left_out, key=lambda one: one.key))

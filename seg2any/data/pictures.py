@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -13,6 +14,7 @@ from PIL import Image, ImageCms
 from seg2any.data.dataset import SampleError
 from seg2any.layout.images import ImageError, decode_roughly, has_end, opened_image, orientation, upright
 from seg2any.system.errors import UserError
+from seg2any.system.weights import file_digest
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -31,6 +33,17 @@ def check_photo(path: Path) -> tuple[int, int]:
         return size[::-1] if is_on_its_side else size
 
 
+def photo_digest(path: Path) -> str:
+    """Return a digest of a photo as `read_photo` sees it.
+
+    It is that of the file where people see the pixels that are stored, and another one elsewhere.
+    """
+    with _opened(path) as image:
+        is_stored = orientation(image) == 1 and not image.has_transparency_data and "icc_profile" not in image.info
+        is_stored = is_stored and not image.mode.startswith("I;16")
+    return file_digest(path) + ("" if is_stored else "-seen")
+
+
 def read_stored_photo(path: Path) -> np.ndarray:
     """Read a photo's pixels as stored, uint8 [H, W, 3], as the published code does; on white if transparent.
 
@@ -41,8 +54,14 @@ def read_stored_photo(path: Path) -> np.ndarray:
 
 
 def check_stored_photo(path: Path) -> tuple[int, int]:
-    """Return (H, W) of a photo as stored. Raises SampleError unless the file is whole."""
+    """Return (H, W) of a photo as stored. Raises SampleError unless the file is whole.
+
+    Warns, once per folder, of photos that EXIF turns.
+    """
     with _opened(path) as image:
+        if orientation(image) != 1:
+            text = "EXIF turns some photos, but pixels count as stored, as those of their label maps, as published"
+            warnings.warn(f"{path.parent}: {text}", stacklevel=2)
         return _check(path, image)
 
 

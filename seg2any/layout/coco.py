@@ -83,12 +83,12 @@ def _of_image(path: Path, entries: list, image: ImageFacts) -> list[tuple[str, o
                 "write one JSON per image, or list the one in images"
             )
         return placed
-    own = [one for one, id in zip(placed, ids, strict=True) if id is None or id == wanted]
-    others = [id for id in ids if id is not None and id != wanted]
+    own = [one for one, id in zip(placed, ids, strict=True) if id is None or str(id) == str(wanted)]
+    others = [id for id in ids if id is not None and str(id) != str(wanted)]  # some writers quote numbers
     if not own:
         raise LayoutError(f"{path}: no annotation has image_id {shown(wanted)}, that of the image; correct the ids")
     if others:
-        text = f"{len(others)} annotations are of other images (image_id {shown(others[0])}) and are left out"
+        text = f"annotations of other images are left out: {len(others)}, such as of image_id {shown(others[0])}"
         warnings.warn(f"{path}: {text}", LayoutWarning, stacklevel=5)
     return own
 

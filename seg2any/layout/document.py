@@ -10,7 +10,18 @@ from pathlib import Path
 
 from seg2any.layout.checks import LayoutError, LayoutParts, LayoutWarning, check_caption, check_seed
 from seg2any.layout.coco import read_annotations, read_image, read_names
-from seg2any.layout.entries import Annotation, Color, Region, kind, read_name, read_region, warn_of_unread
+from seg2any.layout.entries import (
+    DOCUMENT_KEYS,
+    IMAGE_MEANT,
+    Annotation,
+    Color,
+    Region,
+    kind,
+    misspelt,
+    read_name,
+    read_region,
+    warn_of_keys,
+)
 from seg2any.system.errors import shown
 from seg2any.system.files import atomic_write
 
@@ -29,7 +40,8 @@ def read_annotation(path: Path) -> Annotation:
     field = "annotations" if "annotations" in document and "segments_info" not in document else "segments_info"
     entries = document.get(field)
     if not isinstance(entries, list):
-        state = f"is {kind(entries)}" if field in document else "is missing"
+        near = misspelt(document, ("segments_info", "annotations"), DOCUMENT_KEYS, IMAGE_MEANT)
+        state = f"is {kind(entries)}" if field in document else f"is missing{near}"
         raise LayoutError(f"{path}: {field} {state}; write a list of regions, each with color and text")
     if not entries:
         raise LayoutError(f"{path}: {field} is empty; a layout needs at least one region")
@@ -49,7 +61,7 @@ def read_annotation(path: Path) -> Annotation:
         check_caption(f"{path}: caption", caption)
     if seed is not None:
         check_seed(f"{path}: seed", seed)
-    warn_of_unread(path, document, entries)
+    warn_of_keys(path, document, entries)
     if field == "segments_info" and "annotations" in document:
         text = f"{path}: annotations are not read, because there is segments_info; remove one of them"
         warnings.warn(text, LayoutWarning, stacklevel=3)

@@ -93,7 +93,7 @@ def read_region(where: str, entry: object, names: Mapping[object, str], has_pano
     text = _read_text(where, entry, names)
     places = [place for place in PLACES if place in entry]
     if len(places) > 1 or not (places or has_panoptic):
-        found = " and ".join(places) if places else "none"
+        found = " and ".join(places) if places else "none" + misspelt(entry, PLACES, ENTRY_KEYS, ENTRY_MEANT)
         raise LayoutError(f"{where} has {found} of {', '.join(PLACES)}; give exactly one")
     if places:
         check = {"color": _read_color, "mask": read_name, "segmentation": _read_segmentation}[places[0]]
@@ -113,27 +113,38 @@ def _read_text(where: str, entry: dict, names: Mapping[object, str]) -> str:
         raise LayoutError(f"{where}: category_id {category} is not in categories; add it, or write text")
     if isinstance(category, int) and category in names:
         return names[category]
-    near = next((key for key in entry if ENTRY_MEANT.get(key.lower()) == "text"), None)
-    hint = f" ({near} is not read: call it text)" if near else ""
+    hint = misspelt(entry, ("text", "caption"), ENTRY_KEYS, ENTRY_MEANT)
     raise LayoutError(f"{where}: text is missing{hint}; describe what is there")
 
 
-def warn_of_unread(path: object, document: dict, entries: Iterable[dict]) -> None:
-    """Warn with LayoutWarning of keys that nothing reads, with the key that was probably meant."""
-    unread = [_unread(key, "", DOCUMENT_KEYS, IMAGE_MEANT) for key in document]
+def warn_of_keys(path: object, document: dict, entries: Iterable[dict]) -> None:
+    """Warn with LayoutWarning of keys of a JSON that nothing reads, with the key that was probably meant."""
+    warn_of_unread(path, document, DOCUMENT_KEYS, IMAGE_MEANT)
     keys = dict.fromkeys(key for entry in entries for key in entry)
-    unread += [_unread(key, " of a region", ENTRY_KEYS, ENTRY_MEANT) for key in keys]
-    if found := [text for text in unread if text]:
-        more = f", and {len(found) - 5} more" if len(found) > 5 else ""
-        warnings.warn(f"{path}: nothing reads {', '.join(found[:5])}{more}", LayoutWarning, stacklevel=4)
+    warn_of_unread(f"{path}: regions", keys, ENTRY_KEYS, ENTRY_MEANT)
 
 
-def _unread(key: str, of_what: str, known: Sequence[str], meant: Mapping[str, str]) -> str:
-    """Describe a key that is not read; "" for known keys and comments."""
-    if key in known or key.startswith(("_", "//", "#")):
-        return ""
-    near = meant.get(key.lower()) or next(iter(difflib.get_close_matches(key.lower(), known, 1, 0.7)), None)
-    return shown(key) + of_what + (f" (did you mean {near}?)" if near else "")
+def warn_of_unread(where: object, keys: Iterable[str], known: Sequence[str], meant: Mapping[str, str]) -> None:
+    """Warn with LayoutWarning of keys that are neither `known` nor comments, which begin with _, # or //.
+
+    meant  other words for known keys; besides, a key of similar spelling is suggested
+    """
+    unread = [key for key in keys if key not in known and not key.startswith(("_", "//", "#"))]
+    if unread:
+        near = {key: _neighbour(key, known, meant) for key in unread[:5]}
+        texts = [shown(key) + (f" (did you mean {word}?)" if word else "") for key, word in near.items()]
+        more = f", and {len(unread) - 5} more" if len(unread) > 5 else ""
+        warnings.warn(f"{where}: nothing reads {', '.join(texts)}{more}", LayoutWarning, stacklevel=4)
+
+
+def misspelt(keys: Iterable[str], wanted: Sequence[str], known: Sequence[str], meant: Mapping[str, str]) -> str:
+    """Describe, in parentheses, a key that was probably meant to be one of `wanted`; "" without one."""
+    found = next((key for key in keys if key not in known and _neighbour(key, known, meant) in wanted), None)
+    return f" ({shown(found)} is not read: call it {_neighbour(found, known, meant)})" if found else ""
+
+
+def _neighbour(key: str, known: Sequence[str], meant: Mapping[str, str]) -> str | None:
+    return meant.get(key.lower()) or next(iter(difflib.get_close_matches(key.lower(), known, 1, 0.7)), None)
 
 
 def _read_color(where: str, value: object) -> Color:

@@ -3,7 +3,7 @@
 booleans                as they are
 two values, 0 and v     v is inside
 -1 and 1                1 is inside
-floats from 0 to 1      probabilities, inside above one half
+floats from 0 to 1      probabilities, inside above one half; with a warning if some lie a little outside
 other negative floats   logits, inside above 0, where the probability is one half; with a warning
 0..255, 0..65535        soft masks, inside above one half; with a warning if much is neither inside nor outside
 
@@ -19,6 +19,7 @@ import numpy as np
 from seg2any.layout.checks import LayoutError, LayoutWarning
 
 LABELS = "so they look like labels; save one mask per region, such as `labels == 1`"
+OVERSHOOT = 0.25  # of probabilities outside of 0..1, as bicubic and Lanczos filters leave it
 NEAR = 8  # of 255: noise of JPEG around a flat value stays within it
 LEAST_SHARE = 0.02  # of the pixels that are not 0, for a plateau
 MOST_UNDECIDED = 0.75  # pixels neither inside nor outside, per pixel inside, without a warning
@@ -38,10 +39,13 @@ def cut(where: str, values: np.ndarray, is_lossy: bool = False) -> np.ndarray:
         raise LayoutError(f"{where}: masks contain NaN, neither inside nor outside a region; save a bool array")
     least, most = values.min(), values.max()
     is_whole = values.dtype.kind in "iu" or bool((values == np.trunc(values)).all())
+    if not is_whole and least >= -OVERSHOOT and most <= 1 + OVERSHOOT and (least < 0 or most > 1):
+        _warn(f"{where}: values reach from {least:.3g} to {most:.3g} and are read as probabilities that were resized")
+        return values > 0.5
     if least < 0:
         return _cut_signed(where, values, is_whole)
     if most <= 1:
-        return values > 0.5
+        return _cut_probabilities(where, values)
     if not is_whole and most <= 127.5:
         raise LayoutError(
             f"{where}: values reach from {least:.3g} to {most:.3g}, neither probabilities (0 to 1) nor logits "
@@ -52,6 +56,16 @@ def cut(where: str, values: np.ndarray, is_lossy: bool = False) -> np.ndarray:
         raise LayoutError(f"{where}: values reach up to {most:.6g}, {LABELS}")
     places = [where] if len(values) == 1 else [f"{where}: masks[{n}]" for n in range(len(values))]
     return np.stack([_cut_levels(place, mask, full, is_lossy) for place, mask in zip(places, values, strict=True)])
+
+
+def _cut_probabilities(where: str, values: np.ndarray) -> np.ndarray:
+    inside = values > 0.5
+    for n in np.flatnonzero(values.any((1, 2)) & ~inside.any((1, 2))):
+        most = values[n].max()
+        raise LayoutError(
+            f"{where}: masks[{n}] has no probability above one half, the greatest is {most:.2g}; scale it"
+        )
+    return inside
 
 
 def _cut_signed(where: str, values: np.ndarray, is_whole: bool) -> np.ndarray:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape, check_masks
+from seg2any.layout.entries import warn_of_unread
 from seg2any.layout.masks import cut
 from seg2any.system.errors import shown
 from seg2any.system.files import atomic_write
@@ -21,6 +22,11 @@ KINDS = {  # content of each array, for messages
     "scores": "a float array",
     "source": "strings",
     "empty": "mask numbers",
+}
+MEANT = {
+    **dict.fromkeys(("prompt", "global_prompt", "global_caption", "description"), "caption"),
+    **dict.fromkeys(("prompts", "texts", "labels", "phrases", "text"), "captions"),
+    **dict.fromkeys(("segmentation", "segmentations", "mask"), "masks"),
 }
 
 
@@ -72,15 +78,18 @@ def write_npz(layout: LayoutParts, path: Path) -> None:
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         with zipfile.ZipFile(path) as archive:
-            present = [name for name in KINDS if f"{name}.npy" in archive.namelist()]
+            names = [name.removesuffix(".npy") for name in archive.namelist()]
+            present = [name for name in KINDS if name in names]
             for name in present:
                 _check_header(archive, name, path)
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in present}
+            arrays = {name: archive[name] for name in present}
     except LayoutError:
         raise
     except Exception as error:  # damaged zip files and headers raise nearly every kind of exception
         raise LayoutError(f"{path}: cannot be read as npz ({shown(str(error))}); save it again with numpy") from error
+    warn_of_unread(path, names, KINDS, MEANT)
+    return arrays
 
 
 def _check_header(archive: zipfile.ZipFile, name: str, path: Path) -> None:
