@@ -15,7 +15,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import Kind
 from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.packing import pack, unpack
-from seg2any.bases.text import TextKey, TruncationWarning
+from seg2any.bases.text import TextKey, TruncationWarning, UnknownWordsWarning
 from seg2any.diffusion.noise import packed_noise
 from seg2any.diffusion.prepare import as_image, assemble, encode_layouts, size_in_tokens
 from seg2any.layout.contour import condition_image
@@ -110,6 +110,14 @@ def test_cut_captions_are_named_with_their_loss(stock_pipe):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encode_layouts([THREE], SIZE, Flux1(stock_pipe), dataclasses.replace(SETTINGS, max_sequence_length=n_own))
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told_once(stock_pipe):
+    captions = ("a blue square", "\u7ea2 square", "\u5706")
+    layout = dataclasses.replace(THREE, captions=captions)
+    with pytest.warns(UnknownWordsWarning, match="'\u7ea2 square' and 1 more: .*'\u7ea2'") as caught:
+        encode_layouts([layout], SIZE, Flux1(stock_pipe), SETTINGS)
+    assert len(caught) == 1
 
 
 def test_condition_tokens_are_the_encoded_contour_where_it_is_drawn(stock_pipe):

@@ -183,7 +183,8 @@ class Base(Protocol):
     def encode_text(self, keys: Sequence[TextKey]) -> Iterator[tuple[TextKey, Tensor]]:
         """Yield the embedding of each key, on the CPU, in any order.
 
-        Warns with TruncationWarning, once per caption, if the encoder cuts tokens.
+        Warns with TruncationWarning, once per caption, if the encoder cuts tokens, and with UnknownWordsWarning if its
+        tokenizer does not know some.
         """
 
     def text_state(self, key: TextKey) -> Hashable:

@@ -17,6 +17,10 @@ class TruncationWarning(UserWarning):
     """Warning that a caption has more tokens than the text encoder reads."""
 
 
+class UnknownWordsWarning(UserWarning):
+    """Warning that captions have parts that the text encoder's tokenizer does not know."""
+
+
 def unknown_parts(tokenizer: object, caption: str) -> tuple[str, ...]:
     """List the parts of a caption that `tokenizer` does not know, one for each unknown token.
 

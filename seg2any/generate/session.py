@@ -12,7 +12,7 @@ import torch
 import transformers
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.text import TextCache, TruncationWarning
+from seg2any.bases.text import TextCache, TruncationWarning, UnknownWordsWarning
 from seg2any.generate.memory import check_mode, decode_in_parts, place
 from seg2any.generate.memory_modes import BITSANDBYTES
 from seg2any.generate.model import explained
@@ -85,9 +85,10 @@ class Session:
         return self.pipeline(layouts, known_texts=self.texts, **given, **more).images
 
     def images_quietly(self, layouts: Sequence[Layout], sampling: ImageOptions, **more: Any) -> Any:
-        """Make images without the warnings about cut captions, which were shown before."""
+        """Make images without the warnings about cut and unknown captions, which were shown before."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TruncationWarning)
+            warnings.simplefilter("ignore", UnknownWordsWarning)
             return self.images(layouts, sampling, **more)
 
 

@@ -22,7 +22,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from torch import Tensor, nn
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.text import CaptionKeys, TextKey, TruncationWarning
+from seg2any.bases.text import CaptionKeys, TextKey, TruncationWarning, UnknownWordsWarning, unknown_parts
 from seg2any.system.errors import UserError
 
 TOKENS_PER_PASS = 8192  # bounds the memory of one pass: 16 captions at T5's 512 tokens
@@ -57,7 +57,8 @@ def caption_keys_of(caption: str | None, regions: Sequence[str], settings: Condi
 def encode_keys(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
     """Yield the embedding of each key, on the CPU, in any order.
 
-    Warns with TruncationWarning if T5 does not read all tokens of a caption.
+    Warns with TruncationWarning if T5 does not read all tokens of a caption, and with UnknownWordsWarning if it does
+    not know some.
     """
     yield from _encode_pooled([key for key in keys if key.kind == "clip"], encoders)
     yield from _encode_t5([key for key in keys if key.kind != "clip"], encoders)
@@ -84,7 +85,7 @@ def _encode_pooled(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[
 def _encode_t5(keys: Sequence[TextKey], encoders: TextEncoders) -> Iterator[tuple[TextKey, Tensor]]:
     for batch in _equal_lengths(keys):
         captions, length = [key.caption for key in batch], batch[0].length
-        _report_truncation(captions, length, encoders.tokenizer_2)
+        _report_unread(captions, length, encoders.tokenizer_2)
         tokens = _tokenize(encoders.tokenizer_2, captions, length)
         embeds = encoders.text_encoder_2(_to(encoders.text_encoder_2, tokens.input_ids))[0].cpu()
         for key, rows, n_own in zip(batch, embeds, tokens.attention_mask.sum(dim=1), strict=True):
@@ -107,8 +108,18 @@ def _passes(keys: Sequence[TextKey], length: int) -> Iterator[Sequence[TextKey]]
     yield from (keys[start : start + step] for start in range(0, len(keys), step))
 
 
-def _report_truncation(captions: Sequence[str], length: int, tokenizer: object) -> None:
-    for caption, ids in zip(captions, tokenizer(captions, verbose=False).input_ids, strict=True):
+def _report_unread(captions: Sequence[str], length: int, tokenizer: object) -> None:
+    """Warn of each caption that is cut, and once of captions with unknown parts."""
+    tokens = tokenizer(captions, verbose=False).input_ids
+    if unknown := [caption for caption, ids in zip(captions, tokens, strict=True) if tokenizer.unk_token_id in ids]:
+        parts = ", ".join(map(repr, unknown_parts(tokenizer, unknown[0])[:4]))
+        warnings.warn(
+            f"caption {textwrap.shorten(unknown[0], 80)!r}{f' and {len(unknown) - 1} more' if unknown[1:] else ''}: "
+            f"the text encoder does not know {parts}; write English",
+            UnknownWordsWarning,
+            stacklevel=2,
+        )
+    for caption, ids in zip(captions, tokens, strict=True):
         cut = len(ids) - length
         if cut > 0:
             warnings.warn(
