@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from infer import main
 from seg2any.adapters.card import AdapterCard
 from seg2any.attention.settings import ConditionSettings
 from seg2any.generate.choices import Machine, check_modes, choose_settings, explained_memory, shared_recipe
 from seg2any.generate.memory_modes import MEMORY_MODES
+from seg2any.generate.model import known_model
 from seg2any.generate.options import Options
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.recipe import differences, read_recipe
@@ -29,6 +31,11 @@ pytestmark = pytest.mark.slow
 ADAPTER = MODEL.parent / "lora"
 CPU = Machine(torch.device("cpu"), torch.float32)
 OPTIONS = Options(seg_mask_path=Path("x"))
+
+
+def bytes_read() -> int:
+    """Return how many bytes this process has read from files."""
+    return int(Path("/proc/self/io").read_text().split()[1])
 
 
 @pytest.fixture
@@ -124,15 +131,34 @@ class TestMemory:
 class TestChoices:
     def test_a_retrained_model_is_another_model_and_a_moved_one_is_not(self, tmp_path: Path):
         def recipe(folder: str, weights: bytes) -> dict:
-            (tmp_path / folder).mkdir(exist_ok=True)
-            (tmp_path / folder / "model.safetensors").write_bytes(weights)
+            part = tmp_path / folder / "transformer"
+            part.mkdir(exist_ok=True, parents=True)
+            (part / "model.safetensors").write_bytes(weights)
             options = Options(seg_mask_path=Path("x"), pretrained_model_name_or_path=str(tmp_path / folder))
             return json.loads(json.dumps(shared_recipe(options, ConditionSettings(), CPU)))
 
-        old = recipe("here", b"1")
-        assert old["model"]["sha256"] == hashlib.sha256(b"1").hexdigest()
-        assert differences(old, recipe("there", b"1")) == []
-        assert differences(old, recipe("here", b"2")) == ["model.sha256"]
+        first = recipe("here", b"1")
+        assert differences(first, recipe("there", b"1")) == []
+        assert differences(first, recipe("here", b"2")) == ["model.fingerprint"]
+
+        older = {**first, "model": {"path": "elsewhere", "sha256": hashlib.sha256(b"2").hexdigest()}}
+        assert differences(older, recipe("here", b"2")) == []
+        assert differences(older, recipe("there", b"1")) == ["model.sha256"]
+
+    def test_a_recipe_reads_little_of_the_weights_that_decide_images_and_nothing_of_others(self, tmp_path: Path):
+        """Change every file of a folded model; only the single-file copy of its weights does not count."""
+        places = [tmp_path / name for name in ("transformer/model", "vae/model", "adapters/cond/lora", "single")]
+        weights = {"weight": torch.zeros(1 << 22), "bias": torch.zeros(3)}
+        for place in places:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            save_file(weights, f"{place}.safetensors")
+        read = bytes_read()
+        found = [known_model(str(tmp_path))]
+        assert bytes_read() - read < 1 << 16
+        for place in places:
+            save_file({**weights, "weight": torch.ones(1 << 22)}, f"{place}.safetensors")
+            found.append(known_model(str(tmp_path)))
+        assert len({model["fingerprint"] for model in found}) == 4 and found[-1] == found[-2]
 
     def test_the_adapter_decides_and_the_command_line_overrides_with_a_warning(self):
         card = AdapterCard(condition=ConditionSettings(attention_mask_method="base", regional_max_sequence_length=10))

@@ -100,8 +100,9 @@ def test_images_of_another_run_are_not_mixed_in(tmp_path: Path):
         generate(bench(tmp_path, "--num_inference_steps", "3"))
     with pytest.raises(UserError, match="another seed"):
         generate(bench(tmp_path, "--seed", "3"))
-    (tmp_path / "model" / "vae.safetensors").write_bytes(b"other weights")
-    with pytest.raises(UserError, match="model.sha256"):
+    (tmp_path / "model" / "vae").mkdir()
+    (tmp_path / "model" / "vae" / "model.safetensors").write_bytes(b"other weights")
+    with pytest.raises(UserError, match="model.fingerprint"):
         generate(bench(tmp_path))
 
 

@@ -14,7 +14,7 @@ from seg2any.attention.settings import CARD_NAMES, ConditionSettings
 from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.generate.memory import check_mode, next_mode
 from seg2any.generate.memory_modes import QUANTISED
-from seg2any.generate.model import known_folder, known_model
+from seg2any.generate.model import known_adapter, known_model
 from seg2any.generate.options import Options
 from seg2any.system.errors import UserError
 from seg2any.system.provenance import versions
@@ -84,7 +84,7 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
         "model": known_model(options.pretrained_model_name_or_path),
-        "adapter": adapter and known_folder(adapter),
+        "adapter": adapter and known_adapter(adapter),
         "weight_dtype": machine.precision,
         # only where they change the image, so that images made before these flags existed stay finished
         **({"quantization": options.memory} if options.memory in QUANTISED else {}),

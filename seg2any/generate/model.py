@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 from seg2any.adapters.card import AdapterCard, read_card
 from seg2any.adapters.files import COND, DEFAULT, WEIGHTS_FILE
 from seg2any.bases.flux1 import weightless
-from seg2any.bases.flux1.folded import folded_adapters
+from seg2any.bases.flux1.folded import ADAPTERS, folded_adapters
+from seg2any.bases.flux1.pipeline import Flux1Pipeline
 from seg2any.bases.text import unknown_parts
 from seg2any.generate.preflight import ModelFacts
 from seg2any.system.errors import UserError, shown
-from seg2any.system.weights import folder_digest
+from seg2any.system.weights import folder_digest, weights_fingerprint
 
 
 def read_facts(model: str) -> ModelFacts:
@@ -78,13 +79,16 @@ def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path
 
 
 def known_model(model: str) -> dict:
-    """Identify a model for a recipe: path and digest of a folder, or the id on the hub."""
+    """Identify a model for a recipe: path and fingerprint of a folder, or the id on the hub."""
     folder = Path(model)
-    return known_folder(folder) if folder.is_dir() else {"id": model}
+    if not folder.is_dir():
+        return {"id": model}
+    parts = (*Flux1Pipeline.NETWORKS, *(f"{ADAPTERS}/{name}" for name in (DEFAULT, COND)))  # adapters of a folded model
+    return {"path": model, "fingerprint": weights_fingerprint(folder, parts)}
 
 
-def known_folder(folder: Path) -> dict:
-    """Identify a folder of weights, of a model or adapters, for a recipe: path and digest."""
+def known_adapter(folder: Path) -> dict:
+    """Identify a folder of adapters for a recipe: path and digest."""
     return {"path": str(folder), "sha256": folder_digest(folder)}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from seg2any.layout.images import ImageError, has_end, opened_image
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.weights import folder_digest
 
 KEY = "seg2any"  # of the PNG text chunk
 IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and WebP
@@ -76,10 +78,18 @@ def differences(old: dict, new: dict) -> list[str]:
     return sorted(_differences(old, new, ""))
 
 
+@cache
+def _every_byte(folder: str) -> str:
+    """Return a model's digest as older versions wrote it; each folder is read once."""
+    return folder_digest(Path(folder))
+
+
 def _differences(old: object, new: object, name: str) -> list[str]:
     if name in CIRCUMSTANCES:
         return []
     if not (isinstance(old, dict) and isinstance(new, dict)):
         return [] if old == new or (old is None and new == MEANT.get(name)) else [name]
+    if "fingerprint" in new and "fingerprint" not in old and "sha256" in old:
+        new = {"path": new["path"], "sha256": _every_byte(new["path"])}
     names = {key: f"{name}.{key}" if name else key for key in {*old, *new}}
     return [found for key, inner in names.items() for found in _differences(old.get(key), new.get(key), inner)]

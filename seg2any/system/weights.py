@@ -1,8 +1,9 @@
 """Digest files, weights and tokenizers, to tell one from another.
 
 file_digest          every byte of one file
-folder_digest        every byte of the safetensors files of a folder: `sha256` in recipes
-weights_fingerprint  some bytes of every tensor in a model's folder: the identity of a training run
+folder_digest        every byte of the safetensors files of a folder: `sha256` of adapters in recipes
+weights_fingerprint  some bytes of every tensor in a model's folder: the identity of a training run, `fingerprint` of
+                     models in recipes
 module_samples       some numbers of every tensor of a loaded network: part of a cache's name
 tokenizer_digest     vocabulary and behaviour of a tokenizer: part of a bucket map's origin
 """

@@ -185,8 +185,8 @@ def summary(rows: Sequence[Row], runs: Runs) -> dict:
 
 
 def digest(weights: Mapping | None) -> str | None:
-    """Return what identifies weights on any machine: a digest, or a hub id."""
-    return weights and (weights.get("sha256") or weights.get("id"))
+    """Return what identifies weights on any machine: a fingerprint, a digest, or a hub id."""
+    return weights and (weights.get("fingerprint") or weights.get("sha256") or weights.get("id"))
 
 
 def _number(row: Number) -> dict:

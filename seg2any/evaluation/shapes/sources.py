@@ -13,7 +13,7 @@ from seg2any.data.dataset import Sample
 from seg2any.diffusion.prepare import as_image
 from seg2any.evaluation.metrics.item import GREY
 from seg2any.evaluation.shapes.judge import Verdict, judge
-from seg2any.generate.model import known_folder, known_model
+from seg2any.generate.model import known_adapter, known_model
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.session import Loading, Session
 from seg2any.system.errors import UserError
@@ -43,7 +43,7 @@ def open_session(
         "settings": session.settings.to_json(),
         "guidance_scale": GUIDANCE_SCALE,
         "model": known_model(model),
-        "adapter": adapter and known_folder(adapter),
+        "adapter": adapter and known_adapter(adapter),
         "weight_dtype": str(session.pipeline.vae.dtype).removeprefix("torch."),
     }
 
