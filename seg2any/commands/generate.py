@@ -23,7 +23,7 @@ from seg2any.generate.options import Options
 from seg2any.generate.plan import Job, Plan, batches, make_plan
 from seg2any.generate.recipe import BrokenImage, read_recipe, save_image
 from seg2any.generate.session import ImageOptions, Loading, Session
-from seg2any.generate.survey import read_quietly, survey_layouts, write_report
+from seg2any.generate.survey import read_layout, read_quietly, survey_layouts, write_report
 from seg2any.layout import Layout
 from seg2any.layout.draw import panel
 from seg2any.system.allocator import keep_freed_memory
@@ -86,16 +86,16 @@ def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine
         names = ("num_inference_steps", "guidance_scale", "height", "width", "step_cache")
         sampling = ImageOptions(settings, **{name: getattr(options, name) for name in names})
         todo = [Batch(jobs, jobs) for jobs in map(tuple, batches(plan.to_do, options.batch_size))]
-        make_images(session, todo, sampling, partial(read_layout, options), partial(save, options), shown)
+        make_images(session, todo, sampling, partial(layout_of, options), partial(save, options), shown)
     for job in plan.finished:
         if options.save_panels and not job.panel_path.exists():
             with Image.open(job.path) as image:
-                save_panel(options, job, image)
+                save_panel(job, read_quietly(job.layout.path, options)[0], image)
 
 
-def read_layout(options: Options, job: Job) -> Layout:
-    """Read the layout of a job without the warnings, which the survey has shown."""
-    return read_quietly(job.layout.path, options)[0]
+def layout_of(options: Options, job: Job) -> Layout:
+    """Read the layout of a job."""
+    return read_layout(job.layout.path, options)
 
 
 def save(options: Options, job: Job, layout: Layout, image: Image.Image) -> None:
@@ -103,12 +103,12 @@ def save(options: Options, job: Job, layout: Layout, image: Image.Image) -> None
     discard_panel(job)
     save_image(image, job.recipe, job.path)
     if options.save_panels:
-        save_panel(options, job, image)
+        save_panel(job, layout, image)
 
 
-def save_panel(options: Options, job: Job, image: Image.Image) -> None:
+def save_panel(job: Job, layout: Layout, image: Image.Image) -> None:
     """Write contour, masks and image side by side, with the recipe of the image."""
-    save_image(panel(read_layout(options, job), image), {"panel": job.recipe}, job.panel_path)
+    save_image(panel(layout, image), {"panel": job.recipe}, job.panel_path)
 
 
 def discard_panel(job: Job) -> None:

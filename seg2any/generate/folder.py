@@ -7,7 +7,10 @@ skipped if it exists with the same recipe.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,6 +22,7 @@ from tqdm import tqdm
 from seg2any.generate.recipe import BrokenImage, differences, read_recipe
 from seg2any.generate.session import ImageOptions, Session
 from seg2any.layout import Layout
+from seg2any.layout.checks import LayoutWarning
 from seg2any.system.errors import UserError
 
 
@@ -85,22 +89,59 @@ def make_images(
     write: Callable[[J, Layout, Image.Image], None],
     shown: bool,
 ) -> None:
-    """Make images batch by batch; each is written as soon as its batch is done.
+    """Make images batch by batch, while one thread reads the next layouts and another writes the last images.
 
+    Batches are written in order. A batch is started when the one before the last is written, so at most two are in
+    memory. If anything fails, what is being written is finished first.
+
+    read   must not call `warnings.catch_warnings`, which acts on all threads; warnings about layouts are ignored
     shown  show progress bars
     """
     session.show_progress(shown)
-    with tqdm(
-        total=sum(len(batch.missing) for batch in batches), desc="images", unit="image", disable=not shown
-    ) as bar:
+    n_missing = sum(len(batch.missing) for batch in batches)
+    with (
+        tqdm(total=n_missing, desc="images", unit="image", disable=not shown) as bar,
+        _quiet_reading(),
+        ThreadPoolExecutor(1) as reader,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        layouts_of = (reader.submit(_read_batch, batch, read) for batch in batches)
+        coming, written = next(layouts_of, None), None
         for batch in batches:
-            layouts = [read(job) for job in batch.jobs]
+            layouts, coming = coming.result(), next(layouts_of, None)
             images = session.images_quietly(layouts, sampling, seeds=[job.seed for job in batch.jobs])
-            missing = {job.path for job in batch.missing}
-            for job, layout, image in zip(batch.jobs, layouts, images, strict=True):
-                if job.path in missing:
-                    write(job, layout, image)
-            bar.update(len(missing))
+            if written is not None:
+                bar.update(written.result())
+            written = writer.submit(_write_batch, batch, layouts, images, write)
+        if written is not None:
+            bar.update(written.result())
+
+
+@contextmanager
+def _quiet_reading() -> Iterator[None]:
+    """Ignore warnings about layouts and of Pillow in all threads: the survey has shown what matters."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LayoutWarning)
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _read_batch(batch: Batch[J], read: Callable[[J], Layout]) -> list[Layout]:
+    return [read(job) for job in batch.jobs]
+
+
+def _write_batch(
+    batch: Batch[J],
+    layouts: Sequence[Layout],
+    images: Sequence[Image.Image],
+    write: Callable[[J, Layout, Image.Image], None],
+) -> int:
+    """Write the missing images of a batch; return their number."""
+    missing = {job.path for job in batch.missing}
+    for job, layout, image in zip(batch.jobs, layouts, images, strict=True):
+        if job.path in missing:
+            write(job, layout, image)
+    return len(missing)
 
 
 def open_folder(folder: Path, flag: str = "--output_path") -> None:

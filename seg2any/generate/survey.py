@@ -81,15 +81,16 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
     return Survey(tuple(layouts), tuple(dict.fromkeys(errors)), tuple(left_out))  # shared errors once
 
 
-def read_quietly(path: Path, options: Options) -> tuple[Layout, list[str]]:
-    """Read a layout; return the warnings about it instead of showing them. Raises LayoutError.
+def read_layout(path: Path, options: Options) -> Layout:
+    """Read a layout with the overlap of the options, else that of the kind of file. Raises LayoutError."""
+    layout = Layout.read(path, options.snap_colors)
+    return layout if options.overlap is None else replace(layout, overlap=options.overlap)
 
-    The overlap is that of the options, else that of the kind of file.
-    """
-    layout, found = _quietly(lambda: Layout.read(path, options.snap_colors))
-    if options.overlap is not None:
-        return replace(layout, overlap=options.overlap), found
-    if layout.overlap == "share" and (shared := int(layout.shared.sum())):
+
+def read_quietly(path: Path, options: Options) -> tuple[Layout, list[str]]:
+    """Read a layout; return the warnings about it instead of showing them. Raises LayoutError."""
+    layout, found = _quietly(lambda: read_layout(path, options))
+    if options.overlap is None and layout.overlap == "share" and (shared := int(layout.shared.sum())):
         found.append(
             f"{shared} pixels lie in several regions and belong to all of them, as in COCO and SA-1B; use "
             "--overlap hide to let later regions lie on top"

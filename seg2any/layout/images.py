@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -61,15 +62,28 @@ def load_image(path: Path) -> Image.Image:
     Raises LayoutError if the file is missing, damaged, too large or has several pages.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns about harmless oddities; errors are raised here
-            with opened_image(path, "save it again as PNG") as image:
-                image.load()
-                turned = upright(image)
-                turned.format = image.format
-                return turned
+        with _without_oddities(), opened_image(path, "save it again as PNG") as image:
+            image.load()
+            turned = upright(image)
+            turned.format = image.format
+            return turned
     except ImageError as error:
         raise LayoutError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _without_oddities() -> Iterator[None]:
+    """Ignore Pillow's warnings about harmless oddities; errors are raised.
+
+    Only in the main thread, because `warnings.catch_warnings` acts on all threads at once, and two that overlap leave
+    the warnings of one behind.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def upright(image: Image.Image) -> Image.Image:
