@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from torch import nn
 
 from seg2any import Seg2AnyPipeline
 from seg2any.adapters import files as adapters
-from seg2any.generate import memory, memory_modes
+from seg2any.bases.flux1.pipeline import Flux1Pipeline
+from seg2any.generate import memory, memory_modes, pipeline
 from seg2any.generate.memory_modes import NOT_IN_TRAINING
 from seg2any.system.errors import UserError
 from seg2any.training import config
@@ -157,6 +159,53 @@ def test_group_offload_moves_adapters_that_came_later(tiny_model, lora):
     ]
     assert missing == []
     assert torch.equal(latents_of(offloaded, MANY), latents_of(plain, MANY))
+
+
+@pytest.mark.parametrize(("free", "words"), [(2**40, []), (0, ["0.0 GiB are free", "slower"])])
+def test_group_offload_copies_beside_the_computation_and_says_what_it_pins(
+    stock_pipe, free, words, monkeypatch, caplog
+):
+    pipe, calls = fresh_pipe(stock_pipe), []
+    monkeypatch.setattr(pipe, "enable_group_offload", lambda *_, **given: calls.append(given))
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=free))
+    with caplog.at_level("INFO", logger="seg2any"):
+        memory.place(pipe, "group_offload", torch.device("cuda:1"))
+    (given,) = calls
+    assert given["use_stream"] and given["record_stream"] and given["low_cpu_mem_usage"] == (free == 0)
+    (line,) = caplog.messages
+    assert all(word in line for word in [f"{memory.pinned_bytes(pipe) / 2**30:.1f} GiB", *words])
+
+
+def test_pinned_copies_are_rounded_up_to_powers_of_two():
+    parts = {"a": nn.Linear(3, 5), "b": nn.Linear(4, 4, bias=False), "scheduler": object()}
+    assert memory.pinned_bytes(SimpleNamespace(components=parts)) == 64 + 32 + 64
+
+
+@pytest.mark.parametrize(
+    ("given", "device_map"),
+    [
+        ({"device": "cuda"}, "cuda"),
+        ({"device": "cuda", "device_map": "balanced"}, "balanced"),
+        ({"device": "cpu"}, None),
+        ({"device": "cuda", "memory": "offload"}, None),
+        ({}, None),
+    ],
+)
+def test_mode_full_loads_straight_onto_a_gpu(given, device_map, monkeypatch):
+    calls = []
+    monkeypatch.setattr(Flux1Pipeline, "from_pretrained", classmethod(lambda cls, _, **more: calls.append(more)))
+    monkeypatch.setattr(memory, "place", lambda *_: None)
+    monkeypatch.setattr(pipeline, "make_current", lambda _: None)
+    Seg2AnyPipeline.from_pretrained("model", **given)
+    assert calls[0].get("device_map") == device_map
+
+
+def test_a_pipeline_that_was_loaded_onto_a_device_is_used_as_any_other(tiny_model, lora):
+    mapped, plain = (load(tiny_model, lora, device_map=place) for place in ("cpu", None))
+    mapped.to("cpu")
+    mapped.fold()
+    plain.fold()
+    assert torch.equal(latents_of(mapped, MANY), latents_of(plain, MANY))
 
 
 @pytest.mark.parametrize("mode", ["offload", "int8", "nf4", "fp8"])

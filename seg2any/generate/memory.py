@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 
+import psutil
 import torch
 from diffusers import DiffusionPipeline, ModelMixin, PipelineQuantizationConfig
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from diffusers.quantizers.quantization_config import BitsAndBytesConfig
+from torch import nn
 
-from seg2any.generate.memory_estimate import activation_bytes
+from seg2any.generate.memory_estimate import GIB, activation_bytes
 from seg2any.generate.memory_modes import BITSANDBYTES, MEMORY_MODES, SMALLER
 from seg2any.system.errors import UserError
 
 FP8 = torch.float8_e4m3fn
+logger = logging.getLogger(__name__)
 
 
 def check_mode(mode: str, device: torch.device, flag: str = "memory") -> None:
@@ -65,10 +69,32 @@ def place(pipe: DiffusionPipeline, mode: str, device: torch.device) -> None:
         dtype = pipe.transformer.dtype
         pipe.transformer.enable_layerwise_casting(storage_dtype=FP8, compute_dtype=dtype, skip_modules_pattern=kept)
     if mode == "group_offload":
-        is_cuda = device.type == "cuda"  # the only device with streams
-        pipe.enable_group_offload(device, offload_type="leaf_level", use_stream=is_cuda)
+        streams = _streams(pipe) if device.type == "cuda" else {}  # the only device with streams
+        pipe.enable_group_offload(device, offload_type="leaf_level", **streams)
     elif device.type != "cpu":
         pipe.enable_model_cpu_offload(device=device)
+
+
+def _streams(pipe: DiffusionPipeline) -> dict[str, bool]:
+    """Choose how group offloading copies layers beside the computation; log what it takes.
+
+    Copies of all weights in pinned memory are quickest. Where they do not fit, each layer is pinned when it is needed.
+    """
+    needed, free = pinned_bytes(pipe), psutil.virtual_memory().available
+    pinned = f"memory group_offload: copies of all weights in pinned host memory take {needed / GIB:.1f} GiB"
+    if needed <= free:
+        logger.info(pinned)
+    else:
+        logger.info(f"{pinned}, and {free / GIB:.1f} GiB are free; each layer is pinned when it is needed, slower")
+    # without record_stream the host would wait for the GPU after every layer
+    return {"use_stream": True, "record_stream": True, "low_cpu_mem_usage": needed > free}
+
+
+def pinned_bytes(pipe: DiffusionPipeline) -> int:
+    """Return the host memory of pinned copies of all weights: torch rounds each up to a power of two."""
+    networks = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    sizes = (x.numel() * x.element_size() for part in networks for x in (*part.parameters(), *part.buffers()))
+    return sum(1 << (size - 1).bit_length() for size in sizes if size)
 
 
 def decode_in_parts(pipe: DiffusionPipeline) -> None:

@@ -61,6 +61,9 @@ class Seg2AnyPipeline(Flux1Pipeline):
         if memory in BITSANDBYTES:
             dtype = kwargs.get("torch_dtype", kwargs.get("dtype"))
             kwargs["quantization_config"] = memory_modes.quantization_config(memory, dtype)
+        if memory == "full" and device is not None and target.type == "cuda":
+            # from the files onto the current GPU, without a copy of the model in host memory
+            kwargs.setdefault("device_map", target.type)
         pipe = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if device is not None or memory != "full":
             memory_modes.place(pipe, memory, target)

@@ -96,17 +96,15 @@ def load_pipeline(model: str, dtype: torch.dtype, device: torch.device, loading:
     """Load weights and adapters for `device`. Raises UserError."""
     transformers.logging.disable_progress_bar()  # the bar of the pipeline's parts is enough
     check_mode(loading.memory, device, "--memory")
-    # bitsandbytes quantises while it loads; the other modes come last, because they move the complete model
-    quantised = {"memory": loading.memory, "device": device} if loading.memory in BITSANDBYTES else {}
+    # the other modes come last, because they move the complete model
+    placed = {"memory": loading.memory, "device": device} if loading.memory in ("full", *BITSANDBYTES) else {}
     with explained(model):
-        pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype, **quantised)
+        pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype, **placed)
     if loading.adapter is not None:
         pipeline.load_adapters(str(loading.adapter))
-    if loading.memory == "full":
-        pipeline.to(device)
     if loading.fold:
         pipeline.fold()
-    if loading.memory != "full" and not quantised:
+    if not placed:
         place(pipeline, loading.memory, device)
     if loading.vae_tiling:
         decode_in_parts(pipeline)
