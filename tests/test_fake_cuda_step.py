@@ -20,12 +20,14 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.bases.base import Condition
 from seg2any.generate.memory_estimate import activation_bytes
+from seg2any.training.dry_run import KEPT_BY_ADAPTERS, KEPT_BY_DOUBLE, KEPT_BY_SINGLE
 from seg2any.training.tasks.flow_matching import Velocity
 from tests.fake_cuda import FakeCuda, Trace, flux_inputs, flux_model, step, stock_flux
 
 COPIES = 19  # FLUX.1-dev has 19 double blocks and 38 single ones; half of these isolate attributes
 SETTINGS = ConditionSettings("hard", (1, 1), cond_scale_factor=2)  # block 0 is double, 1 isolates attributes
 WITHIN = 0.15
+WIDTH, RANK = 3072, 64
 
 
 class Case(NamedTuple):
@@ -81,7 +83,7 @@ def training_pass(model, inputs) -> Trace:
     with mock.patch.object(Condition, "to", lambda self, *_: self):  # it is on "cuda" and has its plan
         velocity(inputs.x, inputs.s, inputs.condition)
         with Trace(model) as trace:
-            trace.output = velocity(inputs.x, inputs.s, inputs.condition)
+            trace.output = velocity(inputs.x, inputs.s, inputs.condition)  # keeps what a backward pass needs
     return trace
 
 
@@ -130,3 +132,11 @@ def test_the_memory_estimate_of_generation_holds(traced, case):
     beside = tokens.n_cond if case.adapters == "folded" else length - tokens.n_cond
     estimated = activation_bytes(sizes, case.batch, length, 2, n_copied=beside if case.batch > 1 else 0)
     assert trace.peak == pytest.approx(estimated, rel=WITHIN)
+
+
+@pytest.mark.parametrize("case", TRAINED, ids=str)
+def test_the_memory_estimate_of_training_holds(traced, case):
+    trace, tokens = traced(case)
+    elements, low_rank = 2 * case.batch * tokens.kind.shape[1], KEPT_BY_ADAPTERS * RANK
+    assert trace.kept[0] == pytest.approx(elements * (KEPT_BY_DOUBLE * WIDTH + low_rank), rel=WITHIN)
+    assert trace.kept[2] == pytest.approx(elements * (KEPT_BY_SINGLE * WIDTH + low_rank), rel=WITHIN)
