@@ -7,7 +7,7 @@ import importlib
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from seg2any.data.dataset import DataSet
@@ -92,4 +92,8 @@ def _is_a(value: object, hint: Any) -> bool:
 
 
 def _in_words(hint: Any) -> str:
+    if get_origin(hint) in (Union, UnionType):  # str(hint) is typing.Optional[...] in some versions of Python
+        return " | ".join(map(_in_words, get_args(hint)))
+    if hint is NoneType:
+        return "None"
     return hint.__name__ if isinstance(hint, type) and not get_args(hint) else str(hint)
