@@ -123,9 +123,10 @@ def test_an_adapter_list_may_hold_config_rank_and_keys_only(tmp_path: Path):
         check()
 
 
-def test_an_empty_record_of_extras_asks_for_nothing(tmp_path: Path):
+@pytest.mark.parametrize("empty", ["", "{}"])
+def test_an_empty_record_of_extras_asks_for_nothing(empty: str, tmp_path: Path):
     (tmp_path / "train").mkdir()
-    (tmp_path / "train" / "extra.json").write_text("{}")
+    (tmp_path / "train" / "extra.json").write_text(empty)
     assert not train.cases(tmp_path) and not train.pending(tmp_path) and not inventory.units(tmp_path)
     (tmp_path / "train" / "extra.json").write_text('{"a new record": 1}')
     assert set(train.pending(tmp_path)) == {"extra/a new record"} and inventory.units(tmp_path) == ["train/extra"]

@@ -1,8 +1,8 @@
 """The frozen base sharded with FSDP2: two processes match DDP up to rounding.
 
 The last bits of some products (of one row, in fp32) depend on the address of the weight, and a gathered weight has
-another address: losses may differ by 2e-5 on one machine and be equal on another. A fault, such as gradients that are
-not averaged, changes them by 1e-2 and more.
+another address: losses may be equal with one kind of kernels and differ by 1.2e-4 with another. A fault, such as
+gradients that are not averaged, changes them by 1e-2 and more.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from tests.tiny_run import rows, same
 pytestmark = pytest.mark.slow
 
 SHARDED = "--trainer.shard_base=true"
-LOSSES, WEIGHTS, PIXELS = 1e-4, 0.02, 0.5  # relative, relative to the norm, mean of 255 levels
+LOSSES, WEIGHTS, PIXELS = 5e-4, 0.02, 0.5  # relative, relative to the norm, mean of 255 levels
 FOUND = ("loss", "val_loss", "val_loss_s0.25", "val_loss_s1.00")
 
 
@@ -61,7 +61,7 @@ def train(arguments):
     trainer.fit()
 
 
-@pytest.mark.same_numbers("a base in parts, and plain DDP | losses 1e-4, pixels 0.5 of 255")
+@pytest.mark.same_numbers("a base in parts, and plain DDP | losses 5e-4, pixels 0.5 of 255")
 @pytest.mark.filterwarnings("ignore")
 def test_a_sharded_base_trains_validates_and_resumes_as_a_whole_one(tiny_model, tmp_path):
     log = tmp_path / "log.txt"

@@ -53,7 +53,7 @@ def units(root: Path) -> list[str]:
 def _section_units(section: Path) -> set[str]:
     names = {folder.name for folder in section.iterdir() if folder.is_dir() and not _is_shared(folder)}
     for path in section.glob("*.json"):
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text() or "null")
         if path.stem == "index":
             names |= set(content["cases"]) | ({"bugs_demo"} & set(content))
         elif path.stem == section.name:  # one file holds the whole section: its keys are the units

@@ -56,7 +56,7 @@ def pending(root: Path) -> dict[str, str]:
 
 def _extra(root: Path) -> dict:
     path = root / "train" / "extra.json"
-    return (json.loads(path.read_text()) or {}) if path.exists() else {}
+    return json.loads(path.read_text() or "{}") if path.exists() else {}
 
 
 def _runs(root: Path) -> list[Path]:
