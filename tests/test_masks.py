@@ -227,6 +227,17 @@ def test_a_painted_colour_that_is_not_listed_stays_background(
     assert len(told) == 1 and f"{unlisted} ({OTHER.sum()} pixels)" in told[0]
 
 
+def test_labels_with_thin_parts_stay_apart(tmp_path: Path):
+    """Numbers of labels differ by less than noise, and a crack between them fills no area."""
+    labels = INSIDE * 1 + OTHER * 2
+    labels[:, 60] = 3
+    layout, told = read(color_map(tmp_path, grey(labels).convert("RGB"), [[1, 1, 1], [3, 3, 3]]), snap_colors=True)
+    assert (layout.masks[0] == INSIDE).all() and layout.masks[1].sum() == SIDE and "[2, 2, 2]" in told[0]
+    labels[:, 61] = 4
+    layout, told = read(color_map(tmp_path, grey(labels).convert("RGB"), [[1, 1, 1], [3, 3, 3]]), snap_colors=True)
+    assert (layout.masks[0] == INSIDE).all() and any("[2, 2, 2]" in line for line in told)
+
+
 def test_snapping_still_merges_the_edges_of_smoothed_drawings(tmp_path: Path):
     big = Image.new("RGB", (4 * SIDE, 4 * SIDE))
     draw = ImageDraw.Draw(big)
