@@ -42,14 +42,14 @@ HOLD_ALL_SCORES = ("dense",)
 MOST_SCORES = 2**30  # bytes of attention scores
 
 
-def plan_seconds(tokens: TokenLayout, rounds: int) -> float:
+def plan_seconds(tokens: TokenLayout, rounds: int, device: str) -> float:
     """Return the least of several times to get from tokens to the groups of both blocks."""
     seconds = []
     for _ in range(rounds):
         began = time.perf_counter()
         plan = AttentionPlan(tokens, SETTINGS)
         for block in BLOCKS.values():
-            grouping(plan.pattern(block))
+            grouping(plan.pattern(block), device)
         seconds.append(time.perf_counter() - began)
     return min(seconds)
 
@@ -73,7 +73,7 @@ def seconds_of(
 
     def one(name: str) -> None:
         if name in (BASELINE, "open"):
-            mask = None if name == "open" else pattern.mask(query.dtype)
+            mask = None if name == "open" else pattern.mask(query.dtype, query.device)
             heads_first = (x.transpose(1, 2).contiguous() for x in (query, key, value))
             output = F.scaled_dot_product_attention(*heads_first, attn_mask=mask)
         else:
@@ -92,8 +92,8 @@ def measure(arguments: argparse.Namespace) -> list[dict[str, object]]:
     print("image  entities  block  plan ms  " + "  ".join(f"{name:>16}" for name in columns))
     for n_image in arguments.tokens:
         for n_entities in arguments.entities:
-            tokens = scene(math.isqrt(n_image) * PATCH, n_entities, SETTINGS).to(arguments.device)
-            plan_ms, plan = plan_seconds(tokens, 5) * 1e3, AttentionPlan(tokens, SETTINGS)
+            tokens = scene(math.isqrt(n_image) * PATCH, n_entities, SETTINGS)
+            plan_ms, plan = plan_seconds(tokens, 5, arguments.device) * 1e3, AttentionPlan(tokens, SETTINGS)
             for label in arguments.blocks:
                 names = runnable(arguments, tokens.kind.shape[1])
                 seconds = seconds_of(arguments, tokens, plan.pattern(BLOCKS[label]), names)

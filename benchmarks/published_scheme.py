@@ -178,7 +178,7 @@ def attend_densely(self: AttentionPlan, block: int, query, key, value) -> torch.
     attention, masks = self.settings.attention_of(block), _masks_of.setdefault(self, {})
     if (kind := (attention, kernel_dtype(query))) not in masks:
         each = [dense_mask(self.tokens, sample, attention, self.settings) for sample in range(len(query))]
-        masks[kind] = torch.stack(each)[:, None].repeat(1, query.shape[2], 1, 1).to(kernel_dtype(query))
+        masks[kind] = torch.stack(each)[:, None].repeat(1, query.shape[2], 1, 1).to(query.device, kernel_dtype(query))
     return masked_sdpa(query, key, value, masks[kind])
 
 

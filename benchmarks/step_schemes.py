@@ -193,7 +193,6 @@ class Given:
         )
         case = self.case
         tokens = scene(case.side, case.n_entities, settings, case.text_tokens, case.batch_size, case.n_ellipses)
-        tokens = tokens.to(self.device)
         config = self.models.stock.config
         return Condition(
             self.tensor(case.batch_size, tokens.n_text, config.joint_attention_dim, seed=2),

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import dataclasses
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -43,8 +42,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from benchmarks.gpu.measure import Run
 from benchmarks.gpu.model import POOLED_WIDTH, TEXT_WIDTH, Inputs, small_flux
 from seg2any.adapters.fold import mark_folded
-from seg2any.attention.attend import choose
-from seg2any.attention.grouped import grouping
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
@@ -102,7 +99,10 @@ class Trace:
     model   a transformer of diffusers, whose blocks' numbers the kernels get; None: they get none
     kept    bytes by block that its forward pass made and left alive: its output, and what a backward pass needs
     peak    bytes of CUDA tensors alive at once that were made inside, at the worst moment; `now`: at this moment
+    first   of the second step of an image: the trace of the first step
     """
+
+    first: Trace
 
     def __init__(self, model: nn.Module | None = None):
         self.kernels: list[Kernel] = []
@@ -363,43 +363,20 @@ def _moved(model: nn.Module) -> nn.Module:
     return model
 
 
-def flux_inputs(
-    tokens: TokenLayout, settings: ConditionSettings, dtype: torch.dtype = torch.bfloat16, trained: bool = False
-) -> Inputs:
-    """Draw the inputs of a step on "cuda" for tokens on the CPU.
-
-    The attention plan is made from the real tokens on the CPU, for generation or training, and sent.
-    """
-    inputs = Inputs.random(Run.of("flux", "cpu"), tokens, settings, dtype)
-    query = torch.empty(1, device="meta", dtype=dtype, requires_grad=trained)
-    for block in range(settings.hard_attn_block_range[1] + 2):
-        pattern = inputs.condition.plan.pattern(block)
-        if not pattern.is_full:
-            with torch.set_grad_enabled(trained):
-                choose(query, query, query, pattern)
-            grouping(pattern)
-    return to_cuda(inputs)
+def flux_inputs(tokens: TokenLayout, settings: ConditionSettings, dtype: torch.dtype = torch.bfloat16) -> Inputs:
+    """Draw the inputs of a step on "cuda" for tokens on the CPU, where the attention plan is made."""
+    return Inputs.random(Run.of("flux", "cuda"), tokens, settings, dtype)
 
 
 def step(model: Seg2AnyTransformer2DModel, inputs: Inputs) -> Trace:
-    """Trace the second step of an image without gradients; the first one also fills what a plan keeps."""
+    """Trace the second step of an image without gradients; `first` of the result is the trace of the first step.
+
+    The first step also makes and sends what the attention plan keeps.
+    """
     with torch.no_grad():
-        inputs.predict(model)
+        with Trace(model) as first:
+            inputs.predict(model)
         with Trace(model) as trace:
             inputs.predict(model)
+    trace.first = first
     return trace
-
-
-def to_cuda(value: object) -> object:
-    """Copy the tensors inside dataclasses, tuples, lists and dicts to "cuda", cached properties included."""
-    if isinstance(value, torch.Tensor):
-        return value.to("cuda")
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        copy = object.__new__(type(value))
-        vars(copy).update(to_cuda(vars(value)))
-        return copy
-    if isinstance(value, dict):
-        return {name: to_cuda(each) for name, each in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(map(to_cuda, value))
-    return value

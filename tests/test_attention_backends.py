@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from torch.nn.attention import flex_attention
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.scenes import SampleTokens
-from seg2any.attention import attend as auto
-from seg2any.attention import kernels as kernel
+from seg2any.attention import choice, kernels, processor
 from seg2any.attention import pattern as pattern_module
 from seg2any.attention.attend import BACKENDS, AttentionPlan, attend
+from seg2any.attention.choice import choose, work_of_groups
 from seg2any.attention.flex import BLOCK, block_mask, sorted_pattern
 from seg2any.attention.grouped import grouping
 from seg2any.attention.names import BACKEND_NAMES
@@ -146,10 +147,10 @@ def test_flex_refuses_to_train_where_torch_cannot():
         plan.attend(0, *random_leaves(tokens).requires_grad_())
 
 
-@pytest.mark.parametrize("queries_at_a_time", [512, 9])
+@pytest.mark.parametrize("most_mask_bytes", [2**28, 2**10])
 @pytest.mark.parametrize("name", TRAIN_HERE)
-def test_backends_agree_on_outputs_and_gradients_in_bfloat16_autocast(name, queries_at_a_time, monkeypatch):
-    monkeypatch.setattr(pattern_module, "QUERIES_AT_A_TIME", queries_at_a_time)
+def test_backends_agree_on_outputs_and_gradients_in_bfloat16_autocast(name, most_mask_bytes, monkeypatch):
+    monkeypatch.setattr(pattern_module, "MOST_MASK_BYTES", most_mask_bytes)
     tokens = layout_tokens([random_sample(np.random.default_rng(i), 3, (5, 6)) for i in range(2)])
     leaves, results = random_leaves(tokens, 1, head_dim=16).requires_grad_(), {}
     for backend in ("dense", name):
@@ -202,18 +203,20 @@ def allocated(backend: str, method: str, training: bool) -> tuple[int, int, int]
     tokens = layout_tokens([regions_side_by_side(8, 48), regions_side_by_side(3, 48)])
     leaves = random_leaves(tokens, n_heads=1).requires_grad_(training)
     plan = AttentionPlan(tokens, ConditionSettings(method, (0, 0), 0.5, attention_backend=backend))
-    with Largest() as spy, TrackedMemory() as tracked, torch.set_grad_enabled(training):
+    all_pairs = tokens.kind.numel() * tokens.kind.shape[1]
+    limited = mock.patch.object(pattern_module, "MOST_MASK_BYTES", 4 * all_pairs // 5)
+    with limited, Largest() as spy, TrackedMemory() as tracked, torch.set_grad_enabled(training):
         output = plan.attend(0, *leaves)
         if training:
             output.sum().backward()
-    return tokens.kind.numel() * tokens.kind.shape[1], spy.n_elements, tracked.peak
+    return all_pairs, spy.n_elements, tracked.peak
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["generation", "training"])
 @pytest.mark.parametrize(("name", "share"), [("grouped", 8), ("sdpa", 4), ("matmul", 4), ("auto", 4)])
 @pytest.mark.parametrize("method", ["hard", "base"])
 def test_no_backend_allocates_anything_of_the_size_of_all_pairs(name, share, method, training):
-    """Except the oracle. Nor may training keep all slices, which together are as large."""
+    """Except the oracle, where masks are too large to keep. Nor may training keep all slices, which are as large."""
     all_pairs, largest, peak = allocated(name, method, training)
     _, largest_of_oracle, peak_of_oracle = allocated("dense", method, training)
     allowed = (
@@ -227,11 +230,12 @@ def test_no_backend_allocates_anything_of_the_size_of_all_pairs(name, share, met
 @pytest.mark.parametrize("rules", OPTIONS, ids=str)
 @pytest.mark.parametrize("name", ["sdpa", "matmul"])
 def test_slices_of_the_queries_give_the_same_result_as_all_together(name, rules, monkeypatch):
-    monkeypatch.setattr(pattern_module, "QUERIES_AT_A_TIME", 7)
-    monkeypatch.setattr(kernel, "MOST_SCORES", 64 * 3)
-    monkeypatch.setattr(kernel, "FEW_PAIRS", 0)
     tokens = random_batch(5, grid=(8, 9))
     leaves = random_leaves(tokens)
+    monkeypatch.setattr(pattern_module, "MOST_MASK_BYTES", 70 * tokens.kind.numel() * 4)
+    for most in ("MOST_SCORES", "MOST_SCORES_BACKWARD", "FEW_PAIRS"):
+        monkeypatch.setattr(kernels, most, 0)
+    assert len(AttentionPlan(tokens, rules).pattern(0).slices(torch.float32)) == 2
     for n_queries in (None, tokens.n_text + tokens.n_image):
         expected, found = (
             output_and_gradients(tokens, named(rules, backend), leaves, n_queries) for backend in ("dense", name)
@@ -244,8 +248,7 @@ def test_slices_of_the_queries_give_the_same_result_as_all_together(name, rules,
 
 @pytest.mark.parametrize("rules", OPTIONS, ids=str)
 def test_generation_in_bfloat16_on_a_cpu_equals_the_oracle_up_to_rounding(rules, monkeypatch):
-    monkeypatch.setattr(kernel, "_cpu_has_fast_bfloat16", lambda: True)
-    monkeypatch.setattr(auto, "FEW_TOKENS", {"sdpa": 0, "matmul": 0})
+    monkeypatch.setattr(processor, "processor_of", lambda device: processor.Processor.SLOW_FUSED)
     tokens = random_batch(6, grid=(8, 9))
     leaves = random_leaves(tokens, head_dim=32).bfloat16()
     expected = AttentionPlan(tokens, named(rules, "dense")).attend(0, *leaves.float())
@@ -253,6 +256,24 @@ def test_generation_in_bfloat16_on_a_cpu_equals_the_oracle_up_to_rounding(rules,
         found = AttentionPlan(tokens, named(rules, name)).attend(0, *leaves)
         assert found.dtype == torch.bfloat16
         assert (found.float() - expected).norm() < 0.01 * expected.norm(), name
+
+
+@pytest.mark.parametrize("name", ["sdpa", "matmul"])
+def test_blocks_and_steps_share_one_mask_and_one_kernel_call(name, monkeypatch):
+    calls, tokens = [], layout_tokens([regions_side_by_side(8, 24)])
+    kernel = processor.FUSED if name == "sdpa" else processor.PRODUCTS
+    plain = getattr(kernels, kernel)
+    monkeypatch.setattr(
+        f"seg2any.attention.attend.{kernel}", lambda q, k, v, m: calls.append((q, k, v, m)) or plain(q, k, v, m)
+    )
+    plan = AttentionPlan(tokens, ConditionSettings("hard", (2, 3), attention_backend=name))
+    leaves = random_leaves(tokens).bfloat16().requires_grad_()
+    sum(plan.attend(block, *leaves).float().sum() for block in (0, 1, 2, 3, 0)).backward()
+    assert len(calls) == 5, "forward once for each block, not again in the backward pass"
+    assert len({mask.data_ptr() for *_, mask in calls}) == 2
+    for *inputs, mask in calls:
+        assert all(x.is_contiguous() and x.dtype == mask.dtype == torch.bfloat16 for x in inputs)
+        assert mask.shape == (1, 1, tokens.kind.shape[1], tokens.kind.shape[1])
 
 
 def test_rows_of_masks_are_aligned():
@@ -275,22 +296,22 @@ def test_the_plan_of_flex_allocates_nothing_of_the_size_of_all_pairs():
 def test_samples_of_one_layout_are_computed_together():
     sample = regions_side_by_side(4, 8)
     pattern = AttentionPlan(layout_tokens([sample] * 3), ConditionSettings("hard", (0, 0))).pattern(0)
-    (layout,) = grouping(pattern).layouts
-    assert len(layout.tokens) == 3
+    (layout,) = grouping(pattern)
+    assert layout.samples == (0, 1, 2)
     assert grouping(pattern) is grouping(pattern), "made once"
     two = AttentionPlan(layout_tokens([sample, regions_side_by_side(2, 8), sample]), ConditionSettings()).pattern(0)
-    assert sorted(len(layout.tokens) for layout in grouping(two).layouts) == [1, 2]
+    assert sorted(layout.samples for layout in grouping(two)) == [(0, 2), (1,)]
 
 
 def test_grouped_computes_exactly_the_pairs_that_are_seen():
     for seed, attention in itertools.product(range(3), (Attention.AIA, Attention.SAA)):
         tokens, rules = random_batch(seed), ConditionSettings("hard", (0, 0), 0.5)
         n_seen = additive_mask(tokens, attention, rules).isfinite().sum()
-        n_computed = 0
-        for layout in grouping(AttentionPattern.of(tokens, attention, rules)).layouts:
+        pattern, n_computed = AttentionPattern.of(tokens, attention, rules), 0
+        for layout in grouping(pattern):
             for n_queries, group in zip(layout.sizes, layout.groups, strict=True):
-                n_computed += len(layout.tokens) * n_queries * sum(layout.sizes[number] for number in group.keys)
-        assert n_computed == n_seen
+                n_computed += len(layout.samples) * n_queries * sum(layout.sizes[number] for number in group.keys)
+        assert n_computed == n_seen == work_of_groups(pattern)[0]
 
 
 def test_grouped_refuses_place():
@@ -321,25 +342,38 @@ def test_sorting_by_class_empties_blocks():
     assert sorted_pattern(pattern).block_mask.sparsity() > 1.5 * unsorted.sparsity()
 
 
+class Everything(dict):
+    """Costs that are the same for every processor and precision."""
+
+    def __init__(self, costs: processor.Costs):
+        super().__init__()
+        self.costs = costs
+
+    def __missing__(self, key: object) -> processor.Costs:
+        return self.costs
+
+
 @pytest.mark.parametrize(
-    ("sample", "method", "expected", "why"),
+    ("sample", "method", "call", "expected"),
     [
-        (regions_side_by_side(4, 8), "hard", "sdpa", "tokens are few"),
-        (regions_side_by_side(8, 48), "hard", "grouped", "of all pairs"),
-        (regions_side_by_side(8, 48), "base", "sdpa", "of all pairs"),
+        (regions_side_by_side(4, 8), "hard", 10_000, "sdpa"),
+        (regions_side_by_side(8, 48), "hard", 10_000, "grouped"),
+        (regions_side_by_side(8, 48), "hard", 1_000_000, "sdpa"),
+        (regions_side_by_side(8, 48), "base", 10_000, "sdpa"),
     ],
 )
-def test_auto_logs_its_choice_and_the_reason_once(sample, method, expected, why, monkeypatch, caplog):
-    monkeypatch.setattr(auto, "_announced", set())
+def test_auto_weighs_pairs_against_calls_and_logs_the_reason_once(sample, method, call, expected, monkeypatch, caplog):
+    monkeypatch.setattr(choice, "_announced", set())
+    monkeypatch.setattr(processor, "COSTS", Everything(processor.Costs(processor.FUSED, 1.0, call, 50)))
     tokens = layout_tokens([sample])
     leaves = random_leaves(tokens, n_heads=1)
     with caplog.at_level(logging.INFO, "seg2any"):
         for _ in range(2):
             plan = AttentionPlan(tokens, ConditionSettings(method, (0, 0)))
-            assert auto.choose(*leaves, plan.pattern(0)) == expected
+            assert choose(*leaves, plan.pattern(0)) == expected
             output = plan.attend(0, *leaves)
     (record,) = caplog.records
-    assert f"auto: {expected} for generation" in record.message and why in record.message
+    assert f"auto: {expected} for generation" in record.message
     assert torch.equal(output, attend(*leaves, plan.pattern(0), expected))
 
 
@@ -348,4 +382,21 @@ def test_auto_computes_place_with_a_mask():
     with_coverage = SampleTokens(sample.text_lengths, sample.masks, None, sample.masks.astype(np.float32))
     tokens = layout_tokens([with_coverage])
     pattern = AttentionPlan(tokens, ConditionSettings("place")).pattern(0)
-    assert auto.choose(*random_leaves(tokens, n_heads=1), pattern) == "sdpa"
+    assert choose(*random_leaves(tokens, n_heads=1), pattern) != "grouped"
+
+
+def test_the_work_of_groups_is_what_grouped_does(monkeypatch):
+    for seed, attention in itertools.product(range(3), (Attention.AIA, Attention.SAA)):
+        tokens, rules = random_batch(seed), ConditionSettings("hard", (0, 0), 0.5)
+        pattern = AttentionPattern.of(tokens, attention, rules).with_queries(tokens.n_text + tokens.n_image)
+        query, key, value = random_leaves(tokens)
+        calls = []
+
+        def count(q, k, v, mask, calls=calls):
+            calls.append((q.shape[0] * q.shape[2] * k.shape[2], k.shape[0] * k.shape[2]))
+            return kernels.fused(q, k, v, mask)
+
+        monkeypatch.setattr(kernels, "KERNELS", dict.fromkeys(kernels.KERNELS, count))
+        BACKENDS["grouped"](query[:, : pattern.n_queries], key, value, pattern)
+        pairs, keys = (sum(column) for column in zip(*calls, strict=True))
+        assert work_of_groups(pattern) == (pairs, keys, len(calls))

@@ -16,6 +16,7 @@ import torch
 
 from benchmarks.gpu.measure import Run, random_layout
 from benchmarks.gpu.model import CHANNELS, GUIDANCE, POOLED_WIDTH, TEXT_WIDTH, base_of
+from seg2any.attention.attend import attend
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.bases.base import Condition
@@ -71,7 +72,7 @@ def traced() -> Iterator[Traced]:
             rng, on = np.random.default_rng(0), Run.of("flux", "cpu")
             tokens, _ = random_layout(on, rng, case.regions, case.batch, SETTINGS, case.side)
             run = training_pass if case.adapters == "trained" else step
-            return run(model_of(case.adapters), flux_inputs(tokens, SETTINGS, trained=run is training_pass)), tokens
+            return run(model_of(case.adapters), flux_inputs(tokens, SETTINGS)), tokens
 
         yield trace
 
@@ -80,7 +81,7 @@ def training_pass(model, inputs) -> Trace:
     """Trace the forward pass of training without checkpoints, and what it keeps."""
     model.disable_gradient_checkpointing()
     velocity = Velocity(base_of(model), GUIDANCE)
-    with mock.patch.object(Condition, "to", lambda self, *_: self):  # it is on "cuda" and has its plan
+    with mock.patch.object(Condition, "to", lambda self, *_: self):  # so that both passes share a plan
         velocity(inputs.x, inputs.s, inputs.condition)
         with Trace(model) as trace:
             trace.output = velocity(inputs.x, inputs.s, inputs.condition)  # keeps what a backward pass needs
@@ -131,7 +132,7 @@ def test_the_memory_estimate_of_generation_holds(traced, case):
     sizes = {"num_attention_heads": 24, "attention_head_dim": 128, "num_layers": 1, "num_single_layers": 2}
     beside = tokens.n_cond if case.adapters == "folded" else length - tokens.n_cond
     estimated = activation_bytes(sizes, case.batch, length, 2, n_copied=beside if case.batch > 1 else 0)
-    assert trace.peak == pytest.approx(estimated, rel=WITHIN)
+    assert trace.first.peak == pytest.approx(estimated, rel=WITHIN)
 
 
 @pytest.mark.parametrize("case", TRAINED, ids=str)
@@ -140,3 +141,14 @@ def test_the_memory_estimate_of_training_holds(traced, case):
     elements, low_rank = 2 * case.batch * tokens.kind.shape[1], KEPT_BY_ADAPTERS * RANK
     assert trace.kept[0] == pytest.approx(elements * (KEPT_BY_DOUBLE * WIDTH + low_rank), rel=WITHIN)
     assert trace.kept[2] == pytest.approx(elements * (KEPT_BY_SINGLE * WIDTH + low_rank), rel=WITHIN)
+
+
+@pytest.mark.parametrize("case", RECORDED, ids=str)
+def test_blocks_with_a_plan_leave_cudnn_out_and_masked_ones_are_one_call(traced, case):
+    """cuDNN's attention makes a plan for every new shape; plain FLUX, whose shape never changes, may use it."""
+    trace, _ = traced(case)
+    assert not any(call.cudnn for call in trace.calls)
+    assert [sum(call.block == block for call in trace.calls) for block in (0, 2)] == [1, 1]
+    with torch.no_grad(), Trace() as plain:
+        attend(*torch.zeros(3, 1, 4096, 24, 128, device="cuda", dtype=torch.bfloat16))
+    assert [call.cudnn for call in plain.calls] == [True]

@@ -27,7 +27,7 @@ def joined(
 
     inputs  query, key and value [1, L, heads, head_dim]
     """
-    calls = _calls(pattern)
+    calls = [tuple(rows.to(on.device) for rows in call) for call in _calls(pattern)]
     large = [call for call in calls if len(call[0]) * len(call[1]) > LARGE] if on.is_full else calls
     small = [call for call in calls if all(call is not each for each in large)]
     parts = _varlen(on, inputs, small) if on.device == "cuda" and small else _one_by_one(on, inputs, small)

@@ -87,7 +87,7 @@ def _torch_kernels(on: Run, inputs: list[torch.Tensor], pattern: AttentionPatter
     """Time torch's kernels in ms, with the whole mask and, for SAA only, without a mask."""
     heads_first, rows = [x.transpose(1, 2) for x in inputs], {}
     for name, backend in TORCH_KERNELS.items():
-        for what, mask in (("open", None), ("whole_mask", pattern.mask(on.dtype))):
+        for what, mask in (("open", None), ("whole_mask", pattern.mask(on.dtype, on.device))):
             if (what == "whole_mask" and name == "flash") or (what == "open" and kind == "AIA"):
                 continue
 
@@ -101,7 +101,7 @@ def _torch_kernels(on: Run, inputs: list[torch.Tensor], pattern: AttentionPatter
 
 def _backends(on: Run, inputs: list[torch.Tensor], pattern: AttentionPattern) -> dict[str, float]:
     """Time the fused call with the whole mask and our backends in ms, with and without cuDNN."""
-    mask, rows = pattern.mask(on.dtype), {}
+    mask, rows = pattern.mask(on.dtype, on.device), {}
     for allowed, suffix in ((True, "cudnn"), (False, "no_cudnn")):
         with cudnn(allowed):
             rows[f"whole_{suffix}"] = _timed(on, lambda: masked_sdpa(*inputs, mask), inputs)

@@ -113,7 +113,7 @@ def random_layout(
     """Draw n overlapping ellipses per sample, with captions of random length."""
     settings, side = settings or ConditionSettings("hard", (0, 0), cond_scale_factor=2), side or on.side
     samples = [_random_entities(on, rng, n, side) for _ in range(batch)]
-    return tokens_of(samples, side, PATCH, settings).to(on.device), settings
+    return tokens_of(samples, side, PATCH, settings), settings
 
 
 def _random_entities(on: Run, rng: np.random.Generator, n: int, side: int) -> Entities:

@@ -2,53 +2,45 @@
 
 name     memory for the pattern    computation
 dense    L x L, float32            the formula in float32, the oracle of all others
-sdpa     512 x L for all heads     torch's fused kernel with a mask, for 512 queries at a time
-matmul   512 x L for all heads     the formula in the model's precision, head by head; quick on CPUs with bfloat16;
-                                   trains as sdpa above 512 tokens
+sdpa     one mask for all blocks   torch's fused kernel with a mask that all heads share
+matmul   one mask for all blocks   the formula in the model's precision, head by head; quick on some CPUs with bfloat16
 grouped  O(L) for every class      one kernel call without a mask for each class of tokens with equal rows
 flex     (L / 128)^2               a kernel that skips blocks of tokens that do not see each other; trains on CUDA only
-auto     that of its choice        sdpa, matmul or grouped, chosen for each block
+auto     that of its choice        sdpa, matmul or grouped, chosen for each block by `choice.choose`
+
+A mask of more than 256 MiB is built slice by slice, in every call.
 """
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
+from seg2any.attention.choice import choose
 from seg2any.attention.flex import flex
 from seg2any.attention.grouped import grouped
 from seg2any.attention.kernels import (
-    in_slices,
-    in_slices_with_gradients,
+    Kernel,
+    fused,
+    heads_first,
     kernel_dtype,
-    prefers_products,
+    masked,
     products,
-    products_with_gradients,
     quickest,
-    trains,
+    without_cudnn,
 )
 from seg2any.attention.names import check_backend
 from seg2any.attention.pattern import AttentionPattern, TokenClasses
 from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 
-logger = logging.getLogger(__name__)
-
 Backend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, AttentionPattern], torch.Tensor]
 # Called before the attention of every block with (block, query, key, pattern): query [B, queries, heads, d] and key
 # [B, L, heads, d] after RoPE. `attention_weights` computes the weights of any queries, with their rows of the pattern.
 Tap = Callable[[int, torch.Tensor, torch.Tensor, AttentionPattern | None], None]
-
-# `auto` takes `grouped` instead of a backend with a mask only
-FEW_TOKENS = {"sdpa": 2048, "matmul": 1024}  # from this many tokens on: below, kernel calls cost more than pairs
-MOST_PAIRS = {"sdpa": 0.7, "matmul": 0.6}  # if it computes at most this share of all L x L pairs
-MOST_COPIES = 10  # and copies every key at most this often on average,
-MOST_COPIES_IN_TRAINING = 6  # or this often in training, where copies are kept for the backward pass
-_announced: set[tuple[object, ...]] = set()
 
 
 def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -63,26 +55,26 @@ def attention_weights(query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor
 def dense(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
     """Compute the textbook formula in float32, without autocast: the oracle of the others."""
     with torch.autocast(query.device.type, enabled=False):
-        weights = attention_weights(query, key, pattern.mask())
+        weights = attention_weights(query, key, pattern.mask(device=query.device))
         return torch.einsum("bhqk,bkhd->bqhd", weights, value.float()).to(value.dtype)
 
 
 def sdpa(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """Run torch's fused kernel over slices of the queries; all heads share one mask."""
-    return (in_slices_with_gradients if trains(query, key, value) else in_slices)(query, key, value, pattern)
+    """Run torch's fused kernel with a mask."""
+    return _masked(query, key, value, pattern, fused)
 
 
 def matmul(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
-    """Compute the formula in the model's precision.
+    """Compute the formula in the model's precision, by matrix products with a mask."""
+    return _masked(query, key, value, pattern, products)
 
-    On CPUs with bfloat16 matrix units this takes a third of `sdpa`'s time. Training needs the scores of all pairs and
-    heads in memory, so beyond one slice of queries it uses `sdpa`.
-    """
-    if not trains(query, key, value):
-        return in_slices(query, key, value, pattern, products)
-    if len(pattern.slices) > 1:
-        return sdpa(query, key, value, pattern)
-    return products_with_gradients(query, key, value, pattern.mask(kernel_dtype(query)))
+
+def _masked(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern, kernel: Kernel
+) -> torch.Tensor:
+    dtype = kernel_dtype(query)
+    query, key, value = (heads_first(x, dtype) for x in (query, key, value))
+    return masked(query, key, value, pattern, kernel).transpose(1, 2)
 
 
 def auto(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> torch.Tensor:
@@ -115,49 +107,11 @@ def attend(
     if attention_backend not in BACKENDS:
         check_backend(attention_backend)
     if pattern is None or pattern.is_full:
-        return quickest(query, key, value)
-    return BACKENDS[attention_backend](query, key, value, pattern)
-
-
-def choose(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> str:
-    """Return the name of the backend expected to be quickest, without computing anything.
-
-    The choice and its reason are logged once for each combination of device, kind of block, task and backend.
-    """
-    training, masked = trains(query, key, value), "matmul" if prefers_products(query, key, value) else "sdpa"
-    name, why = pattern.cached(("auto", training, masked), lambda: _choice(pattern, training, masked))
-    about = (query.device.type, pattern.attention, training, name)
-    if about not in _announced:
-        _announced.add(about)
-        task = "training" if training else "generation"
-        logger.info(f"attention_backend auto: {name} for {task} in {pattern.attention.value} blocks, because {why}")
-    return name
-
-
-def _choice(pattern: AttentionPattern, training: bool, masked: str) -> tuple[str, str]:
-    """Return a backend's name and the reason; `masked` is the quickest backend that uses a mask."""
-    n_tokens = pattern.classes.index.shape[1]
-    if n_tokens < FEW_TOKENS[masked]:
-        return masked, f"{n_tokens} tokens are few"
-    if pattern.coverage is not None:
-        return masked, "every image token has its own weights"
-    pairs, copies = _cost_of_groups(pattern)
-    most_copies = MOST_COPIES_IN_TRAINING if training else MOST_COPIES
-    why = f"{len(pattern.log_weights)} classes of tokens see {pairs:.0%} of all pairs and copy keys {copies:.1f} times"
-    return ("grouped" if pairs <= MOST_PAIRS[masked] and copies <= most_copies else masked), why
-
-
-def _cost_of_groups(pattern: AttentionPattern) -> tuple[float, float]:
-    """Return the share of (query, key) pairs seen, and the copies `grouped` makes per key."""
-    seen, n_keys = (pattern.log_weights > -torch.inf).float(), pattern.classes.index.numel()
-    none = seen.new_zeros(len(pattern.classes.index), len(seen))
-    queries, keys = (  # [B, C], tokens of each class
-        none.scatter_add(1, index, torch.ones_like(index, dtype=none.dtype))
-        for index in (pattern.query_index, pattern.classes.index)
-    )
-    seen_by = keys @ seen.T  # [B, C], keys that a query of the class sees
-    pairs, copies = (queries * seen_by).sum() / pattern.query_index.shape[1], seen_by[queries > 0].sum()
-    return float(pairs / n_keys), float(copies / n_keys)
+        dtype = kernel_dtype(query)
+        query, key, value = (heads_first(x, dtype) for x in (query, key, value))
+        return quickest(query)(query, key, value, None).transpose(1, 2)
+    with without_cudnn(query.device):
+        return BACKENDS[attention_backend](query, key, value, pattern)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +18,12 @@ import torch.nn.functional as F
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from seg2any.attention.kernels import kernel_dtype
-from seg2any.attention.pattern import AttentionPattern, Coverage
+from seg2any.attention.pattern import AttentionPattern, Coverage, send
 from seg2any.system.errors import UserError
 
 BLOCK = 128
-FEWEST_CLASSES = 32  # the table of weights has 32, 64, 128, ... rows, so that few shapes have to be compiled
+FEWEST_CLASSES = 256  # rows of the table of weights, so that one shape is compiled; twice as many where these are few
+MOST_COMPILATIONS = 64  # of batch sizes, gradients, weights: torch raises beyond its own limit of 8
 
 
 @dataclass(frozen=True)
@@ -50,20 +52,22 @@ def flex(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: A
     device = query.device.type
     if device != "cuda" and torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
         raise UserError(f"attention_backend 'flex' trains on cuda only, not on {device}; use auto, grouped or sdpa")
-    plan, dtype = pattern.cached("sorted", lambda: sorted_pattern(pattern)), kernel_dtype(query)
+    plan, dtype = pattern.cached(("sorted", device), lambda: sorted_pattern(pattern, query.device)), kernel_dtype(query)
     orders = (plan.queries, plan.keys, plan.keys)
     query, key, value = (
         _reorder(x.to(dtype), order).transpose(1, 2) for x, order in zip((query, key, value), orders, strict=True)
     )
-    attention = _compiled() if device == "cuda" else flex_attention
-    out = attention(query, key, value, score_mod=plan.score_mod, block_mask=plan.block_mask)
+    attention = compiled() if device == "cuda" else flex_attention
+    with torch._dynamo.config.patch(recompile_limit=MOST_COMPILATIONS) if device == "cuda" else nullcontext():
+        out = attention(query, key, value, score_mod=plan.score_mod, block_mask=plan.block_mask)
     return _reorder(out.transpose(1, 2), plan.row_of_query)
 
 
 @functools.cache
-def _compiled() -> Callable:
+def compiled(backend: str | Callable = "inductor") -> Callable:
+    """Compile flex_attention once for all lengths."""
     # Without fullgraph torch may fall back, silently, to computing all pairs.
-    return torch.compile(flex_attention, fullgraph=True)
+    return torch.compile(flex_attention, backend=backend, dynamic=True, fullgraph=True)
 
 
 def _reorder(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
@@ -71,13 +75,14 @@ def _reorder(x: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
     return x.gather(1, order[:, :, None, None].expand(-1, -1, *x.shape[2:]))
 
 
-def sorted_pattern(pattern: AttentionPattern) -> SortedPattern:
+def sorted_pattern(pattern: AttentionPattern, device: torch.device | str = "cpu") -> SortedPattern:
     """Sort a pattern's tokens by class, so that most blocks are seen entirely or not at all."""
     queries, keys = (Sorted.of(index, pattern) for index in (pattern.query_index, pattern.classes.index))
     table = _table(pattern.log_weights)
-    blocks = block_mask(queries.classes, keys.classes, table > -math.inf)
-    row_of_query = queries.order[:, : pattern.query_index.shape[1]].argsort(1)
-    return SortedPattern(queries.order, keys.order, row_of_query, blocks, _score_mod(queries, keys, table))
+    blocks = block_mask(queries.classes, keys.classes, table > -math.inf, device)
+    row_of_query = send(queries.order[:, : pattern.query_index.shape[1]].argsort(1), device)
+    score_mod = _score_mod(queries, keys, table, device)
+    return SortedPattern(send(queries.order, device), send(keys.order, device), row_of_query, blocks, score_mod)
 
 
 @dataclass(frozen=True)
@@ -113,8 +118,10 @@ def _table(log_weights: torch.Tensor) -> torch.Tensor:
     return table
 
 
-def block_mask(queries: torch.Tensor, keys: torch.Tensor, sees: torch.Tensor) -> BlockMask:
-    """Build the block mask of sorted tokens from the classes in each block.
+def block_mask(
+    queries: torch.Tensor, keys: torch.Tensor, sees: torch.Tensor, device: torch.device | str = "cpu"
+) -> BlockMask:
+    """Build the block mask of sorted tokens from the classes in each block, on the CPU, and send it to a device.
 
     queries, keys: int64 [B, P], the class of every row; P is a multiple of BLOCK
     sees:          bool [C, C], whether a query class sees a key class
@@ -127,11 +134,12 @@ def block_mask(queries: torch.Tensor, keys: torch.Tensor, sees: torch.Tensor) ->
     )
     seen, unseen = (of_queries @ table.float() @ of_keys.mT > 0 for table in (sees, ~sees))
     partial, full = (_listed(each[:, None]) for each in (seen & unseen, seen & ~unseen))
+    queries, keys, sees = (send(x, device) for x in (queries, keys, sees))
 
     def mask_mod(b, h, q, k):
         return sees[queries[b, q], keys[b, k]]
 
-    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=BLOCK, mask_mod=mask_mod)
+    return BlockMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=BLOCK, mask_mod=mask_mod).to(device)
 
 
 def _classes_present(blocks: torch.Tensor, n_classes: int) -> torch.Tensor:
@@ -159,23 +167,27 @@ def _sort_coverage(coverage: Coverage, order: torch.Tensor, n_padding: int) -> C
     return Coverage(log_weights, entity, patch)
 
 
-def _score_mod(queries: Sorted, keys: Sorted, table: torch.Tensor) -> Callable | None:
-    """Build the function that adds log weights to scores, or None if all weights are 1.
+def _score_mod(queries: Sorted, keys: Sorted, table: torch.Tensor, device: torch.device | str) -> Callable | None:
+    """Build the function that adds log weights to scores on a device, or None if all weights are 1.
 
     Pairs that the classes hide are left to `mask_mod`; coverage 0 of method `place` is added here as -inf.
     """
     log_weights = table.masked_fill(table == -math.inf, 0)
-    query_classes, key_classes = queries.classes, keys.classes
-    query_coverage, key_coverage = queries.coverage, keys.coverage
+    if keys.coverage is None and not log_weights.any():
+        return None
+    log_weights, query_classes, key_classes = (send(x, device) for x in (log_weights, queries.classes, keys.classes))
 
     def weighted(score, b, h, q, k):
         return score + log_weights[query_classes[b, q], key_classes[b, k]]
 
+    if keys.coverage is None:
+        return weighted
+    of_entity, key_entity, key_patch = keys.coverage.to(torch.float32, device)
+    _, query_entity, query_patch = queries.coverage.to(torch.float32, device)
+
     def covered(score, b, h, q, k):
-        of_query = key_coverage.log_weights[b, query_coverage.entity[b, q], key_coverage.patch[b, k]]
-        of_key = key_coverage.log_weights[b, key_coverage.entity[b, k], query_coverage.patch[b, q]]
+        of_query = of_entity[b, query_entity[b, q], key_patch[b, k]]
+        of_key = of_entity[b, key_entity[b, k], query_patch[b, q]]
         return weighted(score, b, h, q, k) + of_query + of_key
 
-    if key_coverage is not None:
-        return covered
-    return weighted if log_weights.any() else None
+    return covered

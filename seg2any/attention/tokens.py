@@ -8,7 +8,7 @@ Shape suffixes: B batch, N entities, L tokens, H W pixels, h w token grid.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 from functools import reduce
 from typing import Protocol
@@ -52,7 +52,7 @@ class Sample(Protocol):
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """A batch of token sequences, padded to equal length.
+    """A batch of token sequences on the CPU, padded to equal length.
 
     kind:      int32 [B, L], a `Kind`
     entities:  int64 [B, L], bit set: an image token's entities (0 = background), a region token's own single bit
@@ -73,16 +73,6 @@ class TokenLayout:
     def batch_size(self) -> int:
         """Number of samples."""
         return self.kind.shape[0]
-
-    def to(self, device: torch.device | str) -> TokenLayout:
-        """Copy all tensors to a device."""
-        return replace(
-            self,
-            kind=self.kind.to(device),
-            entities=self.entities.to(device),
-            positions=self.positions.to(device),
-            coverage=None if self.coverage is None else self.coverage.to(device),
-        )
 
 
 def layout_tokens(samples: Sequence[Sample], cond_scale_factor: int = 1) -> TokenLayout:

@@ -133,18 +133,25 @@ class Condition:
         """Return the attention of all blocks; its masks are kept for all steps."""
         return self.exchange or AttentionPlan(self.tokens, self.settings)
 
+    @cached_property
+    def positions(self) -> Tensor:
+        """Return the RoPE positions of all tokens, float32 [B, L, 3], on the device of the text."""
+        return self.tokens.positions.to(self.text.device)
+
     @property
     def needs_cond_rows(self) -> bool:
         """Tell whether a forward pass must compute rows for the condition tokens."""
         return self.cond is not None and not (self.cond_keys and self.cond_keys.of_block)
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Condition:
-        """Move to a device and convert embeddings and latents to `dtype` (None keeps it)."""
+        """Move embeddings and latents to a device and convert them to `dtype` (None keeps it).
+
+        The tokens stay on the CPU, where `plan` is made.
+        """
         return replace(
             self,
             text=self.text.to(device, dtype),
             pooled=None if self.pooled is None else self.pooled.to(device, dtype),
-            tokens=self.tokens.to(device),
             cond=None if self.cond is None else self.cond.to(device, dtype),
         )
 

@@ -7,7 +7,7 @@ With e bytes per element, a batch of B images of H x W pixels, L tokens each (te
                4 d before and after its GELU; and 5 e B d for each row that adapters act on, if B > 1 and condition rows
                are beside them: a stretch of each sample's rows is copied. Folded, these are the condition rows, else
                all others. With e < 4 attention may be wider: 3.1 e B L d more than the block, since RoPE is computed in
-               fp32, and 512 e B L for a part of the mask. Up to 512 tokens two whole masks are kept, 2 e B L^2.
+               fp32. Two masks are kept, 2 e B L^2; of more than 256 MiB each, 256 MiB are built at a time.
                Isolated condition tokens are in none of the L; 2 e B d each, for every block
     decoding   e B H W max(5 c0, 3 c1)        c0, c1: channels of the VAE's two widest maps; B = 1 and at most a tile
                                               of the VAE's own size where it decodes in parts
@@ -35,7 +35,7 @@ from typing import Any
 from diffusers.hooks.layerwise_casting import DEFAULT_SKIP_MODULES_PATTERN
 from torch import nn
 
-from seg2any.attention.pattern import QUERIES_AT_A_TIME
+from seg2any.attention.pattern import mask_bytes
 from seg2any.bases.flux1.text import text_bytes
 
 GIB = 2**30
@@ -122,11 +122,10 @@ def activation_bytes(
     """Estimate the bytes alive at once, without gradients, beside weights and inputs."""
     d, asking = sizes["num_attention_heads"] * sizes["attention_head_dim"], n_tokens - n_kept
     block = (WIDEST_BLOCK + OF_ADAPTERS * has_adapters) * d * asking
-    attention = block + (OF_ROPE * d + QUERIES_AT_A_TIME) * asking if width < 4 else 0
+    attention = block + OF_ROPE * d * asking if width < 4 else 0
     kept = 2 * (sizes["num_layers"] + sizes["num_single_layers"]) * n_kept * d
-    if n_tokens <= QUERIES_AT_A_TIME:
-        kept += 2 * asking * n_tokens
-    return int(width * batch * (max(block + 5 * d * n_copied, attention) + kept))
+    masks = mask_bytes(batch, asking, n_tokens, width)
+    return int(width * batch * (max(block + 5 * d * n_copied, attention) + kept)) + masks
 
 
 def copied_rows(networks: Networks, request: Request) -> int:

@@ -6,12 +6,15 @@ torch is imported inside the functions, so that --help can list the precisions w
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
 PRECISIONS = ("fp32", "fp16", "bf16")
+# values of ONEDNN_MAX_CPU_ISA with which oneDNN emulates bfloat16
+ONEDNN_WITHOUT_BFLOAT16 = ("SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI")
 
 
 def dtype_of(precision: str) -> torch.dtype:
@@ -25,7 +28,7 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
     """Return True where a processor computes in bfloat16 itself, without emulation.
 
     These are NVIDIA GPUs from Ampere on (V100 and T4 emulate it), other accelerators, and CPUs with AVX512-BF16 or AMX
-    on x86, or BF16 on Arm.
+    on x86, or BF16 on Arm, unless ONEDNN_MAX_CPU_ISA keeps oneDNN from using them.
     """
     import torch
 
@@ -34,6 +37,9 @@ def has_fast_bfloat16(device: torch.device | str) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if kind != "cpu":
         return True
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA") or os.environ.get("DNNL_MAX_CPU_ISA") or "DEFAULT"
+    if most.upper() in ONEDNN_WITHOUT_BFLOAT16:
+        return False
     found = torch.cpu.get_capabilities()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 

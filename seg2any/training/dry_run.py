@@ -14,7 +14,7 @@ rank r, D double and S single blocks, and e bytes per element (2 under bf16 or f
     average             4 P with ema_decay
     kept activations    e B T (D (23 d + 6 r) + S (20 d + 6 r)), with gradient checkpointing e B T d (D + S)
     one block           e B T (23 d + 6 r): activations that checkpointing recomputes, and gradients in flight
-    attention masks     e B T min(T, 512), since a mask covers 512 queries at a time; attention keeps no other matrix
+    attention masks     2 e B T^2, one for each kind of block; of more than 256 MiB each, 256 MiB are built at a time
     encoders            text encoders and VAE at e unless a cache replaces them, and one image's pass through the VAE
     reserve             1 GiB: context, workspaces, fragments
 
@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from seg2any.adapters.files import add_adapters
-from seg2any.attention.pattern import QUERIES_AT_A_TIME
+from seg2any.attention.pattern import mask_bytes
 from seg2any.attention.settings import check_blocks
 from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.data.dataset import ClosedSet, DataSet
@@ -173,7 +173,7 @@ def estimate(
         "average": 4 * trained if trainer.ema_decay else 0,
         "kept activations": elements * kept,
         "one block": elements * one_block,
-        "attention masks": elements * min(tokens, QUERIES_AT_A_TIME),
+        "attention masks": mask_bytes(trainer.train_batch_size, tokens, tokens, width),
         "encoders": width * (encoders.text + encoders.vae) + pass_of_vae,
         "reserve": RESERVE,
     }

@@ -201,7 +201,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
             visual, positions = hidden_states, stock_positions(txt_ids, img_ids)
         else:
             visual = with_condition_rows(condition, hidden_states, encoder_hidden_states)
-            positions = condition.tokens.positions[:, : encoder_hidden_states.shape[1] + visual.shape[1]]
+            positions = condition.positions[:, : encoder_hidden_states.shape[1] + visual.shape[1]]
         n_image = hidden_states.shape[1]
         rows = Rows(visual.shape[1] - n_image, self.cond_adapters)
 
