@@ -222,13 +222,16 @@ def _log(weights: torch.Tensor) -> torch.Tensor:
     return weights.double().log().float()
 
 
-def mask_bytes(n_samples: int, n_queries: int, n_keys: int, width: int) -> int:
-    """Return the bytes of the masks that a batch keeps, or of the slice that it builds at a time; width: of a number.
+def mask_bytes(n_masks: int, shape: tuple[int, int, int], width: int) -> int:
+    """Return the bytes of the masks that a batch keeps, or of the slice that it builds at a time.
 
-    Blocks share one mask of semantic alignment and one of attribute isolation.
+    n_masks  kinds of blocks, which share one mask each
+    shape    (samples, queries, tokens)
+    width    bytes of a number
     """
-    whole = n_samples * n_queries * _aligned(n_keys) * width
-    return 2 * whole if whole <= MOST_MASK_BYTES else MOST_MASK_BYTES
+    n_samples, n_queries, n_keys = shape
+    one = n_samples * n_queries * _aligned(n_keys) * width
+    return n_masks * one if one <= MOST_MASK_BYTES else MOST_MASK_BYTES
 
 
 def _aligned(n: int) -> int:

@@ -86,6 +86,7 @@ def request_of(reports: Sequence[LayoutReport], settings: ConditionSettings) -> 
         caption_length=settings.max_sequence_length,
         n_cond=n_cond,
         n_kept=n_cond if settings.cond_attention == "isolated" else 0,
+        n_masks=2 if settings.attention_mask_method == "hard" else 1,
     )
 
 

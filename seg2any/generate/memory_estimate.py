@@ -7,7 +7,8 @@ With e bytes per element, a batch of B images of H x W pixels, L tokens each (te
                4 d before and after its GELU; and 5 e B d for each row that adapters act on, if B > 1 and condition rows
                are beside them: a stretch of each sample's rows is copied. Folded, these are the condition rows, else
                all others. With e < 4 attention may be wider: 3.1 e B L d more than the block, since RoPE is computed in
-               fp32. Two masks are kept, 2 e B L^2; of more than 256 MiB each, 256 MiB are built at a time.
+               fp32; or 12 d of the rows and 2 d of the keys, 4 d beside isolated condition tokens, copied for the kernel.
+               A mask is kept for each kind of block, e B L^2; of more than 256 MiB, 256 MiB are built at a time.
                Isolated condition tokens are in none of the L; 2 e B d each, for every block
     decoding   e B H W max(5 c0, 3 c1)        c0, c1: channels of the VAE's two widest maps; B = 1 and at most a tile
                                               of the VAE's own size where it decodes in parts
@@ -41,7 +42,7 @@ from seg2any.bases.flux1.text import text_bytes
 GIB = 2**30
 RESERVE = GIB
 BYTES_OF_LINEAR = {"int8": 1.0, "nf4": 0.52, "fp8": 1.0}  # nf4: 4 bits, and a scale for every 64 weights
-WIDEST_BLOCK, OF_ADAPTERS, OF_ROPE = 13.3, 0.8, 3.1
+WIDEST_BLOCK, OF_ADAPTERS, OF_ROPE, BESIDE_KEYS = 13.3, 0.8, 3.1, 12
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class Request:
 
     n_tokens   of the longest sample: text, image and condition; `n_cond` of them are of the condition, and `n_kept`
                of these isolated
+    n_masks    kinds of blocks with a mask: 2 with attribute isolation, else 1
     n_captions tokens of all captions that the encoder reads in one pass, padding included; `caption_length` of one
     in_parts   decoding image by image and in tiles, which all modes but `full` do anyway
     """
@@ -61,6 +63,7 @@ class Request:
     caption_length: int
     n_cond: int = 0
     n_kept: int = 0
+    n_masks: int = 2
     in_parts: bool = False
 
 
@@ -97,6 +100,7 @@ def predict(networks: Networks, request: Request, mode: str, width: int, device:
             has_adapters=networks.n_adapter > 0,
             n_kept=request.n_kept,
             n_copied=copied_rows(networks, request),
+            n_masks=request.n_masks,
         ),
         "decoding": decoder_bytes(networks.vae.config, request, width, in_parts=request.in_parts or mode != "full"),
     }
@@ -118,14 +122,16 @@ def activation_bytes(
     has_adapters: bool = True,
     n_kept: int = 0,
     n_copied: int = 0,
+    n_masks: int = 2,
 ) -> int:
     """Estimate the bytes alive at once, without gradients, beside weights and inputs."""
     d, asking = sizes["num_attention_heads"] * sizes["attention_head_dim"], n_tokens - n_kept
     block = (WIDEST_BLOCK + OF_ADAPTERS * has_adapters) * d * asking
-    attention = block + OF_ROPE * d * asking if width < 4 else 0
+    rotated = block + OF_ROPE * d * asking if width < 4 else 0
+    copied = (BESIDE_KEYS * asking + (4 if n_kept else 2) * n_tokens) * d
     kept = 2 * (sizes["num_layers"] + sizes["num_single_layers"]) * n_kept * d
-    masks = mask_bytes(batch, asking, n_tokens, width)
-    return int(width * batch * (max(block + 5 * d * n_copied, attention) + kept)) + masks
+    masks = mask_bytes(n_masks, (batch, asking, n_tokens), width)
+    return int(width * batch * (max(block + 5 * d * n_copied, rotated, copied) + kept)) + masks
 
 
 def copied_rows(networks: Networks, request: Request) -> int:

@@ -147,6 +147,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
         noise, conditions = noise.to(device, dtype), [condition.to(device, dtype) for condition in conditions]
         with _Steps(self, guidance_scale, callback_on_step_end) as steps:
             images = denoise(base, self.scheduler, noise, conditions, sampling, steps)
+        del conditions  # their masks would stay in memory beside the decoder
         if output_type != "latent":
             images = self.image_processor.postprocess(base.decode(images, grid), output_type=output_type)
         self.maybe_free_model_hooks()

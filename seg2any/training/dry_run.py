@@ -14,7 +14,7 @@ rank r, D double and S single blocks, and e bytes per element (2 under bf16 or f
     average             4 P with ema_decay
     kept activations    e B T (D (23 d + 6 r) + S (20 d + 6 r)), with gradient checkpointing e B T d (D + S)
     one block           e B T (23 d + 6 r): activations that checkpointing recomputes, and gradients in flight
-    attention masks     2 e B T^2, one for each kind of block; of more than 256 MiB each, 256 MiB are built at a time
+    attention masks     e B T^2 for each kind of block; of more than 256 MiB each, 256 MiB are built at a time
     encoders            text encoders and VAE at e unless a cache replaces them, and one image's pass through the VAE
     reserve             1 GiB: context, workspaces, fragments
 
@@ -164,6 +164,7 @@ def estimate(
     pass_of_vae = 4 * width * 128 * config.resolution**2 if encoders.vae else 0  # 4 maps of 128 channels
     frozen = frozen_bytes(transformer, trainer.base_quantization, width)
     in_parts = trainer.shard_base and launch.processes > 1
+    n_masks = 2 if config.model.condition.attention_mask_method == "hard" else 1
     return {
         "frozen weights": frozen // launch.processes if in_parts else frozen,
         "gathered blocks": 2 * _largest_block(transformer) * width if in_parts else 0,
@@ -173,7 +174,7 @@ def estimate(
         "average": 4 * trained if trainer.ema_decay else 0,
         "kept activations": elements * kept,
         "one block": elements * one_block,
-        "attention masks": mask_bytes(trainer.train_batch_size, tokens, tokens, width),
+        "attention masks": mask_bytes(n_masks, (trainer.train_batch_size, tokens, tokens), width),
         "encoders": width * (encoders.text + encoders.vae) + pass_of_vae,
         "reserve": RESERVE,
     }
