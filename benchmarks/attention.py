@@ -58,7 +58,6 @@ def runnable(arguments: argparse.Namespace, n_tokens: int) -> list[str]:
     """List the baseline and the backends that can run here within `MOST_SCORES`."""
     holds_too_much = arguments.heads * n_tokens**2 * 4 > MOST_SCORES
     left_out = set(HOLD_ALL_SCORES) if holds_too_much else set()
-    left_out |= {"matmul"} if holds_too_much and arguments.train else set()
     left_out |= set() if arguments.device.startswith("cuda") else {"flex"}
     return [BASELINE, *(name for name in arguments.backends if name not in left_out)]
 

@@ -19,7 +19,7 @@ from seg2any.attention import choice, kernels, processor
 from seg2any.attention import pattern as pattern_module
 from seg2any.attention.attend import BACKENDS, AttentionPlan, attend
 from seg2any.attention.choice import choose, work_of_groups
-from seg2any.attention.flex import BLOCK, block_mask, sorted_pattern
+from seg2any.attention.flex import BLOCK, MOST_COMPILATIONS, block_mask, compiled, sorted_pattern
 from seg2any.attention.grouped import grouping
 from seg2any.attention.names import BACKEND_NAMES
 from seg2any.attention.pattern import AttentionPattern, additive_mask
@@ -138,6 +138,30 @@ def test_flex_equals_the_oracle(monkeypatch):
         assert tokens.kind.shape[1] > BLOCK, "more than one block"
         expected, found = (AttentionPlan(tokens, named(rules, name)).attend(0, *leaves) for name in ("dense", "flex"))
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_flex_is_compiled_once_for_all_lengths(monkeypatch):
+    """With one more compilation for a batch and for weights; a compiler that computes eagerly stands in for CUDA's."""
+    graphs = []
+    attention = compiled(lambda graph, inputs: graphs.append(graph) or graph.forward)
+
+    def lengths(batch: int, weight: float) -> None:
+        for seed in range(4):
+            sample = random_sample(np.random.default_rng(seed), 2 + seed, (9 + 4 * seed, 11))
+            tokens = layout_tokens([sample] * batch)
+            plan = sorted_pattern(AttentionPlan(tokens, ConditionSettings("hard", (0, 0), weight)).pattern(0))
+            leaves = (x.transpose(1, 2) for x in torch.randn(3, *plan.keys.shape, 2, 16))
+            attention(*leaves, score_mod=plan.score_mod, block_mask=plan.block_mask)
+
+    with torch.no_grad(), torch._dynamo.config.patch(recompile_limit=MOST_COMPILATIONS):
+        lengths(2, 1.0)
+        n_once = len(graphs)
+        lengths(2, 1.0)
+        assert len(graphs) == n_once <= 2
+        for batch, weight in ((3, 1.0), (1, 1.0), (2, 0.5), (1, 0.5)):
+            lengths(batch, weight)
+    assert len(graphs) <= MOST_COMPILATIONS // 2, len(graphs)
 
 
 def test_flex_refuses_to_train_where_torch_cannot():

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from seg2any.adapters.card import AdapterCard
+from seg2any.attention.processor import kernels_of
 from seg2any.attention.settings import CARD_NAMES, ConditionSettings
 from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.generate.memory import check_mode, next_mode
@@ -90,6 +91,7 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         **({"quantization": options.memory} if options.memory in QUANTISED else {}),
         **({"step_cache": options.step_cache} if options.step_cache != "none" else {}),
         "device": machine.device.type,
+        "attention_kernels": kernels_of(machine.device),
         "versions": versions(LIBRARIES),
     }
 

@@ -7,7 +7,7 @@ With e bytes per element, a batch of B images of H x W pixels, L tokens each (te
                4 d before and after its GELU; and 5 e B d for each row that adapters act on, if B > 1 and condition rows
                are beside them: a stretch of each sample's rows is copied. Folded, these are the condition rows, else
                all others. With e < 4 attention may be wider: 3.1 e B L d more than the block, since RoPE is computed in
-               fp32; or 12 d of the rows and 2 d of the keys, 4 d beside isolated condition tokens, copied for the kernel.
+               fp32; or 12 d of the rows and 2 d of the keys, 4 d beside isolated condition tokens, which are copied.
                A mask is kept for each kind of block, e B L^2; of more than 256 MiB, 256 MiB are built at a time.
                Isolated condition tokens are in none of the L; 2 e B d each, for every block
     decoding   e B H W max(5 c0, 3 c1)        c0, c1: channels of the VAE's two widest maps; B = 1 and at most a tile

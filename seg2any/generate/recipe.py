@@ -19,7 +19,7 @@ KEY = "seg2any"  # of the PNG text chunk
 IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and WebP
 MEANT = {"layout.overlap": "share"}  # what a recipe without this name means, as older versions wrote it
 # These may differ between two recipes of the same image.
-CIRCUMSTANCES = ("versions", "device", "adapter.path", "model.path")
+CIRCUMSTANCES = ("versions", "device", "attention_kernels", "adapter.path", "model.path")
 
 
 class BrokenImage(Exception):
