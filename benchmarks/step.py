@@ -10,7 +10,7 @@ before anything is timed. Then the other bars of `benchmarks/step_bars.py` are m
 
 On a CPU one thread computes, and processor time counts, so that a busy machine changes little. The sizes are `cpu`
 (332 million weights, 12 heads x 128) and `narrow` (8 heads x 64). The last line is JSON, which is also written to
-benchmarks/results. With the defaults it takes about a quarter of an hour.
+benchmarks/results, with a page of tables beside it. With the defaults it takes about a quarter of an hour.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ from pathlib import Path
 import torch
 
 from benchmarks import train_step
-from benchmarks.clock import CLOCKS, Ratio, in_turn, timed
+from benchmarks.clock import CLOCKS, in_turn, timed
 from benchmarks.result_lines import check_place
 from benchmarks.scenes import PATCH
 from benchmarks.step_bars import attention_bars, growth_bars, loop_bar, step_bars, training_bars
 from benchmarks.step_growth import READINGS, Runs, measure_growth
+from benchmarks.step_page import page, ratio
 from benchmarks.step_schemes import (
     FOLDED,
     ISOLATED,
@@ -122,11 +123,6 @@ def measure(options: argparse.Namespace, models: Models, table: Table) -> list[d
             print(f"  {ratio(row['seconds'], seconds.get(LIMIT)):<18}{image:>9}{memory:>6}", flush=True)
         results += rows
     return results
-
-
-def ratio(seconds: Sequence[float] | None, others: Sequence[float] | None) -> str:
-    """Format the ratio of two works, or "-" if one of them was not measured."""
-    return str(Ratio.of(seconds, others)) if seconds and others else "-"
 
 
 def cases(options: argparse.Namespace, table: Table) -> Iterator[Case]:
@@ -306,8 +302,9 @@ def run(options: argparse.Namespace) -> None:
     about |= {"bars": [asdict(bar) | {"is_met": bar.is_met} for bar in found]}
     line = json.dumps(about | {"results": results, "growth": growth, "training": training} | around)
     print(line)
-    with atomic_write(options.output) as temporary:
-        temporary.write_text(line + "\n", encoding="utf-8")
+    for path, text in ((options.output, line + "\n"), (options.output.with_suffix(".md"), page(json.loads(line)))):
+        with atomic_write(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def test_the_step_benchmark_keeps_its_table_bars_and_circumstances(tmp_path, cap
         assert len(row["seconds"]) == 1
         assert (row["image_seconds"] is None) == (row["n_entities"] != 8 or row["scheme"] == "limit")
     by_name = {(row["n_entities"], row["scheme"]): row["seconds"][0] for row in kept["results"]}
+    tables = (tmp_path / "new" / "step.md").read_text().splitlines()
+    for bar in kept["bars"]:
+        assert any(bar["name"] in line and line.endswith("met |" if bar["is_met"] else "MISSED |") for line in tables)
+    rows = {tuple(line.split(" | ")[2:6:3]): line.split(" | ")[7] for line in tables if line.startswith("| tiny | 64")}
+    speed = by_name[8, "published"] / by_name[8, "routed"]
+    assert len(rows) == len(kept["results"]) and rows["8", "routed"].startswith(f"{speed:.2f} [")
     bars = [bar["value"] for bar in kept["bars"]]
     assert bars[:2] == [
         round(by_name[8, "published"] / by_name[8, "routed"], 2),

@@ -1,7 +1,7 @@
 """Keep freed memory in this process for the next step, on CPUs and on GPUs.
 
-glibc returns freed memory to the system and takes it back page by page, which at FLUX's width takes a tenth of a
-denoising step on a CPU (`docs/performance.md`). torch's allocator for CUDA keeps blocks of the sizes that it was asked
+glibc returns freed memory to the system and takes it back page by page, which costs time in every block of a denoising
+step on a CPU (`docs/performance.md`). torch's allocator for CUDA keeps blocks of the sizes that it was asked
 for; every layout and every training step has another number of tokens, so blocks of many sizes pile up, unless its
 segments can grow.
 """
