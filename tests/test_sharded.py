@@ -37,7 +37,7 @@ def command(model, folder, *options):
         *tiny_run.arguments(model, folder),
         *("--mixed_precision=bf16", "--trainer.gradient_checkpointing=true", "--trainer.checkpointing_steps=1"),
         *("--data.val.type=shapes", "--data.val.params={split: val, n_scenes: 3}", "--model.num_inference_steps=1"),
-        *("--trainer.num_validation_images=3", "--trainer.validation_loss_steps=1", "--trainer.max_train_steps=2"),
+        *("--trainer.num_validation_images=3", "--trainer.validation_loss_steps=1", "--trainer.max_train_steps=3"),
         *options,
     ]
 
@@ -75,12 +75,12 @@ def test_a_sharded_base_trains_validates_and_resumes_as_a_whole_one(tiny_model, 
         [{key: row[key] for key in FOUND if key in row} for row in rows(folder) if "run" not in row]
         for folder in folders
     ]
-    assert len(numbers[0]) == len(numbers[1]) == 4
+    assert len(numbers[0]) == len(numbers[1]) == 6
     for ours, theirs in zip(*numbers, strict=True):
         assert ours == pytest.approx(theirs, rel=LOSSES)
-    states = [read_state(folder / "checkpoint-2" / "training_state.safetensors") for folder in folders]
+    states = [read_state(folder / "checkpoint-3" / "training_state.safetensors") for folder in folders]
     assert_same_up_to_rounding(*states)
-    images = [sorted((folder / "gen_imgs" / "step-2").glob("*.png")) for folder in folders]
+    images = [sorted((folder / "gen_imgs" / "step-3").glob("*.png")) for folder in folders]
     assert [path.name for path in images[0]] == [path.name for path in images[1]] and len(images[1]) == 3
     for pair in zip(*images, strict=True):
         ours, theirs = (np.asarray(Image.open(path)).astype(int) for path in pair)

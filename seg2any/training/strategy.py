@@ -114,7 +114,8 @@ class ShardedBase(Strategy):
         for parameter in adapters:
             parameter.data = parameter.data.to(self.device)
         for module in (*transformer.blocks, transformer):
-            fully_shard(module, mesh=mesh, ignored_params=adapters)
+            # The process that saves would shard a root left whole by validation, and gather it alone in the next pass.
+            fully_shard(module, mesh=mesh, ignored_params=adapters, reshard_after_forward=True)
 
     def prepare(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
         """Wrap the optimizer only: DDP's wrapper would average during FSDP's collectives."""
