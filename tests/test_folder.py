@@ -78,7 +78,7 @@ def batch_of(*jobs: Job) -> Batch[Job]:
 
 
 def test_the_next_batch_is_read_and_the_last_written_while_the_network_runs():
-    studio = Studio(3, waits={("compute", 0): ("read", 1), ("compute", 1): ("write", 0)})
+    studio = Studio(3, waits={("compute", 0): ("read", 1), ("write", 0): ("compute", 1)})
     assert studio.run() == [0, 1, 2, 3, 4, 5]
 
 
