@@ -44,15 +44,15 @@ def test_trained_adapters_compute_in_the_precision_of_the_base(trains):
     model = adapted()
     layer, x = model.transformer_blocks[0].attn.to_q, torch.randn(2, 5, 32).bfloat16()
     layer.base_layer.bfloat16()
-    low = {path: p.detach().bfloat16() for path, p in layer.named_parameters() if "lora_" in path}
-    expected = layer.base_layer(x)
+    low = {path: p.detach().bfloat16().float() for path, p in layer.named_parameters() if "lora_" in path}
+    expected = layer.base_layer(x).float()
     for name, part in (("default", slice(0, 3)), ("cond", slice(3, 5))):
-        inner = x[:, part] @ low[f"lora_A.{name}.weight"].T * layer.scaling[name]
+        inner = x[:, part].float() @ low[f"lora_A.{name}.weight"].T * layer.scaling[name]
         expected[:, part] += inner @ low[f"lora_B.{name}.weight"].T
     with torch.set_grad_enabled(trains), Products() as products:
         y = linear(layer, x, Rows(2))
     assert products.dtypes == {torch.bfloat16}
-    torch.testing.assert_close(y, expected)
+    torch.testing.assert_close(y.float(), expected, rtol=1.6e-2, atol=2e-3)
     if trains:
         y.float().square().sum().backward()
         assert {p.grad.dtype for p in layer.parameters() if p.requires_grad} == {torch.float32}
@@ -66,7 +66,7 @@ class Products(TorchDispatchMode):
         self.dtypes = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm):
+        if func.overloadpacket._qualified_op_name.split("::")[1].rstrip("_") in ("mm", "addmm", "bmm", "baddbmm"):
             self.dtypes |= {x.dtype for x in args if isinstance(x, torch.Tensor)}
         return func(*args, **(kwargs or {}))
 

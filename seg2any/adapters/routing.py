@@ -7,17 +7,16 @@ switched, and a call without condition rows never uses `cond`.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from peft import PeftType
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
+from seg2any.adapters.low_rank import Term, add_products, with_products
 from seg2any.system.errors import UserError
 
 DEFAULT = "default"
@@ -46,46 +45,50 @@ class Rows:
 
 def linear(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
     """Compute layer(x) with every adapter on its own rows only: x [B, L, D_in] -> [B, L, D_out]."""
+    return linears([layer], x, rows)[0]
+
+
+def linears(layers: Sequence[nn.Module], x: torch.Tensor, rows: Rows) -> list[torch.Tensor]:
+    """Compute `linear` of layers that have one input, as those of query, key and value."""
+    if torch.is_grad_enabled():
+        return [_with_gradients(layer, x, rows) for layer in layers]
+    outputs = [_base(layer, x) for layer in layers]
+    parts = zip(rows.split(x), *(rows.split(y) for y in outputs), strict=True)
+    for is_cond, (part, *outs) in enumerate(parts):
+        add_products(outs, part, [_missing(layer, rows, bool(is_cond)) for layer in layers])
+    return outputs
+
+
+def _base(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Compute the layer without adapters, in a tensor that may be changed in place."""
     if not isinstance(layer, LoraLayer):
         return layer(x)
     y = layer.base_layer(x)
-    is_own = type(layer.base_layer) is nn.Linear  # quantised layers may return views of other tensors
-    if is_own and not torch.is_grad_enabled():
-        for is_cond, (part, out) in enumerate(zip(rows.split(x), rows.split(y), strict=True)):
-            for name, factor in _missing(layer, rows, bool(is_cond)):
-                out.add_(_low_rank(layer, name, part, factor))
-        return y
-    terms = [_delta(layer, part, rows, bool(is_cond)) for is_cond, part in enumerate(rows.split(x))]
-    if all(term is None for term in terms):
-        return y
-    if len(terms) == 1:
-        total = terms[0]
-    else:
-        zero = y.new_zeros(1)
-        blank = [zero.expand(part.shape) for part in rows.split(y)]
-        # One sum over all rows: its gradient reaches both adapters as views; in-place sums on slices would copy it.
-        total = torch.cat([none if term is None else term for term, none in zip(terms, blank, strict=True)], 1)
-    return y.add_(total) if is_own else y.add(total)
+    return y if type(layer.base_layer) is nn.Linear else y.clone()  # quantised layers may return views
 
 
-def _delta(layer: LoraLayer, x: torch.Tensor, rows: Rows, is_cond: bool) -> torch.Tensor | None:
-    """Sum the deltas that the base weight lacks on these rows, [B, L, D_out]; None = none."""
-    deltas = [_low_rank(layer, name, x, factor) for name, factor in _missing(layer, rows, is_cond)]
-    return functools.reduce(torch.add, deltas) if deltas else None
+def _with_gradients(layer: nn.Module, x: torch.Tensor, rows: Rows) -> torch.Tensor:
+    if not isinstance(layer, LoraLayer):
+        return layer(x)
+    y = _base(layer, x.flatten(0, 1))  # a view [B, L, D_out] changed in place would copy its gradient
+    n_own = x.shape[1] - rows.n_cond
+    parts = [slice(0, n_own), slice(n_own, None)] if rows.n_cond else [slice(None)]
+    terms = [_missing(layer, rows, bool(is_cond)) for is_cond in range(len(parts))]
+    return with_products(y, x, parts, terms).unflatten(0, x.shape[:2])
 
 
-def _missing(layer: LoraLayer, rows: Rows, is_cond: bool) -> list[tuple[str, float]]:
-    """List adapters and the factors of their B A that the base weight lacks on these rows.
+def _missing(layer: nn.Module, rows: Rows, is_cond: bool) -> list[Term]:
+    """List the products that the base weight lacks on these rows.
 
     An adapter in the base weight acts on all rows, so its factor there is subtracted: its own rows then lack nothing,
     and on other rows the result is negative.
     """
     found = []
-    for name in layer.lora_A:
+    for name in layer.lora_A if isinstance(layer, LoraLayer) else ():
         wanted = not layer.disable_adapters and name in layer.active_adapters
         wanted = layer.scaling[name] if wanted and (name in rows.cond_adapters) == is_cond else 0.0
-        if wanted != scale_in_base(layer, name):
-            found.append((name, wanted - scale_in_base(layer, name)))
+        if factor := wanted - scale_in_base(layer, name):
+            found.append(Term(layer.lora_A[name], layer.lora_B[name], layer.lora_dropout[name], factor))
     return found
 
 
@@ -97,19 +100,6 @@ def scale_in_base(layer: LoraLayer, name: str) -> float:
     """
     merged = layer.scaling[name] if name in layer.merged_adapters else 0.0
     return merged + getattr(layer, "folded", {}).get(name, 0.0)
-
-
-def _low_rank(layer: LoraLayer, name: str, x: torch.Tensor, scale: float) -> torch.Tensor:
-    """Compute B (scale A x) in the dtype of x, scaled where a row has r instead of D_out numbers."""
-    inner = _product(layer.lora_A[name], layer.lora_dropout[name](x))
-    return _product(layer.lora_B[name], inner if scale == 1 else inner * scale)
-
-
-def _product(half: nn.Linear, x: torch.Tensor) -> torch.Tensor:
-    """Multiply x by A or B; trained ones stay in fp32 and lend a copy in the dtype of x."""
-    if half.weight.dtype == x.dtype:
-        return half(x)  # as a module: offloading moves its weights by hooks
-    return F.linear(x, half.weight.to(x.dtype))
 
 
 _NOT_LOW_RANK = (

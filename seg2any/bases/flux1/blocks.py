@@ -23,7 +23,7 @@ from diffusers.models.transformers.transformer_flux import (
 )
 from torch import nn
 
-from seg2any.adapters.routing import Rows, linear
+from seg2any.adapters.routing import Rows, linear, linears
 from seg2any.attention.attend import Tap
 from seg2any.attention.kernels import masked_sdpa
 from seg2any.bases.base import Attends, ConditionKeys
@@ -85,15 +85,23 @@ class Modulation:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return x (1 + scale) + shift for x [B, L, D]."""
-        parts = enumerate(self.rows.split(x))
-        return self._joined([part * (1 + self.scale[:, i, None]) + self.shift[:, i, None] for i, part in parts])
+        return self._sum(self.shift, x, 1 + self.scale, self.rows.of_modulation)
 
     def add(self, residual: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Return residual + gate x for residual and x [B, L, D]."""
-        return residual + self._joined([self.gate[:, i, None] * part for i, part in enumerate(self.rows.split(x))])
+        return self._sum(residual, x, self.gate, self.rows)
 
-    def _joined(self, parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(parts, 1) if self.rows.n_cond else parts[0]
+    def _sum(self, term: torch.Tensor, x: torch.Tensor, factor: torch.Tensor, rows_of_term: Rows) -> torch.Tensor:
+        """Return term + x factor, with each row's entry of the factor."""
+        if not self.rows.n_cond:
+            return term + x * factor  # rounded as in stock FLUX
+        parts = zip(rows_of_term.split(term), self.rows.split(x), self.rows.of_modulation.split(factor), strict=True)
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return torch.cat([torch.addcmul(*part) for part in parts], 1)
+        total = torch.empty_like(x, dtype=torch.result_type(term, x))
+        for part, out in zip(parts, self.rows.split(total), strict=True):
+            torch.addcmul(*part, out=out)
+        return total
 
 
 def modulations(norm: nn.Module, temb: torch.Tensor, rows: Rows) -> Iterator[Modulation]:
@@ -144,7 +152,7 @@ class RegionalAttnProcessor(FluxAttnProcessor):
         context: BlockContext | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
         def project(to_q, to_k, to_v, x, rows):
-            return (linear(layer, x, rows).unflatten(-1, (-1, attn.head_dim)) for layer in (to_q, to_k, to_v))
+            return (y.unflatten(-1, (-1, attn.head_dim)) for y in linears((to_q, to_k, to_v), x, rows))
 
         query, key, value = project(attn.to_q, attn.to_k, attn.to_v, hidden_states, context.rows)
         query, key = attn.norm_q(query), attn.norm_k(key)

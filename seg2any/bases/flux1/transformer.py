@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,7 @@ from peft import PeftConfig
 from torch import nn
 
 from seg2any.adapters.fold import is_folded, unfold
+from seg2any.adapters.low_rank import forget
 from seg2any.adapters.routing import COND, DEFAULT, Rows, linear, refuse_unroutable
 from seg2any.attention.attend import Tap
 from seg2any.attention.names import check_backend
@@ -149,6 +150,7 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         options = {key.removeprefix(f"{prefix}."): value for key, value in (kwargs.get("metadata") or {}).items()}
         refuse_unroutable(options, name, source if isinstance(source, dict) else ())
         active, known = self._active(), set(getattr(self, "peft_config", ()))
+        forget(self)  # a hot swap writes into weights without a trace
         with several_adapters():
             super().load_lora_adapter(source, prefix=prefix, hotswap=hotswap, **kwargs)
         loaded = [name for name in getattr(self, "peft_config", ()) if name not in known]
@@ -168,6 +170,11 @@ class Seg2AnyTransformer2DModel(FluxTransformer2DModel):
         if is_folded(self):
             unfold(self)
         super().unload_lora()
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Seg2AnyTransformer2DModel:
+        """Move or convert all weights; stacks made of them would keep the old ones' memory."""
+        forget(self)
+        return super()._apply(fn, recurse)
 
     def _active(self) -> list[str]:
         return list(self.active_adapters()) if getattr(self, "peft_config", None) else []
