@@ -6,7 +6,6 @@ query, key and value or of two adapters on the same rows, share one product with
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,7 +141,9 @@ def forget(module: nn.Module) -> None:
         _stacks.pop(each, None)
 
 
-def with_products(y: torch.Tensor, x: torch.Tensor, rows: Sequence[slice], terms: Sequence[Sequence[Term]]):
+def with_products(
+    y: torch.Tensor, x: torch.Tensor, rows: Sequence[slice], terms: Sequence[Sequence[Term]]
+) -> torch.Tensor:
     """Return y [B L, D_out], changed in place, with the terms' products with rows of x [B, L, D_in] added.
 
     Gradients reach y, x and the terms. Drops stacks of their weights, which will be trained.
@@ -157,12 +158,11 @@ def with_products(y: torch.Tensor, x: torch.Tensor, rows: Sequence[slice], terms
     if y.dtype == x.dtype and all(term.is_plain for _, term in spans) and not torch.compiler.is_compiling():
         weights = [half.weight for _, term in spans for half in (term.down, term.up)]
         return _Added.apply(y, x, [(part, term.factor) for part, term in spans], *weights)
-    sums = [
-        functools.reduce(torch.add, [term(x[:, part]) for term in of_part], y.new_zeros(1))
+    sums = (
+        sum((term(x[:, part]) for term in of_part), y.new_zeros(1)).expand(*x[:, part].shape[:2], y.shape[-1])
         for part, of_part in zip(rows, terms, strict=True)
-    ]
-    shapes = [(*x[:, part].shape[:2], y.shape[-1]) for part in rows]
-    return y + torch.cat([total.expand(shape) for total, shape in zip(sums, shapes, strict=True)], 1).flatten(0, 1)
+    )
+    return y + torch.cat(list(sums), 1).flatten(0, 1).to(y.dtype)
 
 
 class _Added(torch.autograd.Function):

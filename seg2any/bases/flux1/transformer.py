@@ -30,7 +30,8 @@ from seg2any.adapters.routing import COND, DEFAULT, Rows, linear, refuse_unrouta
 from seg2any.attention.attend import Tap
 from seg2any.attention.names import check_backend
 from seg2any.bases.base import Condition
-from seg2any.bases.flux1.blocks import BlockContext, RegionalAttnProcessor, RegionalDoubleBlock, RegionalSingleBlock
+from seg2any.bases.flux1.blocks import RegionalAttnProcessor, RegionalDoubleBlock, RegionalSingleBlock
+from seg2any.bases.flux1.context import BlockContext
 from seg2any.bases.flux1.ulysses import Ulysses
 from seg2any.system.errors import UserError
 
