@@ -128,7 +128,7 @@ def test_adapters_keep_the_precision_of_the_model(tiny_model, lora, mode, bitsan
     assert found == {torch.bfloat16} == {latents_of(pipe, ONE).dtype}
 
 
-@pytest.mark.same_numbers("weights that move or are stored in fp8, and weights in place | equal")
+@pytest.mark.same_numbers("weights stored in fp8, and the same weights rounded to fp8 | equal")
 def test_fp8_computes_as_on_the_rounded_weights(tiny_model, lora):
     small, plain = load(tiny_model, lora, memory="fp8", device="cpu"), load(tiny_model, lora)
     stored = {name: p for name, p in small.transformer.named_parameters() if p.dtype == torch.float8_e4m3fn}
@@ -146,7 +146,7 @@ def test_fp8_computes_as_on_the_rounded_weights(tiny_model, lora):
         small.load_lora_weights({})
 
 
-@pytest.mark.same_numbers("weights that move or are stored in fp8, and weights in place | equal")
+@pytest.mark.same_numbers("weights that move, and weights in place | 1e-4")
 def test_group_offload_moves_adapters_that_came_later(tiny_model, lora):
     offloaded, plain = Seg2AnyPipeline.from_pretrained(tiny_model), load(tiny_model, lora)
     memory.place(offloaded, "group_offload", CPU)
@@ -158,7 +158,7 @@ def test_group_offload_moves_adapters_that_came_later(tiny_model, lora):
         if isinstance(module, nn.Linear) and not hasattr(module, "_diffusers_hook")
     ]
     assert missing == []
-    assert torch.equal(latents_of(offloaded, MANY), latents_of(plain, MANY))
+    torch.testing.assert_close(latents_of(offloaded, MANY), latents_of(plain, MANY), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(("free", "words"), [(2**40, []), (0, ["0.0 GiB are free", "slower"])])
