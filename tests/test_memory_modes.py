@@ -104,6 +104,19 @@ def test_int8_is_near_the_unquantised_model_with_its_adapters(tiny_model, lora, 
 
 
 @needs_bitsandbytes
+def test_int8_survives_numbers_beyond_fp16(tiny_model, lora, bitsandbytes_on_a_cpu):
+    """bitsandbytes rounds to fp16 first; its threshold sends columns with outliers past that, in the layer's dtype."""
+    quantised = load(tiny_model, lora, torch.bfloat16, memory="int8", device="cpu").transformer.context_embedder
+    plain = load(tiny_model, lora, torch.bfloat16).transformer.context_embedder
+    x = torch.randn(2, 3, plain.in_features).bfloat16()
+    x[0, 0, 0] = 1e5
+    with torch.no_grad():
+        expected, y = plain(x), quantised(x)
+    assert expected.abs().max() > 1000 and y.dtype == torch.bfloat16
+    torch.testing.assert_close(y[0, 0], expected[0, 0], rtol=0.02, atol=expected[0, 0].abs().mean().item() / 50)
+
+
+@needs_bitsandbytes
 def test_a_model_that_was_saved_folded_is_quantised_afterwards(tiny_model, lora, tmp_path, bitsandbytes_on_a_cpu):
     folded, base = load(tiny_model, lora), Seg2AnyPipeline.from_pretrained(tiny_model)
     base.set_progress_bar_config(disable=True)

@@ -50,7 +50,8 @@ def check_bitsandbytes(what: str, device: torch.device, instead: str) -> None:
 def quantization_config(mode: str, dtype: torch.dtype) -> PipelineQuantizationConfig:
     """Build the option of `from_pretrained` for int8 or nf4 weights that compute in `dtype`."""
     if mode == "int8":
-        chosen = BitsAndBytesConfig(load_in_8bit=True)
+        # Its kernel rounds to fp16, which FLUX overflows; columns with outliers, numbers above 6, are left in `dtype`.
+        chosen = BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=6.0)
     else:
         chosen = BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype

@@ -8,17 +8,22 @@ rank r, D double and S single blocks, and e bytes per element (2 under bf16 or f
     frozen weights      e per parameter; Linear weights 1 (8bit) or 0.52 (nf4: 4 bit, and a scale per 64 of them);
                         shard_base shares all by N processes
     gathered blocks     with shard_base, the largest block whole twice: the one at work and the next
-    adapters            4 P, and e P for the copies that autocast computes with
+    adapters            4 P; under bf16 or fp16 also e P for copies in that precision, of one block at a time with
+                        gradient checkpointing
     gradients           4 P
     optimizer           8 P of AdamW, 2 P of its 8-bit form; ZeRO adds a copy of 4 P and shares all by N processes
     average             4 P with ema_decay
-    kept activations    e B T (D (23 d + 6 r) + S (20 d + 6 r)), with gradient checkpointing e B T d (D + S)
-    one block           e B T (23 d + 6 r): activations that checkpointing recomputes, and gradients in flight
+    kept activations    e B T (D (22.5 d + 6 r) + S (19.5 d + 6 r)) and what `grouped` copies, see below; with gradient
+                        checkpointing e B T d (D + S)
+    one block           the largest of them: activations that checkpointing recomputes, and gradients in flight
     attention masks     e B T^2 for each kind of block; of more than 256 MiB each, 256 MiB are built at a time
     encoders            text encoders and VAE at e unless a cache replaces them, and one image's pass through the VAE
     reserve             1 GiB: context, workspaces, fragments
 
-23 d, 20 d and 6 r were counted on a CPU, as what autograd keeps of a block; tests/test_memory.py counts again.
+22.5 d, 19.5 d and 6 r are what autograd keeps of a block, within 15 %: on CUDA 1 d less or the same, on a CPU 3 d more,
+and with B = 1 2 to 3 d less, since rows of one stream need no copy. Blocks that isolate attributes may compute their attention by `grouped`, which
+copies every key and value c times: 2 c d more. The layout decides c, so the estimate takes the most that `auto` allows
+in training. tests/test_memory.py and tests/test_fake_cuda_step.py count again.
 """
 
 from __future__ import annotations
@@ -31,8 +36,9 @@ import torch
 from torch import nn
 
 from seg2any.adapters.files import add_adapters
+from seg2any.attention.choice import MOST_COPIES_IN_TRAINING
 from seg2any.attention.pattern import mask_bytes
-from seg2any.attention.settings import check_blocks
+from seg2any.attention.settings import Attention, ConditionSettings, check_blocks
 from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.data.dataset import ClosedSet, DataSet
 from seg2any.data.sampler import LengthBatches
@@ -50,7 +56,7 @@ from seg2any.training.tasks.generation import make_objective
 from seg2any.training.token_counts import TokenCounts, count_some
 
 DESCRIBED_SAMPLES = 64  # the most samples whose tokens are counted
-KEPT_BY_DOUBLE, KEPT_BY_SINGLE, KEPT_BY_ADAPTERS = 23, 20, 6
+KEPT_BY_DOUBLE, KEPT_BY_SINGLE, KEPT_BY_ADAPTERS = 22.5, 19.5, 6
 BYTES_OF_MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 
@@ -131,7 +137,7 @@ class EncoderSizes:
 class Launch:
     """The processes and the precision of a run.
 
-    width      bytes per element of frozen weights and of tensors under autocast
+    width      bytes per element of frozen weights and of the network's tensors
     processes  number of processes
     sharded    whether ZeRO shares gradients and optimizer state between them
     """
@@ -155,11 +161,13 @@ def estimate(
     sizes = transformer.config
     d = sizes.num_attention_heads * sizes.attention_head_dim
     double, single = sizes.num_layers, sizes.num_single_layers
-    low_rank = KEPT_BY_ADAPTERS * config.model.rank
-    one_block = KEPT_BY_DOUBLE * d + low_rank
-    kept = double * one_block + single * (KEPT_BY_SINGLE * d + low_rank)
+    blocks = [
+        kept_per_token(d, config.model.rank, number < double, most_copies(config.model.condition, number))
+        for number in range(double + single)
+    ]
+    kept, copied = sum(blocks), trained
     if trainer.gradient_checkpointing:
-        kept = (double + single) * d
+        kept, copied = len(blocks) * d, _most_trained(transformer)
     elements = width * trainer.train_batch_size * tokens
     pass_of_vae = 4 * width * 128 * config.resolution**2 if encoders.vae else 0  # 4 maps of 128 channels
     frozen = frozen_bytes(transformer, trainer.base_quantization, width)
@@ -168,16 +176,31 @@ def estimate(
     return {
         "frozen weights": frozen // launch.processes if in_parts else frozen,
         "gathered blocks": 2 * _largest_block(transformer) * width if in_parts else 0,
-        "adapters": (4 + (width if width < 4 else 0)) * trained,
+        "adapters": 4 * trained + (width * copied if width < 4 else 0),
         "gradients": 4 * trained // shares,
         "optimizer": moments * trained // shares,
         "average": 4 * trained if trainer.ema_decay else 0,
-        "kept activations": elements * kept,
-        "one block": elements * one_block,
+        "kept activations": int(elements * kept),
+        "one block": int(elements * max(blocks)),
         "attention masks": mask_bytes(n_masks, (trainer.train_batch_size, tokens, tokens), width),
         "encoders": width * (encoders.text + encoders.vae) + pass_of_vae,
         "reserve": RESERVE,
     }
+
+
+def kept_per_token(d: int, rank: int, is_double: bool, copies: float = 0.0) -> float:
+    """Count the numbers that autograd keeps of a block per token.
+
+    d       width
+    copies  times that `grouped` attention copies a key and its value, on average
+    """
+    return ((KEPT_BY_DOUBLE if is_double else KEPT_BY_SINGLE) + 2 * copies) * d + KEPT_BY_ADAPTERS * rank
+
+
+def most_copies(settings: ConditionSettings, block: int) -> int:
+    """Return how often `auto` lets `grouped` copy the keys of a block in training; 0: it is not used there."""
+    is_grouped = settings.attention_of(block) is Attention.AIA and settings.attention_backend in ("auto", "grouped")
+    return MOST_COPIES_IN_TRAINING if is_grouped else 0
 
 
 def frozen_bytes(transformer: nn.Module, quantization: str, width: int) -> int:
@@ -187,8 +210,13 @@ def frozen_bytes(transformer: nn.Module, quantization: str, width: int) -> int:
 
 
 def _largest_block(transformer: nn.Module) -> int:
-    """Count the frozen parameters of the largest block."""
+    """Count the frozen parameters of the block with the most."""
     return max(sum(p.numel() for p in block.parameters() if not p.requires_grad) for block in transformer.blocks)
+
+
+def _most_trained(transformer: nn.Module) -> int:
+    """Count the trained parameters of the block with the most."""
+    return max(sum(p.numel() for p in block.parameters() if p.requires_grad) for block in transformer.blocks)
 
 
 def table(rows: Mapping[str, int]) -> list[str]:
