@@ -21,9 +21,9 @@ rank r, D double and S single blocks, and e bytes per element (2 under bf16 or f
     reserve             1 GiB: context, workspaces, fragments
 
 22.5 d, 19.5 d and 6 r are what autograd keeps of a block, within 15 %: on CUDA 1 d less or the same, on a CPU 3 d more,
-and with B = 1 2 to 3 d less, since rows of one stream need no copy. Blocks that isolate attributes may compute their attention by `grouped`, which
-copies every key and value c times: 2 c d more. The layout decides c, so the estimate takes the most that `auto` allows
-in training. tests/test_memory.py and tests/test_fake_cuda_step.py count again.
+and with B = 1 2 to 3 d less, since rows of one stream need no copy. Blocks that isolate attributes may compute their
+attention by `grouped`, which copies every key and value c times: 2 c d more. The layout decides c, so the estimate
+takes the most that `auto` allows in training. tests/test_memory.py and tests/test_fake_cuda_step.py count again.
 """
 
 from __future__ import annotations
