@@ -16,10 +16,12 @@ import torch
 
 from benchmarks.gpu.measure import Run, random_layout
 from benchmarks.gpu.model import CHANNELS, GUIDANCE, POOLED_WIDTH, TEXT_WIDTH, base_of
+from benchmarks.scenes import scene
 from seg2any.attention.attend import attend
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.bases.base import Condition
+from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.generate.memory_estimate import activation_bytes
 from seg2any.training.dry_run import kept_per_token
 from seg2any.training.tasks.flow_matching import Velocity
@@ -67,7 +69,13 @@ Traced = Callable[[Case], tuple[Trace, TokenLayout]]
 def traced() -> Iterator[Traced]:
     """Trace a case's step, once for all tests."""
     with FakeCuda():
-        model_of = cache(lambda adapters: flux_model(trained=adapters == "trained", folded=adapters == "folded"))
+
+        @cache
+        def model_of(adapters: str) -> Seg2AnyTransformer2DModel:
+            model = flux_model(trained=adapters == "trained", folded=adapters == "folded")
+            if adapters != "trained":  # the first step of all stacks adapters, which stay for all images
+                step(model, flux_inputs(scene(256, 2, SETTINGS), SETTINGS))
+            return model
 
         @cache
         def trace(case: Case) -> tuple[Trace, TokenLayout]:
