@@ -22,7 +22,7 @@ from seg2any.system.threads import compute_on_all_cores
 def main(arguments: list[str]) -> int:
     """Run the command line and return the exit status.
 
-    0 complete, 1 out of memory, 2 wrong input, 130 or 143 stopped by SIGINT or SIGTERM.
+    0 complete, 1 out of memory, 2 wrong input, 128 plus the number of the signal that stopped it: 130 Ctrl-C.
     """
     if not arguments:
         print(__doc__.strip(), file=sys.stderr)

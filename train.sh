@@ -37,6 +37,7 @@ usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"; }
 # `exec` replaces this shell by train.py, so that stopping the script stops the training.
 launch() {
     if [ "$PROCESSES" -gt 1 ]; then
+        trap '' USR1  # the launcher would die of it; the processes of train.py hear it all the same
         # shellcheck disable=SC2086  # MACHINES holds several words
         exec "$PYTHON" -m accelerate.commands.launch --config_file "$LAUNCHER" --num_processes "$PROCESSES" \
             ${MACHINES:-} train.py "$@"

@@ -138,7 +138,7 @@ def test_a_damaged_cache_ends_the_run_even_if_bad_samples_are_skipped(data, stoc
 
 def test_readers_outlive_the_signals_that_stop_a_run_gently():
     def signalled(index):
-        for stop in (signal.SIGINT, signal.SIGTERM):
+        for stop in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             os.kill(os.getpid(), stop)
         return index
 

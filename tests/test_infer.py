@@ -70,7 +70,8 @@ class TestGoodRuns:
         assert third.returncode == 0 and "a.png: was made with another seed and is left alone" in third.stderr
         assert (out / "a.png").read_bytes() == before["a.png"]
 
-    def test_an_interrupted_run_leaves_whole_files(self, folder: Path, tmp_path: Path):
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+    def test_an_interrupted_run_leaves_whole_files(self, folder: Path, tmp_path: Path, number: signal.Signals):
         out = tmp_path / "out"
         flags = {"seg_mask_path": folder / "a.json", "output_path": out, "num_images_per_prompt": 400}
         process = subprocess.Popen(
@@ -80,15 +81,15 @@ class TestGoodRuns:
             text=True,
             env=environment(),
             # Background jobs of a shell ignore Ctrl-C, and their children inherit this.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
         )
         deadline = time.monotonic() + 240
         while not (out / "a_1.png").exists():
             assert process.poll() is None and time.monotonic() < deadline, process.communicate()
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         _, errors = process.communicate(timeout=50)
-        assert process.returncode == 130, errors
+        assert process.returncode == 128 + number, errors
         assert "interrupted" in errors and "Traceback" not in errors
         made = files(out)
         assert 2 <= len(made) < 400 and all(re.fullmatch(r"a_\d+\.png", name) for name in made)

@@ -107,6 +107,21 @@ def test_a_background_job_ignores_the_interrupt():
     assert (status, output) == (0, "went on\n")
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_signals_of_batch_systems_are_one_line_and_their_status(name: str):
+    number = signal.Signals[name]
+    body = f"os.kill(os.getpid(), {int(number)}); {WAIT}"
+    status, output, errors = ended(body, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
+    assert (status, output, errors.count("\n")) == (128 + number, "", 1), errors
+    assert "interrupted" in errors and name in errors
+
+
+def test_a_closed_terminal_does_not_end_what_nohup_started():
+    body = "os.kill(os.getpid(), signal.SIGHUP); print('went on')"
+    status, output, _ = ended(body, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    assert (status, output) == (0, "went on\n")
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("event", "every"), [("import", 200), ("call", 200_003)])
 def test_infer_can_be_interrupted_at_any_moment(tmp_path: Path, event: str, every: int):

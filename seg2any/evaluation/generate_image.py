@@ -49,7 +49,7 @@ published ones have no card and follow the config.
 The seed of image k of a sample depends on the config's seed, the sample's name and k only. So neither the number of
 processes nor an interruption changes an image: start the same command again, and it makes what is missing.
 
-Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 out of memory, 2 wrong input, 128 + N ended by signal N (Ctrl-C: 130).
 """
 
 
@@ -188,7 +188,7 @@ def describe(request: Request, data: DataSet, settings: ConditionSettings, machi
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
 
-    Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
+    Exit status: 0 done, 1 out of memory, 2 wrong input, 128 + N ended by signal N (Ctrl-C: 130).
     """
 
     def run() -> None:

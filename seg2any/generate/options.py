@@ -38,7 +38,7 @@ examples:
         --height 1024 --width 1024 --num_images_per_prompt 4 --batch_size 2
 
 An interrupted run goes on where it stopped when started again: finished images are skipped.
-Exit status: 0 done, 1 out of memory, 2 wrong input, 130 interrupted.
+Exit status: 0 done, 1 out of memory, 2 wrong input, 128 + N ended by signal N (Ctrl-C: 130).
 """
 
 

@@ -83,7 +83,8 @@ def exit_status(program: str, run: Callable[[], int | None], advice: str = "star
 
     advice  follows "interrupted"
 
-    Status: 0 done, or as `run` returns; 1 out of memory; 2 wrong input or an unwritable file; 130 interrupted.
+    Status: 0 done, or as `run` returns; 1 out of memory; 2 wrong input or an unwritable file; 128 plus a
+    signal's number: interrupted, 130 by Ctrl-C.
     """
     message, status, interrupted = "", 0, False
     try:
@@ -99,7 +100,7 @@ def exit_status(program: str, run: Callable[[], int | None], advice: str = "star
             raise
     if interrupted or interrupts.was_interrupted():
         interrupts.report(program, advice)
-        return interrupts.INTERRUPTED
+        return interrupts.exit_status()
     for line in message.splitlines():
         print(f"{program}: {line}", file=sys.stderr)
     return status

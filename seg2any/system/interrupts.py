@@ -1,9 +1,9 @@
-"""Handle Ctrl-C: a command ends with one line and status 130, without a traceback.
+"""Handle Ctrl-C and the signals of batch systems: a command ends with one line, without a traceback.
 
 Python raises KeyboardInterrupt between any two instructions. Inside a destructor or a callback it prints the exception
 and goes on as if nothing had happened; an object that the exception left half made complains in its own destructor; and
 C code of some libraries turns it into an ImportError, or loses it. So a command that goes on is interrupted again after
-PATIENCE seconds, and one that hangs while it ends is ended.
+PATIENCE seconds, and one that hangs while it ends is ended. The exit status is 128 plus the number of the signal.
 
 `run_command` is for the process, `console.exit_status` for the message.
 """
@@ -19,23 +19,26 @@ import threading
 from collections.abc import Callable
 from typing import NoReturn
 
-INTERRUPTED = 130
+# What asks a program to end: Ctrl-C, kill, a closed terminal, and Slurm's --signal=USR1@120. Windows has the first two.
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
 RETRY_SECONDS = 0.01
 PATIENCE = 10.0  # seconds for cleaning up; then the interrupt was lost, or the process hangs
 
-_seen = False  # a SIGINT arrived while the command ran
+_seen = 0  # number of the first signal that arrived while the command ran
 _reported = False  # the line about it is printed, or being printed
 _finished = False  # nothing is left to be done but the interpreter's shutdown
 
 
 def run_command(main: Callable[[], int]) -> NoReturn:
-    """Run `main` and exit with its status; from now on Ctrl-C leaves no traceback.
+    """Run `main` and exit with its status; from now on the signals of STOPPING leave no traceback.
 
-    In `main` a SIGINT raises KeyboardInterrupt; after `main` it ends the process at once. Where SIGINT is ignored, as
-    in background jobs of a shell, it stays ignored.
+    In `main` they raise KeyboardInterrupt; after `main` they end the process at once. What is ignored stays ignored: in
+    background jobs of a shell SIGINT, under nohup SIGHUP.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, _interrupt)
+    heard = [one for one in STOPPING if signal.getsignal(one) in (signal.default_int_handler, signal.SIG_DFL)]
+    for one in heard:
+        signal.signal(one, _interrupt)
+    if heard:
         if hasattr(signal, "setitimer"):
             signal.signal(signal.SIGALRM, _interrupt)
             # Registered first, so called last: after it Python drops its handlers, and an alarm would kill the process.
@@ -46,15 +49,20 @@ def run_command(main: Callable[[], int]) -> NoReturn:
         status = main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        status = INTERRUPTED
+        status = exit_status()
         report(os.path.basename(sys.argv[0]))
     _finish()
     sys.exit(status)
 
 
 def was_interrupted() -> bool:
-    """Tell whether SIGINT arrived under `run_command`, even if its exception was swallowed."""
-    return _seen
+    """Tell whether a signal arrived under `run_command`, even if its exception was swallowed."""
+    return bool(_seen)
+
+
+def exit_status() -> int:
+    """Return the exit status of an interrupted process: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + (_seen or signal.SIGINT)
 
 
 def report(program: str, advice: str = "") -> None:
@@ -64,7 +72,11 @@ def report(program: str, advice: str = "") -> None:
         _interrupt_again(PATIENCE)  # first, or an alarm could end the process before the line is printed
     already, _reported = _reported, True
     if not already or not _seen:
-        print(f"{program}: interrupted" + (f"; {advice}" if advice else ""), file=sys.stderr, flush=True)
+        print(f"{program}: {_what()}" + (f"; {advice}" if advice else ""), file=sys.stderr, flush=True)
+
+
+def _what() -> str:
+    return "interrupted" if _seen in (0, signal.SIGINT) else f"interrupted by {signal.Signals(_seen).name}"
 
 
 def _finish() -> None:
@@ -73,14 +85,14 @@ def _finish() -> None:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """Handle SIGINT, and SIGALRM where the command goes on after it."""
+    """Handle the signals of STOPPING, and SIGALRM where the command goes on after them."""
     global _seen
+    _seen = _seen or number
     if _finished or (_reported and number != signal.SIGINT):
         if not _reported:
-            os.write(2, f"{os.path.basename(sys.argv[0])}: interrupted\n".encode(errors="replace"))
-        os._exit(INTERRUPTED)
+            os.write(2, f"{os.path.basename(sys.argv[0])}: {_what()}\n".encode(errors="replace"))
+        os._exit(exit_status())
     if not _reported:
-        _seen = True
         _interrupt_again(PATIENCE)
         raise KeyboardInterrupt
 

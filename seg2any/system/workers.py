@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import STOPPING
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
 
@@ -85,7 +86,9 @@ _shared: object  # of this worker process
 def _start_worker(shared: object, prepare: Callable[[], None] | None) -> None:
     global _shared
     _shared = shared
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it, and lets tasks in work be finished
+    for number in STOPPING:  # the parent hears them, and lets tasks in work be finished; SIGTERM ends a worker
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
     if prepare is not None:
         prepare()

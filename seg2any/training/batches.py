@@ -25,6 +25,7 @@ from seg2any.data.dataset import DataSet, SampleError
 from seg2any.data.sampler import LEFT_OUT, BatchSampler, LengthBatches, PublishedBatches
 from seg2any.diffusion.prepare import DrawnLayout, draw_layout
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import STOPPING
 from seg2any.system.processes import ALONE, Process
 from seg2any.training.samples import (
     Captions,
@@ -159,11 +160,13 @@ class _Reading(Dataset):
 
 
 def _start_worker(number: int) -> None:
-    """Keep a reading process alive after SIGTERM and SIGINT, until its run ends the step.
+    """Keep a reading process alive after the signals of STOPPING, until its run ends the step.
 
-    The time is limited, because a run that ends with an error terminates its readers and waits for them.
+    After SIGTERM the time is limited, because a run that ends with an error terminates its readers and waits for them.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_STEP_SECONDS))
     cv2.setNumThreads(0)  # its thread pool does not survive a fork
 

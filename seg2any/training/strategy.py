@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,10 +30,12 @@ from torch.distributed.fsdp import fully_shard
 
 from seg2any.system.device import make_current
 from seg2any.system.errors import UserError
+from seg2any.system.interrupts import STOPPING
 from seg2any.system.precision import dtype_of, has_fast_bfloat16
 from seg2any.system.processes import ALONE, Process
 from seg2any.training.config import Config
 
+SAME_EVENT_SECONDS = 3.0  # a launcher needs milliseconds, also for many processes on busy cores
 # Adapters in parts could be trained, since every layer is called as a module, but not averaged or written.
 SPLITS_ADAPTERS = "leaves each process a part of every parameter, but checkpoints and the average need whole adapters"
 INSTEAD = "use DDP (config/accelerate.yaml); with trainer.shard_base=true it shards the frozen weights"
@@ -249,34 +252,42 @@ def _precision(config: Config, device: torch.device) -> str:
 
 
 class Interrupt:
-    """Inside this context the first SIGTERM or SIGINT is only remembered.
+    """Inside this context the first signal of STOPPING is only remembered; the second ends the process at once.
 
-    A second one acts as usual.
+    SIGINT and SIGHUP stay ignored where they are, as in background jobs and under nohup. A launcher may pass on a
+    signal that its processes have got from the terminal or from Slurm, too: to one of several processes, signals
+    within SAME_EVENT_SECONDS are one.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self._previous: dict[int, object] = {}
+        self._patience = SAME_EVENT_SECONDS if accelerator.num_processes > 1 else 0.0
+        self._previous: dict[signal.Signals, object] = {}
         self._signal: signal.Signals | None = None
+        self._since = 0.0
         self._requested = False
 
     def __enter__(self) -> Interrupt:
         if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in STOPPING:
+                if number in (signal.SIGINT, signal.SIGHUP) and signal.getsignal(number) is signal.SIG_IGN:
+                    continue
                 self._previous[number] = signal.signal(number, self._remember)
         return self
 
     def __exit__(self, *exception) -> None:
-        self._restore()
-
-    def _remember(self, number, frame) -> None:
-        self._signal = signal.Signals(number)
-        self._restore()
-
-    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
-        self._previous = {}
+
+    def _remember(self, number: int, frame: object) -> None:
+        if self._signal is None:
+            self._signal, self._since = signal.Signals(number), time.monotonic()
+        elif time.monotonic() - self._since > self._patience:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if not self._patience:  # the kernel acts even if this process hangs in C code
+            for one in self._previous:
+                signal.signal(one, signal.SIG_DFL)
 
     def requested(self) -> bool:
         """Tell whether any process got a signal.

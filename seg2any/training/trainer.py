@@ -132,8 +132,8 @@ class Trainer:
                 self.validate(log)
                 if self.progress.step % self.options.checkpointing_steps == 0:
                     saved = self.save()
-        if saved != self.progress.step:
-            self.save()
+            if saved != self.progress.step:
+                self.save()
         stopped = interrupt.signal if self.progress.step < self.last_step else None
         log.say(f"{'stopped' if stopped else 'finished'} at step {self.progress.step}: {self.folder}")
         log.close()
