@@ -84,7 +84,6 @@ def request_of(reports: Sequence[LayoutReport], settings: ConditionSettings) -> 
         n_tokens=max(_n_tokens(report, settings) for report in reports),
         n_captions=min(max(in_passes), TOKENS_PER_PASS),
         caption_length=settings.max_sequence_length,
-        n_cond=n_cond,
         n_kept=n_cond if settings.cond_attention == "isolated" else 0,
         n_masks=2 if settings.attention_mask_method == "hard" else 1,
     )

@@ -4,10 +4,9 @@ With e bytes per element, a batch of B images of H x W pixels, L tokens each (te
 
     text       as the base says              of the encoder of captions, for one pass
     denoising  e B L d (13.3 + 0.8 adapters) one block at its widest: residual, attention, and the feed-forward layer's
-               4 d before and after its GELU; and 5 e B d for each row that adapters act on, if B > 1 and condition rows
-               are beside them: a stretch of each sample's rows is copied. Folded, these are the condition rows, else
-               all others. With e < 4 attention may be wider: 3.1 e B L d more than the block, since RoPE is computed in
-               fp32; or 12 d of the rows and 2 d of the keys, 4 d beside isolated condition tokens, which are copied.
+               4 d before and after its GELU. With e < 4 attention may be wider: 3.1 e B L d more than the block, since
+               RoPE is computed in fp32; or 12 d of the rows and 2 d of the keys, 4 d beside isolated condition tokens,
+               which are copied.
                A mask is kept for each kind of block, e B L^2; of more than 256 MiB, 256 MiB are built at a time.
                Isolated condition tokens are in none of the L; 2 e B d each, for every block
     decoding   e B H W max(5 c0, 3 c1)        c0, c1: channels of the VAE's two widest maps; B = 1 and at most a tile
@@ -20,7 +19,7 @@ Each is a stage with its networks on the device, and the peak is the largest of 
     group_offload  twice the stage's largest layer, and what is in no Linear or convolution
     int8 nf4 fp8   the stage's network; of the transformer, Linear weights take 1, 0.52 and 1 bytes. fp8 leaves those of
                    the modulations alone (as diffusers does). nf4 and fp8 unpack one layer at a time to e bytes
-    adapters       e each, with the transformer
+    adapters       e each, with the transformer; folded ones twice, since the stacks of their products are kept
 
 The coefficients were counted in the code and checked against what is alive at once (tests/test_memory_estimate.py).
 The CUDA context and what the allocator loses to fragments are the reserve of 1 GiB.
@@ -49,8 +48,7 @@ WIDEST_BLOCK, OF_ADAPTERS, OF_ROPE, BESIDE_KEYS = 13.3, 0.8, 3.1, 12
 class Request:
     """The images to make: `batch` of `size` (H, W) pixels at a time.
 
-    n_tokens   of the longest sample: text, image and condition; `n_cond` of them are of the condition, and `n_kept`
-               of these isolated
+    n_tokens   of the longest sample: text, image and condition, of which `n_kept` isolated ones
     n_masks    kinds of blocks with a mask: 2 with attribute isolation, else 1
     n_captions tokens of all captions that the encoder reads in one pass, padding included; `caption_length` of one
     in_parts   decoding image by image and in tiles, which all modes but `full` do anyway
@@ -61,7 +59,6 @@ class Request:
     n_tokens: int
     n_captions: int
     caption_length: int
-    n_cond: int = 0
     n_kept: int = 0
     n_masks: int = 2
     in_parts: bool = False
@@ -99,14 +96,14 @@ def predict(networks: Networks, request: Request, mode: str, width: int, device:
             width,
             has_adapters=networks.n_adapter > 0,
             n_kept=request.n_kept,
-            n_copied=copied_rows(networks, request),
             n_masks=request.n_masks,
         ),
         "decoding": decoder_bytes(networks.vae.config, request, width, in_parts=request.in_parts or mode != "full"),
     }
     weights = {
         "text": (sum if all_stay else max)(_stored(network, mode, width) for network in networks.text_encoders),
-        "denoising": transformer_bytes(networks.transformer, mode, width) + width * networks.n_adapter,
+        "denoising": transformer_bytes(networks.transformer, mode, width)
+        + width * networks.n_adapter * (2 if networks.is_folded else 1),
         "decoding": _stored(networks.vae, mode, width),
     }
     if all_stay:
@@ -121,7 +118,6 @@ def activation_bytes(
     width: int,
     has_adapters: bool = True,
     n_kept: int = 0,
-    n_copied: int = 0,
     n_masks: int = 2,
 ) -> int:
     """Estimate the bytes alive at once, without gradients, beside weights and inputs."""
@@ -131,15 +127,7 @@ def activation_bytes(
     copied = (BESIDE_KEYS * asking + (4 if n_kept else 2) * n_tokens) * d
     kept = 2 * (sizes["num_layers"] + sizes["num_single_layers"]) * n_kept * d
     masks = mask_bytes(n_masks, (batch, asking, n_tokens), width)
-    return int(width * batch * (max(block + 5 * d * n_copied, rotated, copied) + kept)) + masks
-
-
-def copied_rows(networks: Networks, request: Request) -> int:
-    """Count the rows of each sample that adapters act on and that lie beside other rows."""
-    beside = request.n_cond - request.n_kept
-    if request.batch == 1 or not beside or not networks.n_adapter:
-        return 0
-    return beside if networks.is_folded else request.n_tokens - request.n_cond
+    return int(width * batch * (max(block, rotated, copied) + kept)) + masks
 
 
 def decoder_bytes(sizes: Any, request: Request, width: int, in_parts: bool) -> int:
