@@ -11,16 +11,18 @@ tokenizer_digest     vocabulary and behaviour of a tokenizer: part of a bucket m
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from seg2any.system.headers import parse_header
+
 if TYPE_CHECKING:
     from torch import nn
 
-WEIGHTS = re.compile(r"\w+(-\d+-of-\d+)?\.(safetensors|bin)")  # no variants, such as model.fp16.safetensors
+WEIGHTS = re.compile(r"\w+(-\d+-of-\d+)?\.(safetensors|bin)")
+VARIANTS = re.compile(r"\w+\.\w+(-\d+-of-\d+)?\.safetensors")  # such as model.fp16.safetensors: read if alone
 SPOTS, SPOT_BYTES = 4, 64  # read of every tensor; another training changes nearly all numbers of what it changes
 SAMPLED_NUMBERS = 256  # of every tensor of a loaded network
 BLOCK = 1 << 22
@@ -85,6 +87,7 @@ def _digest_of(paths: Iterable[Path]) -> str:
 def _network_lines(folder: Path) -> Iterator[str]:
     """Yield name, size and digest of some bytes of every tensor of one network."""
     files = [path for path in folder.glob("*") if WEIGHTS.fullmatch(path.name)]
+    files = files or [path for path in folder.glob("*") if VARIANTS.fullmatch(path.name)]
     safe = [path for path in files if path.suffix == ".safetensors"]  # preferred where there are both
     for path in safe or files:
         with open(path, "rb") as file:
@@ -97,16 +100,14 @@ def _tensors(file: BinaryIO) -> list[tuple[str, int, int]]:
 
     A damaged file becomes one entry: loading it will raise the error.
     """
-    length = int.from_bytes(file.read(8), "little")
     try:
-        header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        named = [
-            (f"{name} {about['dtype']} {about['shape']}", *about["data_offsets"]) for name, about in header.items()
+        header, start = parse_header(file)
+        return [
+            (f"{name} {about['dtype']} {about['shape']}", *(start + offset for offset in about["data_offsets"]))
+            for name, about in header.items()
         ]
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError):
         return [("damaged", 0, 8)]
-    return [(name, 8 + length + begin, 8 + length + end) for name, begin, end in named]
 
 
 def _sampled(file: BinaryIO, begin: int, end: int) -> str:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from seg2any.adapters.files import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
+from seg2any.bases.flux1.recognise import refuse_other_models
 from seg2any.data.catalog import data_set_name
 from seg2any.generate import memory
 from seg2any.generate.memory_modes import IN_TRAINING
@@ -31,8 +32,15 @@ MODES = {quantization: mode for mode, quantization in IN_TRAINING.items()}  # tr
 
 @contextlib.contextmanager
 def finding_model(config: Config) -> Iterator[str]:
-    """Yield the base model's name, and turn errors about a missing model into a UserError."""
+    """Yield the base model's name, and turn errors about a missing model into a UserError.
+
+    Raises UserError for another model than FLUX.1.
+    """
     name = config.model.pretrained_model_name_or_path
+    try:
+        refuse_other_models(name)
+    except UserError as error:
+        raise UserError(f"model.pretrained_model_name_or_path: {error}") from None
     try:
         yield name
     except (OSError, HFValidationError) as error:

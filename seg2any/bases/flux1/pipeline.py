@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+from pathlib import Path
 
 import torch
 from diffusers import FluxPipeline
@@ -14,8 +15,12 @@ from seg2any.adapters.files import load_adapters, save_adapters
 from seg2any.adapters.fold import fold, is_folded, unfold
 from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.flux1.folded import load_folded, save_adapters_of_folded, without_adapters
+from seg2any.bases.flux1.recognise import refuse_other_models
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.bases.flux1.weight_check import CLASSES, check_weights
 from seg2any.system.errors import UserError
+
+OF_DOWNLOADS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token", "variant")
 
 
 class Flux1Pipeline(FluxPipeline):
@@ -39,7 +44,17 @@ class Flux1Pipeline(FluxPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
-        """Load as in diffusers; from a folder saved folded also load its adapters and card."""
+        """Load as in diffusers; from a folder saved folded also load its adapters and card.
+
+        Weights of one variant only, such as fp16, are found without naming it. Raises UserError for another model and
+        for weights that are missing or do not fit, see `seg2any.bases.flux1.weight_check`.
+        """
+        name = str(pretrained_model_name_or_path)
+        refuse_other_models(name)
+        if parts := [part for part in cls.NETWORKS if part not in kwargs]:
+            given = {key: value for key, value in kwargs.items() if key in OF_DOWNLOADS or key in CLASSES}
+            folder = Path(name if Path(name).is_dir() else cls.download(name, **given))
+            kwargs["variant"] = check_weights(folder, parts, kwargs.get("variant"))
         pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         if pipeline.transformer is not None:
             pipeline.card = load_folded(pipeline.transformer, pretrained_model_name_or_path)

@@ -8,14 +8,17 @@ from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, PreTrainedTok
 
 from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
+from seg2any.bases.flux1.recognise import refuse_other_models
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 
 
 def weightless_pipeline(name: str) -> Flux1Pipeline:
     """Load the pipeline `name`, a folder or hub id, with its networks on the meta device.
 
-    Reads configurations and tokenizers only. Raises the errors of diffusers and transformers for missing files.
+    Reads configurations and tokenizers only. Raises UserError for another model, and the errors of diffusers and
+    transformers for missing files.
     """
+    refuse_other_models(name)
     with torch.device("meta"):
         networks = {
             "transformer": Seg2AnyTransformer2DModel.from_config(
@@ -32,8 +35,9 @@ def weightless_pipeline(name: str) -> Flux1Pipeline:
 def read_small_files(name: str) -> tuple[int, PreTrainedTokenizerBase]:
     """Read pixels per token and the tokenizer of T5.
 
-    Raises the errors of diffusers and transformers for missing files.
+    Raises UserError for another model, and the errors of diffusers and transformers for missing files.
     """
+    refuse_other_models(name)
     vae = AutoencoderKL.load_config(name, subfolder="vae")
     tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer_2")
     return pixels_per_token(len(vae["block_out_channels"])), tokenizer
