@@ -39,6 +39,7 @@ from seg2any.data.label_maps import ADE20KDataset
 from seg2any.data.sacap_1m import SACap1MDataset
 from seg2any.generate.model import read_small_files
 from seg2any.system.console import exit_status, whole
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
 from seg2any.training.config import Config, Model
@@ -74,7 +75,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=whole(2), default=ROUND, help="samples of each kind (default: %(default)s)")
     parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline whose T5 tokenizer is used")
-    parser.add_argument("--output", type=Path, help="append the JSON lines to this file")
+    parser.add_argument("--output", type=user_path, help="append the JSON lines to this file")
     options = parser.parse_args(words)
     return exit_status("benchmarks.bucket_map", lambda: run(options), "start again")
 

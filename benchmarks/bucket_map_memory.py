@@ -27,6 +27,7 @@ from seg2any.data.bucket_map import SCHEMA, read_origin, write_tables
 from seg2any.data.count import Parts
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
 
@@ -40,7 +41,7 @@ def main(words: list[str] | None = None) -> int:
     """Run the command line; exit status 0 measured, 2 wrong input, 130 interrupted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--folder", type=Path, required=True, help="folder to create, and keep, with two files for every row"
+        "--folder", type=user_path, required=True, help="folder to create, and keep, with two files for every row"
     )
     parser.add_argument(
         "--rows", type=whole(1), nargs="+", default=[10_000, 1_000_000], help="length of each table (%(default)s)"

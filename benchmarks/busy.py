@@ -28,6 +28,7 @@ from pathlib import Path
 from seg2any.system.console import exit_status, whole
 from seg2any.system.cores import n_usable_cores
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
 from seg2any.system.threads import COUNT, SLEEP_WHILE_WAITING
@@ -46,7 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--busy", type=whole(0), default=4, help="processes that never sleep (default: %(default)s)")
     parser.add_argument("--rounds", type=whole(1), default=3, help="(default: %(default)s)")
     parser.add_argument("--num_inference_steps", type=whole(1), default=20, help="(default: %(default)s)")
-    parser.add_argument("--layout", type=Path, default=EXAMPLE / "masks" / "five.json", help="(default: %(default)s)")
+    parser.add_argument(
+        "--layout", type=user_path, default=EXAMPLE / "masks" / "five.json", help="(default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     return exit_status("benchmarks.busy", lambda: run(options), "start again")
 

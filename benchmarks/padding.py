@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from seg2any.data.sampler import BatchSampler, LengthBatches, PublishedBatches
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.processes import Process
 from seg2any.system.provenance import circumstances
@@ -105,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--map", type=Path, help="a bucket map, ours or published, instead of assumed lengths")
+    parser.add_argument("--map", type=user_path, help="a bucket map, ours or published, instead of assumed lengths")
     parser.add_argument(
         "--samples", type=whole(1), nargs="+", default=[2_000, 20_000, 200_000], help="sizes of assumed data sets"
     )

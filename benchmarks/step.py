@@ -54,7 +54,7 @@ from seg2any.evaluation.report.results import Bar, bar_lines
 from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
-from seg2any.system.files import atomic_write
+from seg2any.system.files import atomic_write, user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.precision import PRECISIONS, dtype_of, has_fast_bfloat16
 from seg2any.system.provenance import circumstances
@@ -239,7 +239,7 @@ def parse_options(words: list[str] | None = None) -> argparse.Namespace:
         help="kinds of growth (default: entities captions)",
     )
     parser.add_argument(
-        "--output", type=Path, help="file for the JSON line (default: benchmarks/results/step_SIZE.json)"
+        "--output", type=user_path, help="file for the JSON line (default: benchmarks/results/step_SIZE.json)"
     )
     options = parser.parse_args(words)
     options.device = "cuda" if options.size == "flux-dev" else "cpu"

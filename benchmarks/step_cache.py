@@ -18,7 +18,6 @@ import json
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -37,6 +36,7 @@ from seg2any.evaluation.shapes.sources import open_session
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.console import exit_status, whole
 from seg2any.system.device import choose_device
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.precision import PRECISIONS
 from seg2any.system.provenance import circumstances
@@ -59,14 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="examples/shapes/model", help="pipeline folder (default: %(default)s)")
-    parser.add_argument("--lora", type=Path, default="examples/shapes/lora", help="adapter folder (%(default)s)")
+    parser.add_argument("--lora", type=user_path, default="examples/shapes/lora", help="adapter folder (%(default)s)")
     parser.add_argument("--scenes", type=whole(1), default=20, help="scenes of the test split (default: %(default)s)")
     parser.add_argument("--num_inference_steps", type=whole(1), default=20, help="default: %(default)s")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
     parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device is fast in it")
     parser.add_argument("--calibrate", action="store_true", help="measure the ratios of a model for cache mag")
-    parser.add_argument("--output", type=Path, help="append the JSON line to this file")
+    parser.add_argument("--output", type=user_path, help="append the JSON line to this file")
     options = parser.parse_args(arguments)
     return exit_status("benchmarks.step_cache", lambda: run(options), "start again")
 

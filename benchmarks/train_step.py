@@ -34,6 +34,7 @@ from seg2any.diffusion.prepare import CondTokens, as_image
 from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import exit_status, whole
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
 from seg2any.training import batches
@@ -115,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=whole(1), default=5, help="steps of each scheme (default: %(default)s)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, for a busy machine")
     parser.add_argument("--size", choices=train_sizes.SIDES, help="use random weights of this size (flux-dev: CUDA)")
-    parser.add_argument("--output", type=Path, help="append the JSON line to this file")
+    parser.add_argument("--output", type=user_path, help="append the JSON line to this file")
     options, overrides = parser.parse_known_args(arguments)
     return exit_status("benchmarks.train_step", lambda: run(options, overrides), "start again")
 

@@ -25,7 +25,7 @@ from seg2any.adapters.card import CARD_KEY, AdapterCard, read_card, write_card
 from seg2any.adapters.fold import refuse_folded
 from seg2any.adapters.routing import COND, DEFAULT
 from seg2any.system.errors import UserError
-from seg2any.system.files import atomic_write, sort_metadata
+from seg2any.system.files import atomic_write, sort_metadata, user_path
 
 __all__ = ["COND", "DEFAULT", "AdapterCard", "add_adapters", "load_adapters", "save_adapters", "trainable_parameters"]
 
@@ -105,7 +105,7 @@ def load_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torc
 
 def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> AdapterCard:
     """Load adapters like `load_adapters`, even into a model with a folded adapter."""
-    folder = Path(folder)
+    folder = user_path(folder)
     files = {name: folder / name / WEIGHTS_FILE for name in (DEFAULT, COND)}
     if not files[DEFAULT].is_file():
         raise UserError(f"{folder}: {DEFAULT}/{WEIGHTS_FILE} is missing; give a folder with {DEFAULT}/ and {COND}/")
@@ -206,7 +206,7 @@ def save_adapters(
     Rank and alpha of the card come from the adapters; stock diffusers reads alpha from the file's metadata. If the
     model has no `cond`, a `cond` file from an earlier save is removed. Raises UserError if `default` is not loaded.
     """
-    folder, configs = Path(folder), getattr(transformer, "peft_config", {})
+    folder, configs = user_path(folder), getattr(transformer, "peft_config", {})
     if DEFAULT not in configs:
         raise UserError(f"{folder}: adapter {DEFAULT!r} is not loaded and cannot be saved; call load_adapters first")
     card = replace(card, rank=configs[DEFAULT].r, alpha=configs[DEFAULT].lora_alpha)

@@ -114,7 +114,7 @@ def save_panel(job: Job, layout: Layout, image: Image.Image) -> None:
 def discard_panel(job: Job) -> None:
     """Remove the panel of an earlier image, which would not show the image beside it."""
     try:
-        recipe = read_recipe(job.panel_path) if job.panel_path.exists() else None
+        recipe = read_recipe(job.panel_path) if os.path.exists(job.panel_path) else None  # the name may be too long
     except BrokenImage:
         return
     if recipe is not None and "panel" in recipe:  # another picture under this name stays

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from seg2any.data.dataset import DataSet
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 
 CATALOG = {
     "ade20k": "seg2any.data.label_maps:ADE20KDataset",
@@ -68,7 +69,8 @@ def open_data_set(name: str | None, params: dict, on_error: str = "skip") -> Dat
     for key, parameter in accepted.items():
         if parameter.default is parameter.empty and key not in params:
             raise UserError(f"data set {name}: parameter '{key}' is missing; give data.<train or val>.params.{key}")
-    return cls(**params)
+    paths = {key for key in params if Path in (hints.get(key), *get_args(hints.get(key)))}
+    return cls(**{key: user_path(value) if key in paths and value else value for key, value in params.items()})
 
 
 def _instead(key: str, accepted: Iterable[str]) -> str:

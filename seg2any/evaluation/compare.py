@@ -19,6 +19,7 @@ from seg2any.evaluation.metrics.bootstrap import Difference, paired_difference, 
 from seg2any.evaluation.report.results import Row, Run, read_run
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 
 
@@ -108,8 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("a", type=Path, metavar="A.json", help="JSON file that an evaluation wrote")
-    parser.add_argument("b", type=Path, metavar="B.json", help="JSON file of another run of the same benchmark")
+    parser.add_argument("a", type=user_path, metavar="A.json", help="JSON file that an evaluation wrote")
+    parser.add_argument("b", type=user_path, metavar="B.json", help="JSON file of another run of the same benchmark")
     options = parser.parse_args(arguments)
     return exit_status("seg2any.evaluation.compare", lambda: show(options.a, options.b), "start again")
 

@@ -21,6 +21,7 @@ from seg2any.generate.options import Options, add_setting_flags, options_of
 from seg2any.system.allocator import let_segments_grow
 from seg2any.system.console import exit_status, plain_messages, warn, whole
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.threads import compute_on_idle_cores
 from seg2any.training.config import Config, load
@@ -77,7 +78,7 @@ def parse_request(arguments: Sequence[str] | None = None) -> Request:
         allow_abbrev=False,
     )
     parser.add_argument("--base", action="append", default=[], metavar="CONFIG", help="the published name of CONFIG")
-    parser.add_argument("--output_path", type=Path, required=True, help="folder for the images")
+    parser.add_argument("--output_path", type=user_path, required=True, help="folder for the images")
     parser.add_argument("--limit", type=whole(1), help="number of samples, counted from the first (default: all)")
     parser.add_argument(
         "--published_jpeg",

@@ -22,6 +22,7 @@ from seg2any.generate.session import ImageOptions, Session
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.system.errors import UserError
+from seg2any.system.files import check_name
 from seg2any.system.processes import Process
 
 PIL_QUALITY = 75  # Pillow's default for JPEG, with which the published images were saved
@@ -61,6 +62,7 @@ class ImageSet:
             key = self.data.key(index)
             for number in range(self.images_per_sample):
                 path = image_path(self.folder, number, key, self.image_format)
+                check_name(path)
                 found.append(Wanted(index, number, image_seed(self.seed, key, number), path))
         if len({image.path for image in found}) != len(found):
             raise UserError("two samples of the data set have one name and would share a file; rename one")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from seg2any.generate.memory_modes import MEMORY_MODES
 from seg2any.layout.checks import MAX_SEED
 from seg2any.layout.overlap import OVERLAPS
 from seg2any.system.console import real, whole, yes_or_no
+from seg2any.system.files import user_path
 from seg2any.system.precision import PRECISIONS
 
 DESCRIPTION = """\
@@ -51,13 +53,15 @@ def flag(default: Any, text: str, **argument: Any) -> Any:
 class Options:
     """The options of `infer.py`. None: `infer.py` chooses."""
 
-    seg_mask_path: Path = flag(None, "a layout, or a folder of layouts", type=Path, required=True)
-    output_path: Path = flag(Path("result"), "folder for the images (default: result)", type=Path)
+    seg_mask_path: Path = flag(None, "a layout, or a folder of layouts", type=user_path, required=True)
+    output_path: Path = flag(Path("result"), "folder for the images (default: result)", type=user_path)
     pretrained_model_name_or_path: str = flag(
-        "black-forest-labs/FLUX.1-dev", "folder or hub id of a FLUX pipeline (default: black-forest-labs/FLUX.1-dev)"
+        "black-forest-labs/FLUX.1-dev",
+        "folder or hub id of a FLUX pipeline (default: black-forest-labs/FLUX.1-dev)",
+        type=os.path.expanduser,
     )
     lora_ckpt_path: Path | None = flag(
-        None, "folder with default/ and cond/; without it the model stays plain", type=Path
+        None, "folder with default/ and cond/; without it the model stays plain", type=user_path
     )
 
     seed: int | None = flag(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from seg2any.system.weights import folder_digest
 
 KEY = "seg2any"  # of the PNG text chunk
 IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and WebP
+MOST_PIXELS = {".jpg": 65500, ".webp": 16383}  # of a side; the libraries' own limits
 MEANT = {"layout.overlap": "share"}  # what a recipe without this name means, as older versions wrote it
 # These may differ between two recipes of the same image.
 CIRCUMSTANCES = ("versions", "device", "attention_kernels", "adapter.path", "model.path")
@@ -36,6 +38,14 @@ def save_image(image: Image.Image, recipe: dict, path: Path, quality: int = 95) 
             image.save(temporary, pnginfo=info)
             return
         image.save(temporary, quality=quality, exif=_exif(text, path))
+
+
+def check_size(size: tuple[int, int], path: Path) -> None:
+    """Raise UserError if the format of `path` cannot hold an image of `size` (H, W)."""
+    height, width = size
+    if max(size) > (most := MOST_PIXELS.get(path.suffix, math.inf)):
+        kind = path.suffix[1:]
+        raise UserError(f"{path}: {width}x{height} is too large for {kind}, which ends at {most}; use --format png")
 
 
 def check_recipe_fits(recipe: dict, path: Path) -> None:

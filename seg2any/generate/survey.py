@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -14,12 +15,13 @@ from seg2any.attention.settings import MAX_ENTITIES, ConditionSettings
 from seg2any.diffusion.prepare import image_size
 from seg2any.generate.options import Options
 from seg2any.generate.preflight import LayoutReport, ModelFacts, check_layout
+from seg2any.generate.recipe import check_size
 from seg2any.layout import Layout
 from seg2any.layout.checks import LayoutError, LayoutWarning
 from seg2any.layout.draw import overlay_with_legend
 from seg2any.layout.find import REPORT_FILE
 from seg2any.system.errors import UserError
-from seg2any.system.files import atomic_write
+from seg2any.system.files import atomic_write, check_name, takes_capitals_for_small
 
 T = TypeVar("T")
 
@@ -70,14 +72,16 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
             layout, found = read_quietly(path, options)
             size = image_size([layout], options.height, options.width, unit)
             _check_usable(path, layout, size, options, settings)
+            _check_files(path, layout.name, size, options)
             report = check_layout(layout, size, settings, model, known_warnings=found)
         except UserError as error:
             errors.append(str(error))
         else:
             layouts.append(Surveyed(path, layout.digest(), report))
             if options.check:
-                _save_overlay(layout, report, options.output_path)
+                _save_overlay(layout, report, overlay_path(layout.name, options))
     errors += _same_names(layouts, options)
+    left_out += _alike_names(layouts, options)
     return Survey(tuple(layouts), tuple(dict.fromkeys(errors)), tuple(left_out))  # shared errors once
 
 
@@ -121,8 +125,8 @@ def write_report(survey: Survey, settings: ConditionSettings, folder: Path) -> P
     return folder / REPORT_FILE
 
 
-def _save_overlay(layout: Layout, report: LayoutReport, folder: Path) -> None:
-    with atomic_write(folder / f"{layout.name}_overlay.png") as temporary:
+def _save_overlay(layout: Layout, report: LayoutReport, path: Path) -> None:
+    with atomic_write(path) as temporary:
         overlay_with_legend(layout, report.image_size).save(temporary)
 
 
@@ -138,6 +142,20 @@ def _check_usable(
         raise LayoutError(f"{path}: caption is missing, and --attention_mask_method none uses nothing else; add it")
 
 
+def _check_files(path: Path, name: str, size: tuple[int, int], options: Options) -> None:
+    """Raise LayoutError if a file that is to be written can have no such name, or hold no such image."""
+    images = image_paths(name, options)
+    panels = [panel_path(image) for image in images] if options.save_panels else []
+    overlays = [overlay_path(name, options)] if options.check else []
+    try:
+        for image in images:
+            check_size(size, image)
+        for file in (*images, *panels, *overlays):
+            check_name(file)
+    except UserError as error:
+        raise LayoutError(f"{path}: cannot be written as {error}") from None
+
+
 def image_paths(name: str, options: Options) -> list[Path]:
     """Return the paths of the images of the layout called `name`."""
     count = options.num_images_per_prompt
@@ -150,14 +168,38 @@ def panel_path(image: Path) -> Path:
     return image.with_name(f"{image.stem}_panel.png")
 
 
+def overlay_path(name: str, options: Options) -> Path:
+    """Return the path of the picture that --check writes for the layout called `name`."""
+    return options.output_path / f"{name}_overlay.png"
+
+
 def _same_names(layouts: Iterable[Surveyed], options: Options) -> list[str]:
     writers = defaultdict(list)
+    blind = takes_capitals_for_small(options.output_path)
     for layout in layouts:
         for image in image_paths(layout.report.name, options):
-            writers[image].append(str(layout.path))
-            writers[panel_path(image)].append(str(layout.path))
+            for file in (image, panel_path(image)):
+                writers[_without_capitals(file) if blind else file].append(str(layout.path))
     shared: dict[tuple[str, ...], str] = {}
     for file, paths in writers.items():
         if len(paths) > 1:
             shared.setdefault(tuple(paths), file.name)
     return [f"{' and '.join(paths)} would both write {file}; rename one" for paths, file in shared.items()]
+
+
+def _alike_names(layouts: Iterable[Surveyed], options: Options) -> list[str]:
+    """Warn of names that are one where small letters and capitals are the same."""
+    if takes_capitals_for_small(options.output_path):
+        return []  # an error, see `_same_names`
+    alike = defaultdict(set)
+    for name in (layout.report.name for layout in layouts):
+        alike[_without_capitals(Path(name))].add(name)
+    return [
+        f"images of {' and '.join(sorted(names))} have names that are one file on macOS and Windows; rename one"
+        for names in alike.values()
+        if len(names) > 1
+    ]
+
+
+def _without_capitals(path: Path) -> Path:
+    return path.with_name(unicodedata.normalize("NFC", path.name).casefold())

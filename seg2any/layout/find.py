@@ -9,6 +9,7 @@ from pathlib import Path
 from seg2any.layout.checks import LayoutError, LayoutWarning
 from seg2any.layout.color_map import SUFFIXES
 from seg2any.layout.document import read_annotation
+from seg2any.system.files import user_path
 
 REPORT_FILE = "preflight.json"  # written by `infer.py --check`, maybe into a folder of layouts, but not a layout
 
@@ -77,7 +78,7 @@ def masks_of(annotation: Path) -> set[Path]:
             found = read_annotation(annotation)
     except LayoutError:
         return set()
-    masks = {annotation.parent / region.mask for region in found.regions if region.mask is not None}
+    masks = {annotation.parent / user_path(region.mask) for region in found.regions if region.mask is not None}
     return masks | ({panoptic_picture(annotation, found.panoptic)} if found.panoptic else set())
 
 

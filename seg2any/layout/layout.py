@@ -20,6 +20,7 @@ from seg2any.layout.checks import (
     check_source,
 )
 from seg2any.layout.overlap import shared_pixels, visible_masks
+from seg2any.system.files import user_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +117,7 @@ class Layout:
         """
         from seg2any.layout.readers import read_layout  # imported late: it needs PIL and cv2
 
-        parts = read_layout(Path(path), snap_colors)
+        parts = read_layout(user_path(path), snap_colors)
         try:
             return cls(*parts)
         except LayoutError as error:
@@ -130,7 +131,7 @@ class Layout:
         """
         from seg2any.layout.find import find_layouts
 
-        return find_layouts(Path(path))
+        return find_layouts(user_path(path))
 
     def write(self, path: str | os.PathLike) -> None:
         """Write NAME.json with NAME.png (the published format), or NAME.npz.
@@ -140,4 +141,4 @@ class Layout:
         """
         from seg2any.layout.readers import write_layout
 
-        write_layout(LayoutParts(*(getattr(self, name) for name in LayoutParts._fields)), Path(path))
+        write_layout(LayoutParts(*(getattr(self, name) for name in LayoutParts._fields)), user_path(path))

@@ -36,6 +36,7 @@ from seg2any.layout.images import read_colors, read_mask
 from seg2any.layout.npz import read_npz, write_npz
 from seg2any.layout.polygons import draw_polygons
 from seg2any.layout.rle import decode_rle
+from seg2any.system.files import user_path
 
 __all__ = ["decode_rle", "find_layouts", "read_layout", "write_layout"]
 
@@ -111,7 +112,7 @@ def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
 
 def _read_region(region: Region, path: Path, size: tuple[int, int] | None) -> np.ndarray:
     if region.mask is not None:
-        return read_mask(path.parent / region.mask)
+        return read_mask(path.parent / user_path(region.mask))
     if isinstance(region.segmentation, list):
         if size is None:
             raise LayoutError(f"{region.where}: polygons need the size of the image; add its width and height")

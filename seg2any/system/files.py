@@ -21,7 +21,13 @@ except ImportError:  # Windows
     fcntl = None
 
 STALE_SECONDS = 600  # a temporary file that nobody has written to for so long: its writer was killed
+TEMPORARY_BYTES = 255  # the most of a temporary file's name
 RUNNING = ".running"  # the lock file of a folder that one process at a time works in
+
+
+def user_path(text: str | os.PathLike) -> Path:
+    """Return a path as people write it: ~ is the home folder, also where the shell has left it."""
+    return Path(os.path.expanduser(text))
 
 
 @contextlib.contextmanager
@@ -45,6 +51,41 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_name(path: Path) -> None:
+    """Raise UserError if a name in `path`, or all of it, is longer than the file system takes."""
+    place = _existing(path)
+    longest, most = (_limit(place, name, usual) for name, usual in (("PC_NAME_MAX", 255), ("PC_PATH_MAX", 4096)))
+    for part in path.parts:
+        if (size := len(os.fsencode(part))) > longest:
+            raise UserError(f"{path}: a name has {size} bytes, and {place} takes {longest}; shorten it")
+    beside = path.absolute().with_name("x" * TEMPORARY_BYTES)  # the temporary file
+    if max(len(os.fsencode(one)) for one in (path.absolute(), beside)) >= most:
+        raise UserError(f"{path}: the path is longer than {most - 1} bytes; choose another folder")
+
+
+def takes_capitals_for_small(folder: Path) -> bool:
+    """Tell whether names that differ only in capitals are one file, as on macOS, Windows and memory cards.
+
+    Nothing is written: the name of an existing folder is spelt the other way.
+    """
+    place = _existing(folder.absolute())
+    for known in (place, *place.parents):
+        other = known.with_name(known.name.swapcase()) if known.name else known
+        if other != known:
+            return os.path.exists(other) and os.path.samefile(known, other)
+    return False
+
+
+def _existing(path: Path) -> Path:
+    return next(one for one in (path, *path.absolute().parents) if os.path.exists(one))
+
+
+def _limit(place: Path, name: str, usual: int) -> int:
+    with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no pathconf
+        return os.pathconf(place, name)
+    return usual
 
 
 def remove_stale(folder: Path) -> None:

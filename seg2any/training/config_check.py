@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
@@ -15,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from seg2any.generate.memory_modes import IN_TRAINING
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 
 EXAMPLES = {
     list: "a list such as [19,37]",
@@ -46,6 +48,10 @@ AT_LEAST_ZERO = (
     "model.logit_std",
 )
 POSITIVE = ("trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
+PATHS = (
+    *("project.output_dir", "project.logging_dir", "project.gen_image_dir", "trainer.cache_dir"),
+    *("model.pretrained_model_name_or_path", "model.lora_ckpt_path", "resume_from_checkpoint"),
+)
 FINITE = ("model.logit_mean", "model.mode_scale")
 PROBABILITIES = ("trainer.caption_dropout", "trainer.cond_dropout")
 DECAYS = ("optimizer.adam_beta1", "optimizer.adam_beta2", "trainer.ema_decay", "model.lora_dropout")
@@ -80,6 +86,16 @@ def check_values(config: DictConfig) -> None:
                 raise wrong(key, rule)
 
 
+def expand_paths(config: DictConfig) -> None:
+    """Replace ~ at the beginning of every path by the home folder."""
+    for key in PATHS:
+        if isinstance(value := OmegaConf.select(config, key), str):
+            OmegaConf.update(config, key, os.path.expanduser(value))
+    for section in (config.data.train, config.data.val):
+        given = OmegaConf.to_container(section.params)
+        section.params = {k: os.path.expanduser(v) if isinstance(v, str) else v for k, v in given.items()}
+
+
 def read_sources(arguments: list[str]) -> Iterator[tuple[str, DictConfig]]:
     """Yield name and content of every yaml file and every command-line override, in order.
 
@@ -88,7 +104,7 @@ def read_sources(arguments: list[str]) -> Iterator[tuple[str, DictConfig]]:
     while arguments:
         argument = arguments.pop(0)
         if not argument.startswith("--"):
-            yield argument, _read(Path(argument))
+            yield argument, _read(user_path(argument))
             continue
         key, has_value, value = argument[2:].partition("=")
         if not has_value:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
@@ -17,6 +16,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, LETTERS, PATTERNS, SHAPES
 from seg2any.system.console import exit_status, whole
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 
 GLOBAL_TOKENS = 96  # max_sequence_length that T5 is trained with
@@ -170,7 +170,7 @@ def build_pipeline(seed: int = 0) -> FluxPipeline:
 def main(words: list[str] | None = None) -> int:
     """Run the command line; exit status 0 saved, 2 wrong input or unwritable folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder to write, 22 MB")
+    parser.add_argument("folder", type=user_path, help="folder to write, 22 MB")
     parser.add_argument("--seed", type=whole(0), default=0, help="seed of the weights (default: %(default)s)")
     args = parser.parse_args(words)
 

@@ -22,7 +22,7 @@ from seg2any.adapters.files import save_adapters
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
-from seg2any.system.files import atomic_write
+from seg2any.system.files import atomic_write, user_path
 from seg2any.system.interrupts import run_command
 from seg2any.training import config
 
@@ -66,14 +66,20 @@ Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
 def main(words: list[str] | None = None) -> int:
     """Run the command line; exit status 0 published, 2 wrong input or unwritable folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", type=Path, default=Path("runs/tiny_base"), help="default: %(default)s")
+    parser.add_argument("--base", type=user_path, default=Path("runs/tiny_base"), help="default: %(default)s")
     parser.add_argument(
-        "--vae", type=Path, nargs="*", default=[Path("runs/tiny_vae")], help="runs of the VAE, in order, for the card"
+        "--vae",
+        type=user_path,
+        nargs="*",
+        default=[Path("runs/tiny_vae")],
+        help="runs of the VAE, in order, for the card",
     )
-    parser.add_argument("--decoder", type=Path, help="a run of train_vae --decoder_only, if any")
-    parser.add_argument("--model", type=Path, default=Path("examples/shapes/model"), help="default: %(default)s")
-    parser.add_argument("--lora", type=Path, help="a checkpoint of train.py to publish instead of the base")
-    parser.add_argument("--lora_output", type=Path, default=Path("examples/shapes/lora"), help="default: %(default)s")
+    parser.add_argument("--decoder", type=user_path, help="a run of train_vae --decoder_only, if any")
+    parser.add_argument("--model", type=user_path, default=Path("examples/shapes/model"), help="default: %(default)s")
+    parser.add_argument("--lora", type=user_path, help="a checkpoint of train.py to publish instead of the base")
+    parser.add_argument(
+        "--lora_output", type=user_path, default=Path("examples/shapes/lora"), help="default: %(default)s"
+    )
     args = parser.parse_args(words)
 
     def publish() -> None:

@@ -49,15 +49,15 @@ class Flux1Pipeline(FluxPipeline):
         Weights of one variant only, such as fp16, are found without naming it. Raises UserError for another model and
         for weights that are missing or do not fit, see `seg2any.bases.flux1.weight_check`.
         """
-        name = str(pretrained_model_name_or_path)
+        name = os.path.expanduser(pretrained_model_name_or_path)
         refuse_other_models(name)
         if parts := [part for part in cls.NETWORKS if part not in kwargs]:
             given = {key: value for key, value in kwargs.items() if key in OF_DOWNLOADS or key in CLASSES}
             folder = Path(name if Path(name).is_dir() else cls.download(name, **given))
             kwargs["variant"] = check_weights(folder, parts, kwargs.get("variant"))
-        pipeline = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        pipeline = super().from_pretrained(name, **kwargs)
         if pipeline.transformer is not None:
-            pipeline.card = load_folded(pipeline.transformer, pretrained_model_name_or_path)
+            pipeline.card = load_folded(pipeline.transformer, name)
         return pipeline
 
     @property
@@ -67,6 +67,7 @@ class Flux1Pipeline(FluxPipeline):
 
     def save_pretrained(self, save_directory: str | os.PathLike, **kwargs) -> None:
         """Save as in diffusers, without adapters; if `default` is folded, with them."""
+        save_directory = os.path.expanduser(save_directory)
         if not getattr(self.transformer, "peft_config", None):
             super().save_pretrained(save_directory, **kwargs)
             return

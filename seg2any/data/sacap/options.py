@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seg2any.data.sacap.subset import PICKS
+from seg2any.system.files import user_path
 
 PROG = "python -m seg2any.data.sacap"
 RAW = Path("data/SACap-1M/raw")
@@ -111,7 +112,7 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, example
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    command.add_argument("annotations", type=Path, help="SACap-1M's parquet file, or one written by `plan`")
+    command.add_argument("annotations", type=user_path, help="SACap-1M's parquet file, or one written by `plan`")
     command.add_argument("--groups", help="only these tars: 0-99,123 or sa_000000-sa_000099,sa_000123 (default: all)")
     command.add_argument(
         "--workers", type=_positive, default=min(8, os.cpu_count() or 1), help="processes (default: %(default)s)"
@@ -120,7 +121,7 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, example
 
 
 def _plan(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--output", type=Path, required=True, help="the plan, a parquet file")
+    command.add_argument("--output", type=user_path, required=True, help="the plan, a parquet file")
     command.add_argument("--limit", type=_positive, help="images at most (default: all)")
     command.add_argument(
         "--pick", choices=PICKS, default="fewest_tars", help="which images --limit takes (default: fewest_tars)"
@@ -134,33 +135,35 @@ def _plan(command: argparse.ArgumentParser) -> None:
         metavar=("LEAST", "MOST"),
         help="only images with LEAST to MOST captioned masks",
     )
-    command.add_argument("--tar_dir", type=Path, nargs="+", default=[], help="folders with the tars that are at hand")
+    command.add_argument(
+        "--tar_dir", type=user_path, nargs="+", default=[], help="folders with the tars that are at hand"
+    )
     command.add_argument("--only_present", action="store_true", help="only images of the tars in --tar_dir")
     command.add_argument(
         "--scan", action="store_true", help="read the tars' headers: exact sizes, lacking images, damaged tars"
     )
     command.add_argument(
-        "--links", type=Path, help="SA-1B's list of links; those of the tars still to fetch are written"
+        "--links", type=user_path, help="SA-1B's list of links; those of the tars still to fetch are written"
     )
 
 
 def _extract(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--tar_dir", type=Path, nargs="+", required=True, help="folders with sa_000000.tar, sa_000001.tar, ..."
+        "--tar_dir", type=user_path, nargs="+", required=True, help="folders with sa_000000.tar, sa_000001.tar, ..."
     )
-    command.add_argument("--output", type=Path, default=RAW, help="folder of the groups (default: %(default)s)")
-    command.add_argument("--report", type=Path, help="write every problem to this file, as a table with tabs")
+    command.add_argument("--output", type=user_path, default=RAW, help="folder of the groups (default: %(default)s)")
+    command.add_argument("--report", type=user_path, help="write every problem to this file, as a table with tabs")
 
 
 def _verify(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--root", type=Path, default=RAW, help="folder of the groups (default: %(default)s)")
-    command.add_argument("--output", type=Path, help="write the rows of the whole images to this parquet file")
+    command.add_argument("--root", type=user_path, default=RAW, help="folder of the groups (default: %(default)s)")
+    command.add_argument("--output", type=user_path, help="write the rows of the whole images to this parquet file")
     command.add_argument(
         "--delete_broken",
         action="store_true",
         help="remove jpg and json of broken images, so that extract gets them again",
     )
-    command.add_argument("--report", type=Path, help="write every problem to this file, as a table with tabs")
+    command.add_argument("--report", type=user_path, help="write every problem to this file, as a table with tabs")
 
 
 def _positive(text: str) -> int:

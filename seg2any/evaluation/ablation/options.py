@@ -14,6 +14,7 @@ from seg2any.evaluation.ablation.rows import KINDS, REFERENCE, TRAINED, TRAINING
 from seg2any.evaluation.shapes.options import Options as ShapesOptions
 from seg2any.evaluation.shapes.options import shapes_flags
 from seg2any.system.console import whole
+from seg2any.system.files import user_path
 
 TRAININGS = [f"  {name}: python train.py config/seg2any_shapes.yaml {config}" for name, (config, _) in TRAINED.items()]
 DETAILS = f"""\
@@ -53,7 +54,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "--variant", action="append", default=[], metavar="NAME=FOLDER", help="a row with adapters of its own"
     )
-    parser.add_argument("--docs", type=Path, help="folder for ablation.md, .json and .png (default: OUTPUT)")
+    parser.add_argument("--docs", type=user_path, help="folder for ablation.md, .json and .png (default: OUTPUT)")
     parser.add_argument("--rows", nargs="+", metavar="ROW", help="measure only these and the reference (default: all)")
     parser.add_argument(
         "--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS), help="kinds of scenes (default: all)"
@@ -83,4 +84,4 @@ def _variant(parser: argparse.ArgumentParser, text: str) -> tuple[str, Row]:
         parser.error(
             f"--variant {text}: not an unused name and a folder; give for example trained-base=runs/ablation_base"
         )
-    return name, trained_row(name, Path(folder))
+    return name, trained_row(name, user_path(folder))

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 
 SPLITS = ("train2017", "val2017")
@@ -47,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("coco_path", type=Path, help="folder that holds stuffthingmaps/")
-    parser.add_argument("-o", "--out_dir", type=Path, help="default: COCO_PATH")
+    parser.add_argument("coco_path", type=user_path, help="folder that holds stuffthingmaps/")
+    parser.add_argument("-o", "--out_dir", type=user_path, help="default: COCO_PATH")
     parser.add_argument("--nproc", type=int, default=os.cpu_count() or 1, help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
     target = options.out_dir or options.coco_path

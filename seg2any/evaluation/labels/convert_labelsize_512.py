@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--input_path", type=Path, required=True, help="folder of label maps")
-    parser.add_argument("--output_path", type=Path, required=True, help="folder for the converted ones")
+    parser.add_argument("--input_path", type=user_path, required=True, help="folder of label maps")
+    parser.add_argument("--output_path", type=user_path, required=True, help="folder for the converted ones")
     parser.add_argument("--size", type=int, default=512, help="both sides in pixels (default: %(default)s)")
     parser.add_argument(
         "--data_set", choices=("ade20k", "coco_stuff"), help="check the ids against this data set (default: no check)"

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from seg2any.evaluation.report.page import write_page
 from seg2any.system.console import exit_status
+from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 
 
@@ -24,8 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", nargs="+", type=Path, metavar="FILE.json", help="JSON file that an evaluation wrote")
-    parser.add_argument("-o", "--output", type=Path, default=Path("report.html"), help="default: %(default)s")
+    parser.add_argument(
+        "runs", nargs="+", type=user_path, metavar="FILE.json", help="JSON file that an evaluation wrote"
+    )
+    parser.add_argument("-o", "--output", type=user_path, default=Path("report.html"), help="default: %(default)s")
     options = parser.parse_args(arguments)
 
     def write() -> None:

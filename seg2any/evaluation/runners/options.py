@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seg2any.system.files import user_path
+
 WEIGHTS = Path("weights")  # where the README says to put files that are not folders of transformers
 DEEPLAB = "deeplabv3_r101-d8_512x512_4x4_320k_coco-stuff164k_20210709_155402-3cbca14d.pth"
 # Flag of a judge -> where it is looked for by default, description.
@@ -63,8 +65,8 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         epilog=DETAILS,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("images", type=Path, help="folder that seg2any/evaluation/generate_image.py made")
-    parser.add_argument("-o", "--output", type=Path, help="JSON file (default: IMAGES/evaluation.json)")
+    parser.add_argument("images", type=user_path, help="folder that seg2any/evaluation/generate_image.py made")
+    parser.add_argument("-o", "--output", type=user_path, help="JSON file (default: IMAGES/evaluation.json)")
     parser.add_argument(
         "--metrics",
         nargs="+",

@@ -6,11 +6,13 @@ Nothing heavy is imported, so that --help is quick.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from seg2any.system.console import whole
+from seg2any.system.files import user_path
 from seg2any.system.precision import PRECISIONS
 
 SCENES = {"normal": 200, "crowded": 40}  # kind -> number of scenes of the test split
@@ -65,11 +67,16 @@ def shapes_flags(output: str, batch_size: int) -> argparse.ArgumentParser:
     `lora` is a Path or None.
     """
     parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--model", default="examples/shapes/model", help="FLUX pipeline folder (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        type=os.path.expanduser,
+        default="examples/shapes/model",
+        help="FLUX pipeline folder (default: %(default)s)",
+    )
     parser.add_argument(
         "--lora", type=adapters, default="examples/shapes/lora", help="adapter folder, or none (default: %(default)s)"
     )
-    parser.add_argument("--output", type=Path, default=output, help="folder (default: %(default)s)")
+    parser.add_argument("--output", type=user_path, default=output, help="folder (default: %(default)s)")
     parser.add_argument("--seed", type=whole(0), default=42, help="seed of the noise (default: %(default)s)")
     parser.add_argument(
         "--num_inference_steps", type=whole(1), default=20, help="denoising steps (default: %(default)s)"
@@ -87,4 +94,4 @@ def shapes_flags(output: str, batch_size: int) -> argparse.ArgumentParser:
 
 def adapters(text: str) -> Path | None:
     """Read an adapter folder; None for the word none."""
-    return None if text == "none" else Path(text)
+    return None if text == "none" else user_path(text)
