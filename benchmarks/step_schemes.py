@@ -209,7 +209,7 @@ class Given:
         return Condition(
             self.tensor(self.case.batch_size, PLAIN_TEXT_TOKENS, config.joint_attention_dim, seed=2),
             self.tensor(self.case.batch_size, config.pooled_projection_dim, seed=1),
-            layout_tokens([sample] * self.case.batch_size).to(self.device),
+            layout_tokens([sample] * self.case.batch_size),
             ConditionSettings("none"),
         )
 
