@@ -36,12 +36,12 @@ class RandomBatches(BatchSampler):
         return self.buckets
 
     @property
-    def batches_per_epoch(self) -> int:
-        return max(1, len(self.lengths) // self._group)
+    def groups_per_epoch(self) -> int:
+        return max(1, len(self.lengths) // self.group)
 
     def epoch(self, number: int) -> np.ndarray:
         order = np.random.default_rng((self.seed, number)).permutation(len(self.lengths))
-        return np.resize(order, (self.batches_per_epoch, self.world, self.batch_size))
+        return np.resize(order, (self.groups_per_epoch, self.group))
 
 
 KINDS = {"random": RandomBatches, "published": PublishedBatches, "length": LengthBatches}
@@ -69,6 +69,7 @@ def measure(sampler: BatchSampler, image_tokens: int) -> dict[str, float]:
     began = time.perf_counter()
     epoch = sampler.epoch(0)
     seconds = time.perf_counter() - began
+    epoch = epoch.reshape(-1, sampler.process.count, sampler.batch_size)
     lengths = sampler.lengths[epoch]  # [steps, ranks, batch, 2]
     computed = sampler.batch_size * (lengths.max(axis=2).sum(axis=-1) + image_tokens)  # [steps, ranks]
     used = lengths.sum(axis=(2, 3)) + sampler.batch_size * image_tokens

@@ -56,7 +56,7 @@ def test_reading_ahead_never_moves_the_position(data, stock_pipe, workers):
     random_before = torch.get_rng_state()
     whole = take(source, sampler, 2)
     state = sampler.state_dict()
-    assert state["position"] == 2 and torch.equal(random_before, torch.get_rng_state())
+    assert state["taken"] == 4 and torch.equal(random_before, torch.get_rng_state())
     whole += take(source, sampler, 3)
     resumed = source.sampler("length", 2)
     resumed.load_state_dict(state)

@@ -57,7 +57,7 @@ def train(arguments, trace, rank, killed_at=None):
     def traced_loss(*arguments):
         count()
         value = loss(*arguments)
-        row = [f"process {rank}, micro-step {trainer.sampler.position}", seen[-1], value.item().hex()]
+        row = [f"process {rank}, micro-step {trainer.sampler.taken}", seen[-1], value.item().hex()]
         with open(trace, "a") as file:
             file.write(json.dumps(row) + "\n")
         return value
@@ -147,13 +147,13 @@ def life(arguments, folder, processes, launcher, victim=None, moment=None):
     return forked.run(one, folder / "log.txt", processes, launcher)
 
 
-def test_another_world_size_or_data_set_is_refused(tiny_model, tmp_path):
+def test_another_number_of_samples_in_a_step_or_data_set_is_refused(tiny_model, tmp_path):
     two = [*command(tiny_model, tmp_path), "--trainer.max_train_steps=1"]
     log = tmp_path / "log.txt"
     assert forked.run(lambda rank: tiny_run.trainer(two).fit(), log, 2) == [0, 0], log.read_text()[-4000:]
     resumed = [*two, "--resume_from_checkpoint=latest"]
-    with pytest.raises(UserError, match="number of processes: 2 in the checkpoint, 1 now"):
-        tiny_run.trainer(resumed).fit()
+    with pytest.raises(UserError, match="^trainer.train_batch_size: "):
+        tiny_run.trainer([*resumed, "--trainer.train_batch_size=3"]).fit()
 
     def other_data(rank):
         with pytest.raises(UserError, match="data.train's content: .* in the checkpoint, .* now"):

@@ -98,7 +98,7 @@ def test_state_is_the_position_across_epochs(kind):
     batches = kind(lengths_like(10), 3, seed=3)
     expected = [next(batches) for _ in range(8)]
     resumed = kind(lengths_like(10), 3, seed=3)
-    resumed.load_state_dict(batches.state_dict() | {"position": 4})
+    resumed.load_state_dict(batches.state_dict() | {"taken": 12})
     assert [next(resumed) for _ in range(4)] == expected[4:]
     assert resumed.state_dict() == batches.state_dict()
 
@@ -115,7 +115,8 @@ def test_set_epoch_goes_to_the_same_epoch_on_every_rank(kind, world):
             jumped.set_epoch(number)
             assert [next(jumped) for _ in range(jumped.batches_per_epoch)] == epochs[number]
         whole = jumped.epoch(1)
-        assert whole.shape == (jumped.batches_per_epoch, world, 2) and whole[:, rank].tolist() == epochs[1]
+        assert whole.shape == (jumped.groups_per_epoch, world * 2)
+        assert whole.reshape(-1, world, 2)[:, rank].tolist() == epochs[1]
 
 
 def test_running_ahead_does_not_move_the_position():
@@ -123,19 +124,58 @@ def test_running_ahead_does_not_move_the_position():
     next(batches)
     ahead = batches.ahead()
     expected = [next(ahead) for _ in range(5)]
-    assert batches.position == 1 and [next(batches) for _ in range(5)] == expected
+    assert batches.taken == 3 and [next(batches) for _ in range(5)] == expected
 
 
-def test_the_state_of_other_batches_is_refused():
+SHARES = [(8, 1, 1), (4, 2, 1), (1, 8, 1), (4, 1, 2), (2, 2, 2), (2, 1, 4), (1, 2, 4)]  # batch, accumulated, processes
+
+
+def steps_of(shares, count, state=None, kind=LengthBatches):
+    """Return the samples of `count` steps as one list each, and the state after them."""
+    batch_size, accumulation, world = shares
+    buckets = np.random.default_rng(2).choice([LEFT_OUT, 7, 9], 60, p=[0.1, 0.6, 0.3])
+    if kind is PublishedBatches:
+        buckets = np.where(buckets == LEFT_OUT, LEFT_OUT, 7)
+    processes = [Process(rank, world) for rank in range(world)]
+    ranks = [kind(lengths_like(60), batch_size, 3, one, buckets, accumulation) for one in processes]
+    for rank in ranks if state else ():
+        rank.load_state_dict(state)
+    steps = [[i for _ in range(accumulation) for rank in ranks for i in next(rank)] for _ in range(count)]
+    for samples in steps:
+        assert len({buckets[i] for i in samples}) == 1 or (state and state.get("batch_size"))
+    return steps, ranks[-1].state_dict()
+
+
+@pytest.mark.parametrize("shares", SHARES[1:])
+def test_the_same_samples_make_a_step_however_they_are_shared(shares):
+    whole, state = steps_of(SHARES[0], 15)  # over two ends of epochs
+    assert steps_of(shares, 15) == (whole, state)
+    first, state = steps_of(SHARES[0], 4)
+    second, state = steps_of(shares, 5, state)
+    assert first + second + steps_of((2, 1, 4), 6, state)[0] == whole
+
+
+@pytest.mark.parametrize("kind", [LengthBatches, PublishedBatches])
+@pytest.mark.parametrize("shares", [(2, 2, 2), (2, 4, 1), (1, 2, 4), (2, 1, 4)])
+def test_older_states_go_on_in_their_order_on_any_number_of_processes(kind, shares):
+    """Compare with groups of one batch for both processes, as older runs formed them, two in a step."""
+    groups, _ = steps_of((2, 1, 2), 30, kind=kind)
+    pairs = [groups[at] + groups[at + 1] for at in range(0, 30, 2)]
+    order = steps_of((2, 1, 2), 1, kind=kind)[1]["order"]
+    old = {"position": 6, "batch_size": 2, "world": 2, "order": order}
+    found, state = steps_of(shares, 12, old, kind)
+    assert found == pairs[3:] and state == {"taken": 15 * 8, "group": 4, "order": order}
+
+
+def test_the_state_of_another_order_is_refused():
     state = LengthBatches(lengths_like(10), 3, process=Process(0, 2)).state_dict()
     for other, what in (
-        (LengthBatches(lengths_like(10), 3), "processes: 2, now 1"),
-        (LengthBatches(lengths_like(10), 2, process=Process(0, 2)), "batches of 3, now 2"),
-        (LengthBatches(lengths_like(10, seed=1), 3, process=Process(0, 2)), "lengths and order"),
-        (LengthBatches(lengths_like(10), 3, seed=1, process=Process(0, 2)), "lengths and order"),
-        (PublishedBatches(lengths_like(10), 3, process=Process(0, 2)), "lengths and order"),
+        (LengthBatches(lengths_like(10), 4), "trainer.train_batch_size"),
+        (LengthBatches(lengths_like(10, seed=1), 3, process=Process(0, 2)), "checkpoint"),
+        (LengthBatches(lengths_like(10), 3, seed=1, process=Process(0, 2)), "checkpoint"),
+        (PublishedBatches(lengths_like(10), 3, process=Process(0, 2)), "checkpoint"),
     ):
-        with pytest.raises(UserError, match=what):
+        with pytest.raises(UserError, match=f"^{what}: "):
             other.load_state_dict(state)
 
 

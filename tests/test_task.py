@@ -43,8 +43,8 @@ class Points:
         x = torch.randn(POINTS, 3, generator=torch.Generator().manual_seed(1))
         self.points = [Point(row, TRUTH @ row) for row in x]
 
-    def sampler(self, kind, batch_size, seed, process):
-        return LengthBatches(np.zeros((POINTS, 2)), batch_size, seed, process)
+    def sampler(self, kind, batch_size, seed, process, accumulation):
+        return LengthBatches(np.zeros((POINTS, 2)), batch_size, seed, process, accumulation=accumulation)
 
     def batches(self, sampler):
         for indices in sampler:

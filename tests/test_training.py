@@ -15,7 +15,7 @@ from seg2any.training.checkpoint import STATE
 from seg2any.training.log import RunLog
 from seg2any.training.optimizer import SCHEDULES, make_schedule
 from seg2any.training.state_file import read_state, write_state
-from seg2any.training.strategy import make_strategy
+from seg2any.training.strategy import make_accelerator, make_strategy
 from seg2any.training.task import Batch
 from tests import tiny_run
 from tests.tiny_run import fit, losses, rows, same
@@ -224,10 +224,10 @@ def test_published_layer_keys_must_choose_the_published_layers(arguments):
     )
     settings = config.load(arguments)
     settings.compatibility.cond_lora_layers = published
-    pipeline = build.load_pipeline(settings, make_strategy(settings))
+    pipeline = build.load_pipeline(settings, make_strategy(settings, make_accelerator(settings)))
     build.attach_adapters(pipeline.transformer, settings)
     settings.compatibility.cond_lora_layers = "regular_expression:.*to_k"
-    pipeline = build.load_pipeline(settings, make_strategy(settings))
+    pipeline = build.load_pipeline(settings, make_strategy(settings, make_accelerator(settings)))
     with pytest.raises(UserError, match="model.cond_lora_layers"):
         build.attach_adapters(pipeline.transformer, settings)
 

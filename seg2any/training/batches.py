@@ -231,26 +231,28 @@ class TrainingSet:
         """Text, image and condition tokens of each sample, int64 [n, 3]."""
         return np.stack([self.counts.text, self.counts.image, self.counts.condition], axis=1)
 
-    def sampler(self, kind: str, batch_size: int, seed: int = 0, process: Process = ALONE) -> BatchSampler:
+    def sampler(
+        self, kind: str, batch_size: int, seed: int = 0, process: Process = ALONE, accumulation: int = 1
+    ) -> BatchSampler:
         """Order the samples for training; `kind` is trainer.sampler of the config."""
         counts = self.counts
         buckets = np.where(counts.usable, counts.buckets, LEFT_OUT)
         if kind == "published":
             lengths = np.stack([counts.text_uncut, counts.condition], axis=1)
-            return PublishedBatches(lengths, batch_size, seed, process, buckets)
+            return PublishedBatches(lengths, batch_size, seed, process, buckets, accumulation)
         lengths = np.stack([counts.text, counts.condition], axis=1)
-        return LengthBatches(lengths, batch_size, seed, process, buckets)
+        return LengthBatches(lengths, batch_size, seed, process, buckets, accumulation)
 
     def batches(self, sampler: BatchSampler) -> Iterator[Batch]:
-        """Yield batches from `sampler.position` on, endlessly.
+        """Yield batches from the sampler's place on, endlessly.
 
-        Reading runs ahead of training, but `sampler.position` counts the batches yielded here, so a resumed run
+        Reading runs ahead of training, but the sampler counts the batches yielded here, so a resumed run
         continues with the batch after the last one used.
 
         Raises UserError for a sample that cannot be used, if all of a batch cannot, and for a damaged cache.
         """
         for reads in read_ahead(self.reader, sampler.ahead(), self.workers):
-            sampler.position += 1
+            sampler.advance()
             places = [place for place, read in enumerate(reads) if is_usable(read, self.skips, "its batch")]
             if not places:
                 others = "" if len(reads) == 1 else f", as all {len(reads)} samples of its batch"

@@ -31,7 +31,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -41,17 +40,16 @@ from seg2any.attention.pattern import mask_bytes
 from seg2any.attention.settings import Attention, ConditionSettings, check_blocks
 from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.data.dataset import ClosedSet, DataSet
-from seg2any.data.sampler import LengthBatches
 from seg2any.diffusion.prepare import size_in_tokens
 from seg2any.generate.memory_estimate import BYTES_OF_LINEAR, GIB, RESERVE, count_linear
 from seg2any.generate.pipeline import Seg2AnyPipeline
-from seg2any.system.processes import Process
 from seg2any.training import build
 from seg2any.training.checkpoint import check_path
 from seg2any.training.config import Config
+from seg2any.training.elastic import Shares
 from seg2any.training.open_data import open_data
 from seg2any.training.optimizer import make_schedule, number_of_steps
-from seg2any.training.strategy import make_strategy
+from seg2any.training.strategy import make_accelerator, make_strategy
 from seg2any.training.tasks.generation import make_objective
 from seg2any.training.token_counts import TokenCounts, count_some
 
@@ -62,7 +60,7 @@ BYTES_OF_MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 def describe(config: Config) -> str:
     """Describe the run. Raises UserError for everything that the run itself would refuse."""
-    strategy, settings = make_strategy(config), config.model.condition
+    strategy, settings = make_strategy(config, make_accelerator(config)), config.model.condition
     make_objective(config)
     check_path(config.resume_from_checkpoint)
     raw = open_data(config)
@@ -79,13 +77,12 @@ def describe(config: Config) -> str:
     launch = Launch(strategy.dtype.itemsize, strategy.process.count, strategy.optimizer_is_sharded)
     longest = int(sum(tokens.values()).max())
     lines += table(estimate(config, transformer, longest, _encoders(config, pipeline, raw.train), launch))
-    sampler = LengthBatches(
-        np.zeros((len(raw.train), 2)), config.trainer.train_batch_size, process=Process(count=launch.processes)
-    )
-    batches = sampler.batches_per_epoch
+    shares = Shares.given(config, launch.processes)
+    per_epoch = max(1, len(raw.train) // shares.samples)
+    batches = per_epoch * shares.accumulation
     found = f"{len(raw.train):,} samples, {batches:,} batches per epoch and process"
     lines.append(f"{found}; counted in {len(some)} of them")
-    steps = number_of_steps(config, batches)
+    steps = number_of_steps(config, per_epoch)
     make_schedule(config, torch.optim.SGD([torch.zeros(1)], lr=1.0), steps)  # for its errors only
     lines.append(f"{steps:,} steps")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from typing import Any
 from seg2any.data.catalog import data_set_name
 from seg2any.system.errors import UserError
 from seg2any.training.config import Config
+from seg2any.training.elastic import SAMPLES_OF_A_STEP, Shares
 from seg2any.training.strategy import Strategy
 
 # Keys that tasks fingerprint: a folder may move, but its content may not change.
@@ -17,7 +18,7 @@ WEIGHTS = "model.pretrained_model_name_or_path's weights"
 # A resumed run may change how validation images are drawn, how attention is computed, and where the model lies.
 FREE = {"model.num_inference_steps", "model.attention_backend", "model.pretrained_model_name_or_path"}
 TRAINER = (
-    *("optimizer", "learning_rate", "scale_lr", "train_batch_size", "gradient_accumulation_steps", "guidance_scale"),
+    *("optimizer", "learning_rate", "scale_lr", "guidance_scale"),
     *("caption_dropout", "cond_dropout", "ema_decay", "base_quantization", "sampler"),
 )
 # Keys that older checkpoints lack, with the value that their runs used.
@@ -48,7 +49,7 @@ class Identity:
             warnings.warn(f"the checkpoint has no fingerprint of {WEIGHTS}, so it is not compared", stacklevel=2)
             state = {**state, WEIGHTS: self.values[WEIGHTS]}
         state = {**{key: value for key, value in ADDED.items() if key in self.values}, **state}
-        for key in sorted((self.values.keys() | state.keys()) - FREE):
+        for key in sorted((self.values.keys() | state.keys()) - FREE - SAMPLES_OF_A_STEP):
             before, now = state.get(key), self.values.get(key)
             if before != now:
                 raise UserError(
@@ -57,8 +58,8 @@ class Identity:
                 )
 
 
-def run_identity(config: Config, task: Mapping[str, object], strategy: Strategy) -> dict[str, Any]:
-    """Collect by config key what config, task (`Task.identity`) and strategy fix for a run.
+def run_identity(config: Config, task: Mapping[str, object], strategy: Strategy, shares: Shares) -> dict[str, Any]:
+    """Collect by config key what config, task (`Task.identity`), strategy and `shares` of a step fix for a run.
 
     Of mixed_precision it is the resolved value, since `auto` may mean another one on another machine.
     """
@@ -72,7 +73,7 @@ def run_identity(config: Config, task: Mapping[str, object], strategy: Strategy)
         "data.train": data_set_name(config.data.train.type, config.data.train.target),
         **task,
         "mixed_precision": strategy.precision,
-        "number of processes": strategy.process.count,
+        **shares.to_dict(),
     }
     if config.scheduler.lr_scheduler not in OPEN_ENDED:
         values |= {f"trainer.{key}": flat["trainer"][key] for key in ("max_train_steps", "num_train_epochs")}

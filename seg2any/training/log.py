@@ -21,6 +21,7 @@ from seg2any.system.files import atomic_write
 from seg2any.training.config import Config
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # project.report_to -> package
+DIGITS = 8  # of a number: fp32 has seven to eight
 SHOWN = {  # column of the log -> its name in the progress bar
     "loss": "loss",
     "lr": "lr",
@@ -44,7 +45,7 @@ class RunLog:
             _keep_until(path, first_step)
 
     def _restart(self) -> None:
-        self._losses: list[Tensor] = []
+        self._losses: list[tuple[Tensor, int]] = []  # and their numbers of samples
         self._samples = self._tokens = self._computed = 0
         self._seconds = 0.0
 
@@ -54,7 +55,7 @@ class RunLog:
 
     def measure(self, loss: Tensor, lengths: Sequence[Sequence[int]]) -> None:
         """Add a micro-step of this process: its loss, and the tokens of each sample in each stream."""
-        self._losses.append(loss.detach())
+        self._losses.append((loss.detach(), len(lengths)))
         self._samples += len(lengths)
         self._tokens += sum(map(sum, lengths))
         self._computed += len(lengths) * sum(map(max, zip(*lengths, strict=True)))
@@ -68,17 +69,18 @@ class RunLog:
         self._seconds += time.monotonic() - self._began
         if step % every:
             return
-        losses = torch.stack(self._losses).double()
+        losses = torch.stack([loss for loss, _ in self._losses]).double().cpu()
+        weights = torch.tensor([n for _, n in self._losses], dtype=torch.float64)
         finite = losses.isfinite()
-        counts = [finite.sum().item(), self._samples, self._tokens, self._computed]
-        sums = torch.tensor([losses[finite].sum().item(), *counts], dtype=torch.float64)
+        counts = [weights[finite].sum().item(), self._samples, self._tokens, self._computed]
+        sums = torch.tensor([(losses * weights)[finite].sum().item(), *counts], dtype=torch.float64)
         # Sent as fp32: not every device has fp64, and the sums cover a few steps.
-        loss, n_losses, samples, tokens, computed = self.accelerator.reduce(
+        loss, n_finite, samples, tokens, computed = self.accelerator.reduce(
             sums.float().to(self.accelerator.device)
         ).tolist()
         self.row(
             step,
-            **({"loss": loss / n_losses} if n_losses else {}),
+            **({"loss": loss / n_finite} if n_finite else {}),
             **values,
             images_per_s=samples / self._seconds,
             tokens_per_s=tokens / self._seconds,
@@ -97,7 +99,7 @@ class RunLog:
     def row(self, step: int, **values: float) -> None:
         """Write a line of log.jsonl, and send the same values to the trackers."""
         if self.accelerator.is_main_process:
-            self._append({"step": step, **{key: float(f"{value:.6g}") for key, value in values.items()}})
+            self._append({"step": step, **{key: float(f"{value:.{DIGITS}g}") for key, value in values.items()}})
             self.shown |= {SHOWN[key]: f"{value:.4g}" for key, value in values.items() if key in SHOWN}
             self.bar.set_postfix(self.shown, refresh=False)
         self.accelerator.log(values, step=step)

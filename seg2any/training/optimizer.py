@@ -193,11 +193,11 @@ def _moved(value: Any, device: torch.device) -> Any:
     return value.clone().to(device) if isinstance(value, Tensor) else value
 
 
-def number_of_steps(config: Config, batches_per_epoch: int) -> int:
-    """Count the optimizer steps of the run; `batches_per_epoch` are those of one process."""
+def number_of_steps(config: Config, steps_per_epoch: int) -> int:
+    """Count the optimizer steps of the run."""
     if config.trainer.max_train_steps is not None:
         return config.trainer.max_train_steps
-    return config.trainer.num_train_epochs * max(1, batches_per_epoch // config.trainer.gradient_accumulation_steps)
+    return config.trainer.num_train_epochs * max(1, steps_per_epoch)
 
 
 def make_schedule(

@@ -137,12 +137,13 @@ class ShardedBase(Strategy):
             reduction.wait()
 
 
-def make_strategy(config: Config) -> Strategy:
-    """Choose the strategy that the launcher and trainer.shard_base ask for.
+def make_strategy(config: Config, accelerator: Accelerator) -> Strategy:
+    """Choose the strategy that the launcher of `accelerator` and trainer.shard_base ask for.
 
     Raises UserError for what cannot be.
     """
-    accelerator = make_accelerator(config)
+    # A launcher's own number in the environment would go before the config's.
+    accelerator.gradient_accumulation_steps = config.trainer.gradient_accumulation_steps
     kind = ShardedBase if shards_base(config, accelerator) else Strategy
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         kind = DeepSpeed

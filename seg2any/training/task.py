@@ -17,7 +17,7 @@ from seg2any.system.processes import ALONE, Process
 if TYPE_CHECKING:
     from seg2any.training.strategy import Strategy
 
-SAMPLE, PROCESS = 0, 1  # keep the two kinds of seeds apart
+SAMPLE, BATCH = 0, 1  # keep the two kinds of seeds apart
 
 
 class Sample(Protocol):
@@ -49,7 +49,7 @@ class Batch:
 class Order(Protocol):
     """The order of training, endless; a checkpoint keeps its state."""
 
-    batches_per_epoch: int
+    samples_per_epoch: int  # of all processes
 
     def state_dict(self) -> Mapping[str, Any]: ...
 
@@ -59,8 +59,11 @@ class Order(Protocol):
 class TrainingData(Protocol):
     """The samples that a task trains on."""
 
-    def sampler(self, kind: str, batch_size: int, seed: int, process: Process) -> Order:
-        """Order the samples for this process; `kind` is trainer.sampler of the config."""
+    def sampler(self, kind: str, batch_size: int, seed: int, process: Process, accumulation: int) -> Order:
+        """Order the samples for this process, which takes `accumulation` batches in a step.
+
+        `kind` is trainer.sampler of the config.
+        """
 
     def batches(self, sampler: Order) -> Iterator[Batch]:
         """Yield batches from the sampler's position on, endlessly, and move that position with each."""
@@ -115,7 +118,7 @@ class Randomness:
     Samples are counted through the run, over steps, accumulation, processes and the batch, in this order. Sample n
     draws from a generator of its own, seeded with (seed, n). So a resumed run draws what the uninterrupted one would
     have drawn, no two samples share noise, and 2 processes x 4, 2 accumulated x 4 and 1 x 8 samples make the same
-    update.
+    update. Dropout layers draw for a whole batch: the first two make the same update with them, too.
     """
 
     seed: int
@@ -124,12 +127,16 @@ class Randomness:
 
     def generators(self, micro_step: int) -> list[torch.Generator]:
         """Seed one generator for each sample of this process's batch number `micro_step`."""
-        first = (micro_step * self.process.count + self.process.index) * self.batch_size
+        first = self._batch(micro_step) * self.batch_size
         return [torch.Generator().manual_seed(self._seed(SAMPLE, first + i)) for i in range(self.batch_size)]
 
     def seed_layers(self, micro_step: int) -> None:
         """Seed torch's global generator, from which dropout layers draw for a whole batch."""
-        torch.manual_seed(self._seed(PROCESS, micro_step, self.process.index))
+        torch.manual_seed(self._seed(BATCH, self._batch(micro_step), 0))
+
+    def _batch(self, micro_step: int) -> int:
+        """Return this process's batch number `micro_step` as a number among the batches of all processes."""
+        return micro_step * self.process.count + self.process.index
 
     def _seed(self, *key: int) -> int:
         return int(np.random.SeedSequence((self.seed, *key)).generate_state(1, np.uint64)[0] >> 1)

@@ -17,11 +17,13 @@ import torch
 from accelerate.utils import gather_object
 from torch import nn
 
+from seg2any.data.sampler import place_of
 from seg2any.system.errors import UserError
 from seg2any.system.files import held
 from seg2any.system.provenance import run_info
 from seg2any.training.checkpoint import Checkpoints
 from seg2any.training.config import Config
+from seg2any.training.elastic import Shares, shares_of, with_shares
 from seg2any.training.identity import Identity, run_identity
 from seg2any.training.log import RunLog, check_tracker, start_trackers
 from seg2any.training.optimizer import (
@@ -32,7 +34,7 @@ from seg2any.training.optimizer import (
     make_schedule,
     number_of_steps,
 )
-from seg2any.training.strategy import Interrupt, make_strategy
+from seg2any.training.strategy import Interrupt, make_accelerator, make_strategy
 from seg2any.training.task import Randomness, Task
 
 
@@ -57,22 +59,29 @@ class Trainer:
     """One run of a task; `fit` trains to the end, or to a signal, and leaves a checkpoint."""
 
     def __init__(self, config: Config, task: Task):
-        self.config, self.options, self.task = config, config.trainer, task
+        self.given, self.task = config, task
         self.folder = Path(config.project.output_dir)
         check_tracker(config)
-        self.checkpoints = Checkpoints(self.folder, self.options.checkpoints_total_limit)
+        self.checkpoints = Checkpoints(self.folder, config.trainer.checkpoints_total_limit)
         self.checkpoints.check(config.resume_from_checkpoint)
-        self.strategy = make_strategy(config)
-        self.accelerator, process = self.strategy.accelerator, self.strategy.process
-        self.identity = self._checked_identity()
+        self.accelerator = make_accelerator(config)
+        self.shares, remembered = self._shares()
+        self.config = config = with_shares(config, self.shares)
+        self.options = config.trainer
+        self.strategy = make_strategy(config, self.accelerator)
+        process = self.strategy.process
+        self.identity = self._checked_identity(remembered)
         torch.manual_seed(config.seed)  # initial weights of what is trained are the same on every process
         task.load(self.strategy, self.checkpoints.find(config.resume_from_checkpoint))
 
         batch_size = self.options.train_batch_size
         self.randomness = Randomness(config.seed, batch_size, process)
-        self.sampler = task.data.sampler(self.options.sampler, batch_size, config.seed, process)
+        accumulation = self.options.gradient_accumulation_steps
+        self.sampler = task.data.sampler(self.options.sampler, batch_size, config.seed, process, accumulation)
+        if (place := self._saved("sampler")) is not None:  # it decides the number of steps of an epoch
+            self.sampler.load_state_dict(place)
         self.batches = task.data.batches(self.sampler)
-        self.last_step = number_of_steps(config, self.sampler.batches_per_epoch)
+        self.last_step = number_of_steps(config, self.sampler.samples_per_epoch // self.shares.samples)
         self.trainable = Trainable(task.trainable())
         parameters = list(self.trainable.parameters.values())
         self.average = Average(parameters, self.options.ema_decay)
@@ -82,14 +91,24 @@ class Trainer:
         self.network, self.optimizer = self.strategy.prepare(task.network, optimizer)
         self.progress = Progress()
 
-    def _checked_identity(self) -> Identity:
+    def _saved(self, name: str) -> Any:
+        """Return the tensor-free value `name` of the checkpoint to resume; None for a new run."""
+        return self.checkpoints.plain(self.given.resume_from_checkpoint, name)
+
+    def _shares(self) -> tuple[Shares, Shares]:
+        """Decide the shares of a step's samples: those to use, and those to remember. Raises UserError."""
+        identity, place = self._saved("identity"), self._saved("sampler")
+        saved = Shares.saved(identity) if identity else None
+        group = place_of(place)[1] if place else 0
+        return shares_of(self.given, saved, group, self.accelerator.num_processes)
+
+    def _checked_identity(self, shares: Shares) -> Identity:
         """Compare with the checkpoint to resume before anything is loaded.
 
         Raises UserError for a difference.
         """
-        identity = Identity(run_identity(self.config, self.task.identity(), self.strategy))
-        before = self.checkpoints.plain(self.config.resume_from_checkpoint, "identity")
-        if before is not None:
+        identity = Identity(run_identity(self.config, self.task.identity(), self.strategy, shares))
+        if (before := self._saved("identity")) is not None:
             identity.load_state_dict(before)
         return identity
 
@@ -119,7 +138,7 @@ class Trainer:
     def _fit(self) -> Signals | None:
         resumed = self.resume()
         if self.accelerator.is_main_process:
-            self.config.save(self.folder / "config.yaml")
+            self.given.save(self.folder / "config.yaml")
         log = RunLog(self.folder / "log.jsonl", self.accelerator, self.progress.step, self.last_step)
         start_trackers(self.accelerator, self.config)
         kind = self.accelerator.distributed_type.value
@@ -151,7 +170,9 @@ class Trainer:
             generators = self.randomness.generators(micro_step)
             with accelerator.accumulate(self.network):
                 loss = self.task.loss(self.network, batch.samples, [generators[place] for place in batch.places])
-                accelerator.backward(loss)
+                # Every sample counts the same, however the samples of a step are shared.
+                present = len(batch.samples) / options.train_batch_size
+                accelerator.backward(loss if present == 1 else loss * present)
             log.measure(loss, [sample.lengths for sample in batch.samples])
             keys += batch.keys
         if self._update():
@@ -209,7 +230,7 @@ class Trainer:
         """Write checkpoint-N: the task's files with the average, the state with the weights."""
 
         def write(folder: Path) -> None:
-            self.config.save(folder / "config.yaml")
+            self.given.save(folder / "config.yaml")
             with self.average.in_place():
                 self.task.save(folder, self.progress.step)
 
@@ -239,7 +260,17 @@ class Trainer:
         if len(steps) > 1:
             raise UserError(f"{path.parent}: processes found different checkpoints; give them one shared folder")
         past = ", past trainer.max_train_steps, so nothing is left to train" if steps.pop() > self.last_step else ""
-        return f"resumed from {path} at step {self.progress.step}{past}"
+        return f"resumed from {path} at step {self.progress.step}{past}{self._changed_shares()}"
+
+    def _changed_shares(self) -> str:
+        """Describe how the samples of a step are shared if the config says otherwise, else ""."""
+        used, processes = self.shares, self.shares.processes
+        if used == Shares.given(self.given, processes):
+            return ""
+        return (
+            f"; its {used.samples} samples a step are now {used.batch_size} x {used.accumulation} accumulated x "
+            f"{processes} {'process' if processes == 1 else 'processes'}"
+        )
 
 
 @contextlib.contextmanager
