@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from seg2any.data.shapes import DRAWING, KINDS, MIN_VISIBLE, ShapesDataset, held_out
-from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK, PATTERNS, SHAPES, Figure, draw_alpha
+from seg2any.data.shapes import DRAWING, KINDS, MIN_VISIBLE, ShapesDataset, _one_of, held_out
+from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK, PATTERNS, SHAPES, Figure, draw_alpha, draw_mask
 from seg2any.layout.overlap import visible_masks
 from seg2any.system.errors import UserError
 
@@ -114,3 +114,22 @@ def _touches_outside(mask: np.ndarray) -> np.ndarray:
         padded[1 + y : padded.shape[0] - 1 + y, 1 + x : padded.shape[1] - 1 + x] for y in (-1, 0, 1) for x in (-1, 0, 1)
     ]
     return mask & ~np.logical_and.reduce(shifts)
+
+
+def test_annotations_and_quick_masks_are_those_of_the_drawing():
+    data = ShapesDataset(n_scenes=30, kind="mixed")
+    for index in range(30):
+        annotation, layout = data.annotation(index), data[index].layout
+        assert np.array_equal(annotation.regions.masks(), layout.masks) and annotation.captions == layout.captions
+        assert annotation.caption == layout.caption
+    figures = [figure for index in range(30) for figure in data.scene(index).figures]
+    assert {figure.shape for figure in figures} == set(SHAPES)
+    for figure in figures:
+        assert np.array_equal(draw_mask(figure, 256), draw_alpha(figure, 256) > 0.5)
+
+
+def test_names_are_drawn_as_numpy_draws_them():
+    """Compare with `choice`, by which the scenes that exist were placed."""
+    ours, numpys = (np.random.default_rng(3) for _ in range(2))
+    assert [_one_of(ours, SHAPES) for _ in range(50)] == [str(numpys.choice(SHAPES)) for _ in range(50)]
+    assert ours.random() == numpys.random()

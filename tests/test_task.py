@@ -87,6 +87,12 @@ class Regression:
         picture.save(folder / "weight.png")
         return [picture]
 
+    def facts(self, shares):
+        return {"memory": "little"}
+
+    def usage(self, folder):
+        return None
+
     def save(self, folder, step):
         save_file({"weight": self.network.weight.detach().clone()}, folder / "head.safetensors", {"step": str(step)})
 

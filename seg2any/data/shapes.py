@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,6 +23,7 @@ from seg2any.data.shapes_draw import (
     Figure,
     draw_alpha,
     draw_background,
+    draw_mask,
     draw_texture,
 )
 from seg2any.layout import Layout
@@ -77,6 +79,15 @@ class Scene:
         listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
         return f"{listed} on a {self.background} background"
 
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Captions of the figures, in z order."""
+        return tuple(figure.caption for figure in self.figures)
+
+    def masks(self) -> np.ndarray:
+        """Draw visible, disjoint masks only: bool [N, size, size]."""
+        return visible_masks([draw_mask(figure, self.size) for figure in self.figures])
+
     def render(self) -> tuple[np.ndarray, np.ndarray]:
         """Draw image uint8 [size, size, 3] and visible, disjoint masks bool [N, size, size]."""
         alphas = [draw_alpha(figure, self.size) for figure in self.figures]
@@ -89,8 +100,7 @@ class Scene:
     def sample(self, name: str = "", seed: int | None = None) -> Sample:
         """Draw image and layout."""
         image, masks = self.render()
-        captions = tuple(figure.caption for figure in self.figures)
-        return Sample(image, Layout(masks, captions, self.caption, seed=seed, name=name, overlap="share"))
+        return Sample(image, Layout(masks, self.captions, self.caption, seed=seed, name=name, overlap="share"))
 
 
 def held_out(figure: Figure) -> bool:
@@ -154,8 +164,8 @@ class ShapesDataset:
         return ""
 
     def annotation(self, index: int) -> Annotation:
-        layout = self[index].layout
-        return Annotation(self.key(index), MaskStack(layout.masks), layout.captions, layout.caption)
+        scene = self.scene(index)
+        return Annotation(self.key(index), MaskStack(scene.masks()), scene.captions, scene.caption)
 
     def fingerprint(self) -> str:
         """Return a digest of DRAWING and the parameters: a scene depends on nothing else."""
@@ -174,7 +184,7 @@ def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: in
     overlapping = rng.random() < kind.overlapping
     wanted = int(rng.integers(kind.entities[0], kind.entities[1] + 1))
     figures: list[Figure] = []
-    alphas: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     taken = np.zeros((size, size), bool)
     for attempt in range(60 * wanted):
         if len(figures) == wanted:
@@ -183,21 +193,21 @@ def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: in
         figure = _sample_figure(rng, kind, wanted, size, shrink)
         if training and held_out(figure):
             continue
-        alpha = draw_alpha(figure, size) > 0.5
-        if _fits_on_top(figures, alphas, figure, alpha) if overlapping else not (alpha & taken).any():
+        mask = draw_mask(figure, size)
+        if _fits_on_top(figures, masks, figure, mask) if overlapping else not (mask & taken).any():
             figures.append(figure)
-            alphas.append(alpha)
-            taken |= _grow(alpha)
-    return Scene(tuple(figures), str(rng.choice(list(BACKGROUNDS))), size)
+            masks.append(mask)
+            taken |= _grow(mask)
+    return Scene(tuple(figures), _one_of(rng, tuple(BACKGROUNDS)), size)
 
 
 def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: int, shrink: float) -> Figure:
-    shape = "badge" if kind.badges_only else str(rng.choice(SHAPES))
+    shape = "badge" if kind.badges_only else _one_of(rng, SHAPES)
     radius = max(14.0, size * rng.uniform(0.2, 0.36) / np.sqrt(max(wanted, 1.6)) * 1.25 * shrink)
     if shape == "badge":
-        details = {"pattern": "plain", "letter": str(rng.choice(list(LETTERS)))}
+        details = {"pattern": "plain", "letter": _one_of(rng, LETTERS)}
     else:
-        details = {"pattern": str(rng.choice(PATTERNS)), "angle": rng.uniform(-np.pi, np.pi)}
+        details = {"pattern": _one_of(rng, PATTERNS), "angle": rng.uniform(-np.pi, np.pi)}
         details["stretch"] = rng.uniform(0.75, 1.33)
         details["wobble"] = rng.uniform(0.04, 0.08) if rng.random() < kind.jagged else 0.0
         if rng.random() < kind.thin:  # finer than a 16 px token
@@ -205,15 +215,20 @@ def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: int,
     reach = 1.2 * radius * np.sqrt(details.get("stretch", 1.0)) + MARGIN
     reach = min(reach, size / 2 - 1)
     centre = (rng.uniform(reach, size - reach), rng.uniform(reach, size - reach))
-    return Figure(shape, str(rng.choice(list(COLOURS))), centre=centre, radius=float(radius), **details)
+    return Figure(shape, _one_of(rng, tuple(COLOURS)), centre=centre, radius=float(radius), **details)
 
 
-def _fits_on_top(figures: list[Figure], alphas: list[np.ndarray], figure: Figure, alpha: np.ndarray) -> bool:
+def _one_of(rng: np.random.Generator, names: Sequence[str]) -> str:
+    """Draw what `rng.choice` would draw, which makes an array of the names each time."""
+    return names[rng.integers(len(names))]
+
+
+def _fits_on_top(figures: list[Figure], masks: list[np.ndarray], figure: Figure, mask: np.ndarray) -> bool:
     """Tell whether the figure can partly cover others without hiding any of them."""
     if any(_concentric(figure, other) for other in figures):
         return False
-    shown = visible_masks([*alphas, alpha])
-    return all(s.sum() >= MIN_VISIBLE * a.sum() for s, a in zip(shown, [*alphas, alpha], strict=True))
+    shown = visible_masks([*masks, mask])
+    return all(s.sum() >= MIN_VISIBLE * m.sum() for s, m in zip(shown, [*masks, mask], strict=True))
 
 
 def _bounds(alpha: np.ndarray) -> tuple[slice, slice]:

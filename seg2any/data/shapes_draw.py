@@ -70,10 +70,22 @@ class Figure:
 
 def draw_alpha(figure: Figure, size: int) -> np.ndarray:
     """Draw the figure's coverage alone: float32 [size, size] in [0, 1]."""
-    alpha = _fill(_outline(figure), size)
+    alpha, *hole = (canvas.astype(np.float32) / 255 for canvas in _canvases(figure, size))
+    return alpha - hole[0] if hole else alpha
+
+
+def draw_mask(figure: Figure, size: int) -> np.ndarray:
+    """Tell where the figure's coverage is more than one half, without floats: bool [size, size]."""
+    canvas, *hole = _canvases(figure, size)
+    return (cv2.subtract(canvas, hole[0]) if hole else canvas) > 127
+
+
+def _canvases(figure: Figure, size: int) -> list[np.ndarray]:
+    """Fill the figure's outline, and the hole of a ring: uint8 [size, size], 255 inside."""
+    outlines = [_outline(figure)]
     if figure.shape == "ring":
-        alpha = alpha - _fill(_outline(figure, scale=1.0 - figure.stroke), size)
-    return alpha
+        outlines.append(_outline(figure, scale=1.0 - figure.stroke))
+    return [_fill(points, size) for points in outlines]
 
 
 def draw_texture(figure: Figure, size: int, window: tuple[slice, slice]) -> np.ndarray:
@@ -97,7 +109,7 @@ def _fill(points: np.ndarray, size: int) -> np.ndarray:
     canvas = np.zeros((size, size), np.uint8)
     fixed = np.round(points * (1 << shift)).astype(np.int32)
     cv2.fillPoly(canvas, [fixed], 255, lineType=cv2.LINE_AA, shift=shift)
-    return canvas.astype(np.float32) / 255
+    return canvas
 
 
 def _outline(figure: Figure, scale: float = 1.0) -> np.ndarray:

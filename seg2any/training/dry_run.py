@@ -49,8 +49,8 @@ from seg2any.training.config import Config
 from seg2any.training.elastic import Shares
 from seg2any.training.open_data import open_data
 from seg2any.training.optimizer import make_schedule, number_of_steps
-from seg2any.training.strategy import make_accelerator, make_strategy
-from seg2any.training.tasks.generation import make_objective
+from seg2any.training.strategy import Strategy, make_accelerator, make_strategy
+from seg2any.training.tasks.flow_matching import make_objective
 from seg2any.training.token_counts import TokenCounts, count_some
 
 DESCRIBED_SAMPLES = 64  # the most samples whose tokens are counted
@@ -74,7 +74,7 @@ def describe(config: Config) -> str:
     lines += [f"{name} parameters: {count:,}" for name, count in build.parameter_counts(transformer).items()]
     for name, column in tokens.items():
         lines.append(f"{name} tokens per sample: {column.mean():.0f} on average, {column.max():.0f} at most")
-    launch = Launch(strategy.dtype.itemsize, strategy.process.count, strategy.optimizer_is_sharded)
+    launch = Launch.of(strategy)
     longest = int(sum(tokens.values()).max())
     lines += table(estimate(config, transformer, longest, _encoders(config, pipeline, raw.train), launch))
     shares = Shares.given(config, launch.processes)
@@ -143,6 +143,11 @@ class Launch:
     processes: int = 1
     sharded: bool = False
 
+    @classmethod
+    def of(cls, strategy: Strategy) -> Launch:
+        """Read a strategy."""
+        return cls(strategy.dtype.itemsize, strategy.process.count, strategy.optimizer_is_sharded)
+
 
 def estimate(
     config: Config, transformer: nn.Module, tokens: int, encoders: EncoderSizes, launch: Launch
@@ -183,6 +188,19 @@ def estimate(
         "encoders": width * (encoders.text + encoders.vae) + pass_of_vae,
         "reserve": RESERVE,
     }
+
+
+def peak_bytes(config: Config, pipeline: Seg2AnyPipeline, tokens: int, strategy: Strategy) -> int:
+    """Estimate the peak of a process, in bytes, once the networks that caches replace are gone.
+
+    pipeline  of the run, with adapters
+    tokens    of the longest sample
+    """
+    text = sum(map(_size, pipeline.base.text_encoders))
+    encoders = EncoderSizes(text=text, vae=0 if config.trainer.cache_latents else _size(pipeline.vae))
+    whole = config.trainer.base_quantization == "none"  # quantised weights are packed, so their numbers do not count
+    transformer = pipeline.transformer if whole else _pipeline_of(config).transformer
+    return sum(estimate(config, transformer, tokens, encoders, Launch.of(strategy)).values())
 
 
 def kept_per_token(d: int, rank: int, is_double: bool, copies: float = 0.0) -> float:

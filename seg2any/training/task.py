@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from seg2any.system.processes import ALONE, Process
 
 if TYPE_CHECKING:
+    from seg2any.training.elastic import Shares
     from seg2any.training.strategy import Strategy
 
 SAMPLE, BATCH = 0, 1  # keep the two kinds of seeds apart
@@ -106,6 +107,12 @@ class Task(Protocol):
 
     def validation_images(self, folder: Path) -> Sequence[Image.Image]:
         """Write images that show what the network does to `folder`; return them on the main process."""
+
+    def facts(self, shares: Shares) -> Mapping[str, str]:
+        """Describe by name what the first lines of a run say of the network, its memory and its caches."""
+
+    def usage(self, folder: Path) -> str | None:
+        """Return the command line that uses what `save` wrote to `folder`; only the main process calls this."""
 
     def save(self, folder: Path, step: int) -> None:
         """Write the trained parameters as users need them; only the main process calls this."""

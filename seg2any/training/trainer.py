@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from signal import Signals
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from accelerate.utils import gather_object
 from torch import nn
+from tqdm.auto import tqdm
 
 from seg2any.data.sampler import place_of
 from seg2any.system.errors import UserError
@@ -24,6 +25,7 @@ from seg2any.system.provenance import run_info
 from seg2any.training.checkpoint import Checkpoints
 from seg2any.training.config import Config
 from seg2any.training.elastic import Shares, shares_of, with_shares
+from seg2any.training.first_lines import launch_facts, say, step_facts
 from seg2any.training.identity import Identity, run_identity
 from seg2any.training.log import RunLog, check_tracker, start_trackers
 from seg2any.training.optimizer import (
@@ -71,6 +73,7 @@ class Trainer:
         self.strategy = make_strategy(config, self.accelerator)
         process = self.strategy.process
         self.identity = self._checked_identity(remembered)
+        self._say(launch_facts(self.strategy, self.shares))
         torch.manual_seed(config.seed)  # initial weights of what is trained are the same on every process
         task.load(self.strategy, self.checkpoints.find(config.resume_from_checkpoint))
 
@@ -90,6 +93,13 @@ class Trainer:
         self.moments = OptimizerState(optimizer, self.trainable.parameters, self.strategy.optimizer_is_sharded)
         self.network, self.optimizer = self.strategy.prepare(task.network, optimizer)
         self.progress = Progress()
+        trained = sum(map(torch.Tensor.numel, parameters))
+        self._say(step_facts(self.shares, self.sampler.samples_per_epoch, self.last_step, trained))
+        self._say(task.facts(self.shares))
+
+    def _say(self, facts: Mapping[str, str]) -> None:
+        if self.accelerator.is_main_process:
+            say(facts)
 
     def _saved(self, name: str) -> Any:
         """Return the tensor-free value `name` of the checkpoint to resume; None for a new run."""
@@ -154,9 +164,18 @@ class Trainer:
             if saved != self.progress.step:
                 self.save()
         stopped = interrupt.signal if self.progress.step < self.last_step else None
-        log.say(f"{'stopped' if stopped else 'finished'} at step {self.progress.step}: {self.folder}")
         log.close()
+        self._say_where(stopped)
         return stopped
+
+    def _say_where(self, stopped: Signals | None) -> None:
+        """Print where the last checkpoint is and how to use it."""
+        step, folder = self.progress.step, self.folder / f"checkpoint-{self.progress.step}"
+        if not self.accelerator.is_main_process or not folder.is_dir():
+            return
+        self._say({"stopped" if stopped else "finished": f"at step {step}; what was trained is in {folder}"})
+        if command := self.task.usage(folder):
+            tqdm.write(command)
 
     def step(self, log: RunLog) -> None:
         """Make one update: micro-steps, clipping, AdamW, schedule, average."""

@@ -17,6 +17,8 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.base import Base, Condition
 from seg2any.diffusion import flow
 from seg2any.diffusion.prepare import assemble
+from seg2any.system.errors import UserError
+from seg2any.training.config import Config
 from seg2any.training.samples import EncodedSample
 
 BINS = 4  # intervals of the noise level that validation reports separately: the loss depends on the level
@@ -90,6 +92,20 @@ class Objective:
         if drop_contour < self.cond_dropout:
             sample = sample.without_contour()
         return sample
+
+
+def make_objective(config: Config) -> Objective:
+    """Make the loss that the config describes.
+
+    Raises UserError if no loss would ever reach the adapter of contour tokens: DDP would wait for its gradient.
+    """
+    model, trainer = config.model, config.trainer
+    if model.condition.is_plain and model.condition.is_use_cond_token:
+        raise UserError(
+            "model.attention_mask_method: none has no contour tokens to train; set model.is_use_cond_token to false"
+        )
+    weighting = flow.TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
+    return Objective(model.condition, weighting, trainer.caption_dropout, trainer.cond_dropout)
 
 
 def normal(shapes: Sequence[torch.Size], generators: Sequence[torch.Generator]) -> Tensor:

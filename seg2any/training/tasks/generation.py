@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -14,7 +15,6 @@ from torch import Tensor, nn
 
 from seg2any.adapters.files import save_adapters
 from seg2any.attention.settings import check_blocks
-from seg2any.diffusion.flow import TimestepWeighting
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
 from seg2any.layout.draw import panel
@@ -23,11 +23,13 @@ from seg2any.system.files import atomic_write
 from seg2any.training import build
 from seg2any.training.batches import TrainingSet
 from seg2any.training.config import Config
+from seg2any.training.dry_run import GIB, peak_bytes
+from seg2any.training.elastic import Shares, with_shares
 from seg2any.training.identity import CONTENT, WEIGHTS
 from seg2any.training.open_data import RawData, RunData, load_data, open_data
 from seg2any.training.samples import EncodedSample
 from seg2any.training.strategy import Strategy
-from seg2any.training.tasks.flow_matching import Objective, Velocity, fixed_losses, named_losses
+from seg2any.training.tasks.flow_matching import Velocity, fixed_losses, make_objective, named_losses
 
 
 class Generation:
@@ -118,23 +120,48 @@ class Generation:
                 known_texts=self.inputs.shown_texts,
             ).images[0]
 
+    def facts(self, shares: Shares) -> dict[str, str]:
+        """Describe predicted memory and caches."""
+        trainer, tokens = self.config.trainer, self.data.lengths[self.data.counts.usable].sum(axis=1)
+        peak = peak_bytes(with_shares(self.config, shares), self.pipeline, int(tokens.max()), self.strategy)
+        kept = {"none": [], "classes": ["class names"], "all": ["text embeddings"]}[trainer.cache_text]
+        kept = [*kept, *(["latents"] if trainer.cache_latents else [])]
+        place = trainer.cache_dir or "memory"
+        return {
+            "memory": f"about {peak / GIB:.1f} GiB per process at most, predicted",
+            "cached": f"{' and '.join(kept)}, in {place}" if kept else "nothing",
+        }
+
+    def usage(self, folder: Path) -> str | None:
+        """Write a layout of this run beside `folder`, and return the command that makes its image.
+
+        None if the data set has been damaged, or the disk is full: a finished run does not fail for it.
+        """
+        path = folder.parent / "layout.npz"
+        try:
+            layout = self.inputs.shown[0] if self.inputs.shown else self.raw.train[self._first()].layout
+            layout.write(path)
+        except (UserError, OSError):
+            return None
+        side, model = str(self.config.resolution), self.config.model
+        flags = {
+            "pretrained_model_name_or_path": model.pretrained_model_name_or_path,
+            "lora_ckpt_path": str(folder),
+            "seg_mask_path": str(path),
+            "output_path": str(folder.parent / "images"),
+            **({"height": side, "width": side} if self.config.data.aspect == "stretch" else {}),
+            "num_inference_steps": str(model.num_inference_steps),
+        }
+        words = (word for name, value in flags.items() for word in (f"--{name}", value))
+        return shlex.join(["python", "infer.py", *words])
+
+    def _first(self) -> int:
+        """Return the number of the first sample that can be used."""
+        return int(self.data.counts.usable.argmax())
+
     def save(self, folder: Path, step: int) -> None:
         """Write both adapters and their card."""
         save_adapters(self.pipeline.transformer, folder, build.adapter_card(self.config, step))
-
-
-def make_objective(config: Config) -> Objective:
-    """Make the loss that the config describes.
-
-    Raises UserError if no loss would ever reach the adapter of contour tokens: DDP would wait for its gradient.
-    """
-    model, trainer = config.model, config.trainer
-    if model.condition.is_plain and model.condition.is_use_cond_token:
-        raise UserError(
-            "model.attention_mask_method: none has no contour tokens to train; set model.is_use_cond_token to false"
-        )
-    weighting = TimestepWeighting(model.weighting_scheme, model.logit_mean, model.logit_std, model.mode_scale)
-    return Objective(model.condition, weighting, trainer.caption_dropout, trainer.cond_dropout)
 
 
 def write_images(images: Mapping[int, Image.Image], layouts: Sequence[Layout], folder: Path) -> list[Image.Image]:
