@@ -21,11 +21,12 @@ from benchmarks.step_schemes import SIZES, Case, Given, Models, Size, base_of
 from seg2any.adapters.files import add_adapters, trainable_parameters
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion import flow
+from seg2any.generate.memory_estimate import GIB
 from seg2any.system.errors import UserError
 from seg2any.training import config as configs
 from seg2any.training.build import apply_memory_options
 from seg2any.training.config import Config
-from seg2any.training.dry_run import GIB, EncoderSizes, Launch, estimate
+from seg2any.training.memory import EncoderSizes, Launch, estimate
 from seg2any.training.optimizer import make_optimizer
 from seg2any.training.tasks.flow_matching import Velocity
 

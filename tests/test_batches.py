@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -19,14 +20,16 @@ from seg2any.data.bucket_map import UNUSABLE
 from seg2any.data.catalog import open_data_set
 from seg2any.data.dataset import ClosedSet, SampleError
 from seg2any.data.left_out import LeftOutWarning
+from seg2any.data.shapes import ShapesDataset
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE
+from seg2any.training import batches as reading
 from seg2any.training import config, open_data
 from seg2any.training.batches import SkippedSampleWarning, read_ahead
 from seg2any.training.open_data import RawData, load_data
 from seg2any.training.store import CacheError, ShardStore
 from seg2any.training.token_counts import read_or_count
-from tests import tiny_run
+from tests import forked, tiny_run
 from tests.counted_data import Squares, Words
 from tests.synthetic_data import make_ade20k
 from tests.test_cache import SETTINGS, Unreadable, loading, same
@@ -100,8 +103,61 @@ def test_an_unusable_sample_leaves_its_batch_or_ends_the_run(data, stock_pipe, t
     strict.skips = False
     with pytest.raises(SampleError, match="photos/4.jpg: is damaged"):
         take(strict, strict.sampler("length", 3), 3)
-    with pytest.warns(SkippedSampleWarning), pytest.raises(SampleError, match="photos/4.jpg.*its batch"):
-        take(source(), source().sampler("length", 1), 9)  # alone in its batch
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unusable_sample_alone_in_its_batch_is_skipped_like_any_other(data, stock_pipe, tmp_path, workers):
+    source = loading(stock_pipe, SETTINGS, tmp_path).training_set(Faulty(data))
+    source.workers, n = workers, len(data)
+    order, sampler = source.sampler("length", 1), source.sampler("length", 1)
+    planned = [next(order)[0] for _ in range(2 * n)]
+    with pytest.warns(SkippedSampleWarning, match="photos/4.jpg: is damaged"):
+        batches = take(source, sampler, 2 * n)
+    assert [batch.empty for batch in batches] == [index == 4 for index in planned] and sampler.state_dict()[
+        "taken"
+    ] == 2 * n
+    assert [batch.indices[0] for batch in batches if not batch.empty] == [index for index in planned if index != 4]
+    assert all(len(batch.samples) == 1 and 4 not in batch.indices for batch in batches)
+
+
+def test_a_process_whose_batch_is_empty_keeps_step_with_the_others(arguments, tmp_path):
+    original = ShapesDataset.__getitem__
+
+    def damaged(self, index):
+        if index == 4:
+            raise SampleError("scene 4: is damaged")
+        return original(self, index)
+
+    alone = ["--trainer.train_batch_size=1", "--trainer.gradient_accumulation_steps=1", "--trainer.max_train_steps=12"]
+
+    def one(rank):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            trainer = tiny_run.trainer([*arguments, *alone])
+            ShapesDataset.__getitem__ = damaged  # in this process only, and after the tokens were counted
+            trainer.fit()
+        print(*(f"rank {rank}: {one.message}" for one in caught), sep="\n")
+
+    log = tmp_path / "log.txt"
+    assert forked.run(one, log, processes=2) == [0, 0], log.read_text()[-2000:]
+    assert "left out of its batch: scene 4: is damaged" in log.read_text()
+    assert sorted(tiny_run.losses(tmp_path / "run")) == list(range(1, 13))
+
+
+def test_a_data_set_that_is_gone_ends_the_run(data, stock_pipe, tmp_path, monkeypatch):
+    class Gone(Faulty):
+        def __getitem__(self, index):
+            raise SampleError(f"photos/{index}.jpg: cannot be read")
+
+    monkeypatch.setattr(reading, "MOST_EMPTY", 3)
+    source = loading(stock_pipe, SETTINGS, tmp_path).training_set(Gone(data))
+    with pytest.warns(SkippedSampleWarning), pytest.raises(SampleError, match="none of the first 3"):
+        take(source, source.sampler("length", 1), 1)
+    first, source = source.reader, loading(stock_pipe, SETTINGS, tmp_path).training_set(data)
+    read = iter([source.reader(0)])
+    source.reader = lambda index: next(read, None) or first(index)
+    with pytest.warns(SkippedSampleWarning), pytest.raises(SampleError, match="3 batches in a row"):
+        take(source, source.sampler("length", 1), 9)
 
 
 def test_unreadable_samples_are_reported_before_training_starts(data, tmp_path):

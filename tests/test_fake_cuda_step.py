@@ -23,7 +23,7 @@ from seg2any.attention.tokens import TokenLayout
 from seg2any.bases.base import Condition
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.generate.memory_estimate import activation_bytes
-from seg2any.training.dry_run import kept_per_token
+from seg2any.training.memory import kept_per_token
 from seg2any.training.tasks.flow_matching import Velocity
 from tests.fake_cuda import FakeCuda, Trace
 from tests.fake_flux import flux_inputs, flux_model, step, stock_flux

@@ -14,7 +14,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
 from seg2any.training import build, config
-from seg2any.training.dry_run import EncoderSizes, Launch, estimate, kept_per_token, most_copies
+from seg2any.training.memory import EncoderSizes, Launch, estimate, kept_per_token, most_copies
 from tests import tiny_flux
 
 CONFIGS = Path(__file__).parents[1] / "config"

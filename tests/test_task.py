@@ -77,6 +77,9 @@ class Regression:
         )
         return (network(x) - torch.stack([s.y for s in samples])).square().mean()
 
+    def predicted_bytes(self, shares):
+        raise AssertionError("nobody counts the memory of a CPU")
+
     def validation_losses(self):
         assert not torch.is_grad_enabled() and not self.network.training
         return {"val_distance": (self.network.weight - TRUTH).norm().item()}

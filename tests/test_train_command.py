@@ -10,11 +10,14 @@ import torch
 import train as command_line
 from seg2any.data.shapes import ShapesDataset
 from seg2any.system.errors import UserError
-from seg2any.training import config
+from seg2any.training import config, dry_run
+from seg2any.training import log as run_log
 from seg2any.training.dry_run import describe
 from seg2any.training.log import start_trackers
+from seg2any.training.tasks.generation import Generation
 from seg2any.training.trainer import Trainer
 from tests import tiny_run
+from tests.golden_root import REPOSITORY
 from tests.tiny_run import fit, losses, rows
 
 pytestmark = pytest.mark.slow
@@ -90,9 +93,69 @@ def test_dry_run_refuses_what_a_run_would_refuse(arguments, extra, message):
         describe(config.load([*arguments, extra, "--dry_run"]))
 
 
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ("--model.hard_attn_block_range=[90,99]", "model.hard_attn_block_range: "),
+        ("--model.rank=4096", "model.rank: 4096 .* at most"),
+        ("--model.default_lora_layers=regular_expression:.*to_k", "model.default_lora_layers: "),
+        ("--model.cond_lora_layers=regular_expression:*to_k", "model.cond_lora_layers: "),
+        ("--model.lora_ckpt_path=/nowhere", "/nowhere: default/"),
+        (f"--model.lora_ckpt_path={REPOSITORY}/examples/shapes/lora", "lora"),
+    ],
+)
+def test_a_dry_run_and_a_run_refuse_what_does_not_fit_the_model(arguments, extra, message):
+    for start in (describe, lambda settings: Trainer(settings, Generation(settings))):
+        with pytest.raises(UserError, match=message):
+            start(config.load([*arguments, extra]))
+
+
 def test_dry_run_warns_of_blocks_that_the_model_does_not_have(arguments):
-    with pytest.warns(UserWarning, match="hard_attn_block_range 90 99 .* acts in 0"):
-        describe(config.load([*arguments, "--model.hard_attn_block_range=[90,99]", "--dry_run"]))
+    with pytest.warns(UserWarning, match="hard_attn_block_range 3 99 .* acts in"):
+        describe(config.load([*arguments, "--model.hard_attn_block_range=[3,99]", "--dry_run"]))
+
+
+def test_dry_run_takes_adapters_to_start_from(arguments, tmp_path, recwarn):
+    fit([*arguments, "--trainer.max_train_steps=1", "--trainer.checkpointing_steps=1"])
+    start = f"--model.lora_ckpt_path={tmp_path / 'run' / 'checkpoint-1'}"
+    assert "default parameters" in describe(config.load([*arguments, start]))
+    assert not [warning for warning in recwarn if "meta" in str(warning.message)]
+
+
+def test_the_prediction_beside_the_peak_is_that_of_the_dry_run(arguments, monkeypatch):
+    trainer = tiny_run.trainer(arguments)
+    predicted = trainer.task.predicted_bytes(trainer.shares)
+    tiny_run.forget_accelerate()
+    monkeypatch.setattr(dry_run, "GIB", 1)  # to see every byte
+    assert f"together {predicted:.2f} GiB" in " ".join(describe(config.load(arguments)).split())
+
+
+def test_the_peak_stands_beside_its_prediction(tmp_path, monkeypatch):
+    sent = []
+    accelerator = SimpleNamespace(
+        is_main_process=True,
+        device=torch.device("cpu"),
+        reduce=lambda sums: sums,
+        log=lambda row, step: sent.append(row),
+    )
+    monkeypatch.setattr(run_log, "peak_bytes", lambda device: 3 * 2**30)
+    log = run_log.RunLog(tmp_path / "log.jsonl", accelerator, 0, 4)
+    log.expect_memory(lambda: 2**30)
+    log.begin()
+    log.measure(torch.tensor(1.0), [(1, 2, 3)])
+    log.step(1, every=1)
+    (row,) = rows(tmp_path)
+    assert (row["peak_gib"], row["predicted_gib"]) == (3, 1) and sent[0]["peak_gib"] == 3
+    assert "3.00 of 1.00" in str(log.bar)
+
+
+@pytest.mark.parametrize("side", ["train", "val"])
+def test_sizes_that_contradict_the_run_are_refused_whatever_the_data_set(side):
+    for name, value in (("resolution", 64), ("cond_scale_factor", 2)):
+        given = [f"--data.{side}.type=shapes", f"--data.{side}.params.{name}={value}"]
+        with pytest.raises(UserError, match=f"data.{side}.params.{name}: {value} contradicts"):
+            config.load(given)
+        assert config.load([*given, f"--{name}={value}"])
 
 
 def test_dry_run_reads_no_more_than_some_samples(arguments, monkeypatch):

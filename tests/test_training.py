@@ -255,6 +255,24 @@ def test_accumulation_makes_the_update_of_the_larger_batch(arguments):
     assert max(value.abs().max() for name, value in reached[0].items() if "lora_B" in name) > 1e-4
 
 
+def test_a_sample_that_stands_in_for_an_empty_batch_does_not_count(arguments):
+    same_noise = ["--model.lora_dropout=0", "--trainer.train_batch_size=1"]
+    reached = []
+    for second, empty in ((5, True), (7, True), (7, False)):
+        trainer = tiny_run.trainer([*arguments, *same_noise])
+        data = trainer.task.data
+        trainer.batches = (
+            Batch([0], [index], [str(index)], [data[index]], is_empty)
+            for _ in range(2)
+            for index, is_empty in ((3, False), (second, empty))
+        )
+        for _ in range(2):
+            trainer.step(Silence())
+        reached.append({name: p.detach().clone() for name, p in trainer.trainable.parameters.items()})
+        tiny_run.forget_accelerate()
+    assert same(reached[0], reached[1]) and not same(reached[1], reached[2])
+
+
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 def test_every_parameter_gets_a_gradient_even_without_condition_tokens(arguments, checkpointing):
     """Check gradients without condition tokens.

@@ -23,6 +23,13 @@ def best_device() -> torch.device:
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
+def peak_bytes(device: torch.device) -> int | None:
+    """Return the most memory that tensors took on a device since the process began; None where nobody counts."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
 def device_name(process: Process, asked: str | None) -> str | None:
     """Return the value of --device for a process; of several, each has its own GPU.
 

@@ -125,6 +125,7 @@ def _stored(store: Store, key: bytes) -> Entry:
     return entry
 
 
+MOST_EMPTY = 100  # batches without a usable sample, one after another: then the data set is gone, not a sample
 LAST_STEP_SECONDS = 60  # how long a reading process lives on after SIGTERM
 
 
@@ -249,16 +250,32 @@ class TrainingSet:
         Reading runs ahead of training, but the sampler counts the batches yielded here, so a resumed run
         continues with the batch after the last one used.
 
-        Raises UserError for a sample that cannot be used, if all of a batch cannot, and for a damaged cache.
+        Raises UserError for a sample that cannot be used unless `skips`, after MOST_EMPTY empty batches in a row, and
+        for a damaged cache.
         """
+        stand_in, n_empty = None, 0
         for reads in read_ahead(self.reader, sampler.ahead(), self.workers):
             sampler.advance()
             places = [place for place, read in enumerate(reads) if is_usable(read, self.skips, "its batch")]
-            if not places:
-                others = "" if len(reads) == 1 else f", as all {len(reads)} samples of its batch"
-                raise SampleError(f"{reads[0]}; it cannot be used{others}, so its batch is empty; repair or remove it")
-            usable = [reads[place] for place in places]
-            yield Batch(places, [r.index for r in usable], [r.key for r in usable], self.encode(usable))
+            if places:
+                usable = [reads[place] for place in places]
+                stand_in, n_empty = usable[0], 0
+                yield Batch(places, [r.index for r in usable], [r.key for r in usable], self.encode(usable))
+                continue
+            n_empty += 1
+            if n_empty == MOST_EMPTY:
+                raise SampleError(f"{reads[0]}; {n_empty} batches in a row have no usable sample; repair the data set")
+            stand_in = stand_in or self._first_usable()
+            yield Batch([0], [stand_in.index], [stand_in.key], self.encode([stand_in]), empty=True)
+
+    def _first_usable(self) -> ReadSample:
+        """Read the first sample that can be used. Raises SampleError if none of MOST_EMPTY can."""
+        for index in np.flatnonzero(self.counts.usable)[:MOST_EMPTY].tolist():
+            try:
+                return self.reader(index)
+            except SampleError:
+                continue
+        raise SampleError(f"none of the first {MOST_EMPTY} samples can be used; repair the data set")
 
 
 def is_usable(read: object | UserError, skips: bool, left_out_of: str) -> bool:

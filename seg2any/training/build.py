@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from seg2any.adapters.files import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
+from seg2any.attention.settings import ConditionSettings, check_blocks
 from seg2any.bases.flux1.recognise import refuse_other_models
+from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.data.catalog import data_set_name
 from seg2any.generate import memory
 from seg2any.generate.memory_modes import IN_TRAINING
@@ -73,6 +76,16 @@ def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
     return pipeline
 
 
+def weightless(config: Config) -> Seg2AnyPipeline:
+    """Build the run's networks with their adapters on the meta device. Raises as `attach_adapters` does."""
+    with finding_model(config) as name:
+        pipeline = weightless_pipeline(name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")  # only sizes matter here
+        attach_adapters(pipeline.transformer, config)
+    return pipeline
+
+
 def quantization_config(kind: str, dtype: torch.dtype) -> PipelineQuantizationConfig | None:
     """Translate trainer.base_quantization for `from_pretrained`.
 
@@ -109,6 +122,7 @@ def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None =
         start = "gaussian" if model.gaussian_init_lora else True
         has_cond = model.condition.is_use_cond_token
         add_adapters(transformer, model.rank, lora_alpha(config), model.lora_dropout, has_cond, start)
+        _check_rank(transformer, model.rank)
     trainable_parameters(transformer)
     transformer.train()  # switches LoRA dropout on; FLUX has none of its own
     for adapter, key in ((DEFAULT, "default_lora_layers"), (COND, "cond_lora_layers")):
@@ -124,11 +138,38 @@ def _set_dropout(transformer: nn.Module, share: float) -> None:
                 layer.lora_dropout[name] = nn.Dropout(share)
 
 
+def check_block_range(settings: ConditionSettings, n_blocks: int) -> None:
+    """Raise UserError if attribute isolation reaches none of `n_blocks` blocks; warn if it reaches past the last."""
+    first, last = settings.hard_attn_block_range
+    if settings.attention_mask_method == "hard" and first >= n_blocks:
+        raise UserError(
+            f"model.hard_attn_block_range: [{first}, {last}] is past the {n_blocks} blocks of this transformer (0 to "
+            f"{n_blocks - 1}, double blocks first); give other blocks, or set model.attention_mask_method to base"
+        )
+    check_blocks(settings, n_blocks)
+
+
+def _check_rank(transformer: nn.Module, rank: int) -> None:
+    """Raise UserError if no adapted layer is as wide as the rank."""
+    most = max(narrowest_sides(transformer).values())
+    if rank > most:
+        raise UserError(f"model.rank: {rank} is more than the width of every layer; give at most {most}")
+
+
+def narrowest_sides(transformer: nn.Module) -> dict[str, int]:
+    """Map each adapted layer to the smaller of its numbers of inputs and outputs: no rank beyond it adds anything."""
+    layers = {name: layer for name, layer in transformer.named_modules() if isinstance(layer, LoraLayer)}
+    return {name: min(layer.in_features, layer.out_features) for name, layer in layers.items()}
+
+
 def _check_layers(transformer: nn.Module, adapter: str, key: str, wanted: str | None) -> None:
     """Accept the published keys that choose layers as long as they choose the published layers."""
     if wanted is None or wanted == "all-linear-in-dit-blocks":
         return
-    pattern = re.compile(wanted.removeprefix("regular_expression:"))
+    try:
+        pattern = re.compile(wanted.removeprefix("regular_expression:"))
+    except re.error as error:
+        raise UserError(f"model.{key}: {wanted!r} is no regular expression ({error}); leave the key out") from None
     linear = {name for name, module in transformer.named_modules() if hasattr(module, "lora_A")}
     adapted = {name for name in linear if adapter in transformer.get_submodule(name).lora_A}
     if adapted and {name for name in linear if pattern.fullmatch(name)} != adapted:

@@ -22,7 +22,7 @@ from seg2any.attention.settings import CONFIG_ROOT_NAMES, NAMES, ConditionSettin
 from seg2any.generate.memory_modes import IN_TRAINING, NOT_IN_TRAINING
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
-from seg2any.training.config_check import check_keys, check_values, expand_paths, read_sources
+from seg2any.training.config_check import check_keys, check_repeated, check_values, expand_paths, read_sources
 
 COMMENT = re.compile(r"^    (\w+): .*?(?:  # (.*))?$", re.M)  # a key of a dataclass, and the comment beside it
 
@@ -223,6 +223,7 @@ def load(arguments: Sequence[str]) -> Config:
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
     check_values(merged)
+    check_repeated(merged)
     expand_paths(merged)
     return OmegaConf.to_object(merged)  # ConditionSettings and Compatibility check themselves
 

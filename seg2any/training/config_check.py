@@ -86,6 +86,20 @@ def check_values(config: DictConfig) -> None:
                 raise wrong(key, rule)
 
 
+def check_repeated(config: DictConfig) -> None:
+    """Refuse sizes among a data set's parameters that contradict the run's.
+
+    Published configs repeat them there. Raises UserError.
+    """
+    used = {"resolution": config.resolution, "cond_scale_factor": config.model.condition.cond_scale_factor}
+    for side, section in (("train", config.data.train), ("val", config.data.val)):
+        for name, value in used.items():
+            given = section.params.get(name)
+            if given is not None and given != value:
+                where = f"data.{side}.params.{name}"
+                raise UserError(f"{where}: {given} contradicts {name} {value}; remove {where} or make them equal")
+
+
 def expand_paths(config: DictConfig) -> None:
     """Replace ~ at the beginning of every path by the home folder."""
     for key in PATHS:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,8 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from seg2any.generate.memory_estimate import GIB
+from seg2any.system.device import peak_bytes
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.training.config import Config
@@ -40,6 +42,7 @@ class RunLog:
         quiet = not accelerator.is_main_process
         self.bar = tqdm(total=last_step, initial=first_step, unit="step", disable=quiet, smoothing=0.02)
         self.shown: dict[str, str] = {}
+        self._memory: dict[str, float] = {}
         self._restart()
         if accelerator.is_main_process:
             _keep_until(path, first_step)
@@ -48,6 +51,14 @@ class RunLog:
         self._losses: list[tuple[Tensor, int]] = []  # and their numbers of samples
         self._samples = self._tokens = self._computed = 0
         self._seconds = 0.0
+
+    def expect_memory(self, predict: Callable[[], int]) -> None:
+        """Write the peak of the device's memory beside its prediction, in GiB, where the device counts it.
+
+        predict  returns bytes; called only if they will be shown
+        """
+        if self.accelerator.is_main_process and peak_bytes(self.accelerator.device) is not None:
+            self._memory = {"predicted_gib": predict() / GIB}
 
     def begin(self) -> None:
         """Start the clock of a step; speed excludes the time between steps, as for validation."""
@@ -84,7 +95,9 @@ class RunLog:
             **values,
             images_per_s=samples / self._seconds,
             tokens_per_s=tokens / self._seconds,
-            padded=1 - tokens / computed,
+            **({"padded": 1 - tokens / computed} if computed else {}),
+            **self._memory,
+            **({"peak_gib": peak_bytes(self.accelerator.device) / GIB} if self._memory else {}),
         )
         self._restart()
 
@@ -101,6 +114,8 @@ class RunLog:
         if self.accelerator.is_main_process:
             self._append({"step": step, **{key: float(f"{value:.{DIGITS}g}") for key, value in values.items()}})
             self.shown |= {SHOWN[key]: f"{value:.4g}" for key, value in values.items() if key in SHOWN}
+            if "peak_gib" in values:
+                self.shown["GiB"] = f"{values['peak_gib']:.2f} of {values['predicted_gib']:.2f}"
             self.bar.set_postfix(self.shown, refresh=False)
         self.accelerator.log(values, step=step)
 

@@ -39,12 +39,15 @@ class Batch:
     places   positions in the planned batch: all of them, unless unusable samples were left out
     indices  numbers of the samples in the data set
     keys     their names, for messages
+    empty    no sample of the planned batch could be used: the one here stands in, so that this process computes what
+             the others wait for; it must not count
     """
 
     places: list[int]
     indices: list[int]
     keys: list[str]
     samples: Sequence[Sample]
+    empty: bool = False
 
 
 class Order(Protocol):
@@ -101,6 +104,9 @@ class Task(Protocol):
         network     `self.network`, or the launcher's wrapper of it
         generators  one for each sample, to draw all its random numbers from
         """
+
+    def predicted_bytes(self, shares: Shares) -> int:
+        """Estimate the most memory of the device that this process takes; after `load`."""
 
     def validation_losses(self) -> Mapping[str, float]:
         """Measure the network as it is, over all processes together; empty without validation data."""

@@ -122,7 +122,7 @@ def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> O
 
     `tokenizer` is that of captions, `patch` the pixels per token side.
 
-    Raises UserError for sizes that hold no token, and for sizes that data.*.params contradict.
+    Raises UserError for sizes that hold no token.
     """
     settings = config.model.condition
     if config.resolution // settings.cond_scale_factor < patch:
@@ -130,7 +130,6 @@ def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> O
             f"resolution: {config.resolution} with cond_scale_factor {settings.cond_scale_factor} is less than one "
             f"token of {patch} pixels; raise resolution, or lower cond_scale_factor"
         )
-    _check_repeated(config)
     return Origin(
         rows=len(data),
         annotations=data.fingerprint(),
@@ -142,20 +141,6 @@ def origin_of(data: DataSet, tokenizer: object, patch: int, config: Config) -> O
         max_sequence_length=settings.max_sequence_length,
         regional_max_sequence_length=settings.regional_max_sequence_length,
     )
-
-
-def _check_repeated(config: Config) -> None:
-    """Refuse sizes among a data set's parameters that contradict the run's.
-
-    Published configs repeat them there.
-    """
-    used = {"resolution": config.resolution, "cond_scale_factor": config.model.condition.cond_scale_factor}
-    for side, section in (("train", config.data.train), ("val", config.data.val)):
-        for name, value in used.items():
-            given = section.params.get(name)
-            if given is not None and given != value:
-                where = f"data.{side}.params.{name}"
-                raise UserError(f"{where}: {given} contradicts {name} {value}; remove {where} or make them equal")
 
 
 def open_map(data: DataSet, tokenizer: object, patch: int, config: Config) -> BucketMap:

@@ -150,6 +150,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.given.save(self.folder / "config.yaml")
         log = RunLog(self.folder / "log.jsonl", self.accelerator, self.progress.step, self.last_step)
+        log.expect_memory(lambda: self.task.predicted_bytes(self.shares))
         start_trackers(self.accelerator, self.config)
         kind = self.accelerator.distributed_type.value
         log.start(self.progress.step, run_info(self.strategy.device, self.strategy.process.count, kind))
@@ -190,9 +191,10 @@ class Trainer:
             with accelerator.accumulate(self.network):
                 loss = self.task.loss(self.network, batch.samples, [generators[place] for place in batch.places])
                 # Every sample counts the same, however the samples of a step are shared.
-                present = len(batch.samples) / options.train_batch_size
+                counted = [] if batch.empty else batch.samples
+                present = len(counted) / options.train_batch_size
                 accelerator.backward(loss if present == 1 else loss * present)
-            log.measure(loss, [sample.lengths for sample in batch.samples])
+            log.measure(loss, [sample.lengths for sample in counted])
             keys += batch.keys
         if self._update():
             self.schedule.step()

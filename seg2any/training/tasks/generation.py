@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from seg2any.adapters.files import save_adapters
-from seg2any.attention.settings import check_blocks
+from seg2any.generate.memory_estimate import GIB
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
 from seg2any.layout.draw import panel
@@ -23,9 +23,9 @@ from seg2any.system.files import atomic_write
 from seg2any.training import build
 from seg2any.training.batches import TrainingSet
 from seg2any.training.config import Config
-from seg2any.training.dry_run import GIB, peak_bytes
 from seg2any.training.elastic import Shares, with_shares
 from seg2any.training.identity import CONTENT, WEIGHTS
+from seg2any.training.memory import predicted_bytes
 from seg2any.training.open_data import RawData, RunData, load_data, open_data
 from seg2any.training.samples import EncodedSample
 from seg2any.training.strategy import Strategy
@@ -66,7 +66,7 @@ class Generation:
         self.strategy = strategy
         self.pipeline = build.load_pipeline(self.config, strategy)
         transformer = self.pipeline.transformer
-        check_blocks(self.settings, self.pipeline.base.geometry.n_blocks)
+        build.check_block_range(self.settings, self.pipeline.base.geometry.n_blocks)
         build.attach_adapters(transformer, self.config, saved)
         strategy.split(transformer)
         self.inputs = load_data(self.raw, self.config, self.pipeline.base, strategy.process)
@@ -76,6 +76,11 @@ class Generation:
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name the adapters' parameters as in the transformer."""
         return {name: p for name, p in self.pipeline.transformer.named_parameters() if p.requires_grad}
+
+    def predicted_bytes(self, shares: Shares) -> int:
+        """Estimate the most memory of the device that this process takes."""
+        tokens = self.data.lengths[self.data.counts.usable].sum(axis=1)
+        return predicted_bytes(with_shares(self.config, shares), self.pipeline, int(tokens.max()), self.strategy)
 
     def loss(
         self, network: nn.Module, samples: Sequence[EncodedSample], generators: Sequence[torch.Generator]
@@ -122,13 +127,12 @@ class Generation:
 
     def facts(self, shares: Shares) -> dict[str, str]:
         """Describe predicted memory and caches."""
-        trainer, tokens = self.config.trainer, self.data.lengths[self.data.counts.usable].sum(axis=1)
-        peak = peak_bytes(with_shares(self.config, shares), self.pipeline, int(tokens.max()), self.strategy)
+        trainer = self.config.trainer
         kept = {"none": [], "classes": ["class names"], "all": ["text embeddings"]}[trainer.cache_text]
         kept = [*kept, *(["latents"] if trainer.cache_latents else [])]
         place = trainer.cache_dir or "memory"
         return {
-            "memory": f"about {peak / GIB:.1f} GiB per process at most, predicted",
+            "memory": f"about {self.predicted_bytes(shares) / GIB:.1f} GiB per process at most, predicted",
             "cached": f"{' and '.join(kept)}, in {place}" if kept else "nothing",
         }
 
