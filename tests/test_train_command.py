@@ -159,8 +159,8 @@ def test_sizes_that_contradict_the_run_are_refused_whatever_the_data_set(side):
 
 
 def test_dry_run_reads_no_more_than_some_samples(arguments, monkeypatch):
-    read, original = set(), ShapesDataset.__getitem__
-    monkeypatch.setattr(ShapesDataset, "__getitem__", lambda self, i: read.add(i) or original(self, i))
+    read, original = set(), ShapesDataset.annotation
+    monkeypatch.setattr(ShapesDataset, "annotation", lambda self, i: read.add(i) or original(self, i))
     described = describe(config.load([*arguments, "--data.train.params.n_scenes=200000", "--dry_run"]))
     assert "200,000 samples, 100,000 batches" in described and "64 of them" in described
     assert len(read) == 64 and max(read) > 190000
