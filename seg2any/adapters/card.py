@@ -78,6 +78,7 @@ class AdapterCard:
                 raise TypeError("it holds no JSON object")
             condition = replace(published("sacap_1m"), **{name: values[name] for name in CARD_NAMES if name in values})
             own = {each.name for each in fields(cls)} - {"condition", "assumed"}
+            values.setdefault("alpha", values.get("rank", cls.alpha))  # a card that is silent about it scales by 1
             card = cls(condition=condition, **{name: values[name] for name in own if name in values})
             _check_types(card)
         except (TypeError, ValueError) as error:
@@ -98,6 +99,8 @@ def _check_types(card: AdapterCard) -> None:
         is_right = type(value) is type(default) or (type(value), type(default)) == (int, float)
         if each.name != "condition" and not is_right:
             raise TypeError(f"{each.name} is {value!r}")
+    if card.rank < 1:
+        raise ValueError(f"rank is {card.rank}")
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:

@@ -1,14 +1,17 @@
 """Add, load and save the two LoRA adapters of Seg2Any (paper eq. 4), `default` and `cond`.
 
 `transformer` is a diffusers model with `adapter_layers`, the names of the Linear layers of each adapter: all of the
-blocks for `default`, those that condition tokens pass for `cond`. Files are in diffusers' format, with the published
-names: <folder>/default/pytorch_lora_weights.safetensors, <folder>/cond/... and the card, <folder>/adapter.json.
+blocks for `default`, those that condition tokens pass for `cond`. Written files are in diffusers' format, with the
+published names: <folder>/default/pytorch_lora_weights.safetensors, <folder>/cond/... and the card,
+<folder>/adapter.json. Files of other trainers are read, too: `seg2any.adapters.pairs` knows their names,
+`seg2any.adapters.alpha` the places of alpha.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,20 +20,27 @@ from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from seg2any.adapters.alpha import PREFIX
 from seg2any.adapters.card import CARD_KEY, AdapterCard, read_card, write_card
 from seg2any.adapters.fold import refuse_folded
+from seg2any.adapters.lora_file import WEIGHTS_FILE, check_layers, read_lora, weights_file
 from seg2any.adapters.routing import COND, DEFAULT
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, sort_metadata, user_path
 
-__all__ = ["COND", "DEFAULT", "AdapterCard", "add_adapters", "load_adapters", "save_adapters", "trainable_parameters"]
-
-WEIGHTS_FILE = "pytorch_lora_weights.safetensors"
-PREFIX = "transformer."
+__all__ = [
+    "COND",
+    "DEFAULT",
+    "WEIGHTS_FILE",
+    "AdapterCard",
+    "add_adapters",
+    "load_adapters",
+    "save_adapters",
+    "trainable_parameters",
+]
 
 
 def add_adapters(
@@ -96,8 +106,9 @@ def load_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torc
     transformer:  a diffusers model with `adapter_layers`; its other adapters stay as they are
     dtype:        of the loaded weights; None = that of the base weights, for generation; float32 for further training
 
-    Returns the folder's card, `assumed` if the folder has none. Raises UserError for a missing or damaged file, for
-    adapters of another model, and for a model that has an adapter folded into its weights.
+    Returns the folder's card, `assumed` if the folder has none. Warns about layers without weights, about weights for
+    text encoders, and where card and file contradict each other. Raises UserError for a missing or damaged file, for
+    adapters of another model, for exchanged folders, and for a model that has an adapter folded into its weights.
     """
     refuse_folded(transformer, str(folder))
     return read_adapters(transformer, folder, dtype)
@@ -106,23 +117,23 @@ def load_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torc
 def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> AdapterCard:
     """Load adapters like `load_adapters`, even into a model with a folded adapter."""
     folder = user_path(folder)
-    files = {name: folder / name / WEIGHTS_FILE for name in (DEFAULT, COND)}
-    if not files[DEFAULT].is_file():
+    files = {name: file for name in (DEFAULT, COND) if (file := weights_file(folder, name))}
+    if DEFAULT not in files:
         raise UserError(f"{folder}: {DEFAULT}/{WEIGHTS_FILE} is missing; give a folder with {DEFAULT}/ and {COND}/")
-    found = {name: read_lora(file) for name, file in files.items() if file.is_file()}
-    for name, (weights, _) in found.items():
-        check_pairs(weights, files[name])
-        check_fits(transformer, weights, files[name])
-    configs = {name: _peft_config(metadata, files[name]) for name, (_, metadata) in found.items()}
-    card = read_card(folder, found[DEFAULT][1])
+    found = {name: read_lora(file, transformer) for name, file in files.items()}
+    card = read_card(folder, found[DEFAULT].metadata)
     if COND not in found and card.condition.is_use_cond_token:
         if not card.assumed:
             raise UserError(f"{folder}: {COND}/{WEIGHTS_FILE} is missing, but the card requires it; copy it there, too")
+        warnings.warn(f"{folder}: {COND}/ is missing, so that images are made without contour tokens", stacklevel=3)
         card = card.without_condition()
+    check_layers(transformer.adapter_layers, found)
+    configs = {name: lora.config_to_load(transformer.adapter_layers[name], card) for name, lora in found.items()}
 
     known = getattr(transformer, "peft_config", {})
     transformer.delete_adapters([name for name in (DEFAULT, COND) if name in known])
-    for name, (weights, _) in found.items():
+    for name, lora in found.items():
+        weights = lora.weights()
         try:
             transformer.load_lora_adapter(weights, adapter_name=name, metadata=configs[name])
         except (TypeError, ValueError, KeyError, RuntimeError) as error:
@@ -136,62 +147,6 @@ def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torc
                 parameter = transformer.get_parameter(f"{path}.{name}.weight")
                 parameter.data = value.to(parameter.device, dtype)
     return card
-
-
-def read_lora(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Read a file: weights by published key, and metadata. Raises UserError for a damaged file."""
-    try:
-        with safe_open(file, "pt") as opened:
-            return {key: opened.get_tensor(key) for key in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise UserError(f"{file}: is not a complete safetensors file ({error}); copy it again") from error
-
-
-def _peft_config(metadata: dict[str, str], file: Path) -> dict | None:
-    """Read the peft config in the metadata; None for published files, which have none."""
-    if LORA_ADAPTER_METADATA_KEY not in metadata:
-        return None
-    try:
-        config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY])
-        if not isinstance(config, dict):
-            raise ValueError("it holds no JSON object")
-    except ValueError as error:
-        raise UserError(
-            f"{file}: {LORA_ADAPTER_METADATA_KEY} in its metadata is damaged ({error}); copy the file again"
-        ) from error
-    return config
-
-
-def check_pairs(weights: dict[str, torch.Tensor], file: Path) -> None:
-    """Raise UserError for an A [rank, in] or B [out, rank] without a partner of equal rank."""
-    ends = {".lora_A.weight": ".lora_B.weight", ".lora_B.weight": ".lora_A.weight"}
-    for key, weight in weights.items():
-        end = key[-len(".lora_A.weight") :]
-        if end not in ends:
-            continue
-        other = key.removesuffix(end) + ends[end]
-        if other not in weights:
-            raise UserError(f"{file}: {key} is there, but {other} is missing; the file is damaged, copy it again")
-        if weight.ndim != 2:
-            raise UserError(f"{file}: {key} has shape {list(weight.shape)}, not two axes; copy the file again")
-        if end == ".lora_A.weight" and weight.shape[0] != weights[other].shape[-1]:
-            ranks = f"{key} has rank {weight.shape[0]}, {other} has rank {weights[other].shape[-1]}"
-            raise UserError(f"{file}: {ranks}; the file is damaged, copy it again")
-
-
-def check_fits(transformer: nn.Module, weights: dict[str, torch.Tensor], file: Path) -> None:
-    """Raise UserError for a weight whose layer is missing from the model or has another width."""
-    layers = dict(transformer.named_modules())
-    for key, weight in weights.items():
-        path, _, part = key.removeprefix(PREFIX).partition(".lora_")
-        layer = layers.get(path)
-        if layer is None:
-            raise UserError(f"{file}: {key} has no layer here; the adapters belong to another model, load them there")
-        expected = layer.in_features if part.startswith("A") else layer.out_features
-        found = weight.shape[-1] if part.startswith("A") else weight.shape[0]
-        if found != expected:
-            widths = f"{key} is {found} wide, its layer {expected}"
-            raise UserError(f"{file}: {widths}; the adapters belong to another model, load them there")
 
 
 def save_adapters(

@@ -13,7 +13,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from seg2any.adapters.card import AdapterCard, read_card
-from seg2any.adapters.files import COND, DEFAULT, WEIGHTS_FILE
+from seg2any.adapters.lora_file import WEIGHTS_FILE, weights_file
+from seg2any.adapters.routing import COND, DEFAULT
 from seg2any.bases.flux1 import weightless
 from seg2any.bases.flux1.folded import ADAPTERS, folded_adapters
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
@@ -46,8 +47,8 @@ def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
     """
     if adapter is None:
         return None
-    file = adapter / DEFAULT / WEIGHTS_FILE
-    if not file.is_file():
+    file = weights_file(adapter, DEFAULT)
+    if file is None:
         raise UserError(
             f"--lora_ckpt_path {adapter}: no {DEFAULT}/{WEIGHTS_FILE} in it; "
             f"give the folder that holds {DEFAULT}/ and {COND}/"
@@ -57,8 +58,7 @@ def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
             card = read_card(adapter, opened.metadata() or {})
     except SafetensorError as error:
         raise UserError(f"{file}: is damaged ({_brief(error)}); copy it again") from error
-    has_cond = (adapter / COND / WEIGHTS_FILE).is_file()
-    return card if has_cond else card.without_condition()
+    return card if weights_file(adapter, COND) else card.without_condition()
 
 
 def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path | None:
