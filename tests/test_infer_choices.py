@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -16,8 +17,15 @@ from safetensors.torch import save_file
 
 from infer import main
 from seg2any.adapters.card import AdapterCard
-from seg2any.attention.settings import ConditionSettings
-from seg2any.generate.choices import Machine, check_modes, choose_settings, explained_memory, shared_recipe
+from seg2any.attention.settings import Attention, ConditionSettings
+from seg2any.generate.choices import (
+    Machine,
+    check_modes,
+    choose_settings,
+    explained_memory,
+    shared_recipe,
+    size_remarks,
+)
 from seg2any.generate.memory_modes import MEMORY_MODES
 from seg2any.generate.model import known_model
 from seg2any.generate.options import Options
@@ -179,6 +187,37 @@ class TestChoices:
             Options(seg_mask_path=Path("x"), settings={"max_sequence_length": 99}), AdapterCard(assumed=True)
         )
         assert settings.hard_attn_block_range == (19, 37) and settings.cond_scale_factor == 2 and remarks == []
+
+    def test_without_an_adapter_the_model_is_plain_unless_flags_say_otherwise(self):
+        settings, remarks = choose_settings(Options(seg_mask_path=Path("x")), None)
+        assert settings.is_plain and not settings.is_use_cond_token and remarks == []
+        assert {settings.attention_of(block) for block in range(57)} == {Attention.FULL}
+        options = Options(Path("x"), settings={"attention_mask_method": "base"})
+        assert choose_settings(options, None)[0].attention_mask_method == "base"
+        assert not choose_settings(Options(Path("x"), check=True), None)[0].is_plain, "a report shows the regions"
+
+    @pytest.mark.parametrize(
+        ("size", "nearest"),
+        [
+            ((600, 800), "--width 288 --height 224"),  # 4:3 with about 256 x 256 pixels
+            ((1024, 1024), "--width 256 --height 256"),
+            ((128, 128), "--width 256 --height 256"),
+            ((640, 96), "--width 128 --height 512"),  # the pixels of training, but a side of 2.5 times its
+            ((256, 256), None),
+            ((192, 320), None),
+            ((352, 352), None),
+        ],
+    )
+    def test_sizes_far_from_training_are_named_with_the_nearest_that_works(self, size, nearest):
+        card = AdapterCard(resolution=256)
+        found = size_remarks([size, (256, 256), size], card, 16)
+        assert len(found) == (nearest is not None)
+        if nearest:
+            assert nearest in found[0] and f"{size[1]}x{size[0]}" in found[0] and "256x256" in found[0]
+            width, height = map(int, re.findall(r"--\w+ (\d+)", found[0]))
+            assert size_remarks([(height, width)], card, 16) == [], "what is advised is not warned of"
+        assert size_remarks([size], AdapterCard(resolution=256, assumed=True), 16) == []
+        assert size_remarks([size], None, 16) == []
 
     @pytest.mark.parametrize(
         "error",

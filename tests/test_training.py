@@ -1,12 +1,14 @@
 """The trainer on a tiny random FLUX folder and rendered scenes at 64 px."""
 
 import shutil
+import warnings
 from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from seg2any.adapters.files import add_adapters, save_adapters
 from seg2any.bases.base import Posterior
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError
@@ -18,6 +20,7 @@ from seg2any.training.state_file import read_state, write_state
 from seg2any.training.strategy import make_accelerator, make_strategy
 from seg2any.training.task import Batch
 from tests import tiny_run
+from tests.tiny_pipeline import CARD, fresh_pipe
 from tests.tiny_run import fit, losses, rows, same
 
 pytestmark = pytest.mark.slow
@@ -91,6 +94,20 @@ def test_a_new_run_starts_from_given_adapters_without_rounding(arguments, tmp_pa
     shutil.rmtree(tmp_path / "run")  # a resumed run loads the adapters of its own checkpoint
     third = fit([*arguments, *start, "--resume_from_checkpoint=latest", "--trainer.max_train_steps=5"])
     assert third.progress.step == 5
+
+
+def test_adapters_to_start_from_that_have_another_rank_or_alpha_are_told(arguments, tmp_path, stock_pipe):
+    source = fresh_pipe(stock_pipe).transformer
+    add_adapters(source, rank=2, alpha=4)
+    save_adapters(source, tmp_path / "lora", CARD)
+    start = [*arguments, f"--model.lora_ckpt_path={tmp_path / 'lora'}"]  # of rank 3 and alpha 6
+    for other in ([], ["--model.rank=2", "--model.lora_alpha=2"]):
+        with pytest.warns(UserWarning, match=r"model.rank: .* rank 2 with alpha 4"):
+            build.attach_adapters(fresh_pipe(stock_pipe).transformer, config.load([*start, *other]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        same_size = config.load([*start, "--model.rank=2", "--model.lora_alpha=4"])
+        build.attach_adapters(fresh_pipe(stock_pipe).transformer, same_size)
 
 
 def test_only_the_adapters_change_and_they_are_fp32_under_bf16(arguments, tiny_model):

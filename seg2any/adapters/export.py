@@ -28,7 +28,7 @@ from seg2any.adapters.pairs import Pair
 from seg2any.adapters.routing import COND, DEFAULT
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
-from seg2any.system.files import atomic_write, sort_metadata
+from seg2any.system.files import atomic_write, sort_metadata, user_path
 
 Names = Literal["kohya", "comfyui"]
 
@@ -97,8 +97,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m seg2any.adapters.export", description="Write an adapter under the names of other programs."
     )
-    parser.add_argument("folder", type=Path, help="folder of adapters, with default/")
-    parser.add_argument("file", type=Path, help="safetensors file to write")
+    parser.add_argument("folder", type=user_path, help="folder of adapters, with default/")
+    parser.add_argument("file", type=user_path, help="safetensors file to write")
     parser.add_argument("--names", choices=("kohya", "comfyui"), default="kohya", help="names to write")
     parser.add_argument("--adapter", choices=(DEFAULT, COND), default=DEFAULT, help="adapter to write")
     given = parser.parse_args()

@@ -13,7 +13,6 @@ import json
 import os
 import warnings
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY

@@ -175,3 +175,6 @@ def _check(name: str, value: object, default: object, about: Mapping[str, Any]) 
         kinds, noun = ((int, float), "number") if isinstance(default, float) else ((int,), "whole number")
         if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
             raise UserError(f"{name} is {value!r}; give a {noun} from {low} to {high}")
+
+
+PLAIN = ConditionSettings(attention_mask_method="none", is_use_cond_token=False)  # a model without adapters

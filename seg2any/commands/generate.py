@@ -15,6 +15,7 @@ from seg2any.generate.choices import (
     explained_memory,
     overlap_remarks,
     shared_recipe,
+    size_remarks,
 )
 from seg2any.generate.estimate import describe
 from seg2any.generate.folder import Batch, make_images, open_folder
@@ -52,6 +53,8 @@ def run(options: Options) -> None:
     survey = survey_layouts(options, settings, model)
     if process.is_first:
         warn(overlap_remarks([layout.report.overlap for layout in survey.layouts], card))
+        unit = model.pixels_per_token * settings.cond_scale_factor
+        warn(size_remarks([layout.report.image_size for layout in survey.layouts], card, unit))
     if options.check:
         warn(survey.left_out)
         report = write_report(survey, settings, options.output_path)
@@ -73,6 +76,8 @@ def run(options: Options) -> None:
         open_folder(options.output_path)
     warn(plan.remarks)
     print(f"{process}{machine.work(len(plan.to_do), len(plan.finished))}", flush=True)
+    if settings.is_plain and process.is_first:
+        print("plain FLUX: only the global captions count, masks and captions of regions do not", flush=True)
     with explained_memory(options, settings, machine):
         carry_out(plan, options, settings, machine, process.is_first)
     print(f"{process}images are in {options.output_path}")

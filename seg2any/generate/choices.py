@@ -11,7 +11,7 @@ import torch
 
 from seg2any.adapters.card import AdapterCard
 from seg2any.attention.processor import kernels_of
-from seg2any.attention.settings import CARD_NAMES, ConditionSettings
+from seg2any.attention.settings import CARD_NAMES, PLAIN, ConditionSettings
 from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.generate.memory import check_mode, next_mode
 from seg2any.generate.memory_modes import QUANTISED
@@ -22,6 +22,8 @@ from seg2any.system.provenance import versions
 
 MEMORY_WORDS = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)  # of MPS, CPU, Windows
 LIBRARIES = ("seg2any", "torch", "diffusers", "transformers", "peft")
+
+FAR = 2  # as in FLUX's own range of sizes around a megapixel
 
 # Their hooks, or bitsandbytes' 8-bit products, cut blocks into pieces and are compiled again and again.
 NOT_COMPILED = ("group_offload", "int8", *(name for name in STEP_CACHES if name != "none"))
@@ -54,9 +56,12 @@ def choose_settings(
 ) -> tuple[ConditionSettings, list[str]]:
     """Choose the adapter's settings, changed by the command line; return a warning for each.
 
-    untold  settings of an adapter without a card; None: those of the published one for SACap-1M
+    card    of the adapter; None: there is none, and the model is plain
+    untold  settings without a card; None: those of the published one for SACap-1M. To look at layouts alone, regions
+            count even without an adapter
     """
-    trained = ConditionSettings() if card is None else card.condition
+    without = ConditionSettings() if options.check else PLAIN
+    trained = without if card is None else card.condition
     if untold is not None and (card is None or card.assumed):
         trained = untold
     settings = trained.override(options.settings)
@@ -75,6 +80,33 @@ def overlap_remarks(overlaps: Iterable[str | None], card: AdapterCard | None) ->
     trained = card.overlap if card else ""
     others = sorted({overlap for overlap in overlaps if overlap and trained and overlap != trained})
     return [f"overlap is {overlap}, but the adapter was trained with {trained}" for overlap in others]
+
+
+def size_remarks(sizes: Iterable[tuple[int, int]], card: AdapterCard | None, unit: int) -> list[str]:
+    """Return a warning for each image size far from the adapter's training size, with the nearest one that works.
+
+    sizes  of images (H, W) in pixels
+    unit   the sides are multiples of it
+
+    Far are more than FAR times the trained pixels, or less than 1 / FAR, and sides of more than FAR times the trained
+    one.
+    """
+    if card is None or card.assumed:
+        return []
+    side = card.resolution
+    far = [(h, w) for h, w in sorted({*sizes}) if not side**2 / FAR <= h * w <= side**2 * FAR or max(h, w) > side * FAR]
+    return [
+        f"{w}x{h} is far from {side}x{side}, which the adapter was trained with: images fall apart; use "
+        f"--width {near[1]} --height {near[0]}"
+        for h, w in far
+        for near in [_nearest((h, w), side, unit)]
+    ]
+
+
+def _nearest(size: tuple[int, int], side: int, unit: int) -> tuple[int, int]:
+    """Return the size (H, W) of about the same shape with about side^2 pixels."""
+    ratio = min(max((size[0] / size[1]) ** 0.5, 1 / FAR), FAR)
+    return tuple(max(1, round(length / unit)) * unit for length in (side * ratio, side / ratio))
 
 
 def shared_recipe(options: Options, settings: ConditionSettings, machine: Machine) -> dict:

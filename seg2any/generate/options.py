@@ -61,7 +61,7 @@ class Options:
         type=os.path.expanduser,
     )
     lora_ckpt_path: Path | None = flag(
-        None, "folder with default/ and cond/; without it the model stays plain", type=user_path
+        None, "folder with default/ and cond/; without it only the global caption counts: plain FLUX", type=user_path
     )
 
     seed: int | None = flag(

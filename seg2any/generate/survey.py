@@ -139,7 +139,9 @@ def _check_usable(
     if not settings.is_plain and len(layout.masks) > MAX_ENTITIES:
         raise LayoutError(f"{path}: has {len(layout.masks)} regions, and attention takes {MAX_ENTITIES}; merge some")
     if settings.is_plain and layout.caption is None:
-        raise LayoutError(f"{path}: caption is missing, and --attention_mask_method none uses nothing else; add it")
+        raise LayoutError(
+            f"{path}: caption is missing, and plain FLUX uses nothing else; add it, or give --lora_ckpt_path"
+        )
 
 
 def _check_files(path: Path, name: str, size: tuple[int, int], options: Options) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import re
 import warnings
 from collections.abc import Iterator
@@ -112,6 +113,7 @@ def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None =
     model = config.model
     if model.lora_ckpt_path:
         load_adapters(transformer, saved or model.lora_ckpt_path, dtype=torch.float32)
+        _warn_of_other_sizes(transformer, config)
         _set_dropout(transformer, model.lora_dropout)
         if model.condition.is_use_cond_token != (COND in transformer.peft_config):
             found = "has no" if model.condition.is_use_cond_token else "has a"
@@ -127,6 +129,18 @@ def attach_adapters(transformer: nn.Module, config: Config, saved: Path | None =
     transformer.train()  # switches LoRA dropout on; FLUX has none of its own
     for adapter, key in ((DEFAULT, "default_lora_layers"), (COND, "cond_lora_layers")):
         _check_layers(transformer, adapter, key, getattr(config.compatibility, key))
+
+
+def _warn_of_other_sizes(transformer: nn.Module, config: Config) -> None:
+    """Warn if the adapters to start from have another rank or scale than the config says: theirs is trained."""
+    loaded, model = transformer.peft_config[DEFAULT], config.model
+    scale = lora_alpha(config) / model.rank
+    if loaded.r != model.rank or not math.isclose(loaded.lora_alpha / loaded.r, scale, rel_tol=1e-3):
+        warnings.warn(
+            f"model.rank: is {model.rank} with alpha {lora_alpha(config)}, but {model.lora_ckpt_path} has rank "
+            f"{loaded.r} with alpha {loaded.lora_alpha:g}, and that is what is trained; set both keys to it",
+            stacklevel=2,
+        )
 
 
 def _set_dropout(transformer: nn.Module, share: float) -> None:
