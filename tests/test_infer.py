@@ -36,7 +36,8 @@ def folder(tmp_path: Path) -> Path:
 class TestGoodRuns:
     def test_images_recipes_panels_and_going_on(self, folder: Path, tmp_path: Path):
         out = tmp_path / "out"
-        first = infer("--save_panels", seg_mask_path=folder, output_path=out, batch_size=2)
+        regions = {"attention_mask_method": "hard"}  # without an adapter the model is plain
+        first = infer("--save_panels", seg_mask_path=folder, output_path=out, batch_size=2, **regions)
         assert first.returncode == 0, first.stderr
         assert files(out) == [f"{name}{kind}.png" for name in "abc" for kind in ("", "_panel")]
         assert "3 images to make on cpu in float32, 0 are there already; threads: 1\n" in first.stdout
@@ -56,7 +57,7 @@ class TestGoodRuns:
         before = {path.name: path.read_bytes() for path in out.iterdir()}
         (out / "b.png").write_bytes(before["b.png"][:-7])  # a truncated copy
         (out / "a_panel.png").unlink()
-        second = infer("--save_panels", seg_mask_path=folder, output_path=out)
+        second = infer("--save_panels", seg_mask_path=folder, output_path=out, **regions)
         assert second.returncode == 0, second.stderr
         assert "1 images to make on cpu in float32, 2 are there already" in second.stdout
         assert "b.png: is not a whole image, so it is made again" in second.stderr
@@ -66,7 +67,7 @@ class TestGoodRuns:
         # made alone instead of in a batch of two: equal up to rounding
         assert np.abs(again - np.asarray(Image.open(out / "b_before.png")).astype(int)).max() <= 1
 
-        third = infer(seg_mask_path=folder / "a.json", output_path=out, seed=4)
+        third = infer(seg_mask_path=folder / "a.json", output_path=out, seed=4, **regions)
         assert third.returncode == 0 and "a.png: was made with another seed and is left alone" in third.stderr
         assert (out / "a.png").read_bytes() == before["a.png"]
 

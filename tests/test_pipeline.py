@@ -15,7 +15,7 @@ from diffusers import FirstBlockCacheConfig, FluxPipeline
 from safetensors.torch import save_file
 
 from seg2any import Layout, Seg2AnyPipeline
-from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.settings import PLAIN, ConditionSettings
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
 from tests.tiny_pipeline import CARD, CLOSE, FAST, HARD, MANY, ONE, SIZE, THREE, TWO, fresh_pipe, images_of, latents_of
@@ -301,7 +301,7 @@ def test_loaded_adapters_bring_their_settings(pipe, stock_pipe, tmp_path):
     assert torch.equal(loaded(THREE, **fast).images, explicit)
     changed = images_of(loaded, THREE, **fast, cond_scale_factor=1)
     loaded.unload_lora_weights()
-    assert loaded.settings == ConditionSettings()
+    assert loaded.settings == PLAIN, "without adapters it is stock FLUX"
     assert torch.equal(changed, latents_of(pipe, THREE, attention_mask_method="base"))
     assert not torch.equal(changed, explicit)
 
@@ -337,9 +337,9 @@ def test_what_would_do_nothing_is_said_and_what_cannot_be_is_refused_before_the_
     pipe = fresh_pipe(stock_pipe)
     monkeypatch.setattr("seg2any.generate.pipeline.denoise", lambda pipe, noise, *rest: noise)
     with pytest.warns(UserWarning, match="true_cfg_scale") as caught:
-        pipe(TWO, true_cfg_scale=2.0, output_type="latent")
+        pipe(THREE, true_cfg_scale=2.0, output_type="latent")
     assert __file__ in {warning.filename for warning in caught}
     with pytest.warns(UserWarning, match="negative_prompt"):
-        pipe(TWO, negative_prompt="", output_type="latent")
+        pipe(THREE, negative_prompt="", output_type="latent")
     with pytest.raises(UserError, match="output_type"):
-        pipe(TWO, output_type="gif")
+        pipe(THREE, output_type="gif")

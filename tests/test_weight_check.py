@@ -234,10 +234,11 @@ def test_a_single_file_is_refused_for_what_it_holds(tmp_path, names, said):
 def test_gguf_parts_and_adapters_are_refused_for_what_they_are(tmp_path, model):
     (tmp_path / "flux1-dev-Q4_K_S.gguf").write_bytes(b"GGUF\x03\0\0\0")
     for path, said in (
-        (tmp_path / "flux1-dev-Q4_K_S.gguf", "GGUF"),
+        (tmp_path / "flux1-dev-Q4_K_S.gguf", "GGUF.* missing"),
         (model / "transformer", "FluxTransformer2DModel"),
         (tmp_path, "flux1-dev-Q4_K_S.gguf"),
         (tmp_path / "nothing", "no such folder"),
+        (file_of(model, "vae"), f"give {model},"),
     ):
         with pytest.raises(UserError, match=said):
             Seg2AnyPipeline.from_pretrained(str(path))

@@ -12,8 +12,8 @@ import torch
 from diffusers import ImagePipelineOutput
 from torch import Tensor
 
-from seg2any.adapters.files import switched_off
-from seg2any.attention.settings import ConditionSettings, check_blocks
+from seg2any.adapters.files import DEFAULT, switched_off
+from seg2any.attention.settings import PLAIN, ConditionSettings, check_blocks
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
 from seg2any.bases.text import TextKey
 from seg2any.diffusion.denoise import Sampling, Watcher, denoise
@@ -78,8 +78,10 @@ class Seg2AnyPipeline(Flux1Pipeline):
 
     @property
     def settings(self) -> ConditionSettings:
-        """Settings of the loaded adapters; without adapters or card the published ones."""
-        return ConditionSettings() if self.card is None else self.card.condition
+        """Settings of the loaded adapters, published ones where these have no card; plain FLUX without adapters."""
+        if self.card is not None:
+            return self.card.condition
+        return ConditionSettings() if DEFAULT in getattr(self.transformer, "peft_config", ()) else PLAIN
 
     @torch.no_grad()
     def __call__(

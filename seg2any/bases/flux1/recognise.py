@@ -57,7 +57,9 @@ def refuse_other_models(name: str) -> None:
     """
     path = Path(name)
     if path.is_file():
-        raise UserError(f"{path}: {_described(path)}; {WANTED}")
+        around = next((p for p in path.absolute().parents[:2] if (p / "model_index.json").is_file()), None)
+        wanted = WANTED if around is None else f"give {around}, the folder of the pipeline around it"
+        raise UserError(f"{path}: {_described(path)}; {wanted}")
     if not path.is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise UserError(f"{name}: no such folder; give a FLUX pipeline folder or a hub id such as owner/name")
