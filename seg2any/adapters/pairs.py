@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from diffusers import FluxPipeline
+from diffusers.loaders import FluxLoraLoaderMixin
 from torch import Tensor, nn
 
 from seg2any.adapters.flux_names import SWAPPED, original_layers, swap_halves
@@ -69,7 +69,7 @@ def read_pairs(weights: Mapping[str, Tensor], transformer: nn.Module, file: Path
     """
     refuse_other_methods(weights, file)
     if any(".processor." in key for key in weights):  # XLabs
-        weights = FluxPipeline.lora_state_dict(dict(weights))
+        weights = FluxLoraLoaderMixin.lora_state_dict(dict(weights))
     left = [key for key in weights if TEXT_ENCODERS.match(key)]
     modules = _modules({key: value for key, value in weights.items() if key not in {*left}}, file)
     linears = {name: layer for name, layer in transformer.named_modules() if hasattr(layer, "in_features")}
