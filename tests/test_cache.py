@@ -94,6 +94,26 @@ def test_cached_samples_match_the_pipelines_own_encoding(data, stock_pipe, setti
         assert ours.lengths == tuple(source.lengths[index])
 
 
+def test_only_planned_samples_are_encoded(stock_pipe, tmp_path):
+    data = open_data_set("shapes", {"n_scenes": 12, "entities": [1, 2]})
+    every = loading(stock_pipe, folder=tmp_path / "every", text="all", latents=True).training_set(data)
+    order = every.sampler("length", 2)
+
+    def planned(uncached):
+        assert np.array_equal(uncached.lengths, every.lengths)
+        return uncached.sampler("length", 2).among_first(6)
+
+    some = loading(stock_pipe, folder=tmp_path / "some", text="all", latents=True).training_set(data, planned)
+    read = [index for _ in range(3) for index in next(order)]
+    for index in range(12):
+        if index in read:
+            assert same(some[index].image, every[index].image)
+            torch.testing.assert_close(some[index].layout.text.embeds, every[index].layout.text.embeds, **HALF)
+        else:
+            with pytest.raises(KeyError):
+                some[index]
+
+
 def _resized(layout):
     masks = layout.masks[:, 2::4, 2::4]  # nearest-exact from 256 to 64: floor(4 (i + 1/2))
     return dataclasses.replace(layout, masks=masks)

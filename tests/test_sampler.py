@@ -217,3 +217,11 @@ def test_published_length_class_by_hand():
 
 def test_shares_are_consecutive_and_whole():
     assert [list(Process(rank, 3).consecutive_share(5)) for rank in range(3)] == [[0, 1], [2, 3], [4]]
+
+
+@pytest.mark.parametrize("kind", [LengthBatches, PublishedBatches])
+@pytest.mark.parametrize("count", [3, 16, 41, 500])
+def test_the_samples_among_the_first_are_those_that_are_handed_out(kind, count):
+    sampler = kind(lengths_like(23), 1, seed=1)
+    handed_out = {index for _ in range(count) for index in next(sampler)}
+    assert sampler.among_first(count).tolist() == sorted(handed_out)

@@ -64,7 +64,7 @@ class Regression:
     def identity(self):
         return {"noise": self.noise}
 
-    def load(self, strategy, saved):
+    def load(self, strategy, saved, planned):
         self.strategy, self.saved = strategy, saved
         self.network, self.data = nn.Linear(3, 1, bias=False).to(strategy.device), Points()
 

@@ -90,6 +90,15 @@ class BatchSampler:
         """Go to the start of an epoch."""
         self.taken = number * self.samples_per_epoch
 
+    def among_first(self, count: int) -> np.ndarray:
+        """Return which samples are among the first `count` of the order: int64, ascending, each once."""
+        seen, present = np.zeros(len(self.lengths), bool), sum(map(len, self.members))
+        for start in range(0, count, self.samples_per_epoch):
+            seen[self.epoch(start // self.samples_per_epoch).reshape(-1)[: count - start]] = True
+            if seen.sum() == present:
+                break
+        return np.flatnonzero(seen)
+
     def ahead(self) -> BatchSampler:
         """Return a sampler at the same place that can run ahead of this one."""
         other = copy.copy(self)

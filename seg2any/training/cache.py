@@ -60,6 +60,17 @@ def _add(store: Store, keys: Sequence[bytes], positions: list[int], make: Make, 
         store.flush()  # keep finished entries even if the loop was interrupted
 
 
+def of_some(indices: Sequence[int], make: Make) -> Make:
+    """Let `make`, which makes entries of samples by their number, make those of `indices` by position."""
+
+    def made(positions: Sequence[int]) -> Iterator[tuple[int, Entry]]:
+        position = {indices[at]: at for at in positions}
+        for index, entry in make(list(position)):
+            yield position[index], entry
+
+    return made
+
+
 def open_store(cache_dir: str | None, kind: str, fingerprint: str) -> Store:
     """Open the cache named by `fingerprint` in `cache_dir`.
 

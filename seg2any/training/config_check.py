@@ -33,6 +33,7 @@ CHOICES = {
     "trainer.base_quantization": tuple(IN_TRAINING.values()),
     "trainer.sampler": ("length", "published"),
     "trainer.cache_text": ("none", "classes", "all"),
+    "trainer.cache": ("plan", "all"),
 }
 AT_LEAST_ONE = (
     *("resolution", "model.rank", "model.lora_alpha", "model.num_inference_steps"),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from accelerate.utils.memory import clear_device_cache
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -61,14 +62,20 @@ def open_data(config: Config) -> RawData:
     )
 
 
-def load_data(raw: RawData, config: Config, base: Base, process: Process) -> RunData:
+# Numbers of the samples that a run reads, ascending; it gets the samples without their caches.
+Planned = Callable[[TrainingSet], np.ndarray]
+
+
+def load_data(raw: RawData, config: Config, base: Base, process: Process, planned: Planned | None = None) -> RunData:
     """Count tokens, fill the configured caches, encode what validation needs.
+
+    Caches get the samples of `planned`; all without it, or with trainer.cache=all.
 
     Afterwards the base has lost its text encoders if all embeddings are cached, all but that of pooled vectors if only
     class names are ever read, and its VAE is on the CPU if latents are cached: only validation images still need it.
     """
     sources = DataSources(config, base, process)
-    train = sources.training_set(raw.train)
+    train = sources.training_set(raw.train, planned if config.trainer.cache == "plan" else None)
     val, shown = None, []
     if raw.val is not None:
         val = sources.samples(raw.val, min(config.trainer.num_validation_samples, len(raw.val)))
@@ -125,10 +132,19 @@ class DataSources:
         self.preparation = Preparation(config.resolution, config.data.aspect, patch, self.settings)
         self.skips, self.workers = config.data.on_error == "skip", config.dataloader_num_workers
 
-    def training_set(self, data: DataSet) -> TrainingSet:
-        """Count and cache all samples of `data`, for training on them."""
+    def training_set(self, data: DataSet, planned: Planned | None = None) -> TrainingSet:
+        """Count all samples of `data`, and cache all or those of `planned`, for training on them."""
         counts = self.counts(data)
-        reader, encode = self._reading(data, len(data), counts)
+        indices = range(len(data))
+        if planned and (self.options.cache_latents or self.options.cache_text == "all"):
+            uncached = Reader(data, self.preparation, None, None), Encoder(self.base, self.settings, {}, False)
+            indices = planned(TrainingSet(*uncached, counts, self.skips, self.workers)).tolist()
+            if self.process.is_first and len(indices) < counts.usable.sum():
+                tqdm.write(
+                    f"caches: {len(indices):,} of {len(data):,} samples are encoded, all that this run's steps read; "
+                    "trainer.cache=all encodes every sample"
+                )
+        reader, encode = self._reading(data, indices, counts)
         return TrainingSet(reader, encode, counts, self.skips, self.workers)
 
     def samples(self, data: DataSet, count: int) -> list[EncodedSample]:
@@ -136,7 +152,7 @@ class DataSources:
 
         They are cached as well, for a faster next start.
         """
-        reader, encode = self._reading(data, count, None)
+        reader, encode = self._reading(data, range(count), None)
         encoded = []
         for (read,) in read_ahead(reader, [[index] for index in range(count)], self.workers):
             encoded += encode([read]) if is_usable(read, self.skips, "validation") else []
@@ -148,52 +164,52 @@ class DataSources:
         rows = read_or_count(data, self.base.tokenizer, patch, self.config, self.process)
         return TokenCounts.of(rows, self.settings, patch)
 
-    def _reading(self, data: DataSet, count: int, counts: TokenCounts | None) -> tuple[Reader, Encoder]:
-        """Make the reader of the first `count` samples and their encoder.
+    def _reading(self, data: DataSet, indices: Sequence[int], counts: TokenCounts | None) -> tuple[Reader, Encoder]:
+        """Make the reader of the samples `indices` and their encoder.
 
         Complete their caches first.
         """
-        latents = self._latents(data, count, counts) if self.options.cache_latents else None
+        latents = self._latents(data, indices, counts) if self.options.cache_latents else None
         names = self._class_names(data) if self.options.cache_text != "none" else {}
-        texts = self._texts(data, count, counts, latents, names) if self.options.cache_text == "all" else None
+        texts = self._texts(data, indices, counts, latents, names) if self.options.cache_text == "all" else None
         drops = self.options.caption_dropout > 0
         return Reader(data, self.preparation, latents, texts), Encoder(self.base, self.settings, names, drops)
 
-    def _latents(self, data: DataSet, count: int, counts: TokenCounts | None) -> Store:
-        """Complete the cache of latents of the first `count` samples."""
+    def _latents(self, data: DataSet, indices: Sequence[int], counts: TokenCounts | None) -> Store:
+        """Complete the cache of latents of the samples `indices`."""
         fingerprint = cache.latents_fingerprint(data.fingerprint(), self.preparation, self.base)
         store = cache.open_store(self.options.cache_dir, "latents", fingerprint)
-        keys = [latents_key(data, index) for index in range(count)]
+        keys = [latents_key(data, index) for index in indices]
         with_std = self.settings.vae_posterior == "sample"
         if counts:
             width = self.base.geometry.channels * (2 if with_std else 1)
-            self._announce(store, keys, int((counts.image + counts.condition).sum()) * width * 2, "latents")
+            self._announce(store, keys, int((counts.image + counts.condition)[indices].sum()) * width * 2, "latents")
         make = cache.make_latents(
             Reader(data, self.preparation, None, None), self.base, with_std, self.skips, self.workers
         )
-        cache.complete(store, keys, make, "encode images", self.process)
+        cache.complete(store, keys, cache.of_some(indices, make), "encode images", self.process)
         return store
 
     def _texts(
         self,
         data: DataSet,
-        count: int,
+        indices: Sequence[int],
         counts: TokenCounts | None,
         latents: Store | None,
         names: dict[TextKey, Tensor],
     ) -> Store:
-        """Complete the cache of embeddings of the first `count` samples."""
+        """Complete the cache of embeddings of the samples `indices`."""
         store = self._text_store(data)
-        keys = [key_of(data.key(index)) for index in range(count)]
+        keys = [key_of(data.key(index)) for index in indices]
         if counts:
             pooled = 2 * len(keys) * self.base.geometry.pooled_width
-            rows = 0 if names else int(counts.text.sum()) * self.base.geometry.text_width
+            rows = 0 if names else int(counts.text[indices].sum()) * self.base.geometry.text_width
             self._announce(store, keys, 2 * (rows + pooled), "text embeddings")
         make = cache.make_texts(
             Reader(data, self.preparation, latents, None),
             *(self.base, names, self.options.cache_batch_size, self.skips, self.workers),
         )
-        cache.complete(store, keys, make, "encode captions", self.process)
+        cache.complete(store, keys, cache.of_some(indices, make), "encode captions", self.process)
         return store
 
     def _class_names(self, data: DataSet) -> dict[TextKey, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -55,6 +55,9 @@ class Order(Protocol):
 
     samples_per_epoch: int  # of all processes
 
+    def among_first(self, count: int) -> np.ndarray:
+        """Return which samples are among the first `count` of all processes: int64, ascending, each once."""
+
     def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
@@ -86,10 +89,11 @@ class Task(Protocol):
     def identity(self) -> Mapping[str, object]:
         """Fingerprint by config key what a resumed run shares with the first; load no weights."""
 
-    def load(self, strategy: Strategy, saved: Path | None) -> None:
+    def load(self, strategy: Strategy, saved: Path | None, planned: Callable[[TrainingData], np.ndarray]) -> None:
         """Load the network, onto the strategy's device, and the data.
 
-        saved  folder of the checkpoint to resume, None for a new run; the trainer loads the parameters themselves
+        saved    folder of the checkpoint to resume, None for a new run; the trainer loads the parameters themselves
+        planned  numbers of the samples that the whole run reads; a cache needs no others
         """
 
     def trainable(self) -> Mapping[str, nn.Parameter]:

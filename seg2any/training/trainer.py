@@ -13,6 +13,7 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
@@ -37,7 +38,7 @@ from seg2any.training.optimizer import (
     number_of_steps,
 )
 from seg2any.training.strategy import Interrupt, make_accelerator, make_strategy
-from seg2any.training.task import Randomness, Task
+from seg2any.training.task import Order, Randomness, Task, TrainingData
 
 
 @dataclass
@@ -75,16 +76,12 @@ class Trainer:
         self.identity = self._checked_identity(remembered)
         self._say(launch_facts(self.strategy, self.shares))
         torch.manual_seed(config.seed)  # initial weights of what is trained are the same on every process
-        task.load(self.strategy, self.checkpoints.find(config.resume_from_checkpoint))
+        task.load(self.strategy, self.checkpoints.find(config.resume_from_checkpoint), self._planned)
 
-        batch_size = self.options.train_batch_size
-        self.randomness = Randomness(config.seed, batch_size, process)
-        accumulation = self.options.gradient_accumulation_steps
-        self.sampler = task.data.sampler(self.options.sampler, batch_size, config.seed, process, accumulation)
-        if (place := self._saved("sampler")) is not None:  # it decides the number of steps of an epoch
-            self.sampler.load_state_dict(place)
+        self.randomness = Randomness(config.seed, self.shares.batch_size, process)
+        self.sampler = self._order(task.data)
         self.batches = task.data.batches(self.sampler)
-        self.last_step = number_of_steps(config, self.sampler.samples_per_epoch // self.shares.samples)
+        self.last_step = self._steps(self.sampler)
         self.trainable = Trainable(task.trainable())
         parameters = list(self.trainable.parameters.values())
         self.average = Average(parameters, self.options.ema_decay)
@@ -96,6 +93,22 @@ class Trainer:
         trained = sum(map(torch.Tensor.numel, parameters))
         self._say(step_facts(self.shares, self.sampler.samples_per_epoch, self.last_step, trained))
         self._say(task.facts(self.shares))
+
+    def _order(self, data: TrainingData) -> Order:
+        """Order the samples, from the place of the checkpoint to resume on."""
+        shares, process = self.shares, self.strategy.process
+        order = data.sampler(self.options.sampler, shares.batch_size, self.config.seed, process, shares.accumulation)
+        if (place := self._saved("sampler")) is not None:  # it decides the number of steps of an epoch
+            order.load_state_dict(place)
+        return order
+
+    def _steps(self, order: Order) -> int:
+        return number_of_steps(self.config, order.samples_per_epoch // self.shares.samples)
+
+    def _planned(self, data: TrainingData) -> np.ndarray:
+        """Return which samples all steps read, the past ones too: a resumed run makes the same caches."""
+        order = self._order(data)
+        return order.among_first(self._steps(order) * self.shares.samples)
 
     def _say(self, facts: Mapping[str, str]) -> None:
         if self.accelerator.is_main_process:

@@ -26,7 +26,7 @@ from seg2any.training.config import Config
 from seg2any.training.elastic import Shares, with_shares
 from seg2any.training.identity import CONTENT, WEIGHTS
 from seg2any.training.memory import predicted_bytes
-from seg2any.training.open_data import RawData, RunData, load_data, open_data
+from seg2any.training.open_data import Planned, RawData, RunData, load_data, open_data
 from seg2any.training.samples import EncodedSample
 from seg2any.training.strategy import Strategy
 from seg2any.training.tasks.flow_matching import Velocity, fixed_losses, make_objective, named_losses
@@ -61,7 +61,7 @@ class Generation:
         """Fingerprint the training data and the base model's weights."""
         return {CONTENT: self.raw.train.fingerprint(), WEIGHTS: build.base_fingerprint(self.config)}
 
-    def load(self, strategy: Strategy, saved: Path | None) -> None:
+    def load(self, strategy: Strategy, saved: Path | None, planned: Planned) -> None:
         """Load FLUX, attach its adapters, and fill the configured caches."""
         self.strategy = strategy
         self.pipeline = build.load_pipeline(self.config, strategy)
@@ -69,7 +69,7 @@ class Generation:
         build.check_block_range(self.settings, self.pipeline.base.geometry.n_blocks)
         build.attach_adapters(transformer, self.config, saved)
         strategy.split(transformer)
-        self.inputs = load_data(self.raw, self.config, self.pipeline.base, strategy.process)
+        self.inputs = load_data(self.raw, self.config, self.pipeline.base, strategy.process, planned)
         build.apply_memory_options(transformer, self.config)
         self.network = Velocity(self.pipeline.base, self.config.trainer.guidance_scale)
 
