@@ -120,6 +120,23 @@ def test_an_unusable_sample_alone_in_its_batch_is_skipped_like_any_other(data, s
     assert all(len(batch.samples) == 1 and 4 not in batch.indices for batch in batches)
 
 
+def test_a_batch_without_samples_is_filled_from_what_the_caches_hold(data, stock_pipe, tmp_path):
+    source = loading(stock_pipe, SETTINGS, tmp_path, latents=True).training_set(
+        Faulty(data), lambda _: np.array([4, 5])
+    )
+
+    class FourOnly:
+        def ahead(self):
+            return [[4]]
+
+        def advance(self):
+            pass
+
+    with pytest.warns(SkippedSampleWarning):
+        (batch,) = source.batches(FourOnly())
+    assert batch.empty and batch.indices == [5]
+
+
 def test_a_process_whose_batch_is_empty_keeps_step_with_the_others(arguments, tmp_path):
     original = ShapesDataset.__getitem__
 

@@ -269,13 +269,18 @@ class TrainingSet:
             yield Batch([0], [stand_in.index], [stand_in.key], self.encode([stand_in]), empty=True)
 
     def _first_usable(self) -> ReadSample:
-        """Read the first sample that can be used. Raises SampleError if none of MOST_EMPTY can."""
-        for index in np.flatnonzero(self.counts.usable)[:MOST_EMPTY].tolist():
+        """Read the first sample that can be used. Raises SampleError if MOST_EMPTY before it cannot."""
+        n_unusable = 0
+        for index in np.flatnonzero(self.counts.usable).tolist():
             try:
                 return self.reader(index)
             except SampleError:
+                n_unusable += 1
+            except KeyError:  # not planned, so in no cache
                 continue
-        raise SampleError(f"none of the first {MOST_EMPTY} samples can be used; repair the data set")
+            if n_unusable == MOST_EMPTY:
+                break
+        raise SampleError(f"none of the first {max(1, n_unusable)} samples can be used; repair the data set")
 
 
 def is_usable(read: object | UserError, skips: bool, left_out_of: str) -> bool:
