@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from seg2any.system.errors import UserError
+from seg2any.system.files import append_lines
 
 
 def check_place(output: Path | None) -> None:
@@ -23,5 +24,4 @@ def leave(lines: list[str], output: Path | None) -> None:
     """Print the lines and append them to `output`, if it is given."""
     print("\n".join(lines), flush=True)
     if output:
-        with open(output, "a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+        append_lines(output, "\n".join(lines))

@@ -53,7 +53,7 @@ def networks_of(model: str, adapter: Path | None, fold: bool = False) -> Network
     """Read the sizes of a model and its adapters, folded by `fold` or as they were saved."""
     with explained(model):
         pipe = weightless_pipeline(model)
-    n_adapter = sum(map(_n_parameters, sorted(adapter.glob("*/*.safetensors")))) if adapter else 0
+    n_adapter = sum(map(_n_parameters, sorted(adapter.glob("*/[!.]*.safetensors")))) if adapter else 0
     is_folded = fold or folded_adapters(model) is not None
     return Networks(pipe.transformer, pipe.base.text_encoders, pipe.vae, n_adapter, is_folded)
 

@@ -37,7 +37,9 @@ def save_image(image: Image.Image, recipe: dict, path: Path, quality: int = 95) 
             info.add_text(KEY, text)
             image.save(temporary, pnginfo=info)
             return
-        image.save(temporary, quality=quality, exif=_exif(text, path))
+        encoded = BytesIO()  # on a full disk Pillow writes a part of a JPEG, and no error
+        image.save(encoded, Image.registered_extensions()[path.suffix], quality=quality, exif=_exif(text, path))
+        temporary.write_bytes(encoded.getbuffer())
 
 
 def check_size(size: tuple[int, int], path: Path) -> None:

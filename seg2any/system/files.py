@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
@@ -53,6 +54,27 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def append_lines(path: Path, text: str) -> None:
+    """Add whole lines to a file: all of `text` or nothing, and on the disk when this returns.
+
+    A line that a killed process left unfinished stays, on a line of its own. For one writer at a time.
+    """
+    file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(file).st_size
+        start = b"\n" if size and os.pread(file, 1, size - 1) != b"\n" else b""
+        data = start + text.rstrip("\n").encode() + b"\n"
+        try:
+            if os.write(file, data) != len(data):  # the disk is full
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, size)
+            raise
+    finally:
+        os.close(file)
+
+
 def check_name(path: Path) -> None:
     """Raise UserError if a name in `path`, or all of it, is longer than the file system takes."""
     place = _existing(path)
@@ -89,8 +111,8 @@ def _limit(place: Path, name: str, usual: int) -> int:
 
 
 def remove_stale(folder: Path) -> None:
-    """Remove temporary files that killed writers have left in `folder`."""
-    for path in folder.glob(".*.tmp*"):
+    """Remove temporary files that killed writers have left in `folder`; safetensors calls its own .tmpXXXXXX."""
+    for path in (*folder.glob(".*.tmp*"), *folder.glob(".tmp??????")):
         with contextlib.suppress(OSError):  # its writer has just renamed it, or this folder is read-only
             if time.time() - path.stat().st_mtime > STALE_SECONDS:
                 path.unlink()

@@ -35,8 +35,11 @@ def file_digest(path: Path) -> str:
 
 
 def folder_digest(folder: Path) -> str:
-    """Return the sha256 hex digest of a folder's safetensors files, in order of their paths."""
-    return _digest_of(sorted(folder.rglob("*.safetensors")))
+    """Return the sha256 hex digest of a folder's safetensors files, in order of their paths.
+
+    Hidden files, which killed writers may have left, do not count.
+    """
+    return _digest_of(path for path in sorted(folder.rglob("*.safetensors")) if not path.name.startswith("."))
 
 
 def weights_fingerprint(folder: Path, parts: Iterable[str]) -> str:

@@ -51,8 +51,8 @@ class Checkpoints:
         """
         final = self.folder / f"checkpoint-{step}"
         temporary = self.folder / f".checkpoint-{step}.{uuid.uuid4().hex[:8]}.tmp"
-        temporary.mkdir(parents=True)
         try:
+            temporary.mkdir(parents=True)
             write(temporary)
             write_state(temporary / STATE, {**state, FILES: _sizes(temporary)})
             _sync(temporary)
@@ -73,7 +73,10 @@ class Checkpoints:
         if self.limit is not None:
             others = [path for path in self.steps().values() if path != written]
             for path in others[: max(0, len(others) - self.limit + 1)]:
-                _remove(path)
+                try:
+                    _remove(path)
+                except OSError as error:
+                    warnings.warn(f"{path}: cannot be removed: {error}; make room by hand", stacklevel=3)
         for pattern in (".checkpoint-*.tmp", ".checkpoint-*.old"):
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path, ignore_errors=True)

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from seg2any.generate.memory_estimate import GIB
 from seg2any.system.device import peak_bytes
 from seg2any.system.errors import UserError
-from seg2any.system.files import atomic_write
+from seg2any.system.files import append_lines, atomic_write
 from seg2any.training.config import Config
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb"}  # project.report_to -> package
@@ -129,8 +129,7 @@ class RunLog:
                 tracker.log_images({f"validation/{number:03d}": np.asarray(picture)[None]}, step=step, **options)
 
     def _append(self, row: dict[str, object]) -> None:
-        with open(self.path, "a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_lines(self.path, json.dumps(row))
 
     def say(self, message: str) -> None:
         """Print a line above the progress bar."""

@@ -49,7 +49,7 @@ def find_tars(folders: Sequence[Path]) -> dict[str, Path]:
     for folder in folders:
         if not folder.is_dir():
             raise UserError(f"--tar_dir {folder}: not a folder; give the folder of sa_000000.tar and its like")
-        for path in sorted(folder.glob("*.tar")):
+        for path in sorted(folder.glob("[!.]*.tar")):
             found.setdefault(path.stem, path)
     return found
 

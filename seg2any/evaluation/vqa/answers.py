@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -15,6 +14,7 @@ from typing import Protocol
 
 from seg2any.evaluation.vqa.questions import Question
 from seg2any.system.errors import UserError
+from seg2any.system.files import append_lines
 
 
 class NoAnswer(Exception):
@@ -71,10 +71,8 @@ class Answers:
     def add(self, question: Question, answer: dict) -> None:
         """Keep an answer, on disk when this returns. May be called from any thread."""
         line = {"id": self._id(question), "key": question.key, "kind": question.kind, "text": question.text}
-        with self._lock, open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line | {"judge": self.judge.name, "answer": answer}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        with self._lock:
+            append_lines(self.path, json.dumps(line | {"judge": self.judge.name, "answer": answer}))
             self._known[line["id"]] = answer
 
     def __len__(self) -> int:
