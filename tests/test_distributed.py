@@ -53,7 +53,7 @@ def weights(checkpoint):
 def assert_same_run(ours, theirs, tolerance):
     first, second = tiny_run.losses(ours), tiny_run.losses(theirs)
     assert first.keys() == second.keys() == {1, 2, 3, 4}
-    assert max(abs(first[step] - second[step]) for step in first) <= max(tolerance, 1e-5)  # the log has 6 digits
+    assert max(abs(first[step] - second[step]) for step in first) <= max(tolerance, 1e-5)
     for step in (2, 4):
         a, b = weights(ours / f"checkpoint-{step}"), weights(theirs / f"checkpoint-{step}")
         assert a.keys() == b.keys()
