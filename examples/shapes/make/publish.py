@@ -153,7 +153,8 @@ def validation_rows(rows: list[dict]) -> list[str]:
 def write_card(folder: Path, text: str, losses: dict[str, list[float]]) -> None:
     """Write README.md with a text, and loss.png with a curve for each name."""
     with atomic_write(folder / "loss.png") as temporary:
-        cv2.imwrite(str(temporary), draw_curves({name: values for name, values in losses.items() if values}))
+        curves = draw_curves({name: values for name, values in losses.items() if values})
+        temporary.write_bytes(cv2.imencode(".png", curves)[1])  # imwrite says nothing on a full disk
     with atomic_write(folder / "README.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(f"wrote {folder}")
