@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,17 @@ from tests import forked, tiny_run
 ALONE = SimpleNamespace(num_processes=1)
 LAUNCHED = SimpleNamespace(num_processes=4)
 STOPPED_AT = 2  # the step in which the signal arrives
+
+
+@pytest.fixture(autouse=True)
+def no_signal_is_ignored() -> Iterator[None]:
+    """Undo what the tests' own process inherits: nohup ignores SIGHUP, a shell's background jobs ignore SIGINT."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGINT)}
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def status_of(function, tmp_path: Path) -> int:

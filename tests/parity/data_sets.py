@@ -1,6 +1,7 @@
 """Compare samples read by our data sets with golden ones.
 
-Order, captions, masks, pixels and token counts have to be equal.
+Order, captions, masks and token counts have to be equal, and pixels to one grey level: versions of Pillow round
+differently when they decode and resample.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from seg2any.data.regions import condition_length, text_lengths
 from tests.parity.contour import T5_TOKENIZER, WITHOUT_TOKENIZER, read_stack, t5_tokenizer
 from tests.parity.recorded_data import data_sets, items, label_maps, positions, training_data
 from tests.synthetic_data import write_sa1b_json, write_sacap_parquet
+
+ONE_LEVEL = 2 / 255 + 1e-6  # of a pixel in [-1, 1]
 
 
 def cases(root: Path) -> dict[str, Callable[[], None]]:
@@ -111,8 +114,8 @@ def check_batch(root: Path, folder: Path) -> None:
 
 
 def assert_equals(sample: Sample, masks: np.ndarray, pixels: np.ndarray | None) -> None:
-    """Compare bool [N, H, W] masks and float32 [3, H, W] pixels in [-1, 1], to the last bit."""
+    """Compare bool [N, H, W] masks and float32 [3, H, W] pixels in [-1, 1] within one of 255 levels."""
     np.testing.assert_array_equal(sample.layout.masks, masks)
     if pixels is not None:
         unit = sample.image.transpose(2, 0, 1).astype(np.float32) / np.float32(255)
-        np.testing.assert_array_equal((unit - np.float32(0.5)) / np.float32(0.5), pixels)
+        np.testing.assert_allclose((unit - np.float32(0.5)) / np.float32(0.5), pixels, rtol=0, atol=ONE_LEVEL)
