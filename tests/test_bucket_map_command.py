@@ -123,7 +123,10 @@ def test_sizes_without_a_token_and_blocked_folders_are_one_line(tmp_path: Path, 
     (tmp_path / "taken" / MAP_NAME).mkdir(parents=True)
     path = published_config(tmp_path, made.params)
     for arguments, message in (
-        (["--resolution=8"], "resolution: 8 with cond_scale_factor 2 is less than one token of 16 pixels"),
+        (
+            ["--resolution=8", "--data.train.params.resolution=8"],
+            "resolution: 8 with cond_scale_factor 2 is less than one token of 16 pixels",
+        ),
         (["--cond_scale_factor=999"], "cond_scale_factor"),
         (["--data.train.params.resolution=512"], "data.train.params.resolution: 512 contradicts resolution 128"),
         ([f"--trainer.cache_dir={tmp_path / 'file'}"], "cannot be written (Not a directory); make room, or name"),
