@@ -334,9 +334,8 @@ class TestInfer:
     """`infer.py --fold`, and infer.py with a model that was saved folded."""
 
     def test_images_and_settings_are_those_of_the_adapter(self, tiny_model, pipe, tmp_path, call):  # noqa: F811
-        pipe.save_adapters(
-            tmp_path / "lora", dataclasses.replace(CARD, condition=CARD.condition.override({"cond_scale_factor": 1}))
-        )
+        condition = CARD.condition.override({"cond_scale_factor": 1})
+        pipe.save_adapters(tmp_path / "lora", dataclasses.replace(CARD, condition=condition, resolution=80))
         folded = Seg2AnyPipeline.from_pretrained(tiny_model)
         folded.load_adapters(tmp_path / "lora")
         folded.fold()
