@@ -43,7 +43,7 @@ format: $(VENV)/.installed-dev ## fix rules and formatting with ruff
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench: $(VENV)/.installed ## print the bars of quality and of speed, 20 minutes; quality of fewer scenes: ARGS="--limit 8"
+bench: $(VENV)/.installed ## print the bars of quality and of speed; quality of fewer scenes: ARGS="--limit 8"
 	HF_HUB_OFFLINE=1 $(PY) -m seg2any.evaluation.shapes $(ARGS)
 	HF_HUB_OFFLINE=1 $(PY) -m benchmarks.step
 

@@ -10,7 +10,7 @@ before anything is timed. Then the other bars of `benchmarks/step_bars.py` are m
 
 On a CPU one thread computes, and processor time counts, so that a busy machine changes little. The sizes are `cpu`
 (332 million weights, 12 heads x 128) and `narrow` (8 heads x 64). The last line is JSON, which is also written to
-benchmarks/results, with a page of tables beside it. With the defaults it takes about a quarter of an hour.
+benchmarks/results, with a page of tables beside it.
 """
 
 from __future__ import annotations

@@ -89,12 +89,7 @@ def train(arguments, trace, act=None):
     act  called with the number of every loss of this process, to kill it
     """
     trainer = tiny_run.trainer(arguments)
-    loss, batches, seen = trainer.task.loss, trainer.batches, []
-
-    def traced_batches():
-        for batch in batches:
-            seen.append(batch.keys)
-            yield batch
+    loss, seen = trainer.task.loss, tiny_run.note_batches(trainer)
 
     def traced_loss(network, samples, generators):
         if act:
@@ -104,7 +99,7 @@ def train(arguments, trace, act=None):
             file.write("".join(f"{json.dumps(row)}\n" for row in rows))
         return loss(network, samples, generators)
 
-    trainer.batches, trainer.task.loss = traced_batches(), traced_loss
+    trainer.task.loss = traced_loss
     trainer.fit()
 
 

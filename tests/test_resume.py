@@ -47,12 +47,7 @@ def train(arguments, trace, rank, killed_at=None):
     """
     torch.manual_seed(random.SystemRandom().getrandbits(60))  # every process starts with its own random state
     trainer = tiny_run.trainer(arguments)
-    loss, batches, seen = trainer.task.loss, trainer.batches, []
-
-    def traced_batches():
-        for batch in batches:
-            seen.append(batch.keys)
-            yield batch
+    loss, seen = trainer.task.loss, tiny_run.note_batches(trainer)
 
     def traced_loss(*arguments):
         count()
@@ -62,7 +57,7 @@ def train(arguments, trace, rank, killed_at=None):
             file.write(json.dumps(row) + "\n")
         return value
 
-    trainer.batches, trainer.task.loss = traced_batches(), traced_loss
+    trainer.task.loss = traced_loss
     count = watch(killed_at)
     trainer.fit()
     trace.with_suffix(f".events{rank}").write_text(str(count.events))

@@ -109,6 +109,19 @@ def machines(folder: Path) -> list[dict]:
     return [row["run"] for row in rows(folder) if "run" in row]
 
 
+def note_batches(trainer) -> list[list[str]]:
+    """Return a list that gets the samples' keys of every batch that the trainer takes."""
+    batches, seen = trainer.batches, []
+
+    def noted():
+        for batch in batches:
+            seen.append(batch.keys)
+            yield batch
+
+    trainer.batches = noted()
+    return seen
+
+
 def same(a, b):
     """Compare nested states bit for bit."""
     if isinstance(a, dict):

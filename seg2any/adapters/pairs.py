@@ -54,7 +54,7 @@ class Pair:
 
 @dataclass
 class Module:
-    """What a file holds of one module: keys and tensors by end, `down` and `up`, and alpha."""
+    """The part of a file that belongs to one module: keys and tensors by end, `down` and `up`, and alpha."""
 
     keys: dict[str, str] = field(default_factory=dict)
     tensors: dict[str, Tensor] = field(default_factory=dict)

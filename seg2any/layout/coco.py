@@ -19,7 +19,7 @@ MOST_OFF_SHARE = 0.05  # of a mask, by which an area may differ, besides half a 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What a JSON says about its image; None where it says nothing. size: (H, W)."""
+    """The id and size (H, W) that a JSON gives its image; None where it gives none."""
 
     id: object = None
     size: tuple[int, int] | None = None
