@@ -20,14 +20,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -37,9 +34,9 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from tests.tracked_memory import TrackedMemory
+from tests.fake_trace import ACTIVE, Call, tensors
 
 CUDA_SLOT, LAZY_SLOT = 1, 17  # numbers of device types in torch's c10/core/DeviceType.h
 GUARDS = "_ZN3c104impl26device_guard_impl_registryE"
@@ -52,128 +49,12 @@ class HostSync(AssertionError):
     """An operator for which the host waits until the GPU has computed everything before it."""
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """One launch on the GPU, or one copy from the host (`op` is "to_device").
-
-    block     number of the transformer block that launched it, None outside all blocks
-    shape     of the first result; `dtype` of the first result
-    n_bytes   read and written
-    is_cast   copies a CUDA tensor to another dtype
-    """
-
-    op: str
-    block: int | None
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    n_bytes: int
-    is_cast: bool = False
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of an attention kernel.
-
-    query, key  shapes [B, heads, L, d]
-    kernel      "flash", "efficient" or "math"
-    cudnn       whether torch may take cuDNN's attention instead, which it prefers on H100 and newer GPUs
-    """
-
-    block: int | None
-    query: tuple[int, ...]
-    key: tuple[int, ...]
-    dtype: torch.dtype
-    kernel: str
-    cudnn: bool
-
-
-class Trace:
-    """The kernels launched inside a `with` block, under `FakeCuda`.
-
-    model   a transformer of diffusers, whose blocks' numbers the kernels get; None: they get none
-    kept    bytes by block that its forward pass made and left alive: its output, and what a backward pass needs
-    peak    bytes of CUDA tensors alive at once that were made inside, at the worst moment; `now`: at this moment
-    first   of the second step of an image: the trace of the first step
-    """
-
-    first: Trace
-
-    def __init__(self, model: nn.Module | None = None):
-        self.kernels: list[Kernel] = []
-        self.calls: list[Call] = []
-        self.block: int | None = None
-        self.kept: Counter[int] = Counter()
-        self._blocks, self._memory, self._hooks = _blocks(model), TrackedMemory(), []
-
-    def __enter__(self) -> Trace:
-        for number, block in enumerate(self._blocks):
-            self._hooks += [
-                block.register_forward_pre_hook(lambda *_, number=number: self._enters(number)),
-                block.register_forward_hook(lambda *_: self._leaves()),
-            ]
-        FakeCuda.current.traces.append(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        FakeCuda.current.traces.remove(self)
-        for hook in self._hooks:
-            hook.remove()
-
-    def _enters(self, block: int) -> None:
-        self.block = block
-        self.kept[block] -= self.now
-
-    def _leaves(self) -> None:
-        self.kept[self.block] += self.now
-        self.block = None
-
-    @property
-    def peak(self) -> int:
-        """Return the largest number of bytes alive at once."""
-        return self._memory.peak
-
-    @property
-    def now(self) -> int:
-        """Return the bytes still alive, such as those kept for a backward pass."""
-        return self._memory.now
-
-    def launches(self, block: int | None) -> int:
-        """Count the launches of a block, or outside all blocks (None)."""
-        return sum(kernel.block == block for kernel in self.kernels)
-
-    def n_bytes(self, block: int | None) -> int:
-        """Sum the bytes that the kernels of a block read and write."""
-        return sum(kernel.n_bytes for kernel in self.kernels if kernel.block == block)
-
-    def casts(self, block: int | None) -> list[Kernel]:
-        """List the copies of a block to another dtype."""
-        return [kernel for kernel in self.kernels if kernel.is_cast and kernel.block == block]
-
-    def in_fp32(self) -> Counter[tuple[str, int]]:
-        """Count kernels inside blocks, other than casts, that compute in fp32, by (operator, block)."""
-        found = [kernel for kernel in self.kernels if kernel.dtype == torch.float32 and not kernel.is_cast]
-        return Counter((kernel.op, kernel.block) for kernel in found if kernel.block is not None)
-
-    def record(self, op: str, inputs: object, outputs: object, is_cast: bool = False) -> None:
-        """Add a launch with its operands and results, which may be nested."""
-        given, made = _tensors(inputs), _tensors(outputs)
-        n_bytes = sum(x.numel() * x.element_size() for x in (*given, *made))
-        shape, dtype = (tuple(made[0].shape), made[0].dtype) if made else ((), torch.float32)
-        self.kernels.append(Kernel(op, self.block, shape, dtype, n_bytes, is_cast))
-
-    def record_memory(self, inputs: object, outputs: object) -> None:
-        """Add the storages of results that are no operand's storage."""
-        self._memory.add(inputs, outputs)
-
-
 class FakeCuda(contextlib.ExitStack):
     """A context in which device "cuda" exists and holds tensors without numbers; see the module."""
 
-    current: FakeCuda
-
     def __enter__(self) -> FakeCuda:
         super().__enter__()
-        FakeCuda.current, self.traces, self.is_quiet = self, [], False
+        self.is_quiet = False
         self.enter_context(_device_guard())
         self.enter_context(mock.patch("torch.cuda.amp.common.amp_definitely_not_available", lambda: False))
         self.enter_context(mock.patch("torch.cuda.is_bf16_supported", lambda *_, **__: True))
@@ -208,12 +89,12 @@ class _Operators(TorchDispatchMode):
                 return func(*args, **kwargs)
         name, _, _ = func.__name__.partition(".")
         args, kwargs = tree_map_only(torch.Tensor, self._faked, (args, kwargs))
-        given = _tensors((args, kwargs))
+        given = tensors((args, kwargs))
         try:
             outputs = func(*args, **kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise HostSync(f"{name} waits for the GPU") from error
-        made = _tensors(outputs)
+        made = tensors(outputs)
         if any(not x.is_cuda for x in made) or (name == "copy_" and not args[0].is_cuda):
             raise HostSync(f"{name} copies from the GPU and waits for it")
         if not self.cuda.is_quiet:
@@ -230,7 +111,7 @@ class _Operators(TorchDispatchMode):
             launch = ("to_device", False)
         else:
             launch = (name, name in ("_to_copy", "copy_") and given[-1].dtype != made[0].dtype)
-        for trace in self.cuda.traces:
+        for trace in ACTIVE:
             trace.record_memory(given, made)
             if launch:
                 trace.record(launch[0], given, made, launch[1])
@@ -246,7 +127,7 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         own = {F.scaled_dot_product_attention: self._attention, F.rms_norm: self._rms_norm}
-        is_own = func in own and any(x.is_cuda for x in _tensors((args, kwargs)))
+        is_own = func in own and any(x.is_cuda for x in tensors((args, kwargs)))
         return (own[func] if is_own else func)(*args, **kwargs)
 
     def _attention(self, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **_):
@@ -271,7 +152,7 @@ class _Functions(TorchFunctionMode):
                 kernel = "math"
                 output = F.scaled_dot_product_attention(query, key, value, *masks, scale=scale)
         cudnn = flags.cudnn_sdp_enabled() and is_16_bit
-        for trace in self.cuda.traces:
+        for trace in ACTIVE:
             trace.calls.append(Call(trace.block, tuple(query.shape), tuple(key.shape), query.dtype, kernel, cudnn))
         return output
 
@@ -282,14 +163,10 @@ class _Functions(TorchFunctionMode):
             return F.rms_norm(input, normalized_shape, weight, eps)  # torch has no fused kernel for two dtypes
         with self.cuda.quiet(), torch.autocast("cuda", enabled=False):
             output = F.rms_norm(input, normalized_shape, weight, eps)
-        for trace in self.cuda.traces:
+        for trace in ACTIVE:
             trace.record_memory((input, weight), output)
             trace.record("rms_norm", (input, weight), output)
         return output
-
-
-def _blocks(model: nn.Module | None) -> list[nn.Module]:
-    return [] if model is None else [*model.transformer_blocks, *model.single_transformer_blocks]
 
 
 def _aligned(mask: torch.Tensor) -> torch.Tensor:
@@ -299,14 +176,10 @@ def _aligned(mask: torch.Tensor) -> torch.Tensor:
     return F.pad(mask, (0, -mask.shape[-1] % MASK_ALIGNMENT))[..., : mask.shape[-1]]
 
 
-def _tensors(nested: object) -> list[torch.Tensor]:
-    return [x for x in tree_leaves(nested) if isinstance(x, torch.Tensor)]
-
-
 def _is_on_cuda(args: tuple, kwargs: dict) -> bool:
     if kwargs.get("device") is not None and torch.device(kwargs["device"]).type == "cuda":
         return True
-    return any(isinstance(x, FakeTensor) for x in _tensors((args, kwargs)))
+    return any(isinstance(x, FakeTensor) for x in tensors((args, kwargs)))
 
 
 @contextlib.contextmanager

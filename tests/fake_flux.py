@@ -12,7 +12,7 @@ from seg2any.adapters.fold import mark_folded
 from seg2any.attention.settings import ConditionSettings
 from seg2any.attention.tokens import TokenLayout
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
-from tests.fake_cuda import Trace
+from tests.fake_trace import Trace
 
 
 def stock_flux() -> FluxTransformer2DModel:

@@ -10,7 +10,7 @@ from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.device import best_device, choose_device, device_name, make_current
 from seg2any.system.errors import UserError
 from seg2any.system.processes import Process
-from seg2any.training import strategy
+from seg2any.training import accelerator
 from seg2any.training.config import Config
 
 
@@ -92,6 +92,6 @@ def test_training_makes_its_device_current(monkeypatch, calls):
         def __init__(self, **_: object):
             calls.append("processes")
 
-    monkeypatch.setattr(strategy, "Accelerator", Accelerator)
-    strategy.make_accelerator(Config())
+    monkeypatch.setattr(accelerator, "Accelerator", Accelerator)
+    accelerator.make_accelerator(Config())
     assert calls == ["processes", torch.device("cuda:1")]

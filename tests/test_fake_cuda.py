@@ -10,8 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 
 from benchmarks.gpu.measure import Run, random_layout
 from seg2any.attention.settings import ConditionSettings
-from tests.fake_cuda import FakeCuda, HostSync, Trace
+from tests.fake_cuda import FakeCuda, HostSync
 from tests.fake_flux import flux_inputs, flux_model, step
+from tests.fake_trace import Trace
 
 SYNCS = {
     "item": lambda x: x.sum().item(),

@@ -25,8 +25,9 @@ from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.generate.memory_estimate import activation_bytes
 from seg2any.training.memory import kept_per_token
 from seg2any.training.tasks.flow_matching import Velocity
-from tests.fake_cuda import FakeCuda, Trace
+from tests.fake_cuda import FakeCuda
 from tests.fake_flux import flux_inputs, flux_model, step, stock_flux
+from tests.fake_trace import Trace
 
 COPIES = 19  # FLUX.1-dev has 19 double blocks and 38 single ones; half of these isolate attributes
 SETTINGS = ConditionSettings("hard", (1, 1), cond_scale_factor=2)  # block 0 is double, 1 isolates attributes

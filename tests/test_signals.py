@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from seg2any.training.strategy import SAME_EVENT_SECONDS, Interrupt
+from seg2any.training.interrupt import SAME_EVENT_SECONDS, Interrupt
 from tests import forked, tiny_run
 
 ALONE = SimpleNamespace(num_processes=1)

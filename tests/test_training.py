@@ -13,11 +13,12 @@ from seg2any.bases.base import Posterior
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.errors import UserError
 from seg2any.training import build, config
+from seg2any.training.accelerator import make_accelerator
 from seg2any.training.checkpoint import STATE
 from seg2any.training.log import RunLog
 from seg2any.training.optimizer import SCHEDULES, make_schedule
 from seg2any.training.state_file import read_state, write_state
-from seg2any.training.strategy import make_accelerator, make_strategy
+from seg2any.training.strategy import make_strategy
 from seg2any.training.task import Batch
 from tests import tiny_run
 from tests.tiny_pipeline import CARD, fresh_pipe

@@ -10,13 +10,14 @@ from seg2any.diffusion.prepare import size_in_tokens
 from seg2any.generate.memory_estimate import GIB
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.training import build
+from seg2any.training.accelerator import make_accelerator
 from seg2any.training.checkpoint import check_path
 from seg2any.training.config import Config
 from seg2any.training.elastic import Shares
 from seg2any.training.memory import Launch, encoders_of, estimate
 from seg2any.training.open_data import open_data
 from seg2any.training.optimizer import make_schedule, number_of_steps
-from seg2any.training.strategy import make_accelerator, make_strategy
+from seg2any.training.strategy import make_strategy
 from seg2any.training.tasks.flow_matching import make_objective
 from seg2any.training.token_counts import TokenCounts, count_some
 

@@ -6,39 +6,24 @@ accelerate's launcher decides, and training gives the same numbers in each.
 from __future__ import annotations
 
 import os
-import signal
-import threading
-import time
 import warnings
 from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import (
-    AutocastKwargs,
-    DistributedDataParallelKwargs,
     DistributedType,
-    InitProcessGroupKwargs,
-    KwargsHandler,
-    ProjectConfiguration,
 )
 from diffusers import DiffusionPipeline
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from seg2any.system.device import make_current
 from seg2any.system.errors import UserError
-from seg2any.system.interrupts import STOPPING
 from seg2any.system.precision import dtype_of, has_fast_bfloat16
 from seg2any.system.processes import ALONE, Process
+from seg2any.training.accelerator import INSTEAD, SPLITS_ADAPTERS
 from seg2any.training.config import Config
-
-SAME_EVENT_SECONDS = 3.0  # a launcher needs milliseconds, also for many processes on busy cores
-# Adapters in parts could be trained, since every layer is called as a module, but not averaged or written.
-SPLITS_ADAPTERS = "leaves each process a part of every parameter, but checkpoints and the average need whole adapters"
-INSTEAD = "use DDP (config/accelerate.yaml); with trainer.shard_base=true it shards the frozen weights"
 
 
 class Strategy:
@@ -168,62 +153,10 @@ def shards_base(config: Config, accelerator: Accelerator) -> bool:
     return True
 
 
-def make_accelerator(config: Config) -> Accelerator:
-    """Set up the launcher's processes with this run's accumulation, clipping and trackers.
-
-    accelerate's own bf16 stays off, since DeepSpeed would turn the adapters into bf16, too. Its fp16 only scales the
-    loss. The network computes in the precision of the frozen weights.
-    """
-    for kind in ("FSDP", "MEGATRON_LM"):  # refused here: on a CPU accelerate would silently train by DDP instead
-        if os.environ.get(f"ACCELERATE_USE_{kind}") == "true":
-            raise UserError(f"launcher: {kind} {SPLITS_ADAPTERS}; {INSTEAD}")
-    folder = Path(config.project.output_dir)
-    accelerator = Accelerator(
-        cpu=_is_ddp_on_cpu(),
-        mixed_precision="fp16" if config.mixed_precision == "fp16" else "no",
-        gradient_accumulation_steps=config.trainer.gradient_accumulation_steps,
-        log_with=config.project.report_to,
-        project_config=ProjectConfiguration(str(folder), logging_dir=str(folder / config.project.logging_dir)),
-        kwargs_handlers=_handlers(),
-    )
-    make_current(accelerator.device)  # accelerate does so for torchrun's ranks, not for ACCELERATE_TORCH_DEVICE
-    if config.mixed_precision == "bf16" and not has_fast_bfloat16(accelerator.device):
-        on_cpu = accelerator.device.type == "cpu"
-        slow = "CPU emulates bf16, many times slower than fp32; give auto" if on_cpu else "GPU emulates bf16; give fp16"
-        warnings.warn(f"mixed_precision: this {slow}", stacklevel=2)
-    return accelerator
-
-
 def _process_of(accelerator: Accelerator) -> Process:
     local_count = Process.of(os.environ).local_count
     local = accelerator.local_process_index
     return Process(accelerator.process_index, accelerator.num_processes, local, local_count)
-
-
-def _is_deepspeed_launch() -> bool:
-    return os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true"
-
-
-def _is_ddp_on_cpu() -> bool:
-    """Tell whether accelerate needs `cpu=True`.
-
-    Without it, each process would silently train alone.
-    """
-    has_others = Process.of(os.environ).count > 1
-    return has_others and not torch.accelerator.is_available() and not _is_deepspeed_launch()
-
-
-def _handlers() -> list[KwargsHandler]:
-    handlers = [
-        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
-        AutocastKwargs(enabled=False),
-    ]
-    if _is_deepspeed_launch() and not torch.accelerator.is_available():
-        from deepspeed.ops import __compatible_ops__
-
-        handlers.append(InitProcessGroupKwargs(backend="gloo"))  # else each process would silently train alone
-        __compatible_ops__["deepspeed_shm_comm"] = False  # else DeepSpeed compiles its own backend first, for minutes
-    return handlers
 
 
 def _configure_deepspeed(deepspeed: dict, config: Config) -> None:
@@ -250,60 +183,3 @@ def _precision(config: Config, device: torch.device) -> str:
     if config.mixed_precision != "auto":
         return config.mixed_precision
     return "bf16" if has_fast_bfloat16(device) else "no"
-
-
-class Interrupt:
-    """Inside this context the first signal of STOPPING is only remembered; the second ends the process at once.
-
-    SIGINT and SIGHUP stay ignored where they are, as in background jobs and under nohup. A launcher may pass on a
-    signal that its processes have got from the terminal or from Slurm, too: to one of several processes, signals
-    within SAME_EVENT_SECONDS are one.
-    """
-
-    def __init__(self, accelerator: Accelerator):
-        self.accelerator = accelerator
-        self._patience = SAME_EVENT_SECONDS if accelerator.num_processes > 1 else 0.0
-        self._previous: dict[signal.Signals, object] = {}
-        self._signal: signal.Signals | None = None
-        self._since = 0.0
-        self._requested = False
-
-    def __enter__(self) -> Interrupt:
-        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
-            for number in STOPPING:
-                if number in (signal.SIGINT, signal.SIGHUP) and signal.getsignal(number) is signal.SIG_IGN:
-                    continue
-                self._previous[number] = signal.signal(number, self._remember)
-        return self
-
-    def __exit__(self, *exception) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, frame: object) -> None:
-        if self._signal is None:
-            self._signal, self._since = signal.Signals(number), time.monotonic()
-        elif time.monotonic() - self._since > self._patience:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        if not self._patience:  # the kernel acts even if this process hangs in C code
-            for one in self._previous:
-                signal.signal(one, signal.SIG_DFL)
-
-    def requested(self) -> bool:
-        """Tell whether any process got a signal.
-
-        Every process must ask at the same moments, and all get one answer.
-        """
-        if self._signal is not None:
-            self.accelerator.set_trigger()
-        self._requested = self.accelerator.check_trigger() or self._requested
-        return self._requested
-
-    @property
-    def signal(self) -> signal.Signals | None:
-        """The signal that stopped the run, SIGTERM if only another process got it.
-
-        None while nothing is requested.
-        """
-        return (self._signal or signal.SIGTERM) if self._requested else None

@@ -23,11 +23,13 @@ from seg2any.data.sampler import place_of
 from seg2any.system.errors import UserError
 from seg2any.system.files import held
 from seg2any.system.provenance import run_info
+from seg2any.training.accelerator import make_accelerator
 from seg2any.training.checkpoint import Checkpoints
 from seg2any.training.config import Config
 from seg2any.training.elastic import Shares, shares_of, with_shares
 from seg2any.training.first_lines import launch_facts, say, step_facts
 from seg2any.training.identity import Identity, run_identity
+from seg2any.training.interrupt import Interrupt
 from seg2any.training.log import RunLog, check_tracker, start_trackers
 from seg2any.training.optimizer import (
     Average,
@@ -37,7 +39,7 @@ from seg2any.training.optimizer import (
     make_schedule,
     number_of_steps,
 )
-from seg2any.training.strategy import Interrupt, make_accelerator, make_strategy
+from seg2any.training.strategy import make_strategy
 from seg2any.training.task import Order, Randomness, Task, TrainingData
 
 

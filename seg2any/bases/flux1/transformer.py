@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -27,11 +26,10 @@ from torch import nn
 from seg2any.adapters.fold import is_folded, unfold
 from seg2any.adapters.low_rank import forget
 from seg2any.adapters.routing import COND, DEFAULT, Rows, linear, refuse_unroutable
-from seg2any.attention.attend import Tap
 from seg2any.attention.names import check_backend
-from seg2any.bases.base import Condition
 from seg2any.bases.flux1.blocks import RegionalAttnProcessor, RegionalDoubleBlock, RegionalSingleBlock
 from seg2any.bases.flux1.context import BlockContext
+from seg2any.bases.flux1.inputs import condition_of, control_residuals, stock_positions, with_condition_rows
 from seg2any.bases.flux1.ulysses import Ulysses
 from seg2any.system.errors import UserError
 
@@ -276,44 +274,3 @@ def several_adapters() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Already found a `peft_config` attribute")
         yield
-
-
-def condition_of(joint_attention_kwargs: dict[str, Any] | None) -> tuple[Condition | None, Tap | None]:
-    """Return condition and tap, or None for each. Raises UserError for other keys but `scale`."""
-    given = dict(joint_attention_kwargs or {})
-    condition, tap = given.pop("condition", None), given.pop("tap", None)
-    if given:
-        raise UserError(f"joint_attention_kwargs: {', '.join(given)} has no effect; give only condition, tap and scale")
-    return condition, tap
-
-
-def with_condition_rows(condition: Condition, image: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-    """Append the condition tokens to image tokens: [B, I, channels] -> [B, I + C, channels].
-
-    They are left out if the condition holds their keys. Raises UserError for other numbers of tokens than prepared.
-    """
-    tokens = condition.tokens
-    given, expected = (*text.shape[:2], image.shape[1]), (tokens.batch_size, tokens.n_text, tokens.n_image)
-    if given != expected:
-        raise UserError(f"condition: (batch, text, image) tokens are {given}, but it was prepared for {expected}")
-    if not condition.needs_cond_rows:
-        return image
-    return torch.cat([image, condition.cond.to(image.dtype)], 1)
-
-
-def stock_positions(txt_ids: torch.Tensor, img_ids: torch.Tensor) -> torch.Tensor:
-    """Join text ids [T, 3] and image ids [I, 3] to [1, T + I, 3].
-
-    Also takes the older form [B, T, 3] and [B, I, 3], in which all samples have the same ids.
-    """
-    return torch.cat([ids[0] if ids.ndim == 3 else ids for ids in (txt_ids, img_ids)])[None]
-
-
-def control_residuals(
-    samples: Sequence[torch.Tensor] | None, n_blocks: int, repeat: bool = False
-) -> list[torch.Tensor | None]:
-    """Assign ControlNet outputs to blocks: one output per run of blocks, or in turns (`repeat`)."""
-    if samples is None:
-        return [None] * n_blocks
-    run = math.ceil(n_blocks / len(samples))
-    return [samples[i % len(samples) if repeat else i // run] for i in range(n_blocks)]
