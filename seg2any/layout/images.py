@@ -137,21 +137,28 @@ def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a mask from a picture of one page, bool [H, W], by the rules of `seg2any.layout.masks`.
+    """Read a mask from a picture of one page, bool [H, W], by the rules of `mask_of_image`.
 
-    Colours count by their brightest channel, and have to be shades of one colour. Transparency is the mask if all that
-    is visible has one colour, else it counts as black. Raises LayoutError, also for a mask without a pixel.
+    Raises LayoutError, also for a mask without a pixel.
     """
-    image = load_image(path)
-    is_deep = image.mode.startswith(("I", "F"))
-    levels = np.asarray(image) if is_deep else _brightness(path, *_colors_of(path, image))
-    mask = cut(str(path), levels[None], image.format in ("JPEG", "MPO", "WEBP"))[0]
+    mask = mask_of_image(str(path), load_image(path))
     if not mask.any():
         raise LayoutError(f"{path}: mask is entirely black; paint the region white, or remove it from the JSON")
     return mask
 
 
-def _colors_of(path: Path, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
+def mask_of_image(where: str, image: Image.Image) -> np.ndarray:
+    """Cut a picture to a mask, bool [H, W], by the rules of `seg2any.layout.masks`.
+
+    Colours count by their brightest channel, and have to be shades of one colour. Transparency is the mask if all that
+    is visible has one colour, else it counts as black. Raises LayoutError, which starts with `where`.
+    """
+    is_deep = image.mode.startswith(("I", "F"))
+    levels = np.asarray(image) if is_deep else _brightness(where, *_colors_of(where, image))
+    return cut(where, levels[None], image.format in ("JPEG", "MPO", "WEBP"))[0]
+
+
+def _colors_of(where: str | Path, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
     """Return uint8 [H, W, 3] and alpha uint8 [H, W], 255 = opaque."""
     try:
         if image.has_transparency_data:
@@ -159,11 +166,11 @@ def _colors_of(path: Path, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:
             return pixels[..., :3], pixels[..., 3]
         pixels = np.asarray(image.convert("RGB"))
     except Exception as error:  # a damaged palette or an unusual mode only shows up here
-        raise LayoutError(f"{path}: cannot be converted to RGB ({shown(str(error))}); save it again as PNG") from error
+        raise LayoutError(f"{where}: cannot be converted to RGB ({shown(str(error))}); save it again as PNG") from error
     return pixels, np.full(pixels.shape[:2], 255, dtype=np.uint8)
 
 
-def _brightness(path: Path, colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+def _brightness(where: str, colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Return uint8 [H, W]: how much a pixel of a mask's picture is inside. Raises LayoutError for several colours."""
     visible = colors[alpha > 0]
     if (alpha < 255).any() and len(visible) and np.ptp(visible, axis=0).max() <= SAME_COLOR:
@@ -175,5 +182,5 @@ def _brightness(path: Path, colors: np.ndarray, alpha: np.ndarray) -> np.ndarray
     off_shade = np.linalg.norm(faded - (faded @ shade)[..., None] * shade, axis=2) > SAME_COLOR
     if off_shade.mean() > MOST_OFF_SHADE:
         hint = "" if (alpha == 255).all() else " under its transparency"
-        raise LayoutError(f"{path}: has several colours{hint}, as labels or a photo; save a mask in black and white")
+        raise LayoutError(f"{where}: has several colours{hint}, as labels or a photo; save a mask in black and white")
     return brightness.astype(np.uint8)

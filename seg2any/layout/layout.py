@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from seg2any.layout.arrays import as_masks, as_scores
 from seg2any.layout.checks import (
     LayoutError,
     LayoutParts,
     check_caption,
-    check_masks,
     check_overlap,
     check_scores,
     check_seed,
@@ -27,12 +27,13 @@ from seg2any.system.files import user_path
 class Layout:
     """Masks with captions and a global caption; by default later regions hide earlier ones.
 
-    masks     bool [N, H, W]; may overlap, touch the border or be empty; pixels of no mask are background
+    masks     bool [N, H, W]; may overlap, touch the border or be empty; pixels of no mask are background. Given as
+              anything that `seg2any.layout.arrays.as_masks` converts: numbers, tensors, a list of masks or pictures
     captions  N strings, none blank
     caption   of the whole image, or None
     seed      0 <= seed < 2**63, or None
     name      file name of the results, without suffix
-    scores    float [N] in [0, 1], the segmenter's confidence in each region; None without a segmenter
+    scores    float [N] in [0, 1], given as array, tensor or list: the segmenter's confidence in each region; or None
     source    name of the segmenter that found the regions; "" = none, or unknown
     overlap   "hide": a pixel belongs to its topmost region only, that of the last mask that holds it; "share": to all
               regions whose masks hold it, as in COCO, SA-1B and the published code. Data sets and segmenters, whose
@@ -56,9 +57,9 @@ class Layout:
     overlap: str = "hide"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "captions", tuple(self.captions))
         where = f"layout {self.name!r}" if self.name else "layout"
-        check_masks(where, self.masks)
+        object.__setattr__(self, "masks", as_masks(where, self.masks))
+        object.__setattr__(self, "captions", _as_captions(where, self.captions))
         if len(self.masks) != len(self.captions):
             message = f"{where}: {len(self.masks)} masks have {len(self.captions)} captions; give one caption per mask"
             raise LayoutError(message)
@@ -69,6 +70,7 @@ class Layout:
         if self.seed is not None:
             check_seed(f"{where}: seed", self.seed)
         if self.scores is not None:
+            object.__setattr__(self, "scores", as_scores(where, self.scores))
             check_scores(where, self.scores, len(self.masks))
         check_source(where, self.source)
         check_overlap(where, self.overlap)
@@ -142,3 +144,13 @@ class Layout:
         from seg2any.layout.readers import write_layout
 
         write_layout(LayoutParts(*(getattr(self, name) for name in LayoutParts._fields)), user_path(path))
+
+
+def _as_captions(where: str, given: object) -> tuple[str, ...]:
+    """Return the captions as a tuple. Raises LayoutError for a single string, which is a row of letters to Python."""
+    if isinstance(given, str):
+        raise LayoutError(f"{where}: captions are one string; give a list with one caption per mask")
+    try:
+        return tuple(given)
+    except TypeError:
+        raise LayoutError(f"{where}: captions are {type(given).__name__}; give a list of strings") from None
