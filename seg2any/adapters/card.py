@@ -4,23 +4,15 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, fields, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from seg2any.attention.settings import CARD_NAMES, ConditionSettings, published
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.provenance import package_version
 
 CARD_FILE = "adapter.json"
 CARD_KEY = "seg2any"  # in the safetensors metadata
-
-
-def package_version() -> str:
-    """Return the version of seg2any, or "" if the package is not installed."""
-    try:
-        return version("seg2any")
-    except PackageNotFoundError:
-        return ""
 
 
 @dataclass(frozen=True)

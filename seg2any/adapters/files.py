@@ -29,6 +29,7 @@ from seg2any.adapters.lora_file import WEIGHTS_FILE, check_layers, read_lora, we
 from seg2any.adapters.routing import COND, DEFAULT
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, sort_metadata, user_path
+from seg2any.system.shipped import input_path
 
 __all__ = [
     "COND",
@@ -115,7 +116,7 @@ def load_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torc
 
 def read_adapters(transformer: nn.Module, folder: str | os.PathLike, dtype: torch.dtype | None = None) -> AdapterCard:
     """Load adapters like `load_adapters`, even into a model with a folded adapter."""
-    folder = user_path(folder)
+    folder = input_path(folder)
     files = {name: file for name in (DEFAULT, COND) if (file := weights_file(folder, name))}
     if DEFAULT not in files:
         raise UserError(f"{folder}: {DEFAULT}/{WEIGHTS_FILE} is missing; give a folder with {DEFAULT}/ and {COND}/")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from seg2any.layout.overlap import OVERLAPS
 from seg2any.system.console import real, whole, yes_or_no
 from seg2any.system.files import user_path
 from seg2any.system.precision import PRECISIONS
+from seg2any.system.shipped import input_path, model_name
 
 DESCRIPTION = """\
 Segmentation masks and captions in, images out.
@@ -53,15 +53,15 @@ def flag(default: Any, text: str, **argument: Any) -> Any:
 class Options:
     """The options of `infer.py`. None: `infer.py` chooses."""
 
-    seg_mask_path: Path = flag(None, "a layout, or a folder of layouts", type=user_path, required=True)
+    seg_mask_path: Path = flag(None, "a layout, or a folder of layouts", type=input_path, required=True)
     output_path: Path = flag(Path("result"), "folder for the images (default: result)", type=user_path)
     pretrained_model_name_or_path: str = flag(
         "black-forest-labs/FLUX.1-dev",
         "folder or hub id of a FLUX pipeline (default: black-forest-labs/FLUX.1-dev)",
-        type=os.path.expanduser,
+        type=model_name,
     )
     lora_ckpt_path: Path | None = flag(
-        None, "folder with default/ and cond/; without it only the global caption counts: plain FLUX", type=user_path
+        None, "folder with default/ and cond/; without it only the global caption counts: plain FLUX", type=input_path
     )
 
     seed: int | None = flag(

@@ -21,6 +21,7 @@ from seg2any.layout.checks import (
 )
 from seg2any.layout.overlap import shared_pixels, visible_masks
 from seg2any.system.files import user_path
+from seg2any.system.shipped import input_path
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ class Layout:
         """
         from seg2any.layout.readers import read_layout  # imported late: it needs PIL and cv2
 
-        parts = read_layout(user_path(path), snap_colors)
+        parts = read_layout(input_path(path), snap_colors)
         try:
             return cls(*parts)
         except LayoutError as error:
@@ -133,7 +134,7 @@ class Layout:
         """
         from seg2any.layout.find import find_layouts
 
-        return find_layouts(user_path(path))
+        return find_layouts(input_path(path))
 
     def write(self, path: str | os.PathLike) -> None:
         """Write NAME.json with NAME.png (the published format), or NAME.npz.

@@ -6,6 +6,7 @@ The record is written beside every result and into every run's log.
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -29,6 +30,25 @@ PACKAGES = (
     "pillow",
     "opencv-python-headless",
 )
+
+
+def package_version(root: Path = Path(__file__).parents[2]) -> str:
+    """Return the version of seg2any; of a checkout that is not installed, what its pyproject.toml says.
+
+    root  folder of the checkout
+
+    Returns "" where neither is to be found.
+    """
+    try:
+        return metadata.version("seg2any")
+    except metadata.PackageNotFoundError:
+        pass
+    try:
+        text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    except OSError:
+        return ""
+    found = re.search(r'^name = "seg2any"\nversion = "(.+)"$', text, re.MULTILINE)
+    return found[1] if found else ""
 
 
 def circumstances(device: torch.device | str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from seg2any.generate.memory_modes import IN_TRAINING
 from seg2any.system.errors import UserError
-from seg2any.system.files import user_path
+from seg2any.system.shipped import input_path, model_name
 
 EXAMPLES = {
     list: "a list such as [19,37]",
@@ -49,10 +49,8 @@ AT_LEAST_ZERO = (
     "model.logit_std",
 )
 POSITIVE = ("trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
-PATHS = (
-    *("project.output_dir", "project.logging_dir", "project.gen_image_dir", "trainer.cache_dir"),
-    *("model.pretrained_model_name_or_path", "model.lora_ckpt_path", "resume_from_checkpoint"),
-)
+PATHS = ("project.output_dir", "project.logging_dir", "project.gen_image_dir", "trainer.cache_dir")
+PATHS_READ = ("model.pretrained_model_name_or_path", "model.lora_ckpt_path", "resume_from_checkpoint")
 FINITE = ("model.logit_mean", "model.mode_scale")
 PROBABILITIES = ("trainer.caption_dropout", "trainer.cond_dropout")
 DECAYS = ("optimizer.adam_beta1", "optimizer.adam_beta2", "trainer.ema_decay", "model.lora_dropout")
@@ -102,10 +100,11 @@ def check_repeated(config: DictConfig) -> None:
 
 
 def expand_paths(config: DictConfig) -> None:
-    """Replace ~ at the beginning of every path by the home folder."""
-    for key in PATHS:
-        if isinstance(value := OmegaConf.select(config, key), str):
-            OmegaConf.update(config, key, os.path.expanduser(value))
+    """Replace ~ at the beginning of every path by the home folder, and find shipped models and adapters."""
+    for keys, expand in ((PATHS, os.path.expanduser), (PATHS_READ, model_name)):
+        for key in keys:
+            if isinstance(value := OmegaConf.select(config, key), str):
+                OmegaConf.update(config, key, expand(value))
     for section in (config.data.train, config.data.val):
         given = OmegaConf.to_container(section.params)
         section.params = {k: os.path.expanduser(v) if isinstance(v, str) else v for k, v in given.items()}
@@ -119,7 +118,7 @@ def read_sources(arguments: list[str]) -> Iterator[tuple[str, DictConfig]]:
     while arguments:
         argument = arguments.pop(0)
         if not argument.startswith("--"):
-            yield argument, _read(user_path(argument))
+            yield argument, _read(input_path(argument))
             continue
         key, has_value, value = argument[2:].partition("=")
         if not has_value:

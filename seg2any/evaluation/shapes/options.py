@@ -6,7 +6,6 @@ Nothing heavy is imported, so that --help is quick.
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 from seg2any.system.console import whole
 from seg2any.system.files import user_path
 from seg2any.system.precision import PRECISIONS
+from seg2any.system.shipped import input_path, model_name
 
 SCENES = {"normal": 200, "crowded": 40}  # kind -> number of scenes of the test split
 EXAMPLES = """\
@@ -69,7 +69,7 @@ def shapes_flags(output: str, batch_size: int) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument(
         "--model",
-        type=os.path.expanduser,
+        type=model_name,
         default="examples/shapes/model",
         help="FLUX pipeline folder (default: %(default)s)",
     )
@@ -94,4 +94,4 @@ def shapes_flags(output: str, batch_size: int) -> argparse.ArgumentParser:
 
 def adapters(text: str) -> Path | None:
     """Read an adapter folder; None for the word none."""
-    return None if text == "none" else user_path(text)
+    return None if text == "none" else input_path(text)
