@@ -48,10 +48,10 @@ bench: $(VENV)/.installed ## print the bars of quality and of speed; quality of 
 	HF_HUB_OFFLINE=1 $(PY) -m benchmarks.step
 
 clean: ## delete caches and build leftovers, but not .venv and result/
-	rm -rf build dist seg2any.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist seg2any.egg-info examples/build examples/seg2any_demo.egg-info .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed: requirements.txt pyproject.toml
+$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
 	@$(PY) -c 'import pip; $(SUITABLE)' 2>/dev/null || { \
 		for candidate in $(or $(PYTHON),$(PYTHON_CANDIDATES)); do \
 			if "$$candidate" -c '$(SUITABLE)' >/dev/null 2>&1; then chosen=$$candidate; break; fi; \
@@ -64,12 +64,11 @@ $(VENV)/.installed: requirements.txt pyproject.toml
 		echo "Creating $(VENV) with $$("$$chosen" --version)"; \
 		"$$chosen" -m venv --clear $(VENV); \
 	}
-	$(PIP_INSTALL) -r requirements.txt
-	$(PIP_INSTALL) --no-deps -e .
+	$(PIP_INSTALL) -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-dev: requirements-dev.txt requirements-train.txt $(VENV)/.installed
 	$(PIP_INSTALL) -r requirements-dev.txt
 	$(PIP_INSTALL) "setuptools>=77" wheel
-	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-build-isolation -r requirements-train.txt
+	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-build-isolation -c constraints.txt -r requirements-train.txt
 	@touch $@

@@ -79,7 +79,7 @@ def test_the_pipeline_loads_onto_the_current_device(monkeypatch, calls):
     monkeypatch.setattr(FluxPipeline, "from_pretrained", classmethod(load))
     monkeypatch.setattr("seg2any.generate.memory.check_bitsandbytes", lambda *_: None)
     monkeypatch.setattr("seg2any.generate.memory.place", lambda *_: calls.append("placed"))
-    monkeypatch.setattr("seg2any.bases.flux1.pipeline.load_folded", lambda *_: None)
+    monkeypatch.setattr("seg2any.bases.flux1.pipeline.load_saved", lambda *_: None)
     monkeypatch.setattr(Seg2AnyPipeline, "NETWORKS", ())  # without files there is nothing to check
     Seg2AnyPipeline.from_pretrained("a/model", memory="nf4", device="cuda:3", dtype=torch.bfloat16)
     assert calls == [torch.device("cuda:3"), "weights", "placed"]

@@ -18,7 +18,7 @@ from seg2any.adapters.card import AdapterCard
 from seg2any.adapters.files import COND, DEFAULT, add_adapters, load_adapters, save_adapters, trainable_parameters
 from seg2any.adapters.fold import FOLDED_KEY, fold, is_folded, unfold
 from seg2any.adapters.routing import Rows, linear
-from seg2any.bases.flux1.folded import load_folded, without_adapters
+from seg2any.bases.flux1.saved import load_saved, without_adapters
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.generate.recipe import read_recipe
 from seg2any.system.errors import UserError
@@ -295,7 +295,7 @@ class TestPipeline:
         with pytest.raises(UserError, match="folded"):
             load_adapters(lone, tmp_path / "adapters")
         with pytest.raises(UserError, match="adapters/"):
-            load_folded(lone, tmp_path / "transformer")
+            load_saved(lone, tmp_path / "transformer")
 
 
 def copied(pipe: Seg2AnyPipeline) -> Seg2AnyPipeline:  # noqa: F811

@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import safe_open
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.flux1.folded import folded_adapters
+from seg2any.bases.flux1.saved import folded_adapters
 from seg2any.bases.flux1.text import TOKENS_PER_PASS
 from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.generate.choices import Machine

@@ -16,8 +16,8 @@ from seg2any.adapters.card import AdapterCard, read_card
 from seg2any.adapters.lora_file import WEIGHTS_FILE, weights_file
 from seg2any.adapters.routing import COND, DEFAULT
 from seg2any.bases.flux1 import weightless
-from seg2any.bases.flux1.folded import ADAPTERS, folded_adapters
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
+from seg2any.bases.flux1.saved import ADAPTERS, folded_adapters, saved_adapters
 from seg2any.bases.text import unknown_parts
 from seg2any.generate.preflight import ModelFacts
 from seg2any.system.errors import UserError, shown
@@ -62,20 +62,22 @@ def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
 
 
 def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path | None:
-    """Return the folder of the adapters: as given, or inside a model that was saved folded.
+    """Return the folder of the adapters: as given, else inside a model that was saved with adapters.
 
-    Raises UserError if there are two, and if `fold` has nothing to do.
+    Raises UserError for given ones where others are folded in, and if `fold` has nothing to do.
     """
-    inside = folded_adapters(model)
-    if inside and adapter:
+    inside, is_folded = saved_adapters(model), folded_adapters(model) is not None
+    if is_folded and adapter:
         raise UserError(
             f"--lora_ckpt_path {adapter}: {model} has its adapters folded in already; leave --lora_ckpt_path out, "
             "or give the model that the adapters were trained on"
         )
-    if fold and (inside or not adapter):
-        reason = f"{model} is folded already; leave it out" if inside else "there is no adapter; give --lora_ckpt_path"
+    if fold and (is_folded or not (inside or adapter)):
+        reason = (
+            f"{model} is folded already; leave it out" if is_folded else "there is no adapter; give --lora_ckpt_path"
+        )
         raise UserError(f"--fold: {reason}")
-    return inside or adapter
+    return adapter or inside
 
 
 def known_model(model: str) -> dict:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import os
 import warnings
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from diffusers import ImagePipelineOutput
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch import Tensor
 
 from seg2any.adapters.files import DEFAULT, switched_off
@@ -21,10 +21,10 @@ from seg2any.diffusion.guidance import TrueCFG, conditions_of
 from seg2any.diffusion.noise import image_generators, initial_noise
 from seg2any.diffusion.prepare import encode_layouts, image_size, size_in_tokens
 from seg2any.generate import memory as memory_modes
+from seg2any.generate.inputs import Given, read_layouts
 from seg2any.generate.memory_modes import BITSANDBYTES
-from seg2any.layout import Layout
 from seg2any.system.device import best_device, make_current
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 
 if TYPE_CHECKING:
     from seg2any.diffusion.step_cache import CacheConfig
@@ -38,7 +38,7 @@ class Seg2AnyPipeline(Flux1Pipeline):
 
     >>> pipe = Seg2AnyPipeline.from_pretrained("examples/shapes/model")  # any FLUX folder, or a hub id
     >>> pipe.load_adapters("examples/shapes/lora")
-    >>> images = pipe([Layout.read("five.json")], num_inference_steps=20).images
+    >>> images = pipe("five.json", num_inference_steps=20).images  # or a Layout, or a list of these
 
     Loading, saving, adapters and folding are `Flux1Pipeline`'s.
     """
@@ -86,8 +86,9 @@ class Seg2AnyPipeline(Flux1Pipeline):
     @torch.no_grad()
     def __call__(
         self,
-        layouts: Layout | Sequence[Layout],
+        layouts: Given | Sequence[Given],
         *,
+        prompt: str | Sequence[str] | None = None,
         settings: ConditionSettings | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -103,11 +104,15 @@ class Seg2AnyPipeline(Flux1Pipeline):
         known_texts: MutableMapping[TextKey, Tensor] | None = None,
         step_cache: str | CacheConfig = "none",
         output_type: str = "pil",
-        callback_on_step_end: Callback | None = None,
-    ) -> ImagePipelineOutput:
+        return_dict: bool = True,
+        callback_on_step_end: Callback | PipelineCallback | MultiPipelineCallbacks | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple:
         """Generate `num_images_per_prompt` images per layout: all of the first, then of the second.
 
-        layouts          one, or several of one size; what overlapping masks mean is said by `Layout.overlap`
+        layouts          one, or several of one size, each a Layout or its file; what overlapping masks mean is said by
+                         `Layout.overlap`
+        prompt           global caption of all images, or a list of one per layout; default: the layouts' own
         settings         of the condition; default: `self.settings`. To change some:
                          `pipe.settings.override({"cond_scale_factor": 2})`
         height, width    of the images in pixels; default: the layouts'. Rounded down to whole tokens
@@ -120,7 +125,9 @@ class Seg2AnyPipeline(Flux1Pipeline):
         known_texts      text embeddings kept between calls, see `TextCache`
         step_cache       a name of `seg2any.diffusion.step_cache` or a configuration of diffusers; changes images
         output_type      "pil", "np" float [B, H, W, 3] in [0, 1], "pt" float [B, 3, H, W] in [0, 1], "latent" packed
+        return_dict      False: return the tuple (images,)
         callback_on_step_end  f(pipe, step, timestep, {"latents": packed}), may return {"latents": others}
+        callback_on_step_end_tensor_inputs  names of what the callback gets, there is "latents" only
 
         An image depends on its layout, seed and settings, not on the batch it is made in (up to rounding): its noise
         comes from its own CPU generator, first the initial latents, then the sample of the contour's VAE posterior.
@@ -128,9 +135,11 @@ class Seg2AnyPipeline(Flux1Pipeline):
         Raises UserError for layouts of different sizes, for settings that do not fit together, and for images that come
         out as NaN (but for "latent").
         """
-        layouts = [layouts] if isinstance(layouts, (Layout, str, os.PathLike)) else list(layouts)
+        layouts = read_layouts(layouts, prompt)
         settings, base = settings or self.settings, self.base
-        self._check(settings, output_type)
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        self._check(settings, output_type, callback_on_step_end_tensor_inputs)
         true_cfg = TrueCFG(negative_prompt, true_cfg_scale, cfg_in_one_pass)
         sampling = Sampling(num_inference_steps, guidance_scale, true_cfg_scale, step_cache)
         patch = base.geometry.pixels_per_token
@@ -147,27 +156,32 @@ class Seg2AnyPipeline(Flux1Pipeline):
         conditions = conditions_of(base, samples, settings, generators, true_cfg, known_texts, fits)
         dtype = base.dtype  # in training, text encoders on a CPU compute in fp32 beside a 16-bit transformer
         noise, conditions = noise.to(device, dtype), [condition.to(device, dtype) for condition in conditions]
-        with _Steps(self, guidance_scale, callback_on_step_end) as steps:
+        with _Steps(self, guidance_scale, callback_on_step_end, callback_on_step_end_tensor_inputs) as steps:
             images = denoise(base, self.scheduler, noise, conditions, sampling, steps)
         del conditions  # their masks would stay in memory beside the decoder
         if output_type != "latent":
             images = self.image_processor.postprocess(base.decode(images, grid), output_type=output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images)
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
-    def _check(self, settings: ConditionSettings, output_type: str) -> None:
+    def _check(self, settings: ConditionSettings, output_type: str, callback_inputs: Sequence[str]) -> None:
         check_blocks(settings, self.base.geometry.n_blocks)
         if not settings.is_plain and (off := switched_off(self.transformer)):
             warnings.warn(f"not active: {', '.join(off)}; name them, too, when you call set_adapters", stacklevel=4)
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"output_type is {output_type!r}; choose one of {', '.join(OUTPUT_TYPES)}")
+        if not {*callback_inputs} <= {*self._callback_tensor_inputs}:
+            raise UserError(
+                f"callback_on_step_end_tensor_inputs is {shown(callback_inputs)}; choose from "
+                f"{self._callback_tensor_inputs}"
+            )
 
 
 class _Steps(Watcher):
     """Keep the state that diffusers' callbacks read and may change, and move the progress bar."""
 
-    def __init__(self, pipe: Seg2AnyPipeline, guidance_scale: float, callback: Callback | None):
-        self.pipe, self.callback, self.progress = pipe, callback, None
+    def __init__(self, pipe: Seg2AnyPipeline, guidance_scale: float, callback: Callback | None, names: Sequence[str]):
+        self.pipe, self.callback, self.names, self.progress = pipe, callback, names, None
         pipe._guidance_scale, pipe._interrupt = guidance_scale, False
 
     def __enter__(self) -> _Steps:
@@ -193,7 +207,8 @@ class _Steps(Watcher):
 
     def after(self, step: int, t: Tensor, latents: Tensor) -> Tensor:
         if self.callback is not None:
-            outputs = self.callback(self.pipe, step, t, {"latents": latents}) or {}
+            given = {"latents": latents} if "latents" in self.names else {}
+            outputs = self.callback(self.pipe, step, t, given) or {}
             latents = outputs.get("latents", latents)
         self.progress.update()
         return latents

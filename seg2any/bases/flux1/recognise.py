@@ -116,13 +116,21 @@ def _refuse_other_widths(
 
 def _is_schnell(transformer: dict[str, Any] | None, scheduler: dict[str, Any] | None) -> str:
     """Return a remark if the sizes are those of FLUX.1-schnell, else ""."""
-    sizes = transformer and [transformer.get(key) for key in ("num_layers", "num_single_layers", "guidance_embeds")]
-    if sizes != [19, 38, False] or (scheduler or {}).get("use_dynamic_shifting", False):
+    if _sizes(transformer) != [19, 38, False] or (scheduler or {}).get("use_dynamic_shifting", False):
         return ""
     return (
         "is FLUX.1-schnell, made for 4 steps without guidance; adapters are trained on FLUX.1-dev, "
         "which is what gives the images of the README"
     )
+
+
+def _sizes(transformer: dict[str, Any] | None) -> list[object] | None:
+    return transformer and [transformer.get(key) for key in ("num_layers", "num_single_layers", "guidance_embeds")]
+
+
+def is_flux1_dev(path: Path) -> bool:
+    """Tell whether the transformer of a pipeline's folder has the sizes of FLUX.1-dev."""
+    return _sizes(_json(path / "transformer" / "config.json")) == [19, 38, True]
 
 
 def _described(path: Path) -> str:
