@@ -23,7 +23,7 @@ from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.generate.recipe import read_recipe
 from seg2any.system.errors import UserError
 from tests.tiny_flux import adapted, add_style, condition, inputs, plain_inputs, run, sample, tiny
-from tests.tiny_pipeline import CARD, MANY, ONE, latents_of
+from tests.tiny_pipeline import CARD, MANY, ONE, copied, latents_of
 
 pytestmark = pytest.mark.slow
 
@@ -296,12 +296,6 @@ class TestPipeline:
             load_adapters(lone, tmp_path / "adapters")
         with pytest.raises(UserError, match="adapters/"):
             load_saved(lone, tmp_path / "transformer")
-
-
-def copied(pipe: Seg2AnyPipeline) -> Seg2AnyPipeline:  # noqa: F811
-    twin = Seg2AnyPipeline(**{**pipe.components, "transformer": copy.deepcopy(pipe.transformer)})
-    twin.set_progress_bar_config(disable=True)
-    return twin
 
 
 def test_the_benchmark_measures_all_schemes_and_refuses_to_time_wrong_ones(

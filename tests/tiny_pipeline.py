@@ -58,6 +58,13 @@ def fresh_pipe(stock_pipe: FluxPipeline) -> Seg2AnyPipeline:
     return pipe
 
 
+def copied(pipe: Seg2AnyPipeline) -> Seg2AnyPipeline:
+    """Copy a pipeline's transformer with its adapters; the other parts are shared, and the card is not set."""
+    twin = Seg2AnyPipeline(**{**pipe.components, "transformer": copy.deepcopy(pipe.transformer)})
+    twin.set_progress_bar_config(disable=True)
+    return twin
+
+
 def images_of(pipe: Seg2AnyPipeline, layouts, **arguments):
     """Call the pipeline and return its images; `arguments` may also name condition settings."""
     changed = {name: arguments.pop(name) for name in NAMES if name in arguments}
