@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 
 import seg2any
 from seg2any.layout import Layout
@@ -67,6 +68,15 @@ def test_the_version_has_one_home(tmp_path: Path, monkeypatch):
     assert provenance.package_version(tmp_path) == ""
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "another"\nversion = "1"\n')
     assert provenance.package_version(tmp_path) == ""
+
+
+def test_the_citation_is_that_of_the_paper():
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= citation.keys()
+    paper = citation["preferred-citation"]
+    assert (REPOSITORY / "NOTICE").read_text().count("arXiv 2506.00596") == 1 and "2506.00596" in paper["url"]
+    assert paper["title"] in " ".join((REPOSITORY / "NOTICE").read_text().split())
+    assert [author["family-names"] for author in paper["authors"]] == ["Li", "Zhang", "Wang", "Li", "Wu"]
 
 
 class TestShippedFiles:

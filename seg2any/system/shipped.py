@@ -45,8 +45,8 @@ def input_path(text: str | os.PathLike) -> Path:
     """
     path = user_path(text)
     if not path.is_absolute() and not path.exists():
-        for prefix, folder in ((CONFIGS, config_folder()), (DEMO, _demo_folder())):
-            if folder is not None and path.is_relative_to(prefix):
+        for prefix, find in ((CONFIGS, config_folder), (DEMO, _demo_folder)):
+            if path.is_relative_to(prefix) and (folder := find()) is not None:
                 found = folder / path.relative_to(prefix)
                 return found if found.exists() else path
     return path
