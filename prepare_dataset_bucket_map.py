@@ -63,7 +63,7 @@ def run(options: argparse.Namespace, arguments: list[str]) -> None:
     workers = process.cores if options.workers is None else options.workers
     if workers < 1:
         raise UserError(f"--workers {workers}: the number is too small; give at least 1")
-    patch, tokenizer = read_small_files(settings.model.pretrained_model_name_or_path)
+    patch, tokenizer = read_small_files(settings.model.pretrained_model_name_or_path, settings.model.base_parts)
     section, on_error = settings.data.train, settings.data.on_error
     name = data_set_name(section.type, section.target)
     data = open_data_set(name, section.params, on_error)

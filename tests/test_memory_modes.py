@@ -20,6 +20,7 @@ from seg2any.generate.memory_modes import NOT_IN_TRAINING
 from seg2any.system.errors import UserError
 from seg2any.training import config
 from tests import tiny_flux
+from tests.bfl_files import bfl_weights, save
 from tests.tiny_pipeline import CARD, CLOSE, MANY, ONE, THREE, fresh_pipe, latents_of
 
 pytestmark = pytest.mark.slow
@@ -101,6 +102,19 @@ def test_int8_is_near_the_unquantised_model_with_its_adapters(tiny_model, lora, 
     error = (latents_of(quantised, MANY) - expected).abs().mean()
     plain.transformer.disable_adapters()
     assert 0 < error < (latents_of(plain, MANY) - expected).abs().mean() / 10
+
+
+@needs_bitsandbytes
+@pytest.mark.parametrize("mode", ["int8", "nf4"])
+def test_one_file_is_quantised_as_its_folder_is(tiny_model, tmp_path, mode, bitsandbytes_on_a_cpu):
+    """Weight by weight while it is read, to the same numbers and scales."""
+    stock = FluxTransformer2DModel.from_pretrained(tiny_model, subfolder="transformer")
+    file, states = save(bfl_weights(stock), tmp_path / "a.safetensors"), []
+    for name, parts in ((file, str(tiny_model)), (tiny_model, None)):
+        pipe = Seg2AnyPipeline.from_pretrained(str(name), base_parts=parts, memory=mode, device="cpu")
+        states.append(pipe.transformer.state_dict())
+    assert states[0].keys() == states[1].keys() and any("absmax" in key or "SCB" in key for key in states[0])
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
 @needs_bitsandbytes

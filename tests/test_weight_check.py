@@ -207,34 +207,9 @@ def test_schnell_is_a_warning(model):
         refuse_other_models(str(model))
 
 
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (
-            ["double_blocks.0.img_attn.qkv.weight"],
-            "transformer of a FLUX model; missing: text_encoder, text_encoder_2, vae",
-        ),
-        (
-            ["model.diffusion_model.double_blocks.0.a", "vae.encoder.a", "text_encoders.clip_l.a"],
-            "missing: text_encoder_2",
-        ),
-        (["model.diffusion_model.joint_blocks.0.a"], "Stable Diffusion 3"),
-        (["joint_blocks.0.a"], "Stable Diffusion 3"),
-        (["conditioner.embedders.0.a"], "Stable Diffusion XL"),
-        (["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"], "adapter"),
-    ],
-)
-def test_a_single_file_is_refused_for_what_it_holds(tmp_path, names, said):
-    save_file({name: torch.ones(1) for name in names}, tmp_path / "one.safetensors")
-    with pytest.raises(UserError, match="one.safetensors") as caught:
-        refuse_other_models(str(tmp_path / "one.safetensors"))
-    assert said in str(caught.value)
-
-
-def test_gguf_parts_and_adapters_are_refused_for_what_they_are(tmp_path, model):
+def test_parts_and_adapters_are_refused_for_what_they_are(tmp_path, model):
     (tmp_path / "flux1-dev-Q4_K_S.gguf").write_bytes(b"GGUF\x03\0\0\0")
     for path, said in (
-        (tmp_path / "flux1-dev-Q4_K_S.gguf", "GGUF.* missing"),
         (model / "transformer", "FluxTransformer2DModel"),
         (tmp_path, "flux1-dev-Q4_K_S.gguf"),
         (tmp_path / "nothing", "no such folder"),

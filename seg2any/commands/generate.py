@@ -42,7 +42,7 @@ def run(options: Options) -> None:
     process = Process.of(os.environ)
     if not process.is_first and (options.check or options.estimate):
         return None
-    model = read_facts(options.pretrained_model_name_or_path)
+    model = read_facts(options.pretrained_model_name_or_path, options.base_parts)
     adapter = adapter_folder(options.pretrained_model_name_or_path, options.lora_ckpt_path, options.fold)
     card = read_adapter_card(adapter)
     settings, remarks = choose_settings(options, card)
@@ -86,7 +86,8 @@ def run(options: Options) -> None:
 def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine: Machine, shown: bool) -> None:
     """Make the images to do, and the panels that finished images lack. shown: progress bars."""
     if plan.to_do:
-        loading = Loading(options.lora_ckpt_path, options.fold, options.memory, options.vae_tiling, options.compile)
+        names = ("fold", "memory", "vae_tiling", "compile", "base_parts")
+        loading = Loading(options.lora_ckpt_path, **{name: getattr(options, name) for name in names})
         session = Session.open(options.pretrained_model_name_or_path, machine.dtype, machine.device, loading)
         names = ("num_inference_steps", "guidance_scale", "height", "width", "step_cache")
         sampling = ImageOptions(settings, **{name: getattr(options, name) for name in names})

@@ -35,6 +35,7 @@ WEIGHTS_READ_WITHIN = timedelta(hours=2)  # from a slow disk
 # Flags of infer.py whose default is a value of the config -> its key.
 OF_CONFIG = {
     "pretrained_model_name_or_path": "model.pretrained_model_name_or_path",
+    "base_parts": "model.base_parts",
     "lora_ckpt_path": "model.lora_ckpt_path",
     "num_images_per_prompt": "eval.num_images_per_prompt",
     "num_inference_steps": "model.num_inference_steps",
@@ -148,7 +149,8 @@ def generate(request: Request) -> None:
     if blocks:
         with explained_memory(options, settings, machine):
             model, adapter = options.pretrained_model_name_or_path, options.lora_ckpt_path
-            session = Session.open(model, machine.dtype, machine.device, Loading(adapter))
+            loading = Loading(adapter, base_parts=options.base_parts)
+            session = Session.open(model, machine.dtype, machine.device, loading)
             make_missing(task, blocks, session, settings, shown=process.is_first)
     print(f"{process}images are in {folder}")
     processes.destroy_process_group()  # without waiting for the others, which may have more to do

@@ -28,7 +28,8 @@ def describe(survey: Survey, options: Options, settings: ConditionSettings, mach
     Raises UserError for a model that cannot be read.
     """
     model = options.pretrained_model_name_or_path
-    networks = networks_of(model, adapter_folder(model, options.lora_ckpt_path), options.fold)
+    adapter = adapter_folder(model, options.lora_ckpt_path)
+    networks = networks_of(model, adapter, options.fold, options.base_parts)
     reports = [layout.report for layout in survey.layouts]
     reports.sort(key=lambda report: request_of([report], settings).n_tokens, reverse=True)
     batch = [report for report in reports for _ in range(options.num_images_per_prompt)][: options.batch_size]
@@ -49,10 +50,10 @@ def describe(survey: Survey, options: Options, settings: ConditionSettings, mach
     return "\n".join(lines)
 
 
-def networks_of(model: str, adapter: Path | None, fold: bool = False) -> Networks:
+def networks_of(model: str, adapter: Path | None, fold: bool = False, base_parts: str | None = None) -> Networks:
     """Read the sizes of a model and its adapters, folded by `fold` or as they were saved."""
-    with explained(model):
-        pipe = weightless_pipeline(model)
+    with explained(model, base_parts):
+        pipe = weightless_pipeline(model, base_parts)
     n_adapter = sum(map(_n_parameters, sorted(adapter.glob("*/[!.]*.safetensors")))) if adapter else 0
     is_folded = fold or folded_adapters(model) is not None
     return Networks(pipe.transformer, pipe.base.text_encoders, pipe.vae, n_adapter, is_folded)

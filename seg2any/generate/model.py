@@ -18,15 +18,16 @@ from seg2any.adapters.routing import COND, DEFAULT
 from seg2any.bases.flux1 import weightless
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
 from seg2any.bases.flux1.saved import ADAPTERS, folded_adapters, saved_adapters
+from seg2any.bases.flux1.source import find_source
 from seg2any.bases.text import unknown_parts
 from seg2any.generate.preflight import ModelFacts
-from seg2any.system.errors import UserError, shown
+from seg2any.system.errors import UserError, brief
 from seg2any.system.weights import folder_digest, weights_fingerprint
 
 
-def read_facts(model: str) -> ModelFacts:
-    """Read pixels per token and the tokenizer of a folder or hub id. Raises UserError."""
-    pixels_per_token, tokenizer = read_small_files(model)
+def read_facts(model: str, base_parts: str | None = None) -> ModelFacts:
+    """Read pixels per token and the tokenizer of a base model. Raises UserError."""
+    pixels_per_token, tokenizer = read_small_files(model, base_parts)
     return ModelFacts(
         pixels_per_token,
         count_tokens=lambda text: len(tokenizer(text, verbose=False).input_ids),
@@ -34,10 +35,10 @@ def read_facts(model: str) -> ModelFacts:
     )
 
 
-def read_small_files(model: str) -> tuple[int, PreTrainedTokenizerBase]:
-    """Read pixels per token and the captions' tokenizer of a folder or hub id. Raises UserError."""
-    with explained(model):
-        return weightless.read_small_files(model)
+def read_small_files(model: str, base_parts: str | None = None) -> tuple[int, PreTrainedTokenizerBase]:
+    """Read pixels per token and the captions' tokenizer of a base model. Raises UserError."""
+    with explained(model, base_parts):
+        return weightless.read_small_files(model, base_parts)
 
 
 def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
@@ -57,7 +58,7 @@ def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
         with safe_open(file, "pt") as opened:
             card = read_card(adapter, opened.metadata() or {})
     except SafetensorError as error:
-        raise UserError(f"{file}: is damaged ({_brief(error)}); copy it again") from error
+        raise UserError(f"{file}: is damaged ({brief(error, 160)}); copy it again") from error
     return card if weights_file(adapter, COND) else card.without_condition()
 
 
@@ -80,9 +81,17 @@ def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path
     return adapter or inside
 
 
-def known_model(model: str) -> dict:
-    """Identify a model for a recipe: path and fingerprint of a folder, or the id on the hub."""
+def known_model(model: str, base_parts: str | None = None) -> dict:
+    """Identify a model for a recipe: path and fingerprint of a folder or file, or the id on the hub.
+
+    Raises UserError for a file that cannot be read.
+    """
     folder = Path(model)
+    if folder.is_file():
+        source = find_source(model, base_parts)
+        hub = {} if source.folder else {"parts": source.pipeline}
+        fingerprint = source.fingerprint(Path(source.pipeline), ("transformer",) if hub else Flux1Pipeline.NETWORKS)
+        return {"path": model, "fingerprint": fingerprint, **hub}
     if not folder.is_dir():
         return {"id": model}
     parts = (*Flux1Pipeline.NETWORKS, *(f"{ADAPTERS}/{name}" for name in (DEFAULT, COND)))  # adapters of a folded model
@@ -95,17 +104,17 @@ def known_adapter(folder: Path) -> dict:
 
 
 @contextlib.contextmanager
-def explained(model: str) -> Iterator[None]:
+def explained(model: str, base_parts: str | None = None) -> Iterator[None]:
     """Turn the libraries' errors about a missing or damaged model into a UserError."""
-    flag = f"--pretrained_model_name_or_path {model}"
-    folder = Path(model)
+    flag, model = ("base_parts", base_parts) if base_parts else ("pretrained_model_name_or_path", model)
+    flag, folder = f"--{flag} {model}", Path(model)
     try:
         yield
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-        if folder.is_dir():
-            raise UserError(f"{flag}: cannot be loaded ({_brief(error)}); is the folder complete?") from error
+        if folder.exists():
+            raise UserError(f"{flag}: cannot be loaded ({brief(error, 160)}); is the folder complete?") from error
         raise UserError(f"{flag}: {_hub_problem(model, error)}") from error
 
 
@@ -118,8 +127,4 @@ def _hub_problem(model: str, error: BaseException) -> str:
         return "no such model on the hub, or it is private; check the id, and log in with `hf auth login`"
     if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
         return "no such folder, and HF_HUB_OFFLINE keeps the hub away; give a local folder or unset it"
-    return f"no such folder, and the hub did not give it ({_brief(error or cause)}); check the id and the network"
-
-
-def _brief(error: BaseException) -> str:
-    return shown(" ".join(str(error).split()) or type(error).__name__, 160)
+    return f"no such folder, and the hub did not give it ({brief(error or cause, 160)}); check the id and the network"

@@ -57,7 +57,13 @@ class Options:
     output_path: Path = flag(Path("result"), "folder for the images (default: result)", type=user_path)
     pretrained_model_name_or_path: str = flag(
         "black-forest-labs/FLUX.1-dev",
-        "folder or hub id of a FLUX pipeline (default: black-forest-labs/FLUX.1-dev)",
+        "folder or hub id of a FLUX pipeline, or a .safetensors or .gguf file with its transformer "
+        "(default: black-forest-labs/FLUX.1-dev)",
+        type=model_name,
+    )
+    base_parts: str | None = flag(
+        None,
+        "of a base in one file: folder or hub id of the pipeline with its other parts (default: the file's folder)",
         type=model_name,
     )
     lora_ckpt_path: Path | None = flag(

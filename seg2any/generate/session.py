@@ -46,6 +46,7 @@ class Loading:
     memory         a mode of `seg2any.generate.memory_modes`
     vae_tiling     decode images one by one and large ones in tiles, as all modes but `full` do anyway
     compile        compile the transformer's blocks
+    base_parts     folder or hub id of the other parts of a model in one file; None: the file's folder
     """
 
     adapter: Path | None = None
@@ -53,6 +54,7 @@ class Loading:
     memory: str = "full"
     vae_tiling: bool = False
     compile: bool = False
+    base_parts: str | None = None
 
 
 class Session:
@@ -64,7 +66,7 @@ class Session:
 
     @classmethod
     def open(cls, model: str, dtype: torch.dtype, device: torch.device, loading: Loading | None = None) -> Session:
-        """Load a FLUX folder or hub id with its adapters. Raises UserError if that is impossible."""
+        """Load a FLUX folder, hub id or file with its adapters. Raises UserError if that is impossible."""
         return cls(load_pipeline(model, dtype, device, loading or Loading()))
 
     @property
@@ -98,8 +100,8 @@ def load_pipeline(model: str, dtype: torch.dtype, device: torch.device, loading:
     check_mode(loading.memory, device, "--memory")
     # the other modes come last, because they move the complete model
     placed = {"memory": loading.memory, "device": device} if loading.memory in ("full", *BITSANDBYTES) else {}
-    with explained(model):
-        pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=dtype, **placed)
+    with explained(model, loading.base_parts):
+        pipeline = Seg2AnyPipeline.from_pretrained(model, base_parts=loading.base_parts, dtype=dtype, **placed)
     if loading.adapter is not None:
         pipeline.load_adapters(str(loading.adapter))
     if loading.fold:

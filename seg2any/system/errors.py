@@ -12,3 +12,8 @@ def shown(value: object, limit: int = 60) -> str:
     except (ValueError, RecursionError):  # an int of over 4300 digits has no decimal form, a list may be too deep
         text = type(value).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def brief(error: BaseException, limit: int = 100) -> str:
+    """Return what an error says, on one line of at most `limit` characters, or its kind if it says nothing."""
+    return shown(" ".join(str(error).split()) or type(error).__name__, limit)

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from seg2any.system.errors import UserError, shown
+from seg2any.system.errors import UserError, brief
 
+SAFETENSORS = (".safetensors", ".sft")  # endings
 LONGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
 
 
@@ -42,13 +43,13 @@ def parse_header(file: BinaryIO) -> tuple[dict[str, dict], int]:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, TensorHeader]:
-    """Read the tensors of .safetensors and .bin files by name, without their numbers.
+    """Read the tensors of .safetensors, .sft and .bin files by name, without their numbers.
 
     Raises UserError for a damaged or cut file.
     """
     headers = {}
     for path in files:
-        headers |= _of_safetensors(path) if path.suffix == ".safetensors" else _of_pickle(path)
+        headers |= _of_safetensors(path) if path.suffix in SAFETENSORS else _of_pickle(path)
     return headers
 
 
@@ -59,7 +60,7 @@ def _of_safetensors(path: Path) -> dict[str, TensorHeader]:
         end = begin + max((about["data_offsets"][1] for about in header.values()), default=0)
         found = {name: TensorHeader(about["dtype"], tuple(about["shape"])) for name, about in header.items()}
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-        raise UserError(f"{path}: is not a safetensors file, or is damaged ({_brief(error)}); fetch it again") from None
+        raise UserError(f"{path}: is not a safetensors file, or is damaged ({brief(error)}); fetch it again") from None
     if (size := path.stat().st_size) < end:
         raise UserError(f"{path}: has {size} of {end} bytes, the download is incomplete; fetch it again")
     return found
@@ -76,7 +77,7 @@ def _of_pickle(path: Path) -> dict[str, TensorHeader]:
             for name, tensor in content.items()
         }
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: cannot be read ({_brief(error)}); fetch it again, as .safetensors") from None
+        raise UserError(f"{path}: cannot be read ({brief(error)}); fetch it again, as .safetensors") from None
 
 
 def variant_of(folder: Path, stems: Iterable[str]) -> str | None:
@@ -116,7 +117,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{index}: is damaged ({_brief(error)}); fetch it again") from None
+        raise UserError(f"{index}: is damaged ({brief(error)}); fetch it again") from None
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(
@@ -124,7 +125,3 @@ def _shards(index: Path) -> tuple[Path, ...]:
             "incomplete, fetch it again"
         )
     return tuple(index.parent / name for name in names)
-
-
-def _brief(error: Exception) -> str:
-    return shown(" ".join(str(error).split()) or type(error).__name__, 100)

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, BinaryIO
 
 from seg2any.system.headers import parse_header
+from seg2any.system.tensor_file import open_tensor_file
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,15 +44,20 @@ def folder_digest(folder: Path) -> str:
     return _digest_of(path for path in sorted(folder.rglob("*.safetensors")) if not path.name.startswith("."))
 
 
-def weights_fingerprint(folder: Path, parts: Iterable[str]) -> str:
+def weights_fingerprint(folder: Path, parts: Iterable[str], files: Mapping[str, Path] = MappingProxyType({})) -> str:
     """Return a digest of some bytes of every tensor in a model's folder; "" without weights.
 
     Neither the folder's name nor how tensors are spread over files counts, so a model may move or be sharded anew. For
     FLUX.1-dev a megabyte is read, in about a second.
 
     parts  subfolders of the networks that count
+    files  single files that hold the weights of some parts instead. Raises UserError if one is damaged
     """
-    lines = [f"{part}/{line}" for part in parts for line in _network_lines(folder / part)]
+    lines = [
+        f"{part}/{line}"
+        for part in parts
+        for line in (_file_lines(files[part]) if part in files else _network_lines(folder / part))
+    ]
     return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16] if lines else ""
 
 
@@ -96,6 +103,14 @@ def _network_lines(folder: Path) -> Iterator[str]:
         with open(path, "rb") as file:
             for name, begin, end in _tensors(file) if safe else [(path.name, 0, path.stat().st_size)]:
                 yield f"{name} {end - begin} {_sampled(file, begin, end)}"
+
+
+def _file_lines(path: Path) -> Iterator[str]:
+    """Yield name, shape, size and digest of some bytes of every tensor of a single file."""
+    opened = open_tensor_file(path)
+    with open(path, "rb") as file:
+        for name, (begin, end) in opened.spans().items():
+            yield f"{name} {opened.headers[name]} {end - begin} {_sampled(file, begin, end)}"
 
 
 def _tensors(file: BinaryIO) -> list[tuple[str, int, int]]:

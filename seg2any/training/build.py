@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seg2any.adapters.files import COND, DEFAULT, AdapterCard, add_adapters, load_adapters, trainable_parameters
 from seg2any.attention.settings import ConditionSettings, check_blocks
-from seg2any.bases.flux1.recognise import refuse_other_models
+from seg2any.bases.flux1.source import Source, find_source
 from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.data.catalog import data_set_name
 from seg2any.generate import memory
@@ -27,7 +27,6 @@ from seg2any.generate.memory_modes import IN_TRAINING
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.device import best_device
 from seg2any.system.errors import UserError
-from seg2any.system.weights import weights_fingerprint
 from seg2any.training.config import Config
 from seg2any.training.strategy import Strategy
 
@@ -35,27 +34,28 @@ MODES = {quantization: mode for mode, quantization in IN_TRAINING.items()}  # tr
 
 
 @contextlib.contextmanager
-def finding_model(config: Config) -> Iterator[str]:
-    """Yield the base model's name, and turn errors about a missing model into a UserError.
+def finding_model(config: Config) -> Iterator[Source]:
+    """Yield where the base model lies, and turn errors about a missing model into a UserError.
 
     Raises UserError for another model than FLUX.1.
     """
     name = config.model.pretrained_model_name_or_path
     try:
-        refuse_other_models(name)
+        source = find_source(name, config.model.base_parts)
     except UserError as error:
         raise UserError(f"model.pretrained_model_name_or_path: {error}") from None
     try:
-        yield name
+        yield source
     except (OSError, HFValidationError) as error:
         raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
 
 
 def base_fingerprint(config: Config) -> str:
-    """Return `weights_fingerprint` of the base model; download it unless it is a local folder."""
-    with finding_model(config) as name:
-        folder = Path(name if Path(name).is_dir() else Seg2AnyPipeline.download(name))
-        return weights_fingerprint(folder, Seg2AnyPipeline.NETWORKS)
+    """Return `Source.fingerprint` of the base model; download what is not local."""
+    with finding_model(config) as source:
+        given = {"transformer": None} if source.file else {}  # nothing to download
+        folder = source.folder or Path(Seg2AnyPipeline.download(source.pipeline, **given))
+        return source.fingerprint(folder, Seg2AnyPipeline.NETWORKS)
 
 
 def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
@@ -65,9 +65,12 @@ def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
     vae = torch.float32 if dtype == torch.float16 else dtype
     encoders = torch.float32 if strategy.device.type == "cpu" else dtype  # CPUs encode text faster in fp32
     dtypes = {"vae": vae, "transformer": dtype, "default": encoders}
-    with finding_model(config) as name:
+    with finding_model(config):
         pipeline = Seg2AnyPipeline.from_pretrained(
-            name, dtype=dtypes, quantization_config=quantization_config(config.trainer.base_quantization, dtype)
+            config.model.pretrained_model_name_or_path,
+            base_parts=config.model.base_parts,
+            dtype=dtypes,
+            quantization_config=quantization_config(config.trainer.base_quantization, dtype),
         )
     for module in (pipeline.vae, *pipeline.base.text_encoders, pipeline.transformer):
         module.requires_grad_(False)
@@ -79,8 +82,8 @@ def load_pipeline(config: Config, strategy: Strategy) -> Seg2AnyPipeline:
 
 def weightless(config: Config) -> Seg2AnyPipeline:
     """Build the run's networks with their adapters on the meta device. Raises as `attach_adapters` does."""
-    with finding_model(config) as name:
-        pipeline = weightless_pipeline(name)
+    with finding_model(config):
+        pipeline = weightless_pipeline(config.model.pretrained_model_name_or_path, config.model.base_parts)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")  # only sizes matter here
         attach_adapters(pipeline.transformer, config)

@@ -61,7 +61,8 @@ class Data:
 class Model:
     """The base model, its condition settings, the adapters, and how noise levels are drawn."""
 
-    pretrained_model_name_or_path: str = "black-forest-labs/FLUX.1-dev"
+    pretrained_model_name_or_path: str = "black-forest-labs/FLUX.1-dev"  # folder, hub id, or file of the transformer
+    base_parts: str | None = None  # of a base in one file: folder or hub id of the other parts; null: the file's folder
     condition: ConditionSettings = field(default_factory=ConditionSettings)  # see MOVED
     rank: int = 64
     lora_alpha: int | None = None  # null: the rank

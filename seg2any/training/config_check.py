@@ -50,7 +50,9 @@ AT_LEAST_ZERO = (
 )
 POSITIVE = ("trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
 PATHS = ("project.output_dir", "project.logging_dir", "project.gen_image_dir", "trainer.cache_dir")
-PATHS_READ = ("model.pretrained_model_name_or_path", "model.lora_ckpt_path", "resume_from_checkpoint")
+PATHS_READ = (
+    *("model.pretrained_model_name_or_path", "model.base_parts", "model.lora_ckpt_path", "resume_from_checkpoint"),
+)
 FINITE = ("model.logit_mean", "model.mode_scale")
 PROBABILITIES = ("trainer.caption_dropout", "trainer.cond_dropout")
 DECAYS = ("optimizer.adam_beta1", "optimizer.adam_beta2", "trainer.ema_decay", "model.lora_dropout")

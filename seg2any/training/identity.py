@@ -16,7 +16,10 @@ from seg2any.training.strategy import Strategy
 CONTENT = "data.train's content"
 WEIGHTS = "model.pretrained_model_name_or_path's weights"
 # A resumed run may change how validation images are drawn, how attention is computed, and where the model lies.
-FREE = {"model.num_inference_steps", "model.attention_backend", "model.pretrained_model_name_or_path"}
+FREE = {
+    *("model.num_inference_steps", "model.attention_backend"),
+    *("model.pretrained_model_name_or_path", "model.base_parts"),
+}
 TRAINER = (
     *("optimizer", "learning_rate", "scale_lr", "guidance_scale"),
     *("caption_dropout", "cond_dropout", "ema_decay", "base_quantization", "sampler"),

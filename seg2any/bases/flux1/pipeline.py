@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FluxPipeline
 from diffusers.hooks.group_offloading import _maybe_remove_and_reapply_group_offloading
+from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from huggingface_hub import snapshot_download
 
 from seg2any.adapters.card import AdapterCard
@@ -19,8 +22,8 @@ from seg2any.adapters.lora_file import weights_file
 from seg2any.adapters.routing import DEFAULT
 from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.flux1.hub import upload
-from seg2any.bases.flux1.recognise import refuse_other_models
 from seg2any.bases.flux1.saved import ADAPTERS, INDEX_KEY, load_saved, save_with_adapters, saved_adapters, write_index
+from seg2any.bases.flux1.source import find_source, load_transformer
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.bases.flux1.weight_check import CLASSES, check_weights
 from seg2any.system.errors import UserError
@@ -51,20 +54,26 @@ class Flux1Pipeline(FluxPipeline):
             Seg2AnyTransformer2DModel.adopt(self.transformer)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *, base_parts: str | os.PathLike | None = None, **kwargs
+    ):
         """Load as in diffusers; from a folder that was saved with adapters also load these and their card.
 
-        Weights of one variant only, such as fp16, are found without naming it. Raises UserError for another model and
-        for weights that are missing or do not fit, see `seg2any.bases.flux1.weight_check`.
+        A single file of the transformer is read, too; its other parts come from `base_parts`, see
+        `seg2any.bases.flux1.source`. Weights of one variant only, such as fp16, are found without naming it. Raises
+        UserError for another model and for weights that are missing or do not fit, see
+        `seg2any.bases.flux1.weight_check`.
         """
-        name = folder = model_name(pretrained_model_name_or_path)
-        refuse_other_models(name)
+        source = find_source(model_name(pretrained_model_name_or_path), base_parts and model_name(base_parts))
+        name = folder = source.pipeline
+        if source.file is not None and "transformer" not in kwargs:
+            kwargs["transformer"] = load_transformer(source, *_of_transformer(kwargs))
         if parts := [part for part in cls.NETWORKS if part not in kwargs]:
             given = {key: value for key, value in kwargs.items() if key in OF_DOWNLOADS or key in CLASSES}
             folder = Path(name if Path(name).is_dir() else cls.download(name, **given))
             kwargs["variant"] = check_weights(folder, parts, kwargs.get("variant"))
         pipeline = super().from_pretrained(name, **kwargs)
-        if pipeline.transformer is not None:
+        if pipeline.transformer is not None and source.file is None:  # adapters of the parts are another transformer's
             pipeline.card = load_saved(pipeline.transformer, folder)
         return pipeline
 
@@ -177,3 +186,13 @@ class Flux1Pipeline(FluxPipeline):
     def _refresh_hooks(self) -> None:
         """Apply group offloading again, because its list of layers lacks the added adapters."""
         _maybe_remove_and_reapply_group_offloading(self.transformer)
+
+
+def _of_transformer(options: Mapping[str, Any]) -> tuple[torch.dtype, QuantizationConfigMixin | None, str]:
+    """Return dtype, quantisation and device of the transformer among the options of `from_pretrained`."""
+    dtype = options.get("dtype", options.get("torch_dtype"))
+    if isinstance(dtype, Mapping):
+        dtype = dtype.get("transformer", dtype.get("default"))
+    quantization = getattr(options.get("quantization_config"), "quant_mapping", None) or {}
+    device = "cuda" if options.get("device_map") == "cuda" else "cpu"
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32, quantization.get("transformer"), device

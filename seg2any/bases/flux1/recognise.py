@@ -1,19 +1,17 @@
-"""Recognise what a path holds that was given as the base model, and refuse all but FLUX.1-dev's kind.
+"""Recognise what a folder holds that was given as the base model, and refuse all but FLUX.1-dev's kind.
 
-Only the small files of a folder and the header of a single file are read.
+Only its small files are read. For single files see `seg2any.bases.flux1.source`.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seg2any.system.errors import UserError, shown
-from seg2any.system.headers import read_headers
 
 WANTED = "give the folder of a FLUX.1-dev pipeline, which has a model_index.json, or its hub id"
 PARTS = {  # of the pipeline -> class in the part's config.json
@@ -33,62 +31,51 @@ OTHERS = {  # beginning of a pipeline's class -> name of the model
     "FluxPrior": "FLUX.1-Redux, which varies images",
     "Flux2": "FLUX.2",
 }
-SINGLE_FILES = {  # tensors of a single file -> what it is
-    r"lora_|\.lora\.|lokr_|loha_|hada_": "an adapter; give its folder as the adapter",
-    r"(.*\.)?joint_blocks\.": "Stable Diffusion 3",
-    r"conditioner\.embedders\.": "Stable Diffusion XL",
-    r"cond_stage_model\.": "Stable Diffusion",
-    r"(.*\.)?double_blocks\.|transformer_blocks\.\d+\.norm1_context": "FLUX",
-    r"(.*\.)?block\.\d+\.layer\.\d+\.SelfAttention": "a T5 text encoder",
-    r"(encoder|decoder)\.(down|up|mid)": "a VAE",
-}
-HELD = {  # parts of a pipeline -> their tensors in a single file
-    "transformer": r"(model\.diffusion_model\.)?double_blocks\.|.*transformer_blocks\.",
-    "vae": r"(vae|first_stage_model)\.",
-    "text_encoder": r"text_encoders\.clip_l\.",
-    "text_encoder_2": r"text_encoders\.t5xxl\.",
-}
 
 
-def refuse_other_models(name: str) -> None:
-    """Raise UserError if a path is no folder of a FLUX.1-dev pipeline; hub ids pass.
+def refuse_other_models(name: str, transformer: dict[str, Any] | None = None) -> None:
+    """Raise UserError if `name` is no folder of a FLUX.1-dev pipeline; hub ids pass.
+
+    transformer  config of the transformer that is used instead of the folder's, which need not be there; {}: its sizes
+                 are not compared
 
     Warns about FLUX.1-schnell, which works but makes its images in four steps.
     """
     path = Path(name)
-    if path.is_file():
-        around = next((p for p in path.absolute().parents[:2] if (p / "model_index.json").is_file()), None)
-        wanted = WANTED if around is None else f"give {around}, the folder of the pipeline around it"
-        raise UserError(f"{path}: {_described(path)}; {wanted}")
     if not path.is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise UserError(f"{name}: no such folder; give a FLUX pipeline folder or a hub id such as owner/name")
         return
-    index = _json(path / "model_index.json")
+    index = read_json(path / "model_index.json")
     if index is None:
         raise UserError(f"{path}: {_without_index(path)}; {WANTED}")
     kind = index.get("_class_name")
     if isinstance(kind, str) and kind not in PIPELINES:
         other = next((text for start, text in OTHERS.items() if kind.startswith(start)), "another model")
         raise UserError(f"{path}: is {other} ({kind}), not FLUX.1-dev (FluxPipeline); {WANTED}")
-    _refuse_other_parts(path, index)
+    _refuse_other_parts(path, index, {} if transformer is None else {"transformer": transformer})
 
 
-def _refuse_other_parts(path: Path, index: Mapping[str, Any]) -> None:
-    """Raise UserError for parts that are missing, are of another class or do not fit together."""
-    configs = {}
+def _refuse_other_parts(path: Path, index: Mapping[str, Any], known: Mapping[str, dict[str, Any]]) -> None:
+    """Raise UserError for parts that are missing, are of another class or do not fit together.
+
+    known  configs of parts that come from elsewhere
+    """
+    configs: dict[str, dict[str, Any] | None] = dict(known)
     for part, classes in PARTS.items():
+        if part in known:
+            continue
         if index and index.get(part, [None]) == [None, None]:
             raise UserError(f"{path}: model_index.json names no {part}; {WANTED}")
-        configs[part] = _json(path / part / "config.json")
+        configs[part] = read_json(path / part / "config.json")
         if configs[part] is None:  # loading the part reports the file
             continue
         kind = configs[part].get("_class_name") or (configs[part].get("architectures") or [None])[0]
         if kind is not None and kind not in classes:
             raise UserError(f"{path / part}: is a {kind}, not a {classes[0]}; {WANTED}")
-    if all(config is not None for config in configs.values()):
+    if configs["transformer"] and all(config is not None for config in configs.values()):
         _refuse_other_widths(path, **configs)
-    if schnell := _is_schnell(configs["transformer"], _json(path / "scheduler" / "scheduler_config.json")):
+    if schnell := _is_schnell(configs["transformer"], read_json(path / "scheduler" / "scheduler_config.json")):
         warnings.warn(f"{path}: {schnell}", stacklevel=3)
 
 
@@ -130,38 +117,24 @@ def _sizes(transformer: dict[str, Any] | None) -> list[object] | None:
 
 def is_flux1_dev(path: Path) -> bool:
     """Tell whether the transformer of a pipeline's folder has the sizes of FLUX.1-dev."""
-    return _sizes(_json(path / "transformer" / "config.json")) == [19, 38, True]
-
-
-def _described(path: Path) -> str:
-    """Describe a single file, and say which parts of a pipeline it lacks."""
-    if path.suffix == ".gguf":
-        return "is a GGUF file, quantised weights of one network; the other parts of the pipeline are missing"
-    if path.suffix != ".safetensors":
-        return f"is a file ({path.suffix or 'without ending'}), not a folder"
-    names = list(read_headers([path]))
-    kind = next((text for pattern, text in SINGLE_FILES.items() if any(re.match(pattern, name) for name in names)), "")
-    kind = kind or f"weights of an unknown network, first {shown(next(iter(names), 'none'))}"
-    if kind != "FLUX":
-        return f"is one file that holds {kind}"
-    held = {part for part, pattern in HELD.items() if any(re.match(pattern, name) for name in names)}
-    missing = [*sorted(PARTS.keys() - held), "tokenizers", "scheduler"]
-    return f"is one file with the {', '.join(sorted(held))} of a FLUX model; missing: {', '.join(missing)}"
+    return _sizes(read_json(path / "transformer" / "config.json")) == [19, 38, True]
 
 
 def _without_index(path: Path) -> str:
     """Describe a folder without model_index.json."""
-    config = _json(path / "config.json")
+    config = read_json(path / "config.json")
     kind = config and (config.get("_class_name") or (config.get("architectures") or [None])[0])
     if kind:
         return f"has no model_index.json: it is one part, a {kind}"
     if (path / "adapter.json").is_file() or (path / "default").is_dir():
         return "has no model_index.json: it holds adapters, which go to --lora_ckpt_path"
     single = sorted(file.name for file in path.iterdir() if file.suffix in (".safetensors", ".gguf"))
-    return "has no model_index.json" + (f", but single files such as {single[0]}" if single else "")
+    return "has no model_index.json" + (
+        f", but the file {single[0]}, which can be given itself if it holds FLUX's transformer" if single else ""
+    )
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if the file is missing. Raises UserError for a damaged file."""
     try:
         content = json.loads(path.read_bytes())

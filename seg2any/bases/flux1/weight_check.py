@@ -10,7 +10,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,29 +89,29 @@ def _check_part(folder: Path, cls: type[ModelMixin | PreTrainedModel], variant: 
         return
     compare = _compare_diffusers if issubclass(cls, ModelMixin) else _compare_transformers
     found = compare(cls, folder, headers)
-    _refuse(folder, headers, found)
+    refuse_differences(folder, headers, found)
     if others := found.unexpected:
         warnings.warn(f"{folder}: {len(others)} unknown weights are not used, first {others[0]}", stacklevel=5)
 
 
-def _refuse(folder: Path, headers: dict[str, TensorHeader], found: Differences) -> None:
-    """Raise UserError for what would give other numbers than those that were trained."""
+def refuse_differences(where: Path, headers: Mapping[str, TensorHeader], found: Differences) -> None:
+    """Raise UserError, naming a folder or file, for what would give other numbers than those that were trained."""
     if scales := [name for name in found.unexpected if SCALES.fullmatch(name)]:
         raise UserError(
-            f"{folder}: holds scaled weights with {len(scales)} scales, first {scales[0]}, which would not be used; "
+            f"{where}: holds scaled weights with {len(scales)} scales, first {scales[0]}, which would not be used; "
             "take weights in bf16, or fp8 without scales"
         )
     if found.reshaped:
         name, shape, needed = found.reshaped[0]
         raise UserError(
-            f"{folder}: {len(found.reshaped)} weights have another shape than its config.json says, first {name}: "
+            f"{where}: {len(found.reshaped)} weights have another shape than the network needs, first {name}: "
             f"{list(shape)} instead of {list(needed)}; they belong to another model, fetch it again"
         )
     if found.missing:
         unknown = found.unexpected
         instead = f", and has {len(unknown)} of unknown names, first {unknown[0]}" if unknown else ""
         raise UserError(
-            f"{folder}: lacks {len(found.missing)} of {found.needed} weights, first {found.missing[0]}{instead}; the "
+            f"{where}: lacks {len(found.missing)} of {found.needed} weights, first {found.missing[0]}{instead}; the "
             "download is incomplete or of another model, fetch it again"
         )
     packed = [
@@ -121,7 +121,7 @@ def _refuse(folder: Path, headers: dict[str, TensorHeader], found: Differences) 
     ]
     if packed:
         raise UserError(
-            f"{folder}: {len(packed)} weights are stored as {packed[0][1]}, first {packed[0][0]}, without saying how "
+            f"{where}: {len(packed)} weights are stored as {packed[0][1]}, first {packed[0][0]}, without saying how "
             "they were quantised; take weights in bf16"
         )
 

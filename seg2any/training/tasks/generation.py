@@ -150,6 +150,7 @@ class Generation:
         side, model = str(self.config.resolution), self.config.model
         flags = {
             "pretrained_model_name_or_path": model.pretrained_model_name_or_path,
+            **({"base_parts": model.base_parts} if model.base_parts else {}),
             "lora_ckpt_path": str(folder),
             "seg_mask_path": str(path),
             "output_path": str(folder.parent / "images"),
