@@ -228,3 +228,81 @@ def test_keys_of_regions_and_comments(tmp_path: Path):
         read(tmp_path, {"segment_info": [region]})
     _, told = read(tmp_path, {"segments_info": [region], "annotations": [entry()]})
     assert any("annotations" in line for line in told)
+
+
+class TestSeveralImages:
+    """Each image of a file is a layout of its own, found by the file and read by NAME.json#ID."""
+
+    IMAGES = (
+        {**IMAGE, "caption": "its own"},
+        {"id": 8, "width": 6, "height": 4, "file_name": "val/y.z.jpg", "seed": 3},
+        {"id": 9, "width": 6, "height": 4, "file_name": "nothing.jpg"},
+    )
+    SQUARE = {"image_id": 8, "segmentation": [[1, 1, 3, 1, 3, 3, 1, 3]], "category_id": 3}
+
+    def write(self, folder: Path, *images: dict, **change: object) -> Path:
+        document = {"images": list(images or self.IMAGES), "annotations": [self.SQUARE, entry(), self.SQUARE]}
+        names = {"categories": [{"id": 3, "name": "square"}], "caption": "of the file"}
+        (folder / "all.json").write_text(json.dumps(document | names | change))
+        return folder / "all.json"
+
+    def test_a_file_gives_a_layout_of_each_image_with_annotations(self, tmp_path):
+        file = self.write(tmp_path)
+        with pytest.warns(LayoutWarning, match=r"images without annotations are left out: 1 \(9\)"):
+            paths = Layout.find(file)
+        assert paths == [tmp_path / "all.json#7", tmp_path / "all.json#8"] and Layout.find(paths[1]) == paths[1:]
+        first, second = map(Layout.read, paths)
+        assert (first.name, first.captions, first.caption, first.seed) == ("x", ("a box",), "its own", None)
+        assert np.array_equal(first.masks[0], BOX)
+        assert (second.name, second.captions, second.caption) == ("y.z", ("square", "square"), "of the file")
+        expected = np.zeros((4, 6), bool)
+        expected[1:3, 1:3] = True
+        assert second.seed == 3 and second.overlap == "share" and (second.masks == expected).all()
+
+    def test_messages_name_the_image_and_the_place_in_the_file(self, tmp_path):
+        file = self.write(tmp_path, annotations=[self.SQUARE, entry(), {"image_id": 7, "segmentation": []}])
+        for id, said in (
+            ("7", r"all.json#7: annotations\[2\]"),
+            ("5", "no image has the id '5'; the ids are 7, 8, 9"),
+            ("9", "no annotations"),
+        ):
+            with pytest.raises(LayoutError, match=said):
+                Layout.read(f"{file}#{id}")
+        with pytest.raises(LayoutError, match="images has 3 entries; give all.json#ID"):
+            Layout.read(file)
+        with pytest.raises(LayoutError, match="no such file"):
+            Layout.find(tmp_path / "other.json#7")
+
+    @pytest.mark.parametrize(
+        ("images", "said"),
+        [
+            ([{"id": 7}, {"id": 7}], r"images\[1\] has the id 7 of an earlier image"),
+            ([{"id": 7}, {}], r"images\[1\] has the id None; number the images"),
+            ([{"id": "a/b"}, {"id": 7}], r"images\[0\] has the id 'a/b'; number the images"),
+        ],
+    )
+    def test_ids_that_name_no_image_are_refused(self, tmp_path, images, said):
+        file = self.write(tmp_path, *images)
+        for path in (*Layout.find(file), f"{file}#7"):
+            with pytest.raises(LayoutError, match="images has 2 entries" if path == file else said):
+                Layout.read(path)
+
+    def test_images_of_one_name_have_their_id_behind_it(self, tmp_path):
+        images = [{**IMAGE, "file_name": "a/1.jpg"}, {**self.IMAGES[1], "file_name": "b\\1.jpg"}]
+        assert [Layout.read(path).name for path in Layout.find(self.write(tmp_path, *images))] == ["1_7", "1_8"]
+
+    def test_annotations_alone_are_told_apart_and_a_changed_file_is_read_again(self, tmp_path):
+        file = self.write(tmp_path, images=[], annotations=[entry(), entry(image_id=8, text="b"), entry(text="c")])
+        assert [Layout.read(path).captions for path in Layout.find(file)] == [("a box", "c"), ("b",)]
+        self.write(tmp_path, images=[], annotations=[entry(), entry(image_id=8, text="changed")])
+        assert Layout.read(f"{file}#8").captions == ("changed",) and Layout.read(f"{file}#8").name == "8"
+
+    def test_panoptic_pictures_of_several_images_are_found(self, tmp_path):
+        (tmp_path / "all").mkdir()
+        entries = []
+        for id in (7, 8):
+            Image.fromarray(np.full((4, 6, 3), (id, 0, 0), np.uint8)).save(tmp_path / "all" / f"{id}.png")
+            entries.append({"image_id": id, "file_name": f"{id}.png", "segments_info": [{"id": id, "category_id": 3}]})
+        images = [{"id": id, "file_name": f"{id}.jpg", "width": 6, "height": 4} for id in (7, 8)]
+        layouts = [Layout.read(path) for path in Layout.find(self.write(tmp_path, *images, annotations=entries))]
+        assert [layout.name for layout in layouts] == ["7", "8"] and all(layout.masks.all() for layout in layouts)

@@ -246,3 +246,13 @@ def test_snapping_still_merges_the_edges_of_smoothed_drawings(tmp_path: Path):
     smooth = big.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     layout, told = read(color_map(tmp_path, smooth, [[255, 0, 0], [0, 0, 255]]), snap_colors=True)
     assert told == [] and layout.masks[0].sum() > 700 and layout.masks[1].sum() > 700
+
+
+@pytest.mark.parametrize("dtype", [bool, np.float32])
+def test_arrays_with_an_axis_of_channels_are_read(tmp_path, dtype):
+    """SAM and torchvision give [N, 1, H, W]; more channels are no mask."""
+    masks = np.stack([INSIDE, OTHER])[:, None].astype(dtype)
+    assert np.array_equal(read(arrays(tmp_path, masks))[0].masks, masks[:, 0].astype(bool))
+    for others in (np.repeat(masks, 3, axis=1), np.moveaxis(masks, 1, 3), masks[None]):
+        with pytest.raises(LayoutError, match=r"x.npz: masks are .*save a bool array \[N, H, W\]"):
+            read(arrays(tmp_path, others))

@@ -53,7 +53,9 @@ def flag(default: Any, text: str, **argument: Any) -> Any:
 class Options:
     """The options of `infer.py`. None: `infer.py` chooses."""
 
-    seg_mask_path: Path = flag(None, "a layout, or a folder of layouts", type=input_path, required=True)
+    seg_mask_path: Path = flag(
+        None, "a layout, a folder of layouts, or a COCO file of several images", type=input_path, required=True
+    )
     output_path: Path = flag(Path("result"), "folder for the images (default: result)", type=user_path)
     pretrained_model_name_or_path: str = flag(
         "black-forest-labs/FLUX.1-dev",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +29,7 @@ def read_image(path: Path, document: dict) -> ImageFacts:
     """Read `images` with one entry, `image`, or `width` and `height` of the document. Raises LayoutError."""
     images = document.get("images")
     if isinstance(images, list) and len(images) > 1:
-        raise LayoutError(f"{path}: images has {len(images)} entries; write one JSON per image")
+        raise LayoutError(f"{path}: images has {len(images)} entries; give {path.name}#ID for the image with that id")
     field, image = "images[0]", images[0] if isinstance(images, list) and images else None
     if image is None:
         field, image = ("image", document["image"]) if isinstance(document.get("image"), dict) else ("", document)
@@ -55,12 +55,18 @@ def read_names(path: Path, document: dict) -> dict[object, str]:
     return names
 
 
-def read_annotations(path: Path, document: dict, entries: list, image: ImageFacts) -> Annotation:
+def read_annotations(
+    path: Path, document: dict, entries: list, image: ImageFacts, numbers: Sequence[int] | None = None
+) -> Annotation:
     """Read the entries of `annotations` that belong to the image: masks, or segments of a panoptic picture.
+
+    numbers  places of the entries in the file, for messages; None: they are all of it
 
     Returns an annotation without caption and seed. Raises LayoutError, and warns of entries of other images.
     """
-    own = _of_image(path, entries, image)
+    places = range(len(entries)) if numbers is None else numbers
+    placed = [(f"{path}: annotations[{n}]", entry) for n, entry in zip(places, entries, strict=True)]
+    own = _of_image(path, placed, image)
     names = read_names(path, document)
     if all(isinstance(entry, dict) and "segments_info" in entry for _, entry in own):
         return _read_panoptic(own, names, image)
@@ -68,9 +74,8 @@ def read_annotations(path: Path, document: dict, entries: list, image: ImageFact
     return Annotation(regions, None, None, "share", image.size)
 
 
-def _of_image(path: Path, entries: list, image: ImageFacts) -> list[tuple[str, object]]:
-    placed = [(f"{path}: annotations[{n}]", entry) for n, entry in enumerate(entries)]
-    ids = [entry.get("image_id") if isinstance(entry, dict) else None for entry in entries]
+def _of_image(path: Path, placed: list[tuple[str, object]], image: ImageFacts) -> list[tuple[str, object]]:
+    ids = [entry.get("image_id") if isinstance(entry, dict) else None for _, entry in placed]
     for (where, _), id in zip(placed, ids, strict=True):
         if not isinstance(id, int | str | None):
             raise LayoutError(f"{where}: image_id is {shown(id)}; write the id of the image")
@@ -80,7 +85,7 @@ def _of_image(path: Path, entries: list, image: ImageFacts) -> list[tuple[str, o
         if len(given) > 1:
             raise LayoutError(
                 f"{path}: annotations are of {len(given)} images (image_id {shown(given[0])}, {shown(given[1])}); "
-                "write one JSON per image, or list the one in images"
+                f"give {path.name}#ID for the image with that id, or list it in images"
             )
         return placed
     own = [one for one, id in zip(placed, ids, strict=True) if id is None or str(id) == str(wanted)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from seg2any.layout.checks import LayoutError, LayoutParts, LayoutWarning, check_caption, check_seed
 from seg2any.layout.coco import read_annotations, read_image, read_names
+from seg2any.layout.collection import Collection, collect, split_reference
 from seg2any.layout.entries import (
     DOCUMENT_KEYS,
     IMAGE_MEANT,
@@ -31,9 +33,11 @@ MAX_JSON_BYTES = 2**26
 def read_annotation(path: Path) -> Annotation:
     """Read and check a layout's JSON.
 
+    path  of the file, or NAME.json#ID, see `seg2any.layout.collection`
+
     Raises LayoutError. Warns with LayoutWarning of keys that nothing reads.
     """
-    document = read_json(path)
+    document, numbers = _document_of(path)
     if not isinstance(document, dict):
         raise LayoutError(f"{path}: is {kind(document)}; write an object with segments_info")
     image = read_image(path, document)
@@ -46,7 +50,7 @@ def read_annotation(path: Path) -> Annotation:
     if not entries:
         raise LayoutError(f"{path}: {field} is empty; a layout needs at least one region")
     if field == "annotations":
-        annotation = read_annotations(path, document, entries, image)
+        annotation = read_annotations(path, document, entries, image, numbers)
     else:
         names, picture = read_names(path, document), document.get("file_name")
         regions = (
@@ -66,6 +70,36 @@ def read_annotation(path: Path) -> Annotation:
         text = f"{path}: annotations are not read, because there is segments_info; remove one of them"
         warnings.warn(text, LayoutWarning, stacklevel=3)
     return replace(annotation, caption=caption, seed=seed)
+
+
+def open_collection(path: Path) -> Collection | None:
+    """Read a file of several images; None for other files. The last file is kept. Raises LayoutError."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise LayoutError(f"{path}: cannot be opened ({error.strerror}); check the path and its permissions") from error
+    return _kept_collection(path, about.st_mtime_ns, about.st_size)
+
+
+@functools.lru_cache(maxsize=1)  # else every layout of a large file would parse all of it
+def _kept_collection(path: Path, *_: int) -> Collection | None:
+    return collect(path, read_json(path))
+
+
+def _document_of(path: Path) -> tuple[object, Sequence[int] | None]:
+    """Return the JSON of one image and the places of its annotations in the file, None if all are its own."""
+    file, id = split_reference(path)
+    if id is None:
+        return read_json(path), None
+    collection = open_collection(file)
+    if collection is None:
+        raise LayoutError(f"{path}: {file.name} is not of several images; give {file} itself")
+    if id not in collection.images:
+        known = ", ".join(list(collection.images)[:4])
+        raise LayoutError(f"{path}: no image has the id {shown(id)}; the ids are {known}, ...")
+    if id not in collection.numbers:
+        raise LayoutError(f"{path}: the image has no annotations; choose another one")
+    return collection.document_of(id), collection.numbers[id]
 
 
 def read_json(path: Path) -> object:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from seg2any.layout.checks import LayoutError, LayoutWarning
+from seg2any.layout.collection import split_reference
 from seg2any.layout.color_map import SUFFIXES
-from seg2any.layout.document import read_annotation
+from seg2any.layout.document import open_collection, read_annotation
 from seg2any.system.files import user_path
 
 REPORT_FILE = "preflight.json"  # written by `infer.py --check`, maybe into a folder of layouts, but not a layout
@@ -17,14 +18,15 @@ REPORT_FILE = "preflight.json"  # written by `infer.py --check`, maybe into a fo
 def find_layouts(path: Path) -> list[Path]:
     """List the layouts in a folder: JSON and npz files, then folders that are one layout.
 
-    If `path` is itself a layout, a file or a folder with only one JSON and its mask pictures, the list is [path]. Warns
-    with LayoutWarning about pictures without a JSON and about folders of several layouts, which are left out. Raises
-    LayoutError if `path` does not exist or nothing in it looks like a layout.
+    If `path` is itself a layout, a file or a folder with only one JSON and its mask pictures, the list is [path]; if it
+    is a COCO file of several images, the list has NAME.json#ID for each that has annotations. Warns with LayoutWarning
+    about pictures without a JSON and about folders of several layouts, which are left out, and about images without
+    annotations. Raises LayoutError if `path` does not exist or nothing in it looks like a layout.
     """
     if not path.is_dir():
-        if not path.exists():
+        if not split_reference(path)[0].exists():
             raise LayoutError(f"{path}: no such file or folder; give a layout or a folder of layouts")
-        return [path]
+        return _images_of(path) if path.suffix.lower() == ".json" else [path]
     entries = _entries_of(path)
     files = layout_files_in(path)
     held = {entry: layout_files_in(entry) for entry in entries if entry.is_dir()}
@@ -38,6 +40,21 @@ def find_layouts(path: Path) -> list[Path]:
     if _is_one_json(files) and not folders and (masks or masks_of(files[0])):
         return [path]
     return files + folders
+
+
+def _images_of(path: Path) -> list[Path]:
+    """List the images of a JSON; [path] if it is of one image or damaged, which its reader reports."""
+    try:
+        collection = open_collection(path)
+    except LayoutError:
+        return [path]
+    if collection is None:
+        return [path]
+    bare = [id for id in collection.images if id not in collection.numbers]
+    others = [id for id in collection.numbers if id not in collection.images]
+    _warn(path, [Path(id) for id in bare], "images without annotations")
+    _warn(path, [Path(id) for id in others], "annotations of images that are not listed")
+    return [path.with_name(f"{path.name}#{id}") for id in collection.images if id in collection.numbers]
 
 
 def layout_files_in(folder: Path) -> list[Path]:

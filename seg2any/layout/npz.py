@@ -33,7 +33,7 @@ MEANT = {
 def read_npz(path: Path) -> LayoutParts:
     """Read a layout from the arrays that `seg2any.layout.readers` describes.
 
-    masks: bool, or numbers that `seg2any.layout.masks` cuts
+    masks: [N, H, W] or [N, 1, H, W], bool, or numbers that `seg2any.layout.masks` cuts
 
     Raises LayoutError, also for a mask without a pixel that `empty` does not list.
     """
@@ -44,6 +44,8 @@ def read_npz(path: Path) -> LayoutParts:
     masks = arrays["masks"]
     if masks.dtype.kind in "iu" and masks.ndim == 2:
         raise LayoutError(f"{path}: masks are one picture {list(masks.shape)} of labels; save `masks == k` for each k")
+    if masks.ndim == 4 and masks.shape[1] == 1:  # as SAM and torchvision give them
+        masks = masks[:, 0]
     if masks.dtype.kind not in "biuf" or masks.ndim != 3:
         raise LayoutError(f"{path}: masks are {masks.dtype} {list(masks.shape)}; save a bool array [N, H, W]")
     masks = cut(str(path), masks)
@@ -100,8 +102,8 @@ def _check_header(archive: zipfile.ZipFile, name: str, path: Path) -> None:
         shape, _, dtype = read(stream)
     if dtype.hasobject:
         raise LayoutError(f"{path}: {name} has pickled Python objects, which are never unpacked; save {KINDS[name]}")
-    if name == "masks" and len(shape) == 3:
-        check_mask_shape(str(path), shape)
+    if name == "masks" and (len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)):
+        check_mask_shape(str(path), (shape[0], *shape[-2:]))
     elif dtype.itemsize * int(np.prod([int(side) for side in shape], dtype=object)) > MAX_TEXT_BYTES:
         raise LayoutError(f"{path}: {name} has shape {shown(shape)}, too large for a layout; save {KINDS[name]}")
 

@@ -28,8 +28,9 @@ import numpy as np
 
 from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape
 from seg2any.layout.coco import compare_with_mask, read_segments
+from seg2any.layout.collection import split_reference
 from seg2any.layout.color_map import SUFFIXES, read_color_map, region_colors, write_color_map
-from seg2any.layout.document import read_annotation, write_annotation
+from seg2any.layout.document import open_collection, read_annotation, write_annotation
 from seg2any.layout.entries import Annotation, Region
 from seg2any.layout.find import find_layouts, only_json, panoptic_picture
 from seg2any.layout.images import read_colors, read_mask
@@ -44,17 +45,21 @@ __all__ = ["decode_rle", "find_layouts", "read_layout", "write_layout"]
 def read_layout(path: Path, snap_colors: bool = False) -> LayoutParts:
     """Read a layout from NAME.json, NAME.png, NAME.npz or a folder with one JSON.
 
-    A NAME.png needs its NAME.json beside it.
+    A NAME.png needs its NAME.json beside it. NAME.json#ID is an image of a COCO file of several.
 
     Raises LayoutError, one line that names the file, the field and the fix.
     """
     try:
         if path.is_dir():
             return _read_json(only_json(path), path.resolve().name, snap_colors)
-        if not path.is_file():
+        file, id = split_reference(path)
+        if not file.is_file():
             raise LayoutError(f"{path}: no such file; give a layout's .json, .png or .npz, or a folder")
     except OSError as error:
         raise LayoutError(f"{path}: cannot be opened ({error.strerror}); check the path and its permissions") from error
+    if id is not None:
+        collection = open_collection(file)
+        return _read_json(path, collection.names.get(id, id) if collection else id, snap_colors)
     if path.suffix.lower() == ".npz":
         return read_npz(path)
     if path.suffix.lower() == ".json":
@@ -91,7 +96,7 @@ def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
             masks[n] = mask
     numbered = [n for n, region in enumerate(annotation.regions) if region.segment is not None]
     if numbered:
-        picture = panoptic_picture(path, annotation.panoptic)
+        picture = panoptic_picture(split_reference(path)[0], annotation.panoptic)
         segments = tuple(annotation.regions[n] for n in numbered)
         for n, mask in zip(numbered, read_segments(read_colors(picture)[0], picture, segments), strict=True):
             masks[n] = mask
