@@ -25,10 +25,14 @@ usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"; }
 
 fail() { echo "eval.sh: $1" >&2; exit 2; }
 
-# The launcher's options must come before -m: it passes everything after the module's name to the module.
+# The launcher's options must come before -m: it passes everything after the module's name to the module. Its static
+# rendezvous unpickles nothing that its port receives; that of --standalone does.
 launch() {
     if [ "$PROCESSES" -gt 1 ]; then
-        "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$PROCESSES" -m "$@"
+        local port
+        port=$("$PYTHON" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+        "$PYTHON" -m torch.distributed.run --rdzv_backend static --master_addr 127.0.0.1 --master_port "$port" \
+            --nproc_per_node "$PROCESSES" -m "$@"
     else
         "$PYTHON" -m "$@"
     fi

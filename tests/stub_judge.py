@@ -43,6 +43,8 @@ class StubJudge(ThreadingHTTPServer):
         self.bodies: list[dict] = []
         self.headers: list[dict] = []
         self.open = self.most_open = 0
+        self.visits = 0  # requests of any kind
+        self.location = ""  # sent with a redirect
         self.delay = 0.0
         self.lock = threading.Lock()
         self.closing = threading.Event()
@@ -62,8 +64,13 @@ class StubJudge(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     server: StubJudge
 
+    def do_GET(self) -> None:
+        self.server.visits += 1
+        self._send(200, self._reply({}, "yes"))
+
     def do_POST(self) -> None:
         server = self.server
+        server.visits += 1
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         *images, text = body["messages"][0]["content"]
         identity = text["text"] + "".join(image["image_url"]["url"] for image in images)
@@ -118,6 +125,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _send(self, status: int, content: bytes, length: int | None = None) -> None:
         self.send_response(status)
+        if 300 <= status < 400:
+            self.send_header("Location", self.server.location)
         self.send_header("Content-Length", str(len(content) if length is None else length))
         self.end_headers()
         self.wfile.write(content)

@@ -18,6 +18,7 @@ from seg2any.evaluation.report.results import Run, read_run
 from seg2any.evaluation.runners.items import Benchmark
 from seg2any.evaluation.runners.options import DEFAULTS, JUDGES, parse_options
 from seg2any.segment import sam2
+from seg2any.system.weights import file_digest
 from tests.golden_root import REPOSITORY, golden_root
 from tests.synthetic_data import Synthetic, make_ade20k, make_coco_stuff, make_sacap_1m
 from tests.tiny_judges import save_judges
@@ -36,6 +37,8 @@ def judges(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def shell(out: Path, *arguments: object, judges: dict[str, Path] | None = None, **more: object):
     flags = " ".join(f"--{flag} {path}" for flag, path in (judges or {}).items())
     own = {"PYTHON": sys.executable, "MODEL": PIPELINE / "model", "LORA": PIPELINE / "checkpoint", "OUT": out}
+    if judges and judges["inception"].is_file():
+        own["INCEPTION_SHA256"] = file_digest(judges["inception"])
     own |= {"JUDGES": f"--device cpu {flags}", "HF_HUB_OFFLINE": 1, "OMP_NUM_THREADS": 1, **more}
     environment = {**os.environ, **{name: str(value) for name, value in own.items() if value is not None}}
     command = ["bash", str(REPOSITORY / "eval.sh"), *map(str, arguments)]
@@ -135,6 +138,18 @@ def test_wrong_calls_are_one_line(tmp_path: Path):
     done = shell(tmp_path / "out", "ade20k", LORA="")
     assert done.returncode == 2 and done.stderr.startswith("eval.sh: LORA is not set") and not done.stdout
     assert "bash eval.sh shapes" in shell(tmp_path / "out", "--help").stdout
+
+
+def test_several_processes_meet_without_a_port_that_unpickles(tmp_path: Path):
+    """The rendezvous of --standalone unpickles a key that anybody who reaches its port may set; static ones do not."""
+    stub, notes = tmp_path / "python", tmp_path / "notes"
+    stub.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$*" >> "$NOTES"\n[ "$1" != -c ] || exec "$REAL" "$@"\n')
+    stub.chmod(0o755)
+    assert shell(tmp_path / "out", "sacap", PYTHON=stub, NOTES=notes, REAL=sys.executable, PROCESSES=2).returncode == 0
+    (launch,) = (line for line in notes.read_text().splitlines() if "torch.distributed.run" in line)
+    assert "--rdzv_backend static --master_addr 127.0.0.1 --master_port " in launch and "--standalone" not in launch
+    port = int(launch.split("--master_port ")[1].split()[0])
+    assert 1024 < port < 65536 and "--nproc_per_node 2 -m seg2any.evaluation.generate_image" in launch
 
 
 def stretched(labels: np.ndarray) -> np.ndarray:

@@ -24,6 +24,7 @@ from seg2any.evaluation.metrics.item import Item
 from seg2any.evaluation.metrics.sets import Features, extract, resampled
 from seg2any.system.errors import UserError
 from seg2any.system.pretrained import imagenet_normalised
+from seg2any.system.weights import file_digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit")
 
@@ -219,15 +220,25 @@ class TinyInception(torch.nn.Module):
         return self.layers(x) + 1000  # must not be called: it resizes in its own way
 
 
-def test_inception_is_called_as_clean_fid_does(tmp_path: Path):
+def test_inception_is_called_as_clean_fid_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     torch.manual_seed(0)
     tiny = TinyInception()
     torch.jit.script(tiny).save(str(tmp_path / "inception.pt"))
+    monkeypatch.setenv("INCEPTION_SHA256", file_digest(tmp_path / "inception.pt"))
     network = InceptionNetwork(tmp_path / "inception.pt")
     colours = np.uint8([[0, 128, 255], [10, 20, 30]])
     conv = tiny.layers[0]
     expected = (torch.from_numpy(colours).float() - 128) / 128 @ conv.weight[:, :, 0, 0].T + conv.bias
     assert np.allclose(network([flat(colour) for colour in colours]), expected.detach().numpy(), atol=1e-5)
+
+
+def test_torchscript_of_an_unknown_digest_is_never_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    torch.jit.script(TinyInception()).save(str(tmp_path / "inception.pt"))
+    monkeypatch.setattr(torch.jit, "load", lambda *arguments, **options: pytest.fail("foreign code was loaded"))
+    for digest in ("", "0" * 64):
+        monkeypatch.setenv("INCEPTION_SHA256", digest)
+        with pytest.raises(UserError, match="has the sha256 [0-9a-f]{64}, and TorchScript is code"):
+            InceptionNetwork(tmp_path / "inception.pt")
 
 
 def test_other_inception_files_are_refused(tmp_path: Path):

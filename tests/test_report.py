@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import math
 import re
 from html.parser import HTMLParser
@@ -204,7 +205,7 @@ def test_an_index_cannot_point_out_of_its_folder(tmp_path: Path):
     path = evaluation(tmp_path, "one")
     index = folder_of(path) / "index.json"
     index.write_text(index.read_text().replace("00_masks.webp", "../../secret.webp"))
-    with pytest.raises(UserError, match="is not in its folder"):
+    with pytest.raises(UserError, match="is no name of a picture beside it"):
         read_pictures(folder_of(path))
 
 
@@ -228,3 +229,38 @@ def test_small_numbers_keep_their_sign_and_size():
     assert [number(value) for value in (0.0, -0.0000321, 0.12345, 12.3456, math.nan, None)] == [
         *("0.0000", "-3.2e-05", "0.1235", "12.35", "–", "–")
     ]
+
+
+def test_a_page_of_a_foreign_file_holds_no_script(tmp_path: Path):
+    """Put markup into every text of a run and of the index of its pictures, and wrong types into the rest."""
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    path = evaluation(tmp_path, "one")
+    _, text = report(tmp_path, path)
+    assert f'<meta http-equiv="Content-Security-Policy" content="{policy}">' in text
+    whole = json.loads(path.read_text())
+    for key, value in (("better", HOSTILE), ("n", HOSTILE), ("name", 5), ("source", [HOSTILE]), ("extra", "x")):
+        path.write_text(json.dumps(whole | {"rows": [whole["rows"][0] | {key: value}]}))
+        assert main([str(path), "-o", str(tmp_path / "page.html")]) == 2, key
+    for key, value in (("benchmark", 5), ("commit", None), ("machine", []), ("settings", HOSTILE)):
+        path.write_text(json.dumps(whole | {key: value}))
+        assert main([str(path), "-o", str(tmp_path / "page.html")]) == 2, key
+    nested = json.loads('{"a": ' * 900 + "1" + "}" * 900)
+    path.write_text(json.dumps(whole | {"settings": nested}))
+    assert main([str(path), "-o", str(tmp_path / "page.html")]) == 2
+    path.write_text(json.dumps(whole | {"benchmark": HOSTILE, "commit": HOSTILE, "hashes": {HOSTILE: HOSTILE}}))
+    report(tmp_path, path)
+
+
+def test_pictures_of_a_foreign_index_are_plain_files_beside_it(tmp_path: Path):
+    path = evaluation(tmp_path, "one")
+    index = folder_of(path) / "index.json"
+    whole = json.loads(index.read_text())
+    real = whole[0]["pictures"]["image"]
+    name = 'a.png" onerror="alert(1)" x="'
+    (index.parent / name).write_bytes((index.parent / real).read_bytes())
+    for change in ({"pictures": {"image": name}}, {"pictures": {"image": "../one.json"}}, {"pictures": {"image": 5}}):
+        index.write_text(json.dumps([whole[0] | change]))
+        assert main([str(path), "-o", str(tmp_path / "page.html")]) == 2, change
+    for change in ({"key": 5}, {"caption": [HOSTILE]}, {"value": HOSTILE}, {"captions": [None]}):
+        index.write_text(json.dumps([whole[0] | change]))
+        assert main([str(path), "-o", str(tmp_path / "page.html")]) == 2, change

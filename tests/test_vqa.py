@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import cv2
@@ -249,6 +250,23 @@ def test_a_key_is_sent_without_its_line_end_and_refused_if_no_header_can_hold_it
         with pytest.raises(UserError, match="OPENAI_API_KEY: ") as error:
             EndpointJudge("http://localhost:8000/v1", "stub")
         assert key not in str(error.value)
+
+
+def test_the_key_stays_with_the_address_that_was_given(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    with stub_judge() as elsewhere, stub_judge("302") as server:
+        server.location = f"{elsewhere.url}/chat/completions"
+        with pytest.raises(UserError, match="redirects to .*which is not followed"):
+            judge(server).answer(yes_no(0))
+        assert server.requests == 1 and elsewhere.visits == 0
+    with pytest.warns(UserWarning, match="OPENAI_API_KEY unencrypted"):
+        EndpointJudge("http://10.1.2.3:8000/v1", "stub")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for url in ("https://10.1.2.3/v1", "http://localhost:8000/v1"):
+            EndpointJudge(url, "stub")
+        monkeypatch.delenv("OPENAI_API_KEY")
+        EndpointJudge("http://10.1.2.3:8000/v1", "stub")
 
 
 def test_a_judge_without_answers_gives_no_number(tmp_path: Path):

@@ -112,7 +112,7 @@ def explained(model: str, base_parts: str | None = None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         if folder.exists():
             raise UserError(f"{flag}: cannot be loaded ({brief(error, 160)}); is the folder complete?") from error
         raise UserError(f"{flag}: {_hub_problem(model, error)}") from error

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from seg2any.system.errors import UserError, brief
+from seg2any.system.errors import UserError, brief, shown
+from seg2any.system.json_text import check_depth, parse_json
+from seg2any.system.limits import limits
 
 SAFETENSORS = (".safetensors", ".sft")  # endings
-LONGEST_HEADER = 100_000_000  # bytes; safetensors itself reads no longer one
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,11 @@ def parse_header(file: BinaryIO) -> tuple[dict[str, dict], int]:
     Raises ValueError for a file of another kind or a damaged one.
     """
     length = int.from_bytes(file.read(8), "little")
-    if not 2 <= length <= LONGEST_HEADER:
-        raise ValueError("it is no safetensors file")
-    header = json.loads(file.read(length))
+    if not 2 <= length <= limits().header_bytes:
+        raise ValueError("it is no safetensors file, or its header is too long")
+    text = file.read(length)
+    check_depth(text)
+    header = json.loads(text)
     if not isinstance(header, dict):
         raise ValueError("its header is no JSON object")
     header.pop("__metadata__", None)
@@ -115,9 +118,11 @@ def weights_files(folder: Path, stems: Iterable[str], variant: str | None = None
 
 def _shards(index: Path) -> tuple[Path, ...]:
     try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        names = sorted(set(parse_json(index.read_bytes())["weight_map"].values()))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{index}: is damaged ({brief(error)}); fetch it again") from None
+    if beyond := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise UserError(f"{index}: names {shown(beyond[0])}, which is no file beside it; fetch it again")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
         raise UserError(

@@ -74,7 +74,7 @@ def pretrained_processor(cls: type[Loaded], name: str | Path, what: str, source:
 
 def _fetch(cls: type, name: str | Path, what: str, source: str, **options: object) -> object:
     try:
-        return cls.from_pretrained(str(name), **options)
+        return cls.from_pretrained(str(name), trust_remote_code=False, **options)
     except (OSError, ValueError, SafetensorError, RuntimeError, KeyError, TypeError):
         raise UserError(
             f"{what}: {name} is not a folder of a {cls.__name__} and is not in the hub's cache; fetch it with "

@@ -5,13 +5,13 @@ Only its small files are read. For single files see `seg2any.bases.flux1.source`
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from seg2any.system.errors import UserError, shown
+from seg2any.system.json_text import parse_json
 
 WANTED = "give the folder of a FLUX.1-dev pipeline, which has a model_index.json, or its hub id"
 PARTS = {  # of the pipeline -> class in the part's config.json
@@ -137,9 +137,11 @@ def _without_index(path: Path) -> str:
 def read_json(path: Path) -> dict[str, Any] | None:
     """Read a JSON object; None if the file is missing. Raises UserError for a damaged file."""
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it holds no JSON object")
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be loaded ({shown(str(error), 80)}); is the folder complete?") from None
-    return content if isinstance(content, dict) else {}
+    return content

@@ -7,7 +7,6 @@ weights for instance. Networks are built on the meta device from their configura
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from transformers import AutoConfig, CLIPTextModel, PreTrainedModel, T5EncoderMo
 
 from seg2any.system.errors import UserError
 from seg2any.system.headers import TensorHeader, read_headers, variant_of, weights_files
+from seg2any.system.json_text import parse_json
 
 CLASSES = {
     "transformer": FluxTransformer2DModel,
@@ -79,10 +79,7 @@ def _check_part(folder: Path, cls: type[ModelMixin | PreTrainedModel], variant: 
         others = sorted(path.name for path in folder.glob("*") if path.suffix in (".safetensors", ".bin", ".gguf"))
         found = f", but there is {others[0]}" if others else ""
         raise UserError(f"{folder}: {stems[0]}.safetensors is missing{found}; fetch the whole model again")
-    try:
-        is_quantised = "quantization_config" in json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        raise UserError(f"{folder}: config.json is missing or damaged; fetch the whole model again") from None
+    is_quantised = "quantization_config" in _config(folder)
     left_out = NOT_NEEDED.get(cls, re.compile("(?!)"))
     headers = {name: header for name, header in read_headers(files).items() if not left_out.match(name)}
     if is_quantised:  # the library that packed the weights knows their names, shapes and dtypes
@@ -92,6 +89,18 @@ def _check_part(folder: Path, cls: type[ModelMixin | PreTrainedModel], variant: 
     refuse_differences(folder, headers, found)
     if others := found.unexpected:
         warnings.warn(f"{folder}: {len(others)} unknown weights are not used, first {others[0]}", stacklevel=5)
+
+
+def _config(folder: Path) -> dict:
+    """Read config.json. Raises UserError for a damaged one, and for attention on the hub, which would be code."""
+    try:
+        config = parse_json((folder / "config.json").read_bytes())
+        named = [config.get(key) for key in ("attn_implementation", "_attn_implementation")]
+    except (OSError, ValueError, AttributeError):
+        raise UserError(f"{folder}: config.json is missing or damaged; fetch the whole model again") from None
+    if any("/" in str(name) for name in named):
+        raise UserError(f"{folder}: config.json names attention code on the hub; remove attn_implementation from it")
+    return config
 
 
 def refuse_differences(where: Path, headers: Mapping[str, TensorHeader], found: Differences) -> None:
@@ -150,7 +159,7 @@ def _compare_transformers(cls: type[PreTrainedModel], folder: Path, headers: dic
     with _silent_transformers():
         network, report = cls.from_pretrained(
             None,
-            config=AutoConfig.from_pretrained(folder),
+            config=AutoConfig.from_pretrained(folder, trust_remote_code=False),
             state_dict=tensors,
             device_map="meta",
             ignore_mismatched_sizes=True,

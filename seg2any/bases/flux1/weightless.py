@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import AutoConfig, AutoTokenizer, CLIPTextModel, PreTrainedTokenizerBase, T5EncoderModel
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    CLIPTextModel,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    T5EncoderModel,
+)
 
 from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
@@ -23,8 +30,8 @@ def weightless_pipeline(name: str, base_parts: str | None = None) -> Flux1Pipeli
         networks = {
             "transformer": Seg2AnyTransformer2DModel.from_config(dict(source.transformer_config())),
             "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(source.pipeline, subfolder="vae")),
-            "text_encoder": CLIPTextModel(AutoConfig.from_pretrained(source.pipeline, subfolder="text_encoder")),
-            "text_encoder_2": T5EncoderModel(AutoConfig.from_pretrained(source.pipeline, subfolder="text_encoder_2")),
+            "text_encoder": CLIPTextModel(_config(source.pipeline, "text_encoder")),
+            "text_encoder_2": T5EncoderModel(_config(source.pipeline, "text_encoder_2")),
         }
     networks["transformer"].requires_grad_(False)
     return Flux1Pipeline.from_pretrained(name, base_parts=base_parts, **networks)
@@ -37,5 +44,12 @@ def read_small_files(name: str, base_parts: str | None = None) -> tuple[int, Pre
     """
     name = find_source(name, base_parts).pipeline
     vae = AutoencoderKL.load_config(name, subfolder="vae")
-    tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer_2")
+    tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer_2", trust_remote_code=False)
     return pixels_per_token(len(vae["block_out_channels"])), tokenizer
+
+
+def _config(name: str, part: str) -> PretrainedConfig:
+    """Read a text encoder's configuration, without the attention that it names: one on the hub would be code."""
+    config = AutoConfig.from_pretrained(name, subfolder=part, trust_remote_code=False)
+    config._attn_implementation = "sdpa"
+    return config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from transformers import CLIPVisionModelWithProjection, Dinov2Model
 from seg2any.evaluation.judges.clip import MEAN, STD, unit
 from seg2any.system.errors import UserError
 from seg2any.system.pretrained import for_inference, imagenet_normalised, pretrained_model, weights_file
+from seg2any.system.weights import file_digest
 
 INCEPTION_SOURCE = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt"
+INCEPTION_DIGEST = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
+DIGEST_VARIABLE = "INCEPTION_SHA256"
 DINOV2_SOURCE = "facebook/dinov2-large"
 CMMD_SOURCE = "openai/clip-vit-large-patch14-336"
 INCEPTION_SIDE, DINOV2_SIDE = 299, 224  # pixels
@@ -24,11 +28,17 @@ class InceptionNetwork:
     """Inception of FID with clean-fid's resizing (arXiv 2104.11222): float32 [B, 2048].
 
     Numbers compare with "clean" FID of other papers, and with no other kind. `path` is the TorchScript file of
-    INCEPTION_SOURCE. Raises UserError if the file is missing or holds another network.
+    INCEPTION_SOURCE. Raises UserError if the file is missing or is another one: TorchScript is code, which is run only
+    if its sha256 is known or stands in the environment, INCEPTION_SHA256.
     """
 
     def __init__(self, path: str | Path, device: torch.device | str = "cpu"):
         self.device, path = device, weights_file(path, "Inception of FID", INCEPTION_SOURCE)
+        if (digest := file_digest(path)) not in (INCEPTION_DIGEST, os.environ.get(DIGEST_VARIABLE)):
+            raise UserError(
+                f"Inception of FID: {path} has the sha256 {digest}, and TorchScript is code, of which only the "
+                f"known file is run; download {INCEPTION_SOURCE}, or set {DIGEST_VARIABLE} if you made this file"
+            )
         try:
             self.layers = torch.jit.load(path, map_location="cpu").layers.eval().to(device)
         except (RuntimeError, AttributeError, ValueError):

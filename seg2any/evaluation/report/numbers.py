@@ -88,7 +88,7 @@ def _card(name: str, evaluations: Sequence[Evaluation]) -> str:
         (label, one.colour if row.source == GENERATED or often[label] > 1 else "other", row)
         for (label, _), (one, row) in distinct.items()
     ]
-    hint = f'<p class="soft">{found[0][1].better} is better</p>'
+    hint = f'<p class="soft">{escape(found[0][1].better)} is better</p>'
     return f'<section class="card"><h3>{escape(name)}</h3>{values}{_chart(name, lines)}{hint}</section>'
 
 

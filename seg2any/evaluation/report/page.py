@@ -11,6 +11,7 @@ from seg2any.evaluation.report.numbers import Evaluation, cards
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"  # a browser runs and loads nothing else
 STYLE = Path(__file__).with_suffix(".css")
 
 
@@ -50,6 +51,7 @@ def page(evaluations: Sequence[Evaluation]) -> str:
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" '
         f'content="light dark"><title>{escape(title)}</title><style>{STYLE.read_text(encoding="utf-8")}</style></head>'
         f'<body><header><h1>{escape(title)}</h1><ul class="runs">{runs}</ul></header><main>{"".join(sections)}</main>'

@@ -104,9 +104,8 @@ def _sample(sample: Shown, folder: Path) -> str:
 
 
 def embedded(path: Path) -> str:
-    """Encode a picture as a data address."""
-    kind = path.suffix.removeprefix(".")
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    """Encode a WebP picture as a data address."""
+    return f"data:image/webp;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def circumstances(one: Evaluation) -> str:

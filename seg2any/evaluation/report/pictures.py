@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,8 +20,10 @@ from seg2any.layout import Layout
 from seg2any.layout.images import load_image
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.json_text import parse_json
 
 INDEX = "index.json"
+PICTURE = re.compile(r"[\w-]+\.webp", re.ASCII)  # as `save_pictures` names them
 
 
 @dataclass(frozen=True)
@@ -102,18 +105,26 @@ def save_pictures(folder: Path, shown: Iterable[tuple[Shown, Mapping[str, Image.
 def read_pictures(folder: Path) -> list[Shown]:
     """Read the index, empty if there is none. Raises UserError if it or a picture is damaged."""
     try:
-        entries = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        shown = [Shown(**entry | {"captions": tuple(entry["captions"])}) for entry in entries]
+        shown = [_shown(entry) for entry in parse_json((folder / INDEX).read_bytes())]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / INDEX}: cannot be read ({error}); evaluate again") from error
     for sample in shown:
         for file in sample.pictures.values():
-            if Path(file).name != file:
-                raise UserError(f"{folder / INDEX}: {file!r} is not in its folder; evaluate again")
+            if not PICTURE.fullmatch(file):  # other names could leave the folder, or the address of a page's picture
+                raise UserError(f"{folder / INDEX}: {file!r} is no name of a picture beside it; evaluate again")
             load_image(folder / file)
     return shown
+
+
+def _shown(entry: dict) -> Shown:
+    """Read an entry of the index. Raises TypeError, KeyError or ValueError for anything else."""
+    sample = Shown(**entry | {"captions": tuple(entry["captions"]), "value": float(entry["value"])})
+    texts = (sample.key, sample.place, sample.metric, sample.caption or "", *sample.captions)
+    if not all(isinstance(text, str) for text in (*texts, *sample.pictures.keys(), *sample.pictures.values())):
+        raise TypeError("a text is something else")
+    return sample
 
 
 def _reduced(picture: Image.Image, side: int = 384) -> Image.Image:

@@ -6,20 +6,22 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from seg2any.evaluation.metrics.bootstrap import interval
 from seg2any.evaluation.metrics.result import GENERATED, Parts, Result
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 from seg2any.system.files import atomic_write
+from seg2any.system.json_text import parse_json
 from seg2any.system.provenance import circumstances
 
 if TYPE_CHECKING:
     import torch
 
 SCHEMA = 1
+BETTER = ("higher", "lower")
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,7 @@ def write_run(run: Run, path: str | os.PathLike) -> None:
 def read_run(path: str | os.PathLike) -> Run:
     """Read what `write_run` wrote. Raises UserError for anything else."""
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = parse_json(Path(path).read_bytes())
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give a JSON file of an evaluation") from None
     except ValueError:
@@ -132,7 +134,9 @@ def read_run(path: str | os.PathLike) -> Run:
             for name, samples in content.pop("per_sample").items()
         }
         resamples = {name: [_number(value) for value in values] for name, values in content.pop("resamples").items()}
-        return Run(rows=rows, parts=parts, per_sample=per_sample, resamples=resamples, **content)
+        run = Run(rows=rows, parts=parts, per_sample=per_sample, resamples=resamples, **content)
+        _check_types(run)
+        return run
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise UserError(f"{path}: the file is damaged ({type(error).__name__}: {error}); evaluate again") from None
 
@@ -157,7 +161,20 @@ def finite(content: object) -> object:
 
 def _read_row(row: dict) -> Row:
     bounds = {name: None if row[name] is None else float(row[name]) for name in ("low", "high")}
-    return Row(**row | bounds | {"value": _number(row["value"])})
+    read = Row(**row | bounds | {"value": _number(row["value"])})
+    _check_types(read)
+    if read.better not in BETTER:
+        raise ValueError(f"better is {shown(read.better)}")
+    return read
+
+
+def _check_types(read: Row | Run) -> None:
+    """Raise TypeError for a text, number or object that is something else: pages show them."""
+    kinds = {"str": str, "int": int, "dict": dict}
+    for each in fields(read):
+        value = getattr(read, each.name)
+        if each.type in kinds and not isinstance(value, kinds[each.type]):
+            raise TypeError(f"{each.name} is {shown(value)}")
 
 
 def _number(value: float | None) -> float:

@@ -10,6 +10,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import warnings
 
 import cv2
 import numpy as np
@@ -17,11 +18,22 @@ import numpy as np
 from seg2any.evaluation.vqa.answers import NoAnswer
 from seg2any.evaluation.vqa.questions import Question
 from seg2any.evaluation.vqa.replies import read_attributes, read_yes_or_no
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
+from seg2any.system.json_text import parse_json
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 LARGEST_REPLY = 1 << 20  # bytes
 LONGEST_TEXT = 200  # tokens of an answer in words
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A handler that follows no redirect: the key and the pictures are meant for the address that was given."""
+
+    def redirect_request(self, *request: object) -> None:
+        return None
+
+
+OPENER = urllib.request.build_opener(_NoRedirect)
 
 
 class EndpointJudge:
@@ -42,6 +54,10 @@ class EndpointJudge:
         self.url, self.model, self.timeout = url.rstrip("/"), model, timeout
         self.name = f"{model}, temperature 0"
         self.headers = {"Content-Type": "application/json"} | _authorization()
+        if "Authorization" in self.headers and not _is_private(url):
+            warnings.warn(
+                f"judge endpoint {url}: sends {KEY_VARIABLE} unencrypted over the network; use https", stacklevel=2
+            )
 
     def answer(self, question: Question) -> dict:
         """Answer as `Judge` says. Raises NoAnswer or UserError."""
@@ -59,8 +75,8 @@ class EndpointJudge:
         request = urllib.request.Request(f"{self.url}/chat/completions", json.dumps(body).encode(), self.headers)
         deadline = time.monotonic() + self.timeout
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as response:
-                return json.loads(_read_until(response, deadline))
+            with OPENER.open(request, timeout=self.timeout) as response:
+                return parse_json(_read_until(response, deadline))
         except urllib.error.HTTPError as error:
             raise self._refusal(error) from None
         except (OSError, http.client.HTTPException) as error:  # timeouts, refused and broken connections
@@ -76,6 +92,9 @@ class EndpointJudge:
             return UserError(
                 f"judge endpoint {self.url}: HTTP {error.code}; set {KEY_VARIABLE} to a key that it accepts"
             )
+        if 300 <= error.code < 400:
+            place = shown(error.headers.get("Location", ""), 100)
+            return UserError(f"judge endpoint {self.url}: redirects to {place}, which is not followed; give that")
         try:
             said = " ".join(error.read(LARGEST_REPLY).decode(errors="replace").split())[:200]
         except (OSError, http.client.HTTPException):
@@ -90,6 +109,12 @@ def _is_address(url: str) -> bool:
     except ValueError:
         return False
     return parts.scheme in ("http", "https") and bool(parts.hostname) and port != 0 and not any(map(str.isspace, url))
+
+
+def _is_private(url: str) -> bool:
+    """Tell whether nobody on the network reads what is sent: it is encrypted, or stays on this machine."""
+    parts = urllib.parse.urlsplit(url)
+    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _authorization() -> dict[str, str]:

@@ -1,0 +1,105 @@
+"""Bound what a file from a stranger may cost: one object, which every reader asks.
+
+OWN is for files on one's own machine and stands unless something else is chosen; STRICT is for a server that strangers
+send files to: with it a file costs at most a few seconds and some hundred megabytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The most that one file may hold or cost.
+
+    file_bytes     of a picture or an npz file
+    json_bytes     of a JSON or yaml text
+    header_bytes   of the header of a safetensors file
+    table_bytes    of the texts in 16384 rows of a parquet file, unpacked
+    pixels         of one picture or mask
+    mask_bytes     of all masks of a layout; also the pixels that its polygons may cover together
+    regions        of a layout
+    points         of all polygons of a layout
+    colors         of a picture whose colours are regions
+    characters     of a caption
+    rank           of an adapter
+    depth          of lists and objects inside each other in a JSON text
+    seconds        of work on one file in a process of its own, see `seg2any.system.confined`
+    memory_bytes   of such a process, beyond what its libraries take
+    """
+
+    file_bytes: int
+    json_bytes: int
+    header_bytes: int
+    table_bytes: int
+    pixels: int
+    mask_bytes: int
+    regions: int
+    points: int
+    colors: int
+    characters: int
+    rank: int
+    depth: int
+    seconds: float
+    memory_bytes: int
+
+
+OWN = Limits(
+    file_bytes=2**32,
+    json_bytes=2**26,
+    header_bytes=100_000_000,  # safetensors itself reads no longer one
+    table_bytes=2**28,
+    pixels=2**26,
+    mask_bytes=2**31,
+    regions=4096,
+    points=2**20,
+    colors=2**18,
+    characters=10_000,
+    rank=4096,
+    depth=100,
+    seconds=600.0,
+    memory_bytes=2**34,
+)
+STRICT = Limits(
+    file_bytes=2**25,
+    json_bytes=2**21,
+    header_bytes=2**24,
+    table_bytes=2**26,
+    pixels=2**22,
+    mask_bytes=2**27,
+    regions=63,
+    points=2**15,
+    colors=2**13,
+    characters=2_000,
+    rank=512,
+    depth=32,
+    seconds=10.0,
+    memory_bytes=2**30,
+)
+
+_chosen = OWN
+
+
+def limits() -> Limits:
+    """Return the limits that stand in this process."""
+    return _chosen
+
+
+def choose_limits(chosen: Limits) -> None:
+    """Let these limits stand from now on, in all threads of this process; for servers, with STRICT at their start."""
+    global _chosen
+    _chosen = chosen
+
+
+@contextmanager
+def limited(chosen: Limits) -> Iterator[None]:
+    """Let these limits stand, in all threads of this process, until the end of the block."""
+    before = limits()
+    choose_limits(chosen)
+    try:
+        yield
+    finally:
+        choose_limits(before)
