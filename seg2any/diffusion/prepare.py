@@ -23,9 +23,9 @@ from seg2any.bases.base import Base, Condition, Grid, Posterior
 from seg2any.bases.text import EncodedText, TextKey, encode_texts
 from seg2any.diffusion.noise import packed_noise
 from seg2any.layout import Layout
-from seg2any.layout.checks import MAX_PIXELS
 from seg2any.layout.contour import condition_image, kept_tokens
 from seg2any.system.errors import UserError, shown
+from seg2any.system.limits import limits
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,7 +239,7 @@ def image_size(layouts: Sequence[Layout], height: int | None, width: int | None,
     """Choose (H, W) of the images: as given, else the layouts' own; rounded down to multiples.
 
     Raises UserError without layouts, for objects that are not layouts, for layouts of different sizes, for a height or
-    width that is not a whole number, and for more than MAX_PIXELS pixels.
+    width that is not a whole number, and for more pixels than `limits` allow.
     """
     for layout in layouts:
         if not isinstance(layout, Layout):
@@ -253,8 +253,8 @@ def image_size(layouts: Sequence[Layout], height: int | None, width: int | None,
         raise UserError(f"layouts: a batch needs one size (height x width), but found {found}; call once per size")
     own_height, own_width = sizes.pop()
     height, width = own_height if height is None else height, own_width if width is None else width
-    if height * width > MAX_PIXELS:
+    if height * width > (most := limits().pixels):
         raise UserError(
-            f"image size {width}x{height}: more than {MAX_PIXELS >> 20} megapixels; give a smaller height and width"
+            f"image size {width}x{height}: more than {most >> 20} megapixels; give a smaller height and width"
         )
     return height // multiple * multiple, width // multiple * multiple

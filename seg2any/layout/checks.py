@@ -1,4 +1,4 @@
-"""Limits of layouts, and the checks that all readers share with `Layout`."""
+"""Check the parts of layouts: what all readers share with `Layout`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import numpy as np
 
 from seg2any.layout.overlap import OVERLAPS
 from seg2any.system.errors import UserError, shown
+from seg2any.system.limits import limits
 
 MAX_SEED = 2**63 - 1
-MAX_PIXELS = 2**26  # pixels of one mask
-MAX_MASK_BYTES = 2**31  # bytes of all masks of a layout
 
 
 class LayoutParts(NamedTuple):
@@ -54,18 +53,30 @@ def check_masks(where: str, masks: np.ndarray) -> None:
 
 
 def check_mask_shape(where: str, shape: Sequence[int]) -> None:
-    """Raise LayoutError if masks [N, H, W] are too large; call this before allocating them."""
+    """Raise LayoutError if masks [N, H, W] are too many or too large; call this before allocating them."""
     count, height, width = shape
-    if height * width > MAX_PIXELS:
-        raise LayoutError(f"{where}: {width}x{height} is more than {MAX_PIXELS >> 20} megapixels; scale it down")
-    if count * height * width > MAX_MASK_BYTES:
-        raise LayoutError(f"{where}: {count} masks of {width}x{height} need more than 2 GiB; scale the masks down")
+    most = limits()
+    if height * width > most.pixels:
+        raise LayoutError(f"{where}: {width}x{height} is more than {most.pixels >> 20} megapixels; scale it down")
+    if count > most.regions:
+        raise LayoutError(f"{where}: has {count} regions, more than {most.regions}; merge or remove some")
+    if count * height * width > most.mask_bytes:
+        size = f"{count} masks of {width}x{height} need more than {most.mask_bytes >> 20} MiB"
+        raise LayoutError(f"{where}: {size}; scale the masks down")
+
+
+def check_colors(where: str, count: int) -> None:
+    """Raise LayoutError for a picture of regions with so many colours that it is a photo."""
+    if count > (most := limits().colors):
+        raise LayoutError(f"{where}: has {count} colours, more than {most}, as a photo; paint regions in flat colours")
 
 
 def check_caption(where: str, text: object) -> None:
-    """Raise LayoutError unless `text` is a string that is not blank and that UTF-8 can encode."""
+    """Raise LayoutError unless `text` is a string that is not blank, not too long and that UTF-8 can encode."""
     if not isinstance(text, str):
         raise LayoutError(f"{where} is {shown(text)}; write a string")
+    if len(text) > (most := limits().characters):
+        raise LayoutError(f"{where} has {len(text)} characters, more than {most}; shorten it")
     if not text.strip():
         raise LayoutError(f"{where} is empty; describe what is there")
     try:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seg2any.layout.checks import LayoutError, LayoutWarning, check_caption
+from seg2any.layout.checks import LayoutError, LayoutWarning, check_caption, check_colors
 from seg2any.layout.entries import Annotation, Region, kind, read_count, read_name, read_region
 from seg2any.system.errors import shown
 
@@ -121,11 +121,13 @@ def read_segments(colors: np.ndarray, path: Path, regions: tuple[Region, ...]) -
     red, green, blue = np.moveaxis(colors.astype(np.int64), -1, 0)
     numbers = red + (green << 8) + (blue << 16)
     present, counts = np.unique(numbers, return_counts=True)
+    check_colors(str(path), len(present))
     for region in regions:
         if region.segment not in present:
             raise LayoutError(f"{region.where}: id {region.segment} is not in {path.name}; correct it or remove it")
     listed = [region.segment for region in regions]
-    unlisted = [(int(number), int(n)) for number, n in zip(present, counts, strict=True) if number not in (0, *listed)]
+    known = {0, *listed}
+    unlisted = [(int(number), int(n)) for number, n in zip(present, counts, strict=True) if int(number) not in known]
     if unlisted:
         found = ", ".join(f"{number} ({n} pixels)" for number, n in unlisted[:5])
         warnings.warn(

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from seg2any.layout.checks import LayoutError, LayoutWarning, check_mask_shape
+from seg2any.layout.checks import LayoutError, LayoutWarning, check_colors, check_mask_shape
 from seg2any.layout.entries import Color, Region
 from seg2any.layout.images import SAME_COLOR, read_colors
 from seg2any.layout.overlap import shared_pixels
@@ -111,6 +111,7 @@ def _palette_of(path: Path) -> _Palette:
     starts = np.append(0, np.flatnonzero(packed[1:] != packed[:-1]) + 1)
     lengths = np.diff(starts, append=len(packed))
     values, index_of_run = np.unique(packed[starts], return_inverse=True)
+    check_colors(str(path), len(values))
     pixels = np.bincount(index_of_run, weights=lengths).astype(np.int64)
     index = np.repeat(index_of_run, lengths).reshape(visible.shape)
     if values[-1] == INVISIBLE:

@@ -26,8 +26,8 @@ from seg2any.layout.entries import (
 )
 from seg2any.system.errors import shown
 from seg2any.system.files import atomic_write
-
-MAX_JSON_BYTES = 2**26
+from seg2any.system.json_text import TooDeep, check_text
+from seg2any.system.limits import limits
 
 
 def read_annotation(path: Path) -> Annotation:
@@ -108,8 +108,8 @@ def read_json(path: Path) -> object:
     Raises LayoutError, also for NaN, Infinity and a name that appears twice in one object.
     """
     try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise LayoutError(f"{path}: is larger than {MAX_JSON_BYTES >> 20} MiB; write one JSON per image")
+        if path.stat().st_size > (most := limits().json_bytes):
+            raise LayoutError(f"{path}: is larger than {most >> 20} MiB; write one JSON per image")
         return decode_json(path.read_bytes())
     except LayoutError:
         raise
@@ -117,17 +117,15 @@ def read_json(path: Path) -> object:
         raise LayoutError(f"{path}: cannot be opened ({error.strerror}); check the path and its permissions") from error
     except UnicodeDecodeError as error:
         raise LayoutError(f"{path}: byte {error.start} is not UTF-8; save the file as UTF-8") from error
-    except RecursionError as error:
+    except TooDeep as error:
         raise LayoutError(f"{path}: is nested too deeply; write segments_info as a plain list") from error
     except ValueError as error:
         raise LayoutError(f"{path}: is not valid JSON ({shown(str(error), 120)}); correct it") from error
 
 
 def decode_json(data: bytes) -> object:
-    """Parse UTF-8 `data` as strictly as `read_json`.
-
-    Raises ValueError, or RecursionError for deep nesting.
-    """
+    """Parse UTF-8 `data` as strictly as `read_json`. Raises ValueError."""
+    check_text(data)
     return json.loads(data.decode("utf-8-sig"), parse_constant=_refuse_constant, object_pairs_hook=_without_repeats)
 
 
@@ -158,7 +156,7 @@ def _refuse_constant(name: str) -> None:
 def _without_repeats(pairs: list[tuple[str, object]]) -> dict:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))
         raise ValueError(f"{shown(twice, 30)} appears twice in one object")
     return found

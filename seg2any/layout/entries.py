@@ -6,11 +6,13 @@ import difflib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 
 from seg2any.layout.checks import LayoutError, LayoutWarning, check_caption
 from seg2any.system.errors import shown
 
 Color = tuple[int, int, int]
+MOST_COMPARED = 100  # keys that are compared with known ones by spelling, which takes a millisecond each
 PLACES = ("color", "mask", "segmentation")
 # Read, or known to stand in files of COCO, SA-1B and LVIS without a meaning for images.
 DOCUMENT_KEYS = (
@@ -139,7 +141,8 @@ def warn_of_unread(where: object, keys: Iterable[str], known: Sequence[str], mea
 
 def misspelt(keys: Iterable[str], wanted: Sequence[str], known: Sequence[str], meant: Mapping[str, str]) -> str:
     """Describe, in parentheses, a key that was probably meant to be one of `wanted`; "" without one."""
-    found = next((key for key in keys if key not in known and _neighbour(key, known, meant) in wanted), None)
+    some = islice((key for key in keys if key not in known), MOST_COMPARED)
+    found = next((key for key in some if _neighbour(key, known, meant) in wanted), None)
     return f" ({shown(found)} is not read: call it {_neighbour(found, known, meant)})" if found else ""
 
 

@@ -10,6 +10,7 @@ from seg2any.layout.checks import LayoutError, LayoutWarning
 from seg2any.layout.collection import split_reference
 from seg2any.layout.color_map import SUFFIXES
 from seg2any.layout.document import open_collection, read_annotation
+from seg2any.system.errors import shown
 from seg2any.system.files import user_path
 
 REPORT_FILE = "preflight.json"  # written by `infer.py --check`, maybe into a folder of layouts, but not a layout
@@ -96,14 +97,36 @@ def masks_of(annotation: Path) -> set[Path]:
     except LayoutError:
         return set()
     masks = {annotation.parent / user_path(region.mask) for region in found.regions if region.mask is not None}
-    return masks | ({panoptic_picture(annotation, found.panoptic)} if found.panoptic else set())
+    try:
+        return masks | ({panoptic_picture(annotation, found.panoptic)} if found.panoptic else set())
+    except LayoutError:
+        return masks
 
 
 def panoptic_picture(annotation: Path, name: str) -> Path:
-    """Return the path of a JSON's panoptic picture: beside it, else, as in COCO, in the folder of the JSON's name."""
-    beside = annotation.parent / name
-    inside = annotation.parent / annotation.stem / name
+    """Return the path of a JSON's panoptic picture: beside it, else, as in COCO, in the folder of the JSON's name.
+
+    Raises LayoutError for a picture outside of the JSON's folder.
+    """
+    beside = picture_below(annotation, name, f"{annotation}: file_name")
+    inside = picture_below(annotation, f"{annotation.stem}/{name}", f"{annotation}: file_name")
     return inside if inside.is_file() and not beside.is_file() else beside
+
+
+def picture_below(annotation: Path, name: str, where: str) -> Path:
+    """Return the path of a picture that a JSON names.
+
+    Raises LayoutError unless it lies below the folder of the JSON, wherever links lead: a stranger's JSON would read
+    any picture, or find out by its message which files exist.
+    """
+    folder, path = annotation.parent, annotation.parent / user_path(name)
+    try:
+        is_below = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links that lead in a circle
+        is_below = False
+    if not is_below:
+        raise LayoutError(f"{where} is {shown(name)}, not below the folder of the JSON; put the picture there")
+    return path
 
 
 def _warn_of_orphans(path: Path, entries: Iterable[Path], files: Iterable[Path]) -> set[Path]:

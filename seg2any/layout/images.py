@@ -13,13 +13,13 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from seg2any.layout.checks import MAX_PIXELS, LayoutError
+from seg2any.layout.checks import LayoutError
 from seg2any.layout.masks import cut
 from seg2any.system.errors import UserError, shown
+from seg2any.system.limits import limits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82"}  # end of image; the empty chunk IEND
-_MEGAPIXELS = MAX_PIXELS >> 20
 SAME_COLOR = 48  # RGB distance; JPEG noise and the ends of a soft edge stay within it
 MOST_OFF_SHADE = 0.01  # of the pixels of a mask's picture
 
@@ -39,21 +39,36 @@ def opened_image(
     Raises ImageError for any error in opening it or inside the `with` block, except a UserError, which passes through.
     Pillow's warnings are not silenced, because `warnings.catch_warnings` acts on all threads at once.
     """
+    most = limits()
+    megapixels = f"more than {most.pixels >> 20} megapixels; scale it down"
     try:
+        if isinstance(source, Path) and source.stat().st_size > most.file_bytes:
+            raise ImageError(f"is larger than {most.file_bytes >> 20} MiB; scale it down")
         with Image.open(source, formats=formats) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ImageError(f"{image.width}x{image.height} is more than {_MEGAPIXELS} megapixels; scale it down")
-            if (pages := getattr(image, "n_frames", 1)) > 1 and image.format != "MPO":  # whose others are for screens
-                raise ImageError(f"has {pages} pages or frames; save the one that counts as a picture of its own")
+            if image.width * image.height > most.pixels:
+                raise ImageError(f"{image.width}x{image.height} is {megapixels}")
+            if image.format != "MPO" and _has_more(image):  # whose others are for screens
+                raise ImageError("has several pages or frames; save the one that counts as a picture of its own")
             yield image
     except (ImageError, UserError):
         raise
     except FileNotFoundError:
         raise ImageError("no such file; put it there, or correct its name") from None
     except Image.DecompressionBombError as error:
-        raise ImageError(f"is more than {_MEGAPIXELS} megapixels; scale it down") from error
+        raise ImageError(f"is {megapixels}") from error
     except Exception as error:  # on damaged files the decoders raise nearly every kind of exception
         raise ImageError(f"cannot be read as an image ({shown(str(error))}); {advice}") from error
+
+
+def _has_more(image: Image.Image) -> bool:
+    """Tell whether an image has several pages or frames, without counting those of a TIFF, which may be millions."""
+    if image.format != "TIFF":
+        return getattr(image, "n_frames", 1) > 1
+    try:
+        image.seek(1)
+    except EOFError:
+        return False
+    return True
 
 
 def load_image(path: Path) -> Image.Image:

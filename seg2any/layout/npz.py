@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import zipfile
 from pathlib import Path
 
@@ -12,8 +14,10 @@ from seg2any.layout.entries import warn_of_unread
 from seg2any.layout.masks import cut
 from seg2any.system.errors import shown
 from seg2any.system.files import atomic_write
+from seg2any.system.limits import limits
 
-MAX_TEXT_BYTES = 2**26
+HEADER_BYTES = 1 << 16
+LONGEST_READ = 1 << 20  # bytes
 KINDS = {  # content of each array, for messages
     "masks": "a bool array",
     "captions": "strings",
@@ -77,15 +81,31 @@ def write_npz(layout: LayoutParts, path: Path) -> None:
         np.savez_compressed(temporary, **arrays)
 
 
+class _ShortReads(io.BufferedReader):
+    """A file that gives no more than LONGEST_READ bytes at once: zipfile reads the list of members in one piece."""
+
+    def __init__(self, path: Path):
+        super().__init__(io.FileIO(path))
+        self.size = path.stat().st_size
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        rest = max(0, self.size - self.tell())
+        size = rest if size is None or size < 0 else min(size, rest)
+        if size > LONGEST_READ:
+            raise ValueError("it lists too many members")
+        return super().read(size)
+
+
 def _load_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read the arrays of KINDS from the members whose headers were checked, whatever else the file holds."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        if path.stat().st_size > (most := limits().file_bytes):
+            raise LayoutError(f"{path}: is larger than {most >> 20} MiB; save it compressed")
+        with _ShortReads(path) as file, zipfile.ZipFile(file) as archive:
             names = [name.removesuffix(".npy") for name in archive.namelist()]
-            present = [name for name in KINDS if name in names]
-            for name in present:
-                _check_header(archive, name, path)
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in present}
+            if twice := next((name for name in KINDS if names.count(name) > 1), None):
+                raise LayoutError(f"{path}: has {twice} twice; save it again with numpy")
+            arrays = {name: _read_member(archive, name, path) for name in KINDS if name in names}
     except LayoutError:
         raise
     except Exception as error:  # damaged zip files and headers raise nearly every kind of exception
@@ -94,17 +114,51 @@ def _load_arrays(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _check_header(archive: zipfile.ZipFile, name: str, path: Path) -> None:
-    """Check an array's header, before memory of the size it claims is allocated."""
+def _read_member(archive: zipfile.ZipFile, name: str, path: Path) -> np.ndarray:
+    """Read an array; its header is checked before memory of the size it claims is allocated."""
     with archive.open(f"{name}.npy") as stream:
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(stream)
+        head = stream.read(HEADER_BYTES)
+        shape, is_fortran, dtype, begin = _parse_header(head)
+        _check_header(path, name, shape, dtype)
+        size = dtype.itemsize * math.prod(shape)
+        data = bytearray(size)  # filled in place: the masks of a layout may be half of the memory
+        data[: len(head) - begin] = head[begin : begin + size]
+        at = min(len(head) - begin, size)
+        with memoryview(data) as view:
+            while at < size and (count := stream.readinto(view[at : at + LONGEST_READ])):
+                at += count
+        if at < size or stream.read(1):
+            raise ValueError(f"{name} does not have the {size} bytes of its shape")
+    array = np.ndarray(shape, dtype, data, order="F" if is_fortran else "C")
+    if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
+        raise ValueError(f"{name} has bytes other than 0 and 1")
+    if dtype.kind == "U":
+        array.tolist()  # raises ValueError for numbers that are no characters
+    return array
+
+
+def _parse_header(head: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Return shape, order, dtype and the first byte of the data. Raises ValueError, also for long headers."""
+    stream = io.BytesIO(head)
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    length = int.from_bytes(head[8 : 10 if version == (1, 0) else 12], "little")
+    if length > HEADER_BYTES - 12:
+        raise ValueError(f"a header has {length} bytes")
+    shape, is_fortran, dtype = read(stream)
+    return tuple(int(side) for side in shape), is_fortran, dtype, stream.tell()
+
+
+def _check_header(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    most = limits()
     if dtype.hasobject:
         raise LayoutError(f"{path}: {name} has pickled Python objects, which are never unpacked; save {KINDS[name]}")
+    size = dtype.itemsize * math.prod(shape)
     if name == "masks" and (len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)):
         check_mask_shape(str(path), (shape[0], *shape[-2:]))
-    elif dtype.itemsize * int(np.prod([int(side) for side in shape], dtype=object)) > MAX_TEXT_BYTES:
+        if size > most.mask_bytes:
+            raise LayoutError(f"{path}: masks are {dtype} of {size >> 20} MiB; save them as bool")
+    elif min(shape, default=0) < 0 or size > most.json_bytes:
         raise LayoutError(f"{path}: {name} has shape {shown(shape)}, too large for a layout; save {KINDS[name]}")
 
 

@@ -32,12 +32,11 @@ from seg2any.layout.collection import split_reference
 from seg2any.layout.color_map import SUFFIXES, read_color_map, region_colors, write_color_map
 from seg2any.layout.document import open_collection, read_annotation, write_annotation
 from seg2any.layout.entries import Annotation, Region
-from seg2any.layout.find import find_layouts, only_json, panoptic_picture
+from seg2any.layout.find import find_layouts, only_json, panoptic_picture, picture_below
 from seg2any.layout.images import read_colors, read_mask
 from seg2any.layout.npz import read_npz, write_npz
-from seg2any.layout.polygons import draw_polygons
+from seg2any.layout.polygons import check_work, draw_polygons
 from seg2any.layout.rle import decode_rle
-from seg2any.system.files import user_path
 
 __all__ = ["decode_rle", "find_layouts", "read_layout", "write_layout"]
 
@@ -100,6 +99,9 @@ def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
         segments = tuple(annotation.regions[n] for n in numbered)
         for n, mask in zip(numbered, read_segments(read_colors(picture)[0], picture, segments), strict=True):
             masks[n] = mask
+    if annotation.size is not None:
+        polygons = [region.segmentation for region in annotation.regions if isinstance(region.segmentation, list)]
+        check_work(str(path), [polygon for several in polygons for polygon in several], annotation.size)
     for n, region in enumerate(annotation.regions):
         if masks[n] is None:
             masks[n] = _read_region(region, path, annotation.size)
@@ -117,7 +119,7 @@ def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
 
 def _read_region(region: Region, path: Path, size: tuple[int, int] | None) -> np.ndarray:
     if region.mask is not None:
-        return read_mask(path.parent / user_path(region.mask))
+        return read_mask(picture_below(path, region.mask, f"{region.where}: mask"))
     if isinstance(region.segmentation, list):
         if size is None:
             raise LayoutError(f"{region.where}: polygons need the size of the image; add its width and height")

@@ -49,7 +49,7 @@ def decode_runs(where: str, segmentation: dict) -> tuple[np.ndarray, tuple[int, 
         runs = np.array(counts, dtype=np.int64)
     else:
         raise LayoutError(f"{where}: segmentation counts are {shown(counts)}; write a string or a list of run lengths")
-    if (runs < 0).any() or runs.sum() != height * width:
+    if (runs < 0).any() or (runs > height * width).any() or runs.sum() != height * width:
         raise LayoutError(
             f"{where}: segmentation counts cover {int(runs.sum())} pixels, but its size {width}x{height} has "
             f"{height * width}; store the mask again"

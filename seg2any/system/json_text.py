@@ -14,6 +14,10 @@ STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL)  # the last one ma
 OPENING, CLOSING = b"[{", b"]}"
 
 
+class TooDeep(ValueError):
+    """A JSON text with more lists and objects inside each other than the limits say."""
+
+
 def parse_json(data: bytes | str) -> Any:
     """Parse JSON. Raises ValueError, also for a text that is too long or nested too deeply."""
     check_text(data)
@@ -30,7 +34,7 @@ def check_text(data: bytes | str) -> None:
 def check_depth(data: bytes) -> None:
     """Raise ValueError for a JSON text that is nested more deeply than the limits say."""
     if (found := _depth(data)) > (deepest := limits().depth):
-        raise ValueError(f"it is nested {found} deep, more than {deepest}")
+        raise TooDeep(f"it is nested {found} deep, more than {deepest}")
 
 
 def _depth(data: bytes) -> int:
