@@ -1,6 +1,7 @@
 """Test adapters: their layers, their files (also in stock diffusers), and several at once."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -293,3 +294,55 @@ def test_a_damaged_file_is_one_line_that_names_it(tmp_path, damage, named):
         load_adapters(tiny(), tmp_path)
     assert str(caught.value).startswith(f"{file}: ") and named in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lora_alpha": "64"}, "alpha is '64'"),
+        ({"lora_alpha": float("nan")}, "alpha is nan"),
+        ({"lora_alpha": 1e300}, "alpha is 1e"),
+        ({"alpha_pattern": {"(.*.*.*.*.*.*.*.*.*.*.*.*)*x": 3}}, "which is no layer"),
+        ({"alpha_pattern": {"to_q": None}}, "alpha is None"),
+        ({"alpha_pattern": [1]}, "alpha_pattern is"),
+        ({"lora_dropout": 1.0}, "lora_dropout is"),
+        ({"r": 400_000}, "says rank 400000"),
+        ({"r": [3]}, "r is"),
+    ],
+)
+def test_of_foreign_metadata_only_checked_numbers_count(tmp_path, change, said):
+    save_adapters(adapted(), tmp_path, AdapterCard())
+    describe(tmp_path / DEFAULT / WEIGHTS_FILE, **change)
+    with pytest.raises(UserError, match=said) as caught:
+        load_adapters(tiny(), tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_foreign_metadata_choose_no_layers_and_no_code(tmp_path):
+    """An expression that matches for hours, a module of the folder, and options of peft that nobody asked for."""
+    save_adapters(adapted(3, 6.0), tmp_path, AdapterCard())
+    file = tmp_path / DEFAULT / WEIGHTS_FILE
+    describe(
+        file, target_modules="(.*.*.*.*.*.*.*.*.*.*.*.*.*.*.*)*\\Zx", megatron_core="code", init_lora_weights="pissa"
+    )
+    model = tiny()
+    start = time.process_time()
+    load_adapters(model, tmp_path)
+    assert time.process_time() - start < 10
+    config = model.peft_config[DEFAULT]
+    found, wanted = (
+        {name for name, layer in one.named_modules() if DEFAULT in getattr(layer, "lora_A", ())}
+        for one in (model, adapted(3))
+    )
+    assert found == wanted and (config.r, config.lora_alpha) == (3, 6)
+    assert config.megatron_core == "megatron.core" and config.init_lora_weights is True
+
+
+def describe(file, **change) -> None:
+    """Change peft's configuration in the metadata of a file of adapters."""
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    config = json.loads(metadata[LORA_ADAPTER_METADATA_KEY]) | {
+        f"transformer.{key}": value for key, value in change.items()
+    }
+    save_file(load_file(file), file, metadata | {LORA_ADAPTER_METADATA_KEY: json.dumps(config)})

@@ -87,3 +87,23 @@ def test_a_damaged_configuration_is_one_line(model: Path, text: str):
         with pytest.raises(UserError) as error, explained(str(model)):
             load()
         assert "\n" not in str(error.value) and "text_encoder_2" in str(error.value)
+
+
+def test_a_mistyped_path_does_not_go_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog):
+    (tmp_path / "ckpt").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="ckpt/nosuch: no such folder in ckpt, which is one here; correct the name"):
+        read_small_files("ckpt/nosuch")
+    with caplog.at_level("INFO", "seg2any"), pytest.raises(UserError, match="HF_HUB_OFFLINE"), explained("owner/name"):
+        read_small_files("owner/name")
+    assert "owner/name: no folder here, so it is taken from the hub" in caplog.text
+
+
+@pytest.mark.parametrize("package", ["httpx", "httpx2", "requests"])
+def test_a_proxy_that_refuses_is_one_line(package: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    refused = type("ProxyError", (Exception,), {"__module__": f"{package}.errors"})
+    with pytest.raises(UserError, match="the hub did not give it \\('403 Forbidden'\\)"), explained("owner/name"):
+        raise refused("403 Forbidden")
+    with pytest.raises(ZeroDivisionError), explained("owner/name"):
+        raise ZeroDivisionError

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from seg2any.attention.settings import CARD_NAMES, ConditionSettings, published
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
 from seg2any.system.files import atomic_write
+from seg2any.system.json_text import parse_json
 from seg2any.system.provenance import package_version
 
 CARD_FILE = "adapter.json"
@@ -65,7 +67,7 @@ class AdapterCard:
         Raises UserError, whose message starts with `source`, for values of a wrong type or outside their range.
         """
         try:
-            values = json.loads(text)
+            values = parse_json(text)
             if not isinstance(values, dict):
                 raise TypeError("it holds no JSON object")
             condition = replace(published("sacap_1m"), **{name: values[name] for name in CARD_NAMES if name in values})
@@ -90,9 +92,12 @@ def _check_types(card: AdapterCard) -> None:
         value, default = getattr(card, each.name), each.default
         is_right = type(value) is type(default) or (type(value), type(default)) == (int, float)
         if each.name != "condition" and not is_right:
-            raise TypeError(f"{each.name} is {value!r}")
-    if card.rank < 1:
-        raise ValueError(f"rank is {card.rank}")
+            raise TypeError(f"{each.name} is {shown(value)}")
+    for name, least in (("rank", 1), ("resolution", 1), ("step", 0)):
+        if not least <= getattr(card, name) < 2**31:
+            raise ValueError(f"{name} is {getattr(card, name)}")
+    if not math.isfinite(card.alpha):
+        raise ValueError(f"alpha is {card.alpha}")
 
 
 def write_card(folder: Path, card: AdapterCard) -> None:
@@ -105,7 +110,7 @@ def read_card(folder: Path, metadata: dict[str, str]) -> AdapterCard:
     """Read the card from adapter.json, or the safetensors metadata, or assume the defaults."""
     file = folder / CARD_FILE
     if file.is_file():
-        return AdapterCard.from_json(file.read_bytes(), file)  # json.loads detects the encoding of bytes
+        return AdapterCard.from_json(file.read_bytes(), file)  # the parser detects the encoding of bytes
     if CARD_KEY in metadata:
         return AdapterCard.from_json(metadata[CARD_KEY], f"{folder}: card in the metadata of its weights")
     return AdapterCard(assumed=True)

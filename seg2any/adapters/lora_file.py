@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
@@ -45,19 +44,25 @@ class Lora:
         }
 
     def config_to_load(self, suffixes: Iterable[str], card: AdapterCard) -> dict[str, Any]:
-        """Return the peft configuration with the file's own scale: as it is in our files, else a new one.
+        """Return a new peft configuration with ranks and layers of the tensors and the scale of the file.
 
         suffixes  names of the adapter's layers, as in peft
+
+        Raises UserError if the metadata contradict the weights.
         """
+        ranks = {pair.file_rank for pair in self.pairs.values()}
+        said = (self.config or {}).get("r")
+        if said is not None and said not in ranks and not self.config.get("rank_pattern"):
+            told = f"metadata says rank {said}, the weights have rank {min(ranks)}"
+            raise UserError(f"{self.file}: {told}; the file is damaged, copy it again")
         scales = scales_of(self.pairs, self.metadata, self.config, card)
         warn_of_card(scales, self.pairs, card, self.file)
-        is_ours = LORA_ADAPTER_METADATA_KEY in self.metadata and "target_modules" in self.config
-        if is_ours and all(pair.alpha is None for pair in self.pairs.values()):
-            return {PREFIX + key: value for key, value in self.config.items()}
+        dropout = (self.config or {}).get("lora_dropout", 0.0)
         suffixes = tuple(suffixes)
         if {*matching(self.layers, suffixes)} == self.pairs.keys():
-            return loadable_config(self.pairs, scales, list(suffixes))
-        return loadable_config(self.pairs, scales, "|".join(layer.replace(".", r"\.") for layer in self.pairs))
+            return loadable_config(self.pairs, scales, list(suffixes), dropout)
+        named = "|".join(layer.replace(".", r"\.") for layer in self.pairs)
+        return loadable_config(self.pairs, scales, named, dropout)
 
 
 def weights_file(folder: Path, name: str) -> Path | None:

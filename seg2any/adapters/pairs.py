@@ -6,6 +6,7 @@ names that begin with `transformer.`; the tests hold both equal where it works. 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from seg2any.adapters.flux_names import SWAPPED, original_layers, swap_halves
 from seg2any.system.errors import UserError
+from seg2any.system.limits import limits
 
 MATRIX = re.compile(
     r"(?P<module>.+?)[._](?P<matrix>lora_A|lora_B|lora_down|lora_up|lora\.down|lora\.up"
@@ -100,7 +102,10 @@ def _modules(weights: Mapping[str, Tensor], file: Path) -> dict[str, Module]:
     modules: dict[str, Module] = {}
     for key, tensor in weights.items():
         if key.endswith(".alpha") and tensor.numel() == 1:
-            modules.setdefault(key.removesuffix(".alpha"), Module()).alpha = float(tensor)
+            alpha = float(tensor)
+            if not math.isfinite(alpha):
+                raise UserError(f"{file}: {key} is {alpha}; the file is damaged, copy it again")
+            modules.setdefault(key.removesuffix(".alpha"), Module()).alpha = alpha
             continue
         match = MATRIX.fullmatch(key)
         if not match:
@@ -133,6 +138,8 @@ def _checked(held: Module, file: Path) -> Pair:
     if len(down) != up.shape[1]:
         ranks = f"{held.keys['down']} has rank {len(down)}, {held.keys['up']} has rank {up.shape[1]}"
         raise UserError(f"{file}: {ranks}; the file is damaged, copy it again")
+    if not 1 <= len(down) <= (most := limits().rank):
+        raise UserError(f"{file}: {held.keys['down']} has rank {len(down)}, not 1 to {most}; give another adapter")
     return Pair(down, up, held.alpha, len(down))
 
 

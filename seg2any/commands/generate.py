@@ -27,6 +27,7 @@ from seg2any.generate.session import ImageOptions, Loading, Session
 from seg2any.generate.survey import read_layout, read_quietly, survey_layouts, write_report
 from seg2any.layout import Layout
 from seg2any.layout.draw import panel
+from seg2any.layout.images import load_image
 from seg2any.system.allocator import keep_freed_memory
 from seg2any.system.console import warn
 from seg2any.system.device import choose_device, device_name
@@ -95,8 +96,7 @@ def carry_out(plan: Plan, options: Options, settings: ConditionSettings, machine
         make_images(session, todo, sampling, partial(layout_of, options), partial(save, options), shown)
     for job in plan.finished:
         if options.save_panels and not job.panel_path.exists():
-            with Image.open(job.path) as image:
-                save_panel(job, read_quietly(job.layout.path, options)[0], image)
+            save_panel(job, read_quietly(job.layout.path, options)[0], load_image(job.path))
 
 
 def layout_of(options: Options, job: Job) -> Layout:

@@ -21,10 +21,11 @@ from seg2any.attention.settings import MAX_ENTITIES
 from seg2any.data.picture_index import writing_cache
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.limits import EXPANSION, limits
 from seg2any.system.weights import file_digest
 
-FORMAT = "3"  # raise it when the columns or FAULTS below change
-BATCH = 16384  # rows
+FORMAT = "4"  # raise it when the columns or FAULTS below change
+BATCH, PIECE = 16384, 64  # rows that are checked at once, and that are unpacked at once
 SCHEMA = pa.schema(
     {
         "imagename": pa.string(),
@@ -43,7 +44,10 @@ FAULTS = (
     "a region has no anno_id or no caption",
     f"has more than {MAX_ENTITIES} regions",
     "two regions have the same anno_id",
+    "imagename or image_group is a path",
+    "a text is too long",
 )
+PLAIN = r"^[^/\\\x00]+$"  # a name without folders
 
 
 @dataclass(frozen=True)
@@ -135,10 +139,31 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
     try:
         file = pq.ParquetFile(path)
         columns = _needed(path, file.schema_arrow)
-        for batch in file.iter_batches(BATCH, columns=columns):
-            yield _checked(batch)
+        most, size = limits().table_bytes + EXPANSION * path.stat().st_size, 0
+        pieces: list[pa.RecordBatch] = []
+        for piece in file.iter_batches(PIECE, columns=columns):
+            pieces.append(piece)
+            if (size := size + _unpacked_bytes(piece)) > most:
+                raise UserError(f"{path}: its texts unpack to more than {most >> 20} MiB; write it again, uncompressed")
+            if len(pieces) == BATCH // PIECE:
+                yield from map(_checked, _joined(pieces))
+                pieces = []
+        if pieces:
+            yield from map(_checked, _joined(pieces))
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())[:80]})") from None
+
+
+def _unpacked_bytes(piece: pa.RecordBatch) -> int:
+    """Return the bytes of a batch when every text stands for itself and not for an entry of a dictionary."""
+    texts = [piece[name] for name in piece.schema.names if name != "segments_info"]
+    texts.append(pc.struct_field(pc.list_flatten(piece["segments_info"]), "caption"))
+    packed = (text for text in texts if pa.types.is_dictionary(text.type))
+    return piece.nbytes + sum(pc.sum(pc.binary_length(one.dictionary).take(one.indices)).as_py() or 0 for one in packed)
+
+
+def _joined(pieces: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    return pa.Table.from_batches(pieces).combine_chunks().to_batches()
 
 
 def _needed(path: Path, schema: pa.Schema) -> list[str]:
@@ -174,14 +199,17 @@ def _checked(batch: pa.RecordBatch) -> pa.RecordBatch:
     bad[3] = counts == 0
     bad[4, row_of[_blank(captions) | pc.is_null(ids).to_numpy(False)]] = True
     bad[5] = counts > MAX_ENTITIES
+    bad[7] = ~(_plain(names) & (_plain(groups) | _blank(groups)))
+    bad[8] = _long(texts) | _long(names) | _long(groups)
+    bad[8, row_of[_long(captions)]] = True
     bad[6, row_of[_repeated(pc.fill_null(ids, 0).to_numpy(False), row_of)]] = True
     return pa.RecordBatch.from_arrays(
         [
-            pc.fill_null(names, ""),
-            pc.fill_null(groups, ""),
-            texts,
+            pc.fill_null(_short(names), ""),
+            pc.fill_null(_short(groups), ""),
+            _short(texts),
             pa.ListArray.from_arrays(offsets, ids),
-            pa.ListArray.from_arrays(offsets, captions),
+            pa.ListArray.from_arrays(offsets, _short(captions)),
             pa.array(bad.argmax(axis=0), pa.uint8()),
         ],
         schema=SCHEMA,
@@ -212,6 +240,22 @@ def _repeated(ids: np.ndarray, row_of: np.ndarray) -> np.ndarray:
     order = np.lexsort((ids, row_of))
     same = (np.diff(ids[order]) == 0) & (np.diff(row_of[order]) == 0)
     return order[1:][same]
+
+
+def _plain(names: pa.Array) -> np.ndarray:
+    """Return bool [N]: where a text is a name without folders, which a path may be made of."""
+    is_name = pc.and_(pc.match_substring_regex(names, PLAIN), pc.invert(pc.is_in(names, pa.array([".", ".."]))))
+    return pc.fill_null(is_name, False).to_numpy(zero_copy_only=False)
+
+
+def _long(texts: pa.Array) -> np.ndarray:
+    """Return bool [N]: where a text has more characters than a caption may have."""
+    return pc.fill_null(pc.greater(pc.utf8_length(texts), limits().characters), False).to_numpy(zero_copy_only=False)
+
+
+def _short(texts: pa.Array) -> pa.Array:
+    """Return the texts without those that are too long, whose rows are left out."""
+    return pc.if_else(pa.array(_long(texts)), pa.scalar(None, pa.string()), texts)
 
 
 def _blank(texts: pa.Array) -> np.ndarray:

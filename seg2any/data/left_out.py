@@ -76,7 +76,7 @@ def _write_list(path: Path, left_out: Sequence[LeftOut]) -> bool:
 
     Returns False if the folder cannot be written.
     """
-    lines = [f"{one.key}\t{' '.join(one.reason.split())}\n" for one in islice(left_out, LISTED)]
+    lines = [f"{_cell(one.key)}\t{_cell(one.reason)}\n" for one in islice(left_out, LISTED)]
     if len(left_out) > LISTED:
         lines.append(f"...\tand {len(left_out) - LISTED} more\n")
     text = "".join(lines)
@@ -89,6 +89,12 @@ def _write_list(path: Path, left_out: Sequence[LeftOut]) -> bool:
     except OSError:
         return False
     return True
+
+
+def _cell(text: str) -> str:
+    """Return a text as one cell of a table, which no spreadsheet takes for a formula or for several cells."""
+    text = " ".join(text.split())
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def check_unreadable(name: str, data: DataSet, rows: BucketMap, path: Path, on_error: str) -> None:

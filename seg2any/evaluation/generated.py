@@ -22,8 +22,10 @@ from seg2any.layout.checks import MAX_SEED
 from seg2any.layout.images import ImageError, opened_image
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.json_text import parse_json
 
 RUN_FILE = "run.json"
+MOST_COUNTED = 10**8  # samples, groups, pixels of a side
 SUFFIXES = {"png": ".png", "jpeg": ".jpg"}
 CIRCUMSTANCES = ("samples", "commit", "machine")  # fields in which two runs that fill one folder may differ
 
@@ -60,7 +62,7 @@ class Generated:
         """Read the run of a folder. Raises UserError if there is none."""
         path = folder / RUN_FILE
         try:
-            run = json.loads(path.read_text(encoding="utf-8"))
+            run = parse_json(path.read_bytes())
             missing = {"data", "samples", "groups", "format", "size", "recipe"} - run.keys()
         except FileNotFoundError:
             raise UserError(
@@ -70,6 +72,7 @@ class Generated:
             raise UserError(f"{path}: the file cannot be read ({error}); generate into another folder") from error
         if missing:
             raise UserError(f"{path}: the file lacks {', '.join(sorted(missing))}; generate into another folder")
+        _check_run(run, path)
         return cls(folder, run)
 
     @property
@@ -87,10 +90,16 @@ class Generated:
         """Return the path of the sample's image in a group, counted from 0."""
         return image_path(self.folder, group, key, self.run["format"])
 
-    def open_data(self) -> DataSet:
-        """Open the data set of the images. Raises UserError if it has changed since."""
+    def open_data(self, cache_root: Path | None = None) -> DataSet:
+        """Open the data set of the images. Raises UserError if it has changed since.
+
+        cache_root  for what it keeps; where the run kept it does not count: the folder may be a stranger's
+        """
         data_set = self.run["data"]
-        data = open_data_set(data_set["type"], data_set["params"])
+        params = {name: value for name, value in data_set["params"].items() if name != "cache_root"}
+        if cache_root is not None:
+            params["cache_root"] = cache_root
+        data = open_data_set(data_set["type"], params)
         if data.fingerprint() != data_set["fingerprint"]:
             raise UserError(f"{self.folder / RUN_FILE}: data set {data_set['type']} has changed since; generate again")
         return data
@@ -112,6 +121,28 @@ class Generated:
         """Yield the image uint8 [H, W, 3] of every sample, in order."""
         for key in self.keys(data):
             yield read_image(self.path(group, key))
+
+
+def _check_run(run: dict, path: Path) -> None:
+    """Raise UserError for values of another kind than `write_run` writes."""
+    data, size = run["data"], run["size"]
+    is_right = (
+        isinstance(data, dict)
+        and isinstance(data.get("params"), dict)
+        and isinstance(data.get("type"), str)
+        and isinstance(data.get("fingerprint"), str)
+        and isinstance(run["recipe"], dict)
+        and run["format"] in SUFFIXES
+        and isinstance(size, list)
+        and len(size) == 2
+        and all(_is_count(number) for number in (run["samples"], run["groups"], *size))
+    )
+    if not is_right:
+        raise UserError(f"{path}: the file is damaged; generate into another folder")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < MOST_COUNTED
 
 
 def read_image(path: Path) -> np.ndarray:

@@ -24,6 +24,9 @@ from seg2any.generate.preflight import ModelFacts
 from seg2any.system.errors import UserError, brief
 from seg2any.system.weights import folder_digest, weights_fingerprint
 
+OF_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
+NETWORK = ("httpx", "httpx2", "requests", "urllib3")  # packages whose errors the hub's client lets through
+
 
 def read_facts(model: str, base_parts: str | None = None) -> ModelFacts:
     """Read pixels per token and the tokenizer of a base model. Raises UserError."""
@@ -112,7 +115,10 @@ def explained(model: str, base_parts: str | None = None) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
+    except Exception as error:
+        is_network = type(error).__module__.partition(".")[0] in NETWORK
+        if not is_network and not isinstance(error, OF_DAMAGE):
+            raise
         if folder.exists():
             raise UserError(f"{flag}: cannot be loaded ({brief(error, 160)}); is the folder complete?") from error
         raise UserError(f"{flag}: {_hub_problem(model, error)}") from error

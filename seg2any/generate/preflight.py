@@ -17,7 +17,7 @@ from seg2any.diffusion.prepare import DrawnLayout, draw_layout
 from seg2any.layout import Layout
 from seg2any.layout.contour import condition_image, kept_tokens
 from seg2any.layout.overlap import alike_masks
-from seg2any.system.errors import shown
+from seg2any.system.errors import printable, shown
 
 STRETCH_LIMIT = 1.1  # rounding to whole tokens changes an image's shape by less
 
@@ -92,7 +92,8 @@ class LayoutReport:
         return document
 
     def __str__(self) -> str:
-        return "\n".join([self._headline(), *self._table(), *(f"  warning: {text}" for text in self.warnings)])
+        lines = [self._headline(), *self._table(), *(f"  warning: {text}" for text in self.warnings)]
+        return "\n".join(map(printable, lines))
 
     def _headline(self) -> str:
         height, width = self.image_size

@@ -14,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from seg2any.layout.images import ImageError, has_end, opened_image
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.json_text import parse_json
 from seg2any.system.weights import folder_digest
 
 KEY = "seg2any"  # of the PNG text chunk
@@ -29,8 +30,11 @@ class BrokenImage(Exception):
 
 
 def save_image(image: Image.Image, recipe: dict, path: Path, quality: int = 95) -> None:
-    """Write a PNG, JPEG or WebP with its `recipe`, whole or not at all. PNG ignores `quality`."""
-    text = json.dumps(recipe)
+    """Write a PNG, JPEG or WebP with its `recipe`, whole or not at all. PNG ignores `quality`.
+
+    Of paths in the recipe only the last part is written: images are passed on, and whole paths often name a person.
+    """
+    text = json.dumps(_without_folders(recipe))
     with atomic_write(path) as temporary:
         if path.suffix == ".png":
             info = PngInfo()
@@ -53,7 +57,7 @@ def check_size(size: tuple[int, int], path: Path) -> None:
 def check_recipe_fits(recipe: dict, path: Path) -> None:
     """Raise UserError if the format of `path` cannot hold `recipe`; call it first."""
     if path.suffix != ".png":
-        _exif(json.dumps(recipe), path)
+        _exif(json.dumps(_without_folders(recipe)), path)
 
 
 def read_recipe(path: Path) -> dict | None:
@@ -67,10 +71,18 @@ def read_recipe(path: Path) -> dict | None:
     except ImageError as error:
         raise BrokenImage(path) from error
     try:
-        recipe = json.loads(text)
+        recipe = parse_json(text)
     except (TypeError, ValueError):
         return None
     return recipe if isinstance(recipe, dict) else None
+
+
+def _without_folders(recipe: dict) -> dict:
+    """Return the recipe, or that of a panel, with the last part of each path; digests tell what lay there."""
+    if "panel" in recipe:
+        return recipe | {"panel": _without_folders(recipe["panel"])}
+    parts = {name: recipe[name] for name in ("model", "adapter") if "path" in (recipe.get(name) or ())}
+    return recipe | {name: part | {"path": Path(part["path"]).absolute().name} for name, part in parts.items()}
 
 
 def _exif(text: str, path: Path) -> Image.Exif:

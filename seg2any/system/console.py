@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from seg2any.system import interrupts
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, printable
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def write_line(text: str) -> None:
     """Print to stderr, above a progress bar if there is one."""
     from tqdm import tqdm  # late: Ctrl-C is caught as soon as this module is loaded
 
-    tqdm.write(text, file=sys.stderr)
+    tqdm.write(printable(text), file=sys.stderr)
 
 
 def exit_status(program: str, run: Callable[[], int | None], advice: str = "start again to go on") -> int:
@@ -102,7 +102,7 @@ def exit_status(program: str, run: Callable[[], int | None], advice: str = "star
         interrupts.report(program, advice)
         return interrupts.exit_status()
     for line in message.splitlines():
-        print(f"{program}: {line}", file=sys.stderr)
+        print(f"{program}: {printable(line)}", file=sys.stderr)
     return status
 
 

@@ -17,3 +17,8 @@ def shown(value: object, limit: int = 60) -> str:
 def brief(error: BaseException, limit: int = 100) -> str:
     """Return what an error says, on one line of at most `limit` characters, or its kind if it says nothing."""
     return shown(" ".join(str(error).split()) or type(error).__name__, limit)
+
+
+def printable(text: str) -> str:
+    """Return a line with the codes instead of characters that would steer a terminal or turn its text around."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)

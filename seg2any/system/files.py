@@ -145,8 +145,18 @@ def locked(path: Path, shared: bool = False) -> Iterator[bool]:
     loses the lock at the end of the first of the two blocks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as file:
+    with open(path, "a+", encoding="utf-8", opener=_no_link) as file:
         yield _acquire(file, shared)
+
+
+def _no_link(path: str, flags: int) -> int:
+    """Open a lock file; in a folder that others write to, a link of its name would make a file elsewhere."""
+    try:
+        return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UserError(f"{path}: is a link, where this program keeps a file of its own; remove it") from None
+        raise
 
 
 def _acquire(file: IO, shared: bool) -> bool:

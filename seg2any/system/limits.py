@@ -16,9 +16,10 @@ class Limits:
     """The most that one file may hold or cost.
 
     file_bytes     of a picture or an npz file
-    json_bytes     of a JSON or yaml text
+    json_bytes     of a JSON text
+    yaml_bytes     of a config, whose parser is slow
     header_bytes   of the header of a safetensors file
-    table_bytes    of the texts in 16384 rows of a parquet file, unpacked
+    table_bytes    of a parquet file, unpacked, beyond EXPANSION times its size on the disk
     pixels         of one picture or mask
     mask_bytes     of all masks of a layout; also the pixels that its polygons may cover together
     regions        of a layout
@@ -33,6 +34,7 @@ class Limits:
 
     file_bytes: int
     json_bytes: int
+    yaml_bytes: int
     header_bytes: int
     table_bytes: int
     pixels: int
@@ -50,6 +52,7 @@ class Limits:
 OWN = Limits(
     file_bytes=2**32,
     json_bytes=2**26,
+    yaml_bytes=2**20,
     header_bytes=100_000_000,  # safetensors itself reads no longer one
     table_bytes=2**28,
     pixels=2**26,
@@ -66,6 +69,7 @@ OWN = Limits(
 STRICT = Limits(
     file_bytes=2**25,
     json_bytes=2**21,
+    yaml_bytes=2**16,
     header_bytes=2**24,
     table_bytes=2**26,
     pixels=2**22,
@@ -80,6 +84,7 @@ STRICT = Limits(
     memory_bytes=2**30,
 )
 
+EXPANSION = 64  # of a parquet file: compressed tables of captions become about ten times as large
 _chosen = OWN
 
 

@@ -195,9 +195,9 @@ def _check_layers(transformer: nn.Module, adapter: str, key: str, wanted: str | 
 
 def adapter_card(config: Config, step: int) -> AdapterCard:
     """Describe the adapters of this run after `step` steps."""
-    model = config.model
+    model, given = config.model, config.model.pretrained_model_name_or_path
     return AdapterCard(
-        base_model=model.pretrained_model_name_or_path,
+        base_model=Path(given).absolute().name if Path(given).is_dir() else given,  # cards are passed on: no folders
         condition=model.condition,
         resolution=config.resolution,
         rank=model.rank,

@@ -22,7 +22,14 @@ from seg2any.attention.settings import CONFIG_ROOT_NAMES, NAMES, ConditionSettin
 from seg2any.generate.memory_modes import IN_TRAINING, NOT_IN_TRAINING
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
-from seg2any.training.config_check import check_keys, check_repeated, check_values, expand_paths, read_sources
+from seg2any.training.config_check import (
+    check_keys,
+    check_repeated,
+    check_values,
+    expand_paths,
+    read_sources,
+    refuse_references,
+)
 
 COMMENT = re.compile(r"^    (\w+): .*?(?:  # (.*))?$", re.M)  # a key of a dataclass, and the comment beside it
 
@@ -213,6 +220,8 @@ def load(arguments: Sequence[str]) -> Config:
     OmegaConf.set_readonly(merged.model.condition, False)  # frozen dataclasses start read-only
     for source, values in read_sources(list(arguments)):
         try:
+            if values is not None:
+                refuse_references(values, source)
             content = OmegaConf.to_container(values, resolve=True) if values is not None else {}
             if not isinstance(content, dict):
                 raise UserError(f"{source}: a config must be a mapping of keys to values")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
@@ -15,7 +16,8 @@ from typing import Any, get_origin
 from omegaconf import DictConfig, OmegaConf
 
 from seg2any.generate.memory_modes import IN_TRAINING
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, shown
+from seg2any.system.limits import limits
 from seg2any.system.shipped import input_path, model_name
 
 EXAMPLES = {
@@ -66,6 +68,10 @@ BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (
     (PROBABILITIES, lambda value: 0 <= value <= 1, "it must lie in [0, 1]"),
     (DECAYS, lambda value: 0 <= value < 1, "it must be at least 0 and less than 1"),
 )
+
+
+REFERENCE = re.compile(r"\$\{([\w.]+)\}")
+MOST_REFERENCES = 100
 
 
 def check_values(config: DictConfig) -> None:
@@ -128,9 +134,48 @@ def read_sources(arguments: list[str]) -> Iterator[tuple[str, DictConfig]]:
         yield f"--{key}", _parse(f"--{key}", lambda pair=f"{key}={value}": OmegaConf.from_dotlist([pair]))
 
 
+def refuse_references(values: DictConfig, source: str) -> None:
+    """Raise UserError for references other than `${key}` to a plain value of the same source.
+
+    Others read the environment, which may hold secrets, or grow without end by referring to each other.
+    """
+    content = OmegaConf.to_container(values, resolve=False)
+    found = list(_references(content, ""))
+    if len(found) > MOST_REFERENCES:
+        raise UserError(f"{source}: has {len(found)} references, more than {MOST_REFERENCES}; write the values")
+    for place, text in found:
+        match = REFERENCE.fullmatch(text)
+        if not match:
+            raise UserError(
+                f"{source}: '{place}' is {shown(text)}; write the value, or ${{key}} for that of a key here"
+            )
+        target = content
+        for part in match[1].split("."):
+            target = target.get(part) if isinstance(target, dict) else None
+        if isinstance(target, dict | list) or "${" in str(target):
+            raise UserError(f"{source}: '{place}' refers to {match[1]}, which is no plain value; write the value")
+
+
+def _references(value: object, place: str) -> Iterator[tuple[str, str]]:
+    """Yield place and text of every value, and of every key, that holds a reference."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _references(str(key), place)
+            yield from _references(inner, f"{place}.{key}" if place else str(key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _references(inner, f"{place}[{number}]")
+    elif isinstance(value, str) and "${" in value:
+        yield place, value
+
+
 def _read(path: Path) -> DictConfig:
     if not path.is_file():
         raise UserError(f"{path}: this config file does not exist; give one such as config/seg2any_shapes.yaml")
+    if path.stat().st_size > (most := limits().yaml_bytes):
+        raise UserError(
+            f"{path}: is larger than {most >> 10} KiB, no config; give one such as config/seg2any_shapes.yaml"
+        )
     return _parse(str(path), lambda: OmegaConf.load(path))
 
 

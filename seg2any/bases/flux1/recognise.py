@@ -5,6 +5,7 @@ Only its small files are read. For single files see `seg2any.bases.flux1.source`
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from seg2any.system.errors import UserError, shown
 from seg2any.system.json_text import parse_json
 
+LOGGER = logging.getLogger(__name__)
 WANTED = "give the folder of a FLUX.1-dev pipeline, which has a model_index.json, or its hub id"
 PARTS = {  # of the pipeline -> class in the part's config.json
     "transformer": ("FluxTransformer2DModel", "Seg2AnyTransformer2DModel"),
@@ -45,6 +47,9 @@ def refuse_other_models(name: str, transformer: dict[str, Any] | None = None) ->
     if not path.is_dir():
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise UserError(f"{name}: no such folder; give a FLUX pipeline folder or a hub id such as owner/name")
+        if path.parent.is_dir():  # a mistyped path; on the hub somebody may own that name
+            raise UserError(f"{name}: no such folder in {path.parent}, which is one here; correct the name")
+        LOGGER.info("%s: no folder here, so it is taken from the hub, huggingface.co, or from its cache", name)
         return
     index = read_json(path / "model_index.json")
     if index is None:

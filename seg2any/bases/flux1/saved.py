@@ -29,6 +29,7 @@ from seg2any.adapters.routing import COND, DEFAULT
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.json_text import parse_json
 
 ADAPTERS = "adapters"
 INDEX, INDEX_KEY = "model_index.json", "seg2any"
@@ -188,7 +189,7 @@ def _saved_weights(folder: str | os.PathLike) -> dict[str, float] | None:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
     except (OSError, ValueError):  # loading the model reports what is wrong with it
         return {}
     return content if isinstance(content, dict) else {}

@@ -145,7 +145,7 @@ def write_tar_list(path: Path, tars: list[TarNeed]) -> None:
 
 
 def write_links(source: Path, target: Path, tars: list[TarNeed]) -> list[str]:
-    """Copy the links of needed tars that are not at hand; return the tars without a link.
+    """Copy the links of needed tars that are not at hand; return the tars without a link, http:// or https://.
 
     `source` is the list that Meta provides, lines of "sa_000000.tar<tab>https://..."; `target` has the same form.
     """
@@ -153,7 +153,8 @@ def write_links(source: Path, target: Path, tars: list[TarNeed]) -> list[str]:
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeError) as error:
         raise UserError(f"--links {source}: cannot be read ({error}); give the text file of SA-1B's links") from None
-    links = dict(line.split()[:2] for line in lines if len(line.split()) >= 2)
+    pairs = (line.split()[:2] for line in lines if len(line.split()) >= 2)
+    links = {name: link for name, link in pairs if link.startswith(("https://", "http://"))}  # no option of wget
     wanted = [f"{need.group}.tar" for need in tars if need.tar is None]
     with atomic_write(target) as temporary:
         found = [f"{name}\t{links[name]}\n" for name in wanted if name in links]

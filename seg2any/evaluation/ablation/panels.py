@@ -9,6 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from seg2any.evaluation.ablation.measure import SHOWN, Ablation
 from seg2any.evaluation.ablation.rows import Row
 from seg2any.layout.draw import overlay_picture
+from seg2any.layout.images import load_image
 
 SIDE, GAP, HEAD = 112, 4, 16  # pixels
 COLOURS = 128
@@ -23,7 +24,7 @@ def panel(ablation: Ablation, rows: Sequence[Row]) -> Image.Image:
     lines = []
     for kind, sample in scenes:
         paths = [ablation.picture(kind, name, sample.layout.name) for name in names]
-        made = [Image.open(path) if path.is_file() else None for path in paths]
+        made = [load_image(path) if path.is_file() else None for path in paths]
         lines.append([overlay_picture(sample.layout, sample.layout.size), Image.fromarray(sample.image), *made])
     return _grid(["masks", "rendered", *names], lines)
 

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from seg2any.data.pictures import read_label_map
 from seg2any.generate.recipe import BrokenImage, read_recipe
+from seg2any.layout.images import opened_image
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
 from seg2any.system.workers import WorkerPool
@@ -128,7 +129,7 @@ def _is_done(source: Path, target: Path, size: tuple[int, int] | None) -> bool:
         return False
     if target.stat().st_mtime_ns < source.stat().st_mtime_ns:
         return False
-    with Image.open(target) as image:
+    with opened_image(target) as image:
         return size is None or image.size == size[::-1]  # an earlier run may have had another --size
 
 

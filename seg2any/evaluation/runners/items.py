@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -28,12 +29,12 @@ class Benchmark:
     table: ClassTable | None
 
     @classmethod
-    def open(cls, generated: Generated) -> Benchmark:
-        """Open the data set of the images.
+    def open(cls, generated: Generated, cache_root: Path | None = None) -> Benchmark:
+        """Open the data set of the images, which may keep what it found out about its files in `cache_root`.
 
         Raises UserError if images are missing or if the data set has changed.
         """
-        data = generated.open_data()
+        data = generated.open_data(cache_root)
         generated.check_complete(data)
         name = generated.run["data"]["type"]
         return cls(generated, data, ClassTable.of(name) if name in ("ade20k", "coco_stuff") else None)

@@ -47,13 +47,15 @@ Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 
 class Options:
     """The measures of a run, and their judges.
 
-    metrics  None: those of the data set
+    metrics     None: those of the data set
+    cache_root  folder for what the data set keeps; None: it keeps nothing
     """
 
     images: Path
     output: Path
     metrics: tuple[str, ...] | None
     device: str | None
+    cache_root: Path | None
     judges: dict[str, str]
 
 
@@ -74,6 +76,9 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         help="what to measure; the first one ranks the samples (default: all metrics of the benchmark)",
     )
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
+    parser.add_argument(
+        "--cache_root", type=user_path, help="folder where the data set keeps what it found out about its files"
+    )
     for flag, (default, what) in JUDGES.items():
         parser.add_argument(f"--{flag}", default=default, help=f"{what} (default: %(default)s)")
     given = parser.parse_args(arguments)
@@ -82,5 +87,6 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         given.output or given.images / "evaluation.json",
         tuple(given.metrics) if given.metrics else None,
         given.device,
+        given.cache_root,
         {flag: getattr(given, flag) for flag in JUDGES},
     )

@@ -33,7 +33,7 @@ def run(options: Options) -> None:
             f"{options.images}: {name} is measured by another command; run bash eval.sh {name}, or give --metrics"
         )
     device = choose_device(options.device)
-    benchmark = Benchmark.open(generated)
+    benchmark = Benchmark.open(generated, options.cache_root)
     measures = load_measures(metrics, benchmark, options.judges, device)
     found = [result for measure in measures.values() for result in measure.results(benchmark)]
     settings = {key: made[key] for key in ("data", "samples", "groups", "format", "size", "seed")} | made["recipe"]
