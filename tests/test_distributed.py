@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from seg2any.system.errors import UserError
-from seg2any.training import config, strategy
+from seg2any.training import accelerator, config, strategy
 from tests import tiny_run
 
 pytestmark = pytest.mark.slow
@@ -101,4 +101,4 @@ def test_other_stages_of_zero_are_refused_with_the_reason(stage, message):
 def test_launchers_that_cut_adapters_are_refused_with_the_reason(monkeypatch, kind):
     monkeypatch.setenv(f"ACCELERATE_USE_{kind}", "true")  # as accelerate's launcher does
     with pytest.raises(UserError, match=f"^launcher: {kind} .*trainer.shard_base=true"):
-        strategy.make_accelerator(config.load(["--mixed_precision=no"]))
+        accelerator.make_accelerator(config.load(["--mixed_precision=no"]))

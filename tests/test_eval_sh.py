@@ -73,7 +73,7 @@ def checked(done: subprocess.CompletedProcess, out: Path, metrics: tuple[str, ..
     ("name", "make", "labelled"),
     [
         ("ade20k", lambda root: make_ade20k(root, 4, "validation"), "mIoU"),
-        ("coco_stuff", lambda root: make_coco_stuff(root, 4, "val2017"), "mIoU"),
+        pytest.param(*("coco_stuff", lambda root: make_coco_stuff(root, 4, "val2017"), "mIoU"), marks=pytest.mark.long),
     ],
 )
 def test_closed_set_benchmarks(name: str, make, labelled: str, tmp_path: Path, judges: dict[str, Path]):

@@ -115,7 +115,7 @@ def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
 
 
 @pytest.mark.same_numbers("a run or a folder after a kill, and in one go | equal")
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_killed_and_started_again_the_folder_is_the_same(made: Path, tmp_path: Path, processes: int):
     """Kill all processes of a run and continue it with one."""
     out = tmp_path / "out"

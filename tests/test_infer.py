@@ -23,7 +23,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.generate.recipe import read_recipe
 from tests.golden_root import REPOSITORY
-from tests.infer_command import MODEL, command, environment, files, infer, layout, three_layouts
+from tests.infer_command import MODEL, command, environment, files, infer, infer_process, layout, three_layouts
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +169,7 @@ class TestBadInput:
         ],
     )
     def test_a_process_ends_with_2_and_one_line(self, folder: Path, tmp_path: Path, arguments: dict, message: str):
-        failed = infer(**{"seg_mask_path": folder, "output_path": tmp_path / "out", **arguments})
+        failed = infer_process(**{"seg_mask_path": folder, "output_path": tmp_path / "out", **arguments})
         assert failed.returncode == 2
         assert len(failed.stderr.splitlines()) == 1 and message in failed.stderr, failed.stderr
         assert not (tmp_path / "out").exists()
