@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from seg2any.system.errors import UserError
 from seg2any.training import accelerator, config, strategy
-from tests import tiny_run
+from tests import forked, tiny_run
 
 pytestmark = pytest.mark.slow
 
@@ -36,7 +36,8 @@ def alone(tiny_model, tmp_path_factory):
     It sees as many samples as two processes with batches of 2.
     """
     folder = tmp_path_factory.mktemp("alone")
-    tiny_run.finish(tiny_run.start(command(tiny_model, folder, batch=4)))
+    tiny_run.fit(command(tiny_model, folder, batch=4))
+    tiny_run.forget_accelerate()
     return folder / "run"
 
 
@@ -65,11 +66,23 @@ def assert_same_run(ours, theirs, tolerance):
 @pytest.mark.same_numbers("two processes, and one with their batches together | 1e-6")
 @pytest.mark.parametrize("launcher", LAUNCHERS)
 def test_two_processes_make_the_updates_of_one_with_their_batches_together(alone, tiny_model, tmp_path, launcher):
-    tiny_run.finish(tiny_run.start(command(tiny_model, tmp_path), launcher))
+    log = tmp_path / "log.txt"
+    environment = forked.ZERO2 if launcher == "deepspeed" else forked.DDP
+    statuses = forked.run(lambda rank: tiny_run.fit(command(tiny_model, tmp_path)), log, 2, environment)
+    assert statuses == [0, 0], log.read_text()[-4000:]
     for run in tiny_run.machines(tmp_path / "run"):
         assert (run["processes"], run["distributed_type"]) == (2, KINDS[launcher])
     assert_same_run(tmp_path / "run", alone, 1e-6)
     assert_state_is_the_same(tmp_path / "run", alone)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_the_launchers_themselves_start_two_processes(alone, tiny_model, tmp_path, launcher):
+    tiny_run.finish(tiny_run.start(command(tiny_model, tmp_path), launcher))
+    for run in tiny_run.machines(tmp_path / "run"):
+        assert (run["processes"], run["distributed_type"]) == (2, KINDS[launcher])
+    assert_same_run(tmp_path / "run", alone, 1e-6)
 
 
 def assert_state_is_the_same(ours, theirs):
