@@ -1,46 +1,56 @@
-"""The README names commands, files and rooms that exist, and every room of the package."""
+"""Pages for readers: commands, examples, files and links that they name are accepted or exist."""
 
 from __future__ import annotations
 
 import ast
-import dataclasses
+import importlib
 import importlib.util
+import json
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
-from seg2any.attention.settings import NAMES
+from seg2any.data.bucket_map import SCHEMA
 from seg2any.data.sacap.options import parse_options as parse_sacap_options
 from seg2any.evaluation.ablation.options import parse_options as parse_ablation_options
 from seg2any.evaluation.shapes.options import parse_options as parse_bench_options
-from seg2any.generate.options import Options
+from seg2any.generate.options import parse_options
+from seg2any.layout import Layout
 from seg2any.training import config
 from tests.golden_root import REPOSITORY
+from tests.pages import pages
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-# Named as examples of what a user has or gets.
-NOT_OURS = {
-    "result/",
-    "default/",
-    "cond/",
-    "default/pytorch_lora_weights.safetensors",
-    "cond/pytorch_lora_weights.safetensors",
-}
+TEXTS = {path: path.read_text(encoding="utf-8") for path in pages()}
+README = TEXTS[REPOSITORY / "README.md"]
+# Named as examples of what a user has or gets, and by the repository's address of the published code.
+NOT_OURS = {"result/", "default/", "cond/", "site/", "benchmarks/results/step_cpu.md", "shared/golden", "shared/t5_tokenizer", "0xLDF/Seg2Any"}
+NOT_OURS |= {f"{name}/pytorch_lora_weights.safetensors" for name in ("default", "cond", "checkpoint-N")}
+LAUNCHERS = {"multi_gpu", "nproc_per_node", "num_processes", "section"}  # flags of other programs; a placeholder
+NOT_OURS |= {"checkpoint-N/default", "checkpoint-N/cond", "owner/name", "owner/name/folder"}
 
 
-def blocks(language: str) -> list[str]:
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.S | re.M)
+def blocks(language: str, text: str | None = None) -> list[str]:
+    """List the contents of fenced blocks of a language, in one text or in all pages."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", "\n".join(TEXTS.values()) if text is None else text, re.S | re.M)
     return [content for name, content in fenced if name == language]
 
 
 def commands() -> list[list[str]]:
-    """Every command line of the README, in blocks and in running text, as words."""
+    """Every command line of the pages, in blocks and in running text, as words."""
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
-    lines += re.findall(r"`((?:python|make) [^`]*)`", README.replace("\n", " "))
-    return [shlex.split(line, comments=True) for line in lines if line.strip()]
+    for text in TEXTS.values():
+        prose = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
+        lines += re.findall(r"`((?:python|make|torchrun|bash) [^`]*)`", prose.replace("\n", " "))
+    return [shlex.split(line, comments=True) for line in lines if line.strip() and "..." not in line]
+
+
+def arguments_of(word: str) -> list[list[str]]:
+    """List the arguments of every command that runs a script or module."""
+    return [words[words.index(word) + 1 :] for words in commands() if word in words]
 
 
 def test_make_targets_exist():
@@ -49,40 +59,68 @@ def test_make_targets_exist():
     assert named >= {"demo", "test", "bench"} and named <= targets
 
 
-def test_flags_of_infer_are_the_flags_that_exist():
-    table = README[README.index("\n## infer.py") : README.index("\n## Python")]
-    fields = {field.name for field in dataclasses.fields(Options)} - {"settings"} | {*NAMES}
-    assert set(re.findall(r"`--(\w+)`", table)) == fields
-    used = {word[2:] for words in commands() if "infer.py" in words for word in words if word.startswith("--")}
-    assert used and used <= fields
-    quoted = set(re.findall(r"`--(\w+) ", README))
-    assert quoted <= fields
+def test_commands_of_generation_are_accepted():
+    given = arguments_of("infer.py")
+    assert len(given) > 3 and all(parse_options(words).seg_mask_path for words in given)
+
+
+def test_flags_in_running_text_exist():
+    """Each is a flag of generation, a key of configs, or an argument of some command here."""
+    sources = [path for room in ("seg2any", "benchmarks", "eval", "tests") for path in (REPOSITORY / room).rglob("*.py")]
+    known = {name for path in sources for name in re.findall(r"[\"']--(\w+)", path.read_text(encoding="utf-8"))}
+    known |= set(re.findall(r"--(\w+)", TEXTS[REPOSITORY / "docs" / "inference.md"])) | {*config.Config().to_dict()}
+    named = {name for text in TEXTS.values() for name in re.findall(r"`--(\w+)(?![\w.-])", text)}
+    assert len(named) > 20 and sorted(named - known - LAUNCHERS) == []
 
 
 def test_commands_of_training_are_accepted():
-    trainings = [words[words.index("train.py") + 1 :] for words in commands() if "train.py" in words]
-    assert trainings
-    for arguments in trainings:
-        assert arguments[0].startswith("config/")
-        config.load([str(REPOSITORY / arguments[0]), *arguments[1:]])
+    given = arguments_of("train.py")
+    assert given
+    for arguments in given:
+        files = [str(REPOSITORY / word) if word.startswith("config/") else word for word in arguments]
+        if files[0] != "my_data.yaml":
+            config.load(files)
+
+
+def test_commands_of_counting_are_accepted():
+    given = arguments_of("prepare_dataset_bucket_map.py")
+    assert given
+    for first, *rest in given:
+        options = " ".join(rest)
+        config.load([str(REPOSITORY / first), *re.sub(r"--(shard|workers) \S+", "", options).split()])
+
+
+def test_a_folder_of_ones_own_is_accepted(tmp_path: Path):
+    examples = [block for block in blocks("yaml") if "folder" in block]
+    assert examples
+    for example in examples:
+        (tmp_path / "my_data.yaml").write_text(example)
+        assert config.load([str(tmp_path / "my_data.yaml")]).data.train.type == "folder"
+
+
+def test_shell_scripts_are_given_names_that_they_know():
+    for script in ("train.sh", "eval.sh"):
+        known = set(re.findall(r"(?m)^(\w+)\(\) \{ ?", (REPOSITORY / script).read_text()))
+        given = {words[0] for words in arguments_of(script)}
+        assert given and given <= known
 
 
 def test_arguments_of_the_bench_are_accepted():
     given = [word.removeprefix("ARGS=") for words in commands() for word in words if word.startswith("ARGS=")]
-    assert given
-    for arguments in given:
-        parse_bench_options(shlex.split(arguments))
+    asked = [shlex.split(arguments) for arguments in given] + arguments_of("seg2any.evaluation.shapes")
+    assert len(asked) > 1 and all(parse_bench_options(words) for words in asked)
 
 
 def test_commands_of_the_ablation_are_accepted():
-    given = [
-        words[words.index("seg2any.evaluation.ablation") + 1 :]
-        for words in commands()
-        if "seg2any.evaluation.ablation" in words
-    ]
+    given = arguments_of("seg2any.evaluation.ablation")
     assert len(given) > 2 and all(parse_ablation_options(words).rows for words in given)
-    (told,) = {int(count) for count in re.findall(r"# (\d+) rows x", README)}
+    (told,) = {int(count) for count in re.findall(r"# (\d+) rows x", "\n".join(TEXTS.values()))}
     assert len(parse_ablation_options([]).rows) == told
+
+
+def test_commands_of_the_sacap_tools_are_accepted():
+    given = [words for words in arguments_of("seg2any.data.sacap") if len(words) > 1]
+    assert {parse_sacap_options(words).command for words in given} == {"plan", "extract", "verify"}
 
 
 def test_modules_and_scripts_that_commands_run_exist():
@@ -103,21 +141,29 @@ def test_scripts_explain_themselves_and_refuse_what_they_do_not_know(script: str
     assert wrong.returncode == 2 and wrong.stderr.startswith(f"{script}: ") and wrong.stderr.count("\n") == 1
 
 
-def test_links_lead_to_files_and_headings_that_exist():
-    headings = re.findall(r"(?m)^#+ (.*)$", README)
-    anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    links = set(re.findall(r"\]\(([^)]+)\)", README))
-    local = {link for link in links if not link.startswith("http")}
-    assert {link for link in local if link.startswith("#")} <= {f"#{anchor}" for anchor in anchors}
-    assert all((REPOSITORY / link).is_file() for link in local if not link.startswith("#"))
+def anchors(text: str) -> set[str]:
+    """Return the anchors of a page's headings, as a forge makes them."""
+    headings = re.findall(r"(?m)^#+ (.*)$", re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M))
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def test_commands_of_the_sacap_tools_are_accepted():
-    given = [words[words.index("seg2any.data.sacap") + 1 :] for words in commands() if "seg2any.data.sacap" in words]
-    assert {parse_sacap_options(words).command for words in given} == {"plan", "extract", "verify"}
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.name)
+def test_links_lead_to_files_and_headings_that_exist(page: Path):
+    for link in set(re.findall(r"\]\(([^)]+)\)", TEXTS[page])):
+        if link.startswith("http"):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.is_file(), link
+        assert not anchor or anchor in anchors(TEXTS[target]), link
 
 
-def test_the_readme_draws_the_trees_that_the_configs_name():
+def test_pictures_have_words_for_those_who_do_not_see_them():
+    named = [word for text in TEXTS.values() for word in re.findall(r"!\[([^\]]*)\]\(", text)]
+    assert len(named) > 2 and all(len(words) > 10 for words in named)
+
+
+def test_the_page_of_data_draws_the_trees_that_the_configs_name():
     drawn, parents = set(), []
     (block,) = (block for block in blocks("text") if block.startswith("data/"))
     for line in block.splitlines():
@@ -132,26 +178,43 @@ def test_the_readme_draws_the_trees_that_the_configs_name():
     assert drawn == named | parts | {"data/SACap-1M/cache"}
 
 
-def test_python_examples_name_what_exists():
-    (example,) = blocks("python")
+def test_the_page_of_data_lists_the_columns_of_the_bucket_map():
+    text = TEXTS[REPOSITORY / "docs" / "data.md"]
+    rows = re.findall(r"(?m)^\| (`.*?) \|", text[text.index("**Bucket map**") :])
+    assert re.findall(r"`(\w+)`", " ".join(rows)) == SCHEMA.names
+
+
+def test_the_first_picture_is_the_example_in_the_repository():
+    folder = REPOSITORY / "examples" / "drawing"
+    (shown,) = (block for block in blocks("json", README))
+    assert json.loads(shown) == json.loads((folder / "drawing.json").read_text())
+    layout = Layout.read(folder / "drawing.json")
+    assert layout.size == (256, 256) and len(layout.masks) == 4
+    assert layout.captions == tuple(region["text"] for region in json.loads(shown)["segments_info"])
+
+
+@pytest.mark.parametrize("example", blocks("python"))
+def test_python_examples_name_what_exists(example: str):
     for node in ast.walk(ast.parse(example)):
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(node.module)
             assert all(hasattr(module, alias.name) for alias in node.names)
+    if "Seg2AnyPipeline" not in example:
+        exec(compile(example, "example", "exec"), {})
+        return
     from seg2any import Seg2AnyPipeline
 
-    assert all(
-        hasattr(Seg2AnyPipeline, name) for name in re.findall(r"pipe\.(\w+)|Pipeline\.(\w+)", example)[0] if name
-    )
+    named = re.findall(r"\b(?:pipe|Seg2AnyPipeline)\.(\w+)", example)
+    assert named and all(hasattr(Seg2AnyPipeline, name) for name in named)
 
 
 def named_paths() -> set[str]:
     """Paths of this repository in running text and in examples: with a folder or a suffix of ours, no placeholder."""
-    words = re.findall(r"`([\w./-]+)`", README) + re.findall(r'"(examples/[\w./-]+)"', README)
+    text = "\n".join(TEXTS.values())
+    words = re.findall(r"`([\w./-]+)`", text) + re.findall(r'"(examples/[\w./-]+)"', text)
     words += [word for line in commands() for word in line if word.startswith(("examples/", "config/"))]
-    ours = r"(examples|seg2any|eval|tests|config)(/.*)?|.*/.*|\w+\.py|LICENSE|NOTICE|Makefile"
-    named = {word for word in words if re.fullmatch(ours, word) and word not in NOT_OURS}
-    return {word for word in named if not word.startswith("data/")}  # what a user has downloaded
+    ours = r"(examples|seg2any|eval|tests|config|docs|benchmarks)/.*|(infer|train)\.(py|sh)|LICENSE|NOTICE|Makefile"
+    return {word for word in words if re.fullmatch(ours, word) and word not in NOT_OURS}
 
 
 @pytest.mark.parametrize("path", sorted(named_paths()))
@@ -159,25 +222,14 @@ def test_named_paths_exist(path: str):
     assert (REPOSITORY / path).exists()
 
 
-def tree() -> dict[str, str]:
-    """Path -> description of every line of the house."""
-    (house,) = blocks("")
-    found, parents = {}, []
-    for line in house.rstrip().splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        names, _, description = line.strip().partition("  ")
-        for name in names.split():
-            path = "".join([*parents[:depth], name])
-            assert path not in found, f"{path} is listed twice"
-            found[path] = description.strip()
-        parents = [*parents[:depth], name]
-    return found
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 250
 
 
-def test_the_house_names_every_room_and_nothing_that_does_not_exist():
-    house = tree()
-    assert all((REPOSITORY / path).exists() for path in house), [p for p in house if not (REPOSITORY / p).exists()]
-    rooms = {path.parent.name for path in (REPOSITORY / "seg2any").glob("*/*.py")}
-    assert {path for path in house if path.startswith("seg2any/")} == {f"seg2any/{room}/" for room in rooms} | {
-        "seg2any/"
-    }
+@pytest.mark.parametrize(
+    "card", sorted((REPOSITORY / "examples").rglob("README.md")), ids=lambda card: card.parent.name
+)
+def test_model_cards_tell_a_hub_their_licence(card: str):
+    text = (REPOSITORY / "examples" / "shapes" / card / "README.md").read_text(encoding="utf-8")
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["license"] == "apache-2.0" and "seg2any" in header["tags"]

@@ -26,6 +26,14 @@ from seg2any.system.files import atomic_write, user_path
 from seg2any.system.interrupts import run_command
 from seg2any.training import config
 
+HUB_HEADER = """---
+license: apache-2.0
+library_name: diffusers
+pipeline_tag: text-to-image
+tags: [seg2any, flux, layout-to-image, segmentation-mask-to-image]
+---
+
+"""  # the licence and the tags, as the model hub reads them
 CARD = """# The embedded model of the `shapes` world
 
 A FLUX pipeline in small, made by this repository and trained from nothing on rendered scenes (`seg2any/data/shapes.py`,
@@ -151,12 +159,12 @@ def validation_rows(rows: list[dict]) -> list[str]:
 
 
 def write_card(folder: Path, text: str, losses: dict[str, list[float]]) -> None:
-    """Write README.md with a text, and loss.png with a curve for each name."""
+    """Write README.md with the hub's header and a text, and loss.png with a curve for each name."""
     with atomic_write(folder / "loss.png") as temporary:
         curves = draw_curves({name: values for name, values in losses.items() if values})
         temporary.write_bytes(cv2.imencode(".png", curves)[1])  # imwrite says nothing on a full disk
     with atomic_write(folder / "README.md") as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(HUB_HEADER + text, encoding="utf-8")
     print(f"wrote {folder}")
 
 

@@ -35,7 +35,8 @@ def document(options: Options, rows: Sequence[Row], runs: Runs, previous: str | 
     parts += ["## Which trends hold", RULES, *trends_in_words(runs), BEGIN, by_hand(previous), END]
     for kind in (kind for kind in options.kinds if any(kind == of_run for of_run, _ in runs)):
         parts += [f"## {kind.capitalize()}: {KINDS[kind]}", "\n".join(_table(rows, kind, runs))]
-    parts += ["## Pictures", "The first two scenes of each kind and their first seed, not chosen.", "![](ablation.png)"]
+    parts += ["## Pictures", "The first two scenes of each kind and their first seed, not chosen."]
+    parts += ["![the same scenes by every row](ablation.png)"]
     return "\n\n".join(parts) + "\n"
 
 
