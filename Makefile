@@ -7,11 +7,27 @@ PYTHON_CANDIDATES := python3.12 python3.11 python3.13 python3.10 python3 python
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
 
+# Make the environment $(1) by the first suitable Python, unless it is there.
+define environment
+	@$(1)/bin/python -c 'import pip; $(SUITABLE)' 2>/dev/null || { \
+		for candidate in $(or $(PYTHON),$(PYTHON_CANDIDATES)); do \
+			if "$$candidate" -c '$(SUITABLE)' >/dev/null 2>&1; then chosen=$$candidate; break; fi; \
+		done; \
+		if [ -z "$$chosen" ]; then \
+			echo "No suitable Python was found among: $(or $(PYTHON),$(PYTHON_CANDIDATES))." >&2; \
+			echo "Install Python 3.10, 3.11, 3.12 or 3.13 with its venv module, or give one: make demo PYTHON=/path/to/python" >&2; \
+			exit 1; \
+		fi; \
+		echo "Creating $(1) with $$("$$chosen" --version)"; \
+		"$$chosen" -m venv --clear $(1); \
+	}
+endef
+
 # One thread per test process: processes that each use all cores slow each other down.
 PYTEST_WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest --timeout 600 -n $(PYTEST_WORKERS)
 
-.PHONY: help demo test test-fast test-all test-processors lint format bench clean
+.PHONY: help demo test test-fast test-all test-processors lint format bench docs tables clean
 .DEFAULT_GOAL := help
 
 help: ## list all targets
@@ -47,23 +63,19 @@ bench: $(VENV)/.installed ## print the bars of quality and of speed; quality of 
 	HF_HUB_OFFLINE=1 $(PY) -m seg2any.evaluation.shapes $(ARGS)
 	HF_HUB_OFFLINE=1 $(PY) -m benchmarks.step
 
+docs: .venv-docs/.installed ## build the site of the documentation into site/; it reads without a network
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --quiet
+	@echo "Done. Open $(CURDIR)/site/index.html; for its search, start: $(PY) -m http.server -d site"
+
+tables: $(VENV)/.installed-dev ## write the tables of README and docs/ that repeat the code
+	$(PY) -m tests.pages
+
 clean: ## delete caches and build leftovers, but not .venv and result/
-	rm -rf build dist seg2any.egg-info examples/build examples/seg2any_demo.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist site seg2any.egg-info examples/build examples/seg2any_demo.egg-info .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
-	@$(PY) -c 'import pip; $(SUITABLE)' 2>/dev/null || { \
-		for candidate in $(or $(PYTHON),$(PYTHON_CANDIDATES)); do \
-			if "$$candidate" -c '$(SUITABLE)' >/dev/null 2>&1; then chosen=$$candidate; break; fi; \
-		done; \
-		if [ -z "$$chosen" ]; then \
-			echo "No suitable Python was found among: $(or $(PYTHON),$(PYTHON_CANDIDATES))." >&2; \
-			echo "Install Python 3.10, 3.11, 3.12 or 3.13 with its venv module, or give one: make demo PYTHON=/path/to/python" >&2; \
-			exit 1; \
-		fi; \
-		echo "Creating $(VENV) with $$("$$chosen" --version)"; \
-		"$$chosen" -m venv --clear $(VENV); \
-	}
+	$(call environment,$(VENV))
 	$(PIP_INSTALL) -c constraints.txt -e .
 	@touch $@
 
@@ -71,4 +83,9 @@ $(VENV)/.installed-dev: requirements-dev.txt requirements-train.txt $(VENV)/.ins
 	$(PIP_INSTALL) -r requirements-dev.txt
 	$(PIP_INSTALL) "setuptools>=77" wheel
 	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-build-isolation -c constraints.txt -r requirements-train.txt
+	@touch $@
+
+.venv-docs/.installed: requirements-docs.txt
+	$(call environment,.venv-docs)
+	.venv-docs/bin/python -m pip install --disable-pip-version-check -r requirements-docs.txt
 	@touch $@
