@@ -74,6 +74,16 @@ def test_the_wheel_holds_the_package_with_its_data_and_configs_and_nothing_else(
 
 
 @pytest.mark.slow
+def test_an_index_shows_the_readme_without_links_to_files_beside_it(wheels: dict[str, Path]):
+    with zipfile.ZipFile(wheels["seg2any"]) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        shown = archive.read(name).decode().split("\n\n", 1)[1]
+    links = re.findall(r"\]\(([^)]+)\)", shown)
+    assert shown.startswith("# Seg2Any") and len(links) > 2
+    assert all(link.startswith(("https://", "#")) for link in links)
+
+
+@pytest.mark.slow
 def test_the_wheel_of_the_small_model_holds_it_and_no_code(wheels: dict[str, Path]):
     files = [path for path in DEMO.rglob("*") if path.is_file() and path.relative_to(DEMO).parts[0] != "make"]
     assert held(wheels["seg2any_demo"]) == {f"seg2any_demo/{path.relative_to(DEMO).as_posix()}" for path in files}
