@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from tests.pages import BLOCKS, MARKED, pages, renewed, table
+from tests.golden_root import REPOSITORY
+from tests.pages import BLOCKS, DOCS, MARKED, pages, renewed, table
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.name)
@@ -34,3 +35,11 @@ def test_a_block_that_was_changed_by_hand_is_made_again():
 
 def test_a_table_keeps_bars_of_its_cells():
     assert table("ab", [("1|2", "3")]) == "| a | b |\n|---|---|\n| 1\\|2 | 3 |"
+
+
+def test_every_page_is_listed_in_the_index_and_in_the_site():
+    index, site = ((REPOSITORY / name).read_text(encoding="utf-8") for name in ("docs/index.md", "mkdocs.yml"))
+    names = {page.name for page in DOCS.glob("*.md")}
+    assert names - {"index.md"} == set(re.findall(r"\]\((\w+\.md)\)", index))
+    added = {"start.md", "api.md", "contributing.md", "changelog.md"}  # by docs/site/hooks.py
+    assert names | added == set(re.findall(r"[\w-]+\.md", site[site.index("nav:") :]))
