@@ -18,6 +18,7 @@ from seg2any.adapters.card import AdapterCard
 from seg2any.adapters.routing import COND, DEFAULT
 from seg2any.attention.settings import PLAIN
 from seg2any.bases.flux1 import hub
+from seg2any.bases.flux1.saved import saved_adapters
 from seg2any.generate.model import adapter_folder
 from seg2any.system.errors import UserError
 from tests.tiny_flux import add_style
@@ -140,12 +141,12 @@ class TestRefused:
             Seg2AnyPipeline.from_pretrained(broken)
 
     def test_an_index_that_lists_no_adapters(self, saved, tmp_path):
-        broken = shutil.copytree(saved, tmp_path / "broken")
         index = json.loads((saved / "model_index.json").read_text())
-        for entry in ("adapters", {"adapters": ["default"]}, {"adapters": {"default": "1"}}):
-            (broken / "model_index.json").write_text(json.dumps(index | {"seg2any": entry}))
+        wrong = ("1", True, 10**400, float("nan"))
+        for entry in ("adapters", {"adapters": ["default"]}, *({"adapters": {"default": each}} for each in wrong)):
+            (tmp_path / "model_index.json").write_text(json.dumps(index | {"seg2any": entry}))
             with pytest.raises(UserError, match="model_index.json: seg2any does not list adapters"):
-                Seg2AnyPipeline.from_pretrained(broken)
+                saved_adapters(tmp_path)
 
     def test_a_further_lora_is_not_dropped_in_silence(self, ours, tmp_path):
         styled = copied(ours)

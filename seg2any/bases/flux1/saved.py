@@ -32,6 +32,7 @@ from seg2any.system.files import atomic_write
 from seg2any.system.json_text import parse_json
 
 ADAPTERS = "adapters"
+MOST_WEIGHT = 1e6  # of an adapter; beyond all use
 INDEX, INDEX_KEY = "model_index.json", "seg2any"
 HOW = (
     "call Seg2AnyPipeline.from_pretrained(folder), or DiffusionPipeline.from_pretrained(folder, "
@@ -182,9 +183,13 @@ def _saved_weights(folder: str | os.PathLike) -> dict[str, float] | None:
     if entry is None:
         return None
     weights = entry.get("adapters") if isinstance(entry, dict) else None
-    if not isinstance(weights, dict) or not all(type(weight) in (int, float) for weight in weights.values()):
+    if not isinstance(weights, dict) or not all(map(_is_weight, weights.values())):
         raise UserError(f"{Path(folder) / INDEX}: {INDEX_KEY} does not list adapters; save the pipeline again")
     return {name: float(weight) for name, weight in weights.items()}
+
+
+def _is_weight(value: object) -> bool:
+    return type(value) in (int, float) and abs(value) <= MOST_WEIGHT  # neither NaN nor too large for a float
 
 
 def _json(path: Path) -> dict[str, Any]:
