@@ -1,64 +1,16 @@
-"""usage: train.py CONFIG.yaml ... --section.key=value ...
-
-Train Seg2Any's adapters.
-
-    python train.py config/seg2any_shapes.yaml --project.output_dir=runs/try --trainer.max_train_steps=100
-    python train.py config/seg2any_shapes.yaml --resume_from_checkpoint latest
-    python train.py config/seg2any_shapes.yaml --dry_run
-
-Files and keys are applied from left to right, each over the ones before it; other keys keep their defaults.
-"""
+"""Train Seg2Any's adapters: the published name of `seg2any train`."""
 
 from __future__ import annotations
 
 import sys
 
-from seg2any.system.allocator import keep_freed_memory, let_segments_grow
-from seg2any.system.console import exit_status, plain_messages
+from seg2any.commands import train
 from seg2any.system.interrupts import run_command
-from seg2any.system.threads import compute_on_all_cores
 
 
 def main(arguments: list[str]) -> int:
-    """Run the command line and return the exit status.
-
-    0 complete, 1 out of memory, 2 wrong input, 128 plus the number of the signal that stopped it: 130 Ctrl-C.
-    """
-    if not arguments:
-        print(__doc__.strip(), file=sys.stderr)
-        return 2
-    if {"-h", "--help"} & {*arguments}:
-        from seg2any.training.config import explained_defaults
-
-        print(f"{__doc__}\nAll keys with their defaults:\n\n{explained_defaults()}")
-        return 0
-    advice = "if there is a checkpoint, go on with --resume_from_checkpoint=latest"
-    return exit_status("train.py", lambda: run(arguments), advice)
-
-
-@plain_messages()
-def run(arguments: list[str]) -> int:
-    """Train, or describe the run; return 0, or 128 plus the signal that stopped it.
-
-    Raises UserError.
-    """
-    from seg2any.training import config
-
-    settings = config.load(arguments)
-    let_segments_grow()
-    compute_on_all_cores()
-    from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
-    from seg2any.training.tasks.generation import Generation
-    from seg2any.training.trainer import Trainer
-
-    if settings.dry_run:
-        print(describe(settings))
-        return 0
-    trainer = Trainer(settings, Generation(settings))
-    if trainer.accelerator.device.type == "cpu":
-        keep_freed_memory()
-    signal = trainer.fit()
-    return 128 + signal if signal else 0
+    """Run a command line and return the exit status."""
+    return train.main(arguments, "train.py")
 
 
 if __name__ == "__main__":

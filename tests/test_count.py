@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from prepare_dataset_bucket_map import with_shard
+from seg2any.commands.prepare import with_shard
 from seg2any.data import count
 from seg2any.data.bucket_map import METADATA, BucketMap
 from seg2any.data.count import Parts

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
-import infer
+from seg2any.commands import generate
 from seg2any.generate.options import parse_options
 from tests import tiny_run
 
@@ -35,6 +35,6 @@ def test_the_first_lines_count_and_the_last_makes_an_image(tiny_model, tmp_path,
 
     program, script, *words = shlex.split(told.strip().splitlines()[-1])
     assert (program, script) == ("python", "infer.py")
-    infer.run(parse_options([*words, "--device", "cpu"]))
+    generate.run(parse_options([*words, "--device", "cpu"]))
     (image,) = (tmp_path / "run" / "images").glob("*.png")
     assert Image.open(image).size == (64, 64)

@@ -234,7 +234,7 @@ def test_adapters_without_a_card_follow_the_config(made: Path, tmp_path: Path):
     ("more", "message"),
     [
         (["--data.val.type=nothing"], "data set 'nothing' does not exist"),
-        (["--resolutoin=3"], "did you mean 'resolution'"),
+        (["--data.vall.type=shapes"], "did you mean 'data.val'"),
         (["--lora_ckpt_path", "nowhere"], "nowhere: no default/"),
         (["--data.aspect=bucket"], "data.aspect: bucket is for training"),
     ],

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.commands.generate import discard_panel
 from seg2any.generate.options import Options
 from seg2any.generate.plan import batches, make_plan
 from seg2any.generate.preflight import ModelFacts
 from seg2any.generate.recipe import save_image
+from seg2any.generate.run import discard_panel
 from seg2any.generate.survey import survey_layouts
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError

@@ -27,7 +27,7 @@ LEVELS: tuple[tuple[str, ...], ...] = (
     ("seg2any.annotate",),
     ("seg2any.evaluation",),
     ("seg2any.commands",),
-    ("seg2any",),
+    ("seg2any", "seg2any.__main__"),
     ("eval", "benchmarks", "examples", "integrations"),
 )
 PACKAGES = ("seg2any", "eval", "benchmarks", "examples", "integrations")

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from seg2any.attention.settings import ConditionSettings
-from seg2any.commands.generate import save
 from seg2any.data.catalog import open_data_set
 from seg2any.evaluation.generation import ImageSet
 from seg2any.generate import survey as surveys
@@ -21,6 +20,7 @@ from seg2any.generate.options import Options, parse_options
 from seg2any.generate.plan import Job
 from seg2any.generate.preflight import ModelFacts
 from seg2any.generate.recipe import MOST_PIXELS
+from seg2any.generate.run import save
 from seg2any.generate.survey import survey_layouts
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError

@@ -9,7 +9,6 @@ make images follow masks: elsewhere `default` acts as any other LoRA.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from seg2any.adapters.flux_names import SWAPPED, original_layers, swap_halves
 from seg2any.adapters.lora_file import WEIGHTS_FILE
 from seg2any.adapters.pairs import Pair
 from seg2any.adapters.routing import COND, DEFAULT
+from seg2any.system.arguments import Parser
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, sort_metadata, user_path
@@ -94,7 +94,7 @@ def _joined(pairs: Sequence[Pair], scales: Sequence[float]) -> Pair:
 
 def main() -> int:
     """Return the exit status: 0 done, 2 wrong input."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m seg2any.adapters.export", description="Write an adapter under the names of other programs."
     )
     parser.add_argument("folder", type=user_path, help="folder of adapters, with default/")

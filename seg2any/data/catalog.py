@@ -47,8 +47,17 @@ def open_data_set(name: str | None, params: dict, on_error: str = "skip") -> Dat
 
     on_error  "skip" or "fail", for data sets that read files; `params` may say otherwise
 
-    Raises UserError for an unknown name, for a parameter that is unknown, missing or of a wrong type, and for what the
-    data set itself refuses.
+    Raises UserError as `check_data_set`, and for what the data set itself refuses.
+    """
+    cls, params = check_data_set(name, params, on_error)
+    return cls(**params)
+
+
+def check_data_set(name: str | None, params: dict, on_error: str = "skip") -> tuple[type[DataSet], dict[str, Any]]:
+    """Return the class of a data set and the arguments that it takes, without opening it.
+
+    Raises UserError for an unknown name, and for a parameter that is unknown, missing, of a wrong type, or a path to
+    nothing.
     """
     if name not in CATALOG:
         raise UserError(f"data set {name!r} does not exist; choose one of {', '.join(CATALOG)}")
@@ -70,7 +79,12 @@ def open_data_set(name: str | None, params: dict, on_error: str = "skip") -> Dat
         if parameter.default is parameter.empty and key not in params:
             raise UserError(f"data set {name}: parameter '{key}' is missing; give data.<train or val>.params.{key}")
     paths = {key for key in params if Path in (hints.get(key), *get_args(hints.get(key)))}
-    return cls(**{key: user_path(value) if key in paths and value else value for key, value in params.items()})
+    params = {key: user_path(value) if key in paths and value else value for key, value in params.items()}
+    for key in paths:
+        if accepted[key].default is accepted[key].empty and not params[key].exists():
+            kind = "file" if params[key].suffix else "folder"
+            raise UserError(f"data set {name}: there is no {kind} {params[key]}; give data.<train or val>.params.{key}")
+    return cls, params
 
 
 def _instead(key: str, accepted: Iterable[str]) -> str:

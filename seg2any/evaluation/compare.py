@@ -9,7 +9,6 @@ interval excludes 0, "undecided" that it does not.
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 
 from seg2any.evaluation.metrics.bootstrap import Difference, paired_difference, paired_resamples
 from seg2any.evaluation.report.results import Row, Run, read_run
+from seg2any.system.arguments import Parser
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 from seg2any.system.files import user_path
@@ -104,10 +104,9 @@ def remarks(a: Run, b: Run) -> Iterator[str]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0 compared, 2 wrong input."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m seg2any.evaluation.compare",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("a", type=user_path, metavar="A.json", help="JSON file that an evaluation wrote")
     parser.add_argument("b", type=user_path, metavar="B.json", help="JSON file of another run of the same benchmark")

@@ -7,9 +7,9 @@ ACCELERATE_USE_CPU=true torchrun --nproc_per_node 2 eval/generate_image.py ...  
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING
 from seg2any.attention.settings import NAMES
 from seg2any.generate.options import Options, add_setting_flags, options_of
 from seg2any.system.allocator import let_segments_grow
+from seg2any.system.arguments import Parser
 from seg2any.system.console import exit_status, plain_messages, warn, whole
 from seg2any.system.errors import UserError
 from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.threads import compute_on_idle_cores
-from seg2any.training.config import Config, load
+from seg2any.training.config import ROOT_KEYS, Config, load
 
 if TYPE_CHECKING:  # heavy: not before --help is answered
     from seg2any.attention.settings import ConditionSettings
@@ -70,13 +71,11 @@ def parse_request(arguments: Sequence[str] | None = None) -> Request:
 
     Raises UserError for an error in the config.
     """
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m seg2any.evaluation.generate_image",
         usage="%(prog)s CONFIG.yaml ... [--section.key=value ...] --output_path FOLDER [flags]",
         description=__doc__,
         epilog=DETAILS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--base", action="append", default=[], metavar="CONFIG", help="the published name of CONFIG")
     parser.add_argument("--output_path", type=user_path, required=True, help="folder for the images")
@@ -94,7 +93,7 @@ def parse_request(arguments: Sequence[str] | None = None) -> Request:
             default = None if field.name in OF_CONFIG else field.default
             parser.add_argument(f"--{field.name}", default=default, **flag)
     add_setting_flags(parser)
-    given, rest = parser.parse_known_args(arguments)
+    given, rest = parser.parse_beside_keys(sys.argv[1:] if arguments is None else arguments, ROOT_KEYS)
     names = (*(field.name for field in dataclasses.fields(Options)), *NAMES)
     named = {name: getattr(given, name) for name in names if name in given}
     if not given.base and not any(argument.endswith((".yaml", ".yml")) for argument in rest):

@@ -24,6 +24,7 @@ from seg2any.generate.session import ImageOptions, Session
 from seg2any.layout import Layout
 from seg2any.layout.checks import LayoutWarning
 from seg2any.system.errors import UserError
+from seg2any.system.files import check_folder
 
 
 class State(Enum):
@@ -146,11 +147,11 @@ def _write_batch(
 
 def open_folder(folder: Path, flag: str = "--output_path") -> None:
     """Create the folder of a flag. Raises UserError if nothing can be written to it."""
+    check_folder(folder, flag)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        is_file = isinstance(error, (FileExistsError, NotADirectoryError))
-        reason = "is a file or below one" if is_file else f"cannot be written to ({error.strerror})"
-        raise UserError(f"{flag} {folder}: {reason}; give a folder that can be written to") from error
+        reason = f"cannot be written to ({error.strerror}); give a folder that can be written to"
+        raise UserError(f"{flag} {folder}: {reason}") from error

@@ -1,8 +1,7 @@
-"""Define the options of `infer.py` in one table, without heavy imports."""
+"""Define the options of `generate` and `check` in one table, without heavy imports."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from seg2any.diffusion.step_cache import STEP_CACHES
 from seg2any.generate.memory_modes import MEMORY_MODES
 from seg2any.layout.checks import MAX_SEED
 from seg2any.layout.overlap import OVERLAPS
+from seg2any.system.arguments import Parser, call_of
 from seg2any.system.console import real, whole, yes_or_no
 from seg2any.system.files import user_path
 from seg2any.system.precision import PRECISIONS
@@ -31,12 +31,12 @@ A folder with one mask picture per region, COCO run lengths and .npz work too: s
 EXAMPLES = """\
 examples:
   a folder of layouts, with the model in this repository: runs on any machine, offline
-    python infer.py --pretrained_model_name_or_path examples/shapes/model --lora_ckpt_path examples/shapes/lora \\
+    {call} --pretrained_model_name_or_path examples/shapes/model --lora_ckpt_path examples/shapes/lora \\
         --seg_mask_path examples/shapes/masks --output_path result --num_inference_steps 20 --save_panels
   only look at what each region will get: a report, and an overlay picture per layout; loads no weights
-    python infer.py --seg_mask_path my_layouts --output_path check --check
+    {call} --seg_mask_path my_layouts --output_path check --check
   FLUX.1-dev at 1024 pixels, four images per layout, two at a time
-    python infer.py --lora_ckpt_path ckpt/sacap_1m/checkpoint-20000 --seg_mask_path my_layouts --output_path result \\
+    {call} --lora_ckpt_path ckpt/sacap_1m/checkpoint-20000 --seg_mask_path my_layouts --output_path result \\
         --height 1024 --width 1024 --num_images_per_prompt 4 --batch_size 2
 
 An interrupted run goes on where it stopped when started again: finished images are skipped.
@@ -51,7 +51,7 @@ def flag(default: Any, text: str, **argument: Any) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """The options of `infer.py`. None: `infer.py` chooses."""
+    """The options of `generate`. None: `generate` chooses."""
 
     seg_mask_path: Path = flag(
         None, "a layout, a folder of layouts, or a COCO file of several images", type=input_path, required=True
@@ -118,7 +118,7 @@ class Options:
     strict: bool = flag(False, "stop at warnings about layouts", action="store_true")
 
 
-def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+def add_setting_flags(parser: Parser) -> None:
     """Add one flag for each field of `ConditionSettings`; a flag that is not given leaves None."""
     for field in dataclasses.fields(ConditionSettings):
         text = f"{field.metadata['help']}; default: as the adapter was trained"
@@ -142,15 +142,12 @@ def options_of(flags: Mapping[str, Any]) -> Options:
     return Options(**{name: value for name, value in flags.items() if name not in NAMES}, settings=settings)
 
 
-def parse_options(arguments: Sequence[str] | None = None) -> Options:
-    """Parse a command line, by default this process's; exit with status 2 if it is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="infer.py",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parse_options(arguments: Sequence[str] | None = None, program: str = "infer.py") -> Options:
+    """Parse a command line, by default this process's; exit with status 2 if it is wrong.
+
+    program  the command's name, as messages and examples show it
+    """
+    parser = Parser(prog=program, description=DESCRIPTION, epilog=EXAMPLES.format(call=call_of(program)))
     for field in dataclasses.fields(Options):
         if field.name == "settings":
             add_setting_flags(parser)

@@ -22,7 +22,8 @@ IMAGE_DESCRIPTION = 0x010E  # the EXIF tag that holds the recipe in JPEG and Web
 MOST_PIXELS = {".jpg": 65500, ".webp": 16383}  # of a side; the libraries' own limits
 MEANT = {"layout.overlap": "share"}  # what a recipe without this name means, as older versions wrote it
 # These may differ between two recipes of the same image.
-CIRCUMSTANCES = ("versions", "device", "attention_kernels", "adapter.path", "model.path")
+MADE = "made"  # the key of what changes no more than the last bits: see `seg2any.generate.made`
+CIRCUMSTANCES = ("versions", "device", "attention_kernels", "adapter.path", "model.path", MADE)
 
 
 class BrokenImage(Exception):

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from seg2any.attention.settings import MAX_ENTITIES, ConditionSettings
 from seg2any.diffusion.prepare import image_size
+from seg2any.generate.early import too_many_regions
 from seg2any.generate.options import Options
 from seg2any.generate.preflight import LayoutReport, ModelFacts, check_layout
 from seg2any.generate.recipe import check_size
@@ -137,7 +138,7 @@ def _check_usable(
         height, width = options.height or layout.size[0], options.width or layout.size[1]
         raise LayoutError(f"{path}: {width}x{height} is smaller than one token; use --height and --width")
     if not settings.is_plain and len(layout.masks) > MAX_ENTITIES:
-        raise LayoutError(f"{path}: has {len(layout.masks)} regions, and attention takes {MAX_ENTITIES}; merge some")
+        raise LayoutError(too_many_regions(path, len(layout.masks)))
     if settings.is_plain and layout.caption is None:
         raise LayoutError(
             f"{path}: caption is missing, and plain FLUX uses nothing else; add it, or give --lora_ckpt_path"

@@ -26,6 +26,13 @@ def decode_rle(where: str, segmentation: dict) -> np.ndarray:
     return mask
 
 
+def encode_rle(mask: np.ndarray) -> dict[str, list[int]]:
+    """Encode a mask, bool [H, W], as {"size": [H, W], "counts": list[int]}."""
+    flat = np.concatenate([[False], mask.T.ravel()])
+    changes = np.flatnonzero(flat[1:] != flat[:-1])
+    return {"size": list(mask.shape), "counts": np.diff([0, *changes, mask.size]).tolist()}
+
+
 def draw_runs(runs: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Draw runs int [R] of pixels outside and inside in turn, column by column: bool [H, W]."""
     height, width = size

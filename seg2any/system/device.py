@@ -7,6 +7,7 @@ inside the functions, so that --help does not wait for it.
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 from seg2any.system.errors import UserError, shown
@@ -14,6 +15,9 @@ from seg2any.system.processes import Process
 
 if TYPE_CHECKING:
     import torch
+
+
+KINDS = ("cpu", "cuda", "mps", "xpu", "npu", "hpu", "mtia", "xla")  # that may compute; torch knows which of them do
 
 
 def best_device() -> torch.device:
@@ -49,6 +53,12 @@ def device_name(process: Process, asked: str | None) -> str | None:
     if asked in (None, "cuda") and process.local >= n_gpus:
         raise UserError(f"{process.local_count} processes, but {n_gpus} GPUs here; start one process for each GPU")
     return f"cuda:{process.local}" if asked in (None, "cuda") else asked
+
+
+def check_device_name(name: str | None) -> None:
+    """Raise UserError for a word that names no device, without asking torch."""
+    if name is not None and not re.fullmatch(rf"({'|'.join(KINDS)})(:\d+)?", name):
+        raise UserError(f"--device {name}: is no device; choose cuda, mps or cpu, or leave it out")
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -54,6 +54,12 @@ def atomic_write(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def check_folder(folder: Path, flag: str) -> None:
+    """Raise UserError if the folder of a flag is a file or lies below one; it need not exist."""
+    if any(place.exists() and not place.is_dir() for place in (folder, *folder.absolute().parents)):
+        raise UserError(f"{flag} {folder}: is a file or below one; give a folder that can be written to")
+
+
 def append_lines(path: Path, text: str) -> None:
     """Add whole lines to a file: all of `text` or nothing, and on the disk when this returns.
 

@@ -56,18 +56,25 @@ def circumstances(device: torch.device | str) -> dict[str, object]:
     import torch  # takes seconds, and reading results needs no torch
 
     device = torch.device(device)
-    is_cuda = device.type == "cuda"
-    name = torch.cuda.get_device_name(device) if is_cuda else _processor(torch.backends.cpu.get_cpu_capability())
     return {
         "machine": {
             "device": device.type,
-            "name": name,
+            "name": machine_name(device),
             "platform": platform.platform(),
             "threads": torch.get_num_threads(),
         },
         "versions": {"python": platform.python_version(), **versions(PACKAGES)},
         "commit": commit(),
     }
+
+
+def machine_name(device: torch.device) -> str:
+    """Return the name of a GPU, or of the processor with its widest vector units."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _processor(torch.backends.cpu.get_cpu_capability())
 
 
 def run_info(device: torch.device | str, processes: int, distributed_type: str) -> dict[str, object]:

@@ -24,9 +24,9 @@ from safetensors import SafetensorError
 
 from seg2any.system.errors import UserError
 from seg2any.system.files import check_free
+from seg2any.training.early import STATE, check_path
 from seg2any.training.state_file import DamagedState, read_plain, read_state, write_state
 
-STATE = "training_state.safetensors"
 FILES = "files"  # key of the state: names and bytes of the weights' files beside it
 
 
@@ -140,21 +140,6 @@ class Checkpoints:
         if steps:
             raise UserError(f"project.output_dir: every checkpoint in {self.folder} is damaged; choose another folder")
         return None
-
-
-def check_path(wanted: str | None) -> Path | None:
-    """Return the folder that `resume_from_checkpoint` names; None for `latest` and null.
-
-    Raises UserError.
-    """
-    if wanted in (None, "latest"):
-        return None
-    path = Path(wanted)
-    if not path.is_dir():
-        raise UserError(f"resume_from_checkpoint: {path} is not a folder; give `latest` or a checkpoint-N folder")
-    if not (path / STATE).exists():
-        raise UserError(f"{path}: has no {STATE}, so no run can resume from it; give a checkpoint-N folder")
-    return path
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -210,6 +210,9 @@ MOVED = {("" if name in CONFIG_ROOT_NAMES else "model", name): ConditionSettings
     ("trainer", "offload"): Compatibility,
 }
 
+# Keys without a section, as flags may be called.
+ROOT_KEYS = (*Config().to_dict(), "memory")
+
 
 def load(arguments: Sequence[str]) -> Config:
     """Read `CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins.

@@ -5,7 +5,6 @@ Refuse unknown keys, wrong types and impossible values, each in one line.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -19,6 +18,7 @@ from seg2any.generate.memory_modes import IN_TRAINING
 from seg2any.system.errors import UserError, shown
 from seg2any.system.limits import limits
 from seg2any.system.shipped import input_path, model_name
+from seg2any.system.words import probably_meant
 
 EXAMPLES = {
     list: "a list such as [19,37]",
@@ -225,9 +225,9 @@ def _nearest(path: str, paths: list[str]) -> str:
     """Suggest the key that was probably meant: a close one, or the same name elsewhere."""
     if path in paths:
         return ": in a file, write it as a section, such as 'model: {rank: 8}'"
-    same_name = [p for p in paths if p.rsplit(".", 1)[-1] == path.rsplit(".", 1)[-1]]
-    close = same_name or difflib.get_close_matches(path, paths, n=1, cutoff=0.5)
-    if not close:
-        names = {p.rsplit(".", 1)[-1]: p for p in paths}
-        close = [names[n] for n in difflib.get_close_matches(path.rsplit(".", 1)[-1], names, n=1, cutoff=0.5)]
-    return f"; did you mean '{close[0]}'?" if close else "; see seg2any/training/config.py for all keys"
+    section, _, name = path.rpartition(".")
+    same_name = [p for p in paths if p.rsplit(".", 1)[-1] == name]
+    own = [p for p in paths if p.rpartition(".")[0] == section]  # last, so that they win over names of other sections
+    names = {p.rsplit(".", 1)[-1]: p for p in (*paths, *own)}
+    close = same_name[0] if same_name else names.get(probably_meant(name, names))
+    return f"; did you mean '{close}'?" if close else "; `train --help` lists all keys"

@@ -11,8 +11,8 @@ from seg2any.generate.memory_estimate import GIB
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.training import build
 from seg2any.training.accelerator import make_accelerator
-from seg2any.training.checkpoint import check_path
 from seg2any.training.config import Config
+from seg2any.training.early import check_path
 from seg2any.training.elastic import Shares
 from seg2any.training.memory import Launch, encoders_of, estimate
 from seg2any.training.open_data import open_data

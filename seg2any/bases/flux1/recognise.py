@@ -44,11 +44,7 @@ def refuse_other_models(name: str, transformer: dict[str, Any] | None = None) ->
     Warns about FLUX.1-schnell, which works but makes its images in four steps.
     """
     path = Path(name)
-    if not path.is_dir():
-        if name.count("/") != 1 or name.startswith((".", "/", "~")):
-            raise UserError(f"{name}: no such folder; give a FLUX pipeline folder or a hub id such as owner/name")
-        if path.parent.is_dir():  # a mistyped path; on the hub somebody may own that name
-            raise UserError(f"{name}: no such folder in {path.parent}, which is one here; correct the name")
+    if not is_local(name):
         LOGGER.info("%s: no folder here, so it is taken from the hub, huggingface.co, or from its cache", name)
         return
     index = read_json(path / "model_index.json")
@@ -59,6 +55,18 @@ def refuse_other_models(name: str, transformer: dict[str, Any] | None = None) ->
         other = next((text for start, text in OTHERS.items() if kind.startswith(start)), "another model")
         raise UserError(f"{path}: is {other} ({kind}), not FLUX.1-dev (FluxPipeline); {WANTED}")
     _refuse_other_parts(path, index, {} if transformer is None else {"transformer": transformer})
+
+
+def is_local(name: str) -> bool:
+    """Tell a folder from a hub id. Raises UserError for a folder that is missing."""
+    path = Path(name)
+    if path.is_dir():
+        return True
+    if name.count("/") != 1 or name.startswith((".", "/", "~")):
+        raise UserError(f"{name}: no such folder; give a FLUX pipeline folder or a hub id such as owner/name")
+    if path.parent.is_dir():  # a mistyped path; on the hub somebody may own that name
+        raise UserError(f"{name}: no such folder in {path.parent}, which is one here; correct the name")
+    return False
 
 
 def _refuse_other_parts(path: Path, index: Mapping[str, Any], known: Mapping[str, dict[str, Any]]) -> None:

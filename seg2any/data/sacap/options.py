@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from seg2any.data.sacap.subset import PICKS
+from seg2any.system.arguments import Parser
 from seg2any.system.files import user_path
 
 PROG = "python -m seg2any.data.sacap"
@@ -91,9 +92,7 @@ STATUS = "\nExit status: 0 everything is whole, 1 something is missing or broken
 
 def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse a command line, by default this process's; `command` is plan, extract or verify."""
-    parser = argparse.ArgumentParser(
-        prog=PROG, description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = Parser(prog=PROG, description=DESCRIPTION)
     commands = parser.add_subparsers(dest="command", required=True, metavar="{plan,extract,verify}")
     _plan(_command(commands, "plan", PLAN, PLAN_EXAMPLES))
     _extract(_command(commands, "extract", EXTRACT, EXTRACT_EXAMPLES))
@@ -104,13 +103,11 @@ def parse_options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def _command(commands: argparse._SubParsersAction, name: str, text: str, examples: str) -> argparse.ArgumentParser:
+def _command(commands: argparse._SubParsersAction, name: str, text: str, examples: str) -> Parser:
     command = commands.add_parser(
         name,
         description=text,
         epilog=examples + STATUS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     command.add_argument("annotations", type=user_path, help="SACap-1M's parquet file, or one written by `plan`")
     command.add_argument("--groups", help="only these tars: 0-99,123 or sa_000000-sa_000099,sa_000123 (default: all)")
@@ -120,7 +117,7 @@ def _command(commands: argparse._SubParsersAction, name: str, text: str, example
     return command
 
 
-def _plan(command: argparse.ArgumentParser) -> None:
+def _plan(command: Parser) -> None:
     command.add_argument("--output", type=user_path, required=True, help="the plan, a parquet file")
     command.add_argument("--limit", type=_positive, help="images at most (default: all)")
     command.add_argument(
@@ -147,7 +144,7 @@ def _plan(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _extract(command: argparse.ArgumentParser) -> None:
+def _extract(command: Parser) -> None:
     command.add_argument(
         "--tar_dir", type=user_path, nargs="+", required=True, help="folders with sa_000000.tar, sa_000001.tar, ..."
     )
@@ -155,7 +152,7 @@ def _extract(command: argparse.ArgumentParser) -> None:
     command.add_argument("--report", type=user_path, help="write every problem to this file, as a table with tabs")
 
 
-def _verify(command: argparse.ArgumentParser) -> None:
+def _verify(command: Parser) -> None:
     command.add_argument("--root", type=user_path, default=RAW, help="folder of the groups (default: %(default)s)")
     command.add_argument("--output", type=user_path, help="write the rows of the whole images to this parquet file")
     command.add_argument(

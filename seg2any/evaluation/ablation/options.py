@@ -5,7 +5,6 @@ Nothing heavy is imported, so that --help is quick.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 from seg2any.evaluation.ablation.rows import KINDS, REFERENCE, TRAINED, TRAINING_FREE, Row, trained_row
 from seg2any.evaluation.shapes.options import Options as ShapesOptions
 from seg2any.evaluation.shapes.options import shapes_flags
+from seg2any.system.arguments import Parser
 from seg2any.system.console import whole
 from seg2any.system.files import user_path
 
@@ -44,11 +44,10 @@ class Options(ShapesOptions):
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
     """Parse a command line, by default this process's."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m seg2any.evaluation.ablation",
         description="The paper's ablations on scenes of known truth: tables, pictures, and which trends hold.",
         epilog=DETAILS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[shapes_flags("result/ablation", 12)],
     )
     parser.add_argument(
@@ -78,7 +77,7 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     return Options(rows=kept, **given)
 
 
-def _variant(parser: argparse.ArgumentParser, text: str) -> tuple[str, Row]:
+def _variant(parser: Parser, text: str) -> tuple[str, Row]:
     name, _, folder = text.partition("=")
     if not name or not folder or "/" in name or name in {row.name for row in TRAINING_FREE}:
         parser.error(

@@ -9,11 +9,11 @@ that COCO-Stuff does not have is an error. Started again, it resumes where it st
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from seg2any.system.arguments import Parser
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 from seg2any.system.files import user_path
@@ -43,10 +43,9 @@ def convert(coco_path: Path, out_dir: Path, processes: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0 done, 2 wrong input, 130 interrupted."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m seg2any.evaluation.labels.convert_coco_stuff164k",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("coco_path", type=user_path, help="folder that holds stuffthingmaps/")
     parser.add_argument("-o", "--out_dir", type=user_path, help="default: COCO_PATH")

@@ -10,12 +10,12 @@ it resumes where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from seg2any.system.arguments import Parser
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 from seg2any.system.files import user_path
@@ -50,10 +50,9 @@ def convert(source: Path, target: Path, size: int, data_set: str | None, process
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; exit status 0 done, 2 wrong input, 130 interrupted."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m seg2any.evaluation.labels.convert_labelsize_512",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--input_path", type=user_path, required=True, help="folder of label maps")
     parser.add_argument("--output_path", type=user_path, required=True, help="folder for the converted ones")

@@ -8,11 +8,11 @@ The page is one file with the pictures inside; it loads nothing and runs no scri
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from seg2any.evaluation.report.page import write_page
+from seg2any.system.arguments import Parser
 from seg2any.system.console import exit_status
 from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
@@ -20,10 +20,9 @@ from seg2any.system.interrupts import run_command
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page; exit status 0 written, 2 wrong input."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m seg2any.evaluation.report",
         description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "runs", nargs="+", type=user_path, metavar="FILE.json", help="JSON file that an evaluation wrote"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seg2any.system.arguments import Parser
 from seg2any.system.files import user_path
 
 WEIGHTS = Path("weights")  # where the README says to put files that are not folders of transformers
@@ -61,11 +61,10 @@ class Options:
 
 def parse_options(arguments: Sequence[str] | None = None) -> Options:
     """Parse a command line, by default this process's."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m seg2any.evaluation.runners",
         description="Measure a folder of eval/generate_image.py: prints a table, writes JSON, pictures and a page.",
         epilog=DETAILS,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("images", type=user_path, help="folder that seg2any/evaluation/generate_image.py made")
     parser.add_argument("-o", "--output", type=user_path, help="JSON file (default: IMAGES/evaluation.json)")

@@ -5,11 +5,11 @@ Nothing heavy is imported, so that --help is quick.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seg2any.system.arguments import Parser
 from seg2any.system.console import whole
 from seg2any.system.files import user_path
 from seg2any.system.precision import PRECISIONS
@@ -49,11 +49,10 @@ class Options:
 
 def parse_options(arguments: Sequence[str] | None = None, description: str = "") -> Options:
     """Parse a command line, by default this process's."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m seg2any.evaluation.shapes",
         description=description,
         epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         parents=[shapes_flags("result/bench_shapes", 8)],
     )
     every = " and ".join(f"{count} {kind}" for kind, count in SCENES.items())
@@ -61,12 +60,12 @@ def parse_options(arguments: Sequence[str] | None = None, description: str = "")
     return Options(**vars(parser.parse_args(arguments)))
 
 
-def shapes_flags(output: str, batch_size: int) -> argparse.ArgumentParser:
+def shapes_flags(output: str, batch_size: int) -> Parser:
     """Build a parent parser with the flags for the model, its images and their folder.
 
     `lora` is a Path or None.
     """
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     parser.add_argument(
         "--model",
         type=model_name,
