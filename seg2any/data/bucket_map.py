@@ -198,7 +198,7 @@ def _open(path: Path) -> tuple[pq.ParquetFile, Origin | None]:
         file = pq.ParquetFile(path)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; make it with prepare_dataset_bucket_map.py") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({_one_line(error)}); {REMEDY}") from None
     for name in PUBLISHED:
         if name not in file.schema_arrow.names or not pa.types.is_integer(file.schema_arrow.field(name).type):
@@ -215,7 +215,7 @@ def _open(path: Path) -> tuple[pq.ParquetFile, Origin | None]:
 def _columns(path: Path, file: pq.ParquetFile, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         table = file.read(columns=list(names))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"{path}: it is damaged ({_one_line(error)}); {REMEDY}") from None
     if any(table[name].null_count for name in names):
         raise UserError(f"{path}: some rows have no number; {REMEDY}")

@@ -150,7 +150,7 @@ def read_batches(path: Path) -> Iterator[pa.RecordBatch]:
                 pieces = []
         if pieces:
             yield from map(_checked, _joined(pieces))
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:  # the last one of columns' names
         raise UserError(f"{path}: cannot be read as parquet ({' '.join(str(error).split())[:80]})") from None
 
 

@@ -189,7 +189,7 @@ class Parts:
             return pq.read_table(file, columns=SCHEMA.names)
         except FileNotFoundError:
             raise
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, UnicodeDecodeError):
             raise UserError(f"{file}: this part is damaged; remove it and run the same command again") from None
 
 

@@ -106,7 +106,7 @@ def _read(path: Path, rule: str) -> dict[tuple[str, int, int], Checked]:
     """Read the results of earlier calls; empty without a readable file of this rule."""
     try:
         table = pq.read_table(path)
-    except (OSError, pa.ArrowException):
+    except (OSError, pa.ArrowException, UnicodeDecodeError):
         return {}
     if (table.schema.metadata or {}).get(b"rule") != _versioned(rule):
         return {}

@@ -132,7 +132,7 @@ def _check_run(run: dict, path: Path) -> None:
         and isinstance(data.get("type"), str)
         and isinstance(data.get("fingerprint"), str)
         and isinstance(run["recipe"], dict)
-        and run["format"] in SUFFIXES
+        and run["format"] in [*SUFFIXES]  # a list: the value may be of any kind
         and isinstance(size, list)
         and len(size) == 2
         and all(_is_count(number) for number in (run["samples"], run["groups"], *size))

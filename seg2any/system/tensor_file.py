@@ -73,7 +73,9 @@ class GGUFFile:
             raise UserError(f"{path}: reading GGUF needs the package gguf; pip install {GGUF_PACKAGE}") from None
         try:
             self._tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
-        except (ValueError, KeyError, IndexError, TypeError, OverflowError) as error:
+            if bare := next((name for name, tensor in self._tensors.items() if not tensor.data.ndim), None):
+                raise ValueError(f"{bare} has no axis")
+        except (ValueError, KeyError, IndexError, TypeError, OverflowError, RecursionError) as error:
             raise UserError(f"{path}: is no GGUF file, or is damaged ({brief(error)}); fetch it again") from None
         self.path, self._unpack = path, gguf.dequantize
         self.headers = {

@@ -120,10 +120,13 @@ def _tensors(file: BinaryIO) -> list[tuple[str, int, int]]:
     """
     try:
         header, start = parse_header(file)
-        return [
-            (f"{name} {about['dtype']} {about['shape']}", *(start + offset for offset in about["data_offsets"]))
-            for name, about in header.items()
-        ]
+        found = []
+        for name, about in header.items():
+            begin, end = about["data_offsets"]
+            if not 0 <= begin <= end:
+                raise ValueError(f"{name} lies outside of the file")
+            found.append((f"{name} {about['dtype']} {about['shape']}", start + begin, start + end))
+        return found
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, MemoryError):
         return [("damaged", 0, 8)]
 

@@ -83,7 +83,7 @@ def _refuse_other_parts(path: Path, index: Mapping[str, Any], known: Mapping[str
         configs[part] = read_json(path / part / "config.json")
         if configs[part] is None:  # loading the part reports the file
             continue
-        kind = configs[part].get("_class_name") or (configs[part].get("architectures") or [None])[0]
+        kind = _kind(configs[part])
         if kind is not None and kind not in classes:
             raise UserError(f"{path / part}: is a {kind}, not a {classes[0]}; {WANTED}")
     if configs["transformer"] and all(config is not None for config in configs.values()):
@@ -95,7 +95,10 @@ def _refuse_other_parts(path: Path, index: Mapping[str, Any], known: Mapping[str
 def _refuse_other_widths(
     path: Path, transformer: dict[str, Any], vae: dict[str, Any], text_encoder: dict[str, Any], text_encoder_2: dict
 ) -> None:
-    takes, gives = transformer.get("in_channels", 64), 4 * vae.get("latent_channels", 16)
+    takes, channels = transformer.get("in_channels", 64), vae.get("latent_channels", 16)
+    if not isinstance(takes, int) or not isinstance(channels, int):
+        raise UserError(f"{path}: in_channels or latent_channels is no whole number; {WANTED}")
+    gives = 4 * channels
     if takes != gives:
         kind = {6 * gives: "FLUX.1-Fill", 2 * gives: "FLUX.1-Depth or FLUX.1-Canny"}.get(takes, "another model")
         raise UserError(
@@ -136,7 +139,7 @@ def is_flux1_dev(path: Path) -> bool:
 def _without_index(path: Path) -> str:
     """Describe a folder without model_index.json."""
     config = read_json(path / "config.json")
-    kind = config and (config.get("_class_name") or (config.get("architectures") or [None])[0])
+    kind = config and _kind(config)
     if kind:
         return f"has no model_index.json: it is one part, a {kind}"
     if (path / "adapter.json").is_file() or (path / "default").is_dir():
@@ -145,6 +148,13 @@ def _without_index(path: Path) -> str:
     return "has no model_index.json" + (
         f", but the file {single[0]}, which can be given itself if it holds FLUX's transformer" if single else ""
     )
+
+
+def _kind(config: Mapping[str, Any]) -> str | None:
+    """Return the class that a part's configuration names, None for one that names none."""
+    named = config.get("architectures")
+    kind = config.get("_class_name") or (named[0] if isinstance(named, list) and named else None)
+    return None if kind is None else shown(kind).strip("'")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

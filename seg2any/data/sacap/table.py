@@ -175,7 +175,7 @@ def _open(path: Path) -> pq.ParquetFile:
         raise UserError(f"{path}: no such file; give the path of SACap-1M's parquet")
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as parquet ({shown(str(error))}); download it again") from None
 
 

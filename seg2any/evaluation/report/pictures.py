@@ -120,6 +120,8 @@ def read_pictures(folder: Path) -> list[Shown]:
 
 def _shown(entry: dict) -> Shown:
     """Read an entry of the index. Raises TypeError, KeyError or ValueError for anything else."""
+    if not isinstance(entry["pictures"], dict):
+        raise TypeError("pictures is something else")
     sample = Shown(**entry | {"captions": tuple(entry["captions"]), "value": float(entry["value"])})
     texts = (sample.key, sample.place, sample.metric, sample.caption or "", *sample.captions)
     if not all(isinstance(text, str) for text in (*texts, *sample.pictures.keys(), *sample.pictures.values())):
