@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from seg2any.attention.settings import ConditionSettings
+from seg2any.commands.evaluate import PROGRAMS
+from seg2any.commands.verbs import VERBS
 from seg2any.data.catalog import CATALOG
 from seg2any.generate.memory_estimate import GIB, RESERVE, predict
 from seg2any.generate.memory_modes import MEMORY_MODES
@@ -50,6 +52,18 @@ def flags() -> str:
     """List the flags of generation that are no setting of the condition, in the order of --help."""
     fields = [field for field in dataclasses.fields(Options) if field.name != "settings"]
     return table(("flag", "values", "meaning"), map(_flag, fields))
+
+
+def verbs() -> str:
+    """List the verbs of the command line."""
+    return table(("verb", "what it does"), ((f"`seg2any {name}`", verb.text) for name, verb in VERBS.items()))
+
+
+def programs() -> str:
+    """List the programs of `evaluate`."""
+    return table(
+        ("program", "what it does"), ((f"`seg2any evaluate {name}`", one.text) for name, one in PROGRAMS.items())
+    )
 
 
 def condition() -> str:
@@ -123,6 +137,8 @@ def _first_line(path: Path) -> str:
 
 BLOCKS: Mapping[str, Callable[[], str]] = {
     "flags": flags,
+    "verbs": verbs,
+    "programs": programs,
     "condition": condition,
     "memory": memory,
     "settings": settings,

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from seg2any.commands import verbs
 from seg2any.data.bucket_map import SCHEMA
 from seg2any.data.sacap.options import parse_options as parse_sacap_options
 from seg2any.evaluation.ablation.options import parse_options as parse_ablation_options
 from seg2any.evaluation.shapes.options import parse_options as parse_bench_options
-from seg2any.generate.options import parse_options
 from seg2any.layout import Layout
+from seg2any.system.arguments import Parser
 from seg2any.training import config
 from tests.golden_root import REPOSITORY
 from tests.pages import pages
@@ -43,8 +44,12 @@ def commands() -> list[list[str]]:
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     for text in TEXTS.values():
         prose = re.sub(r"^```.*?^```$", "", text, flags=re.S | re.M)
-        lines += re.findall(r"`((?:python|make|torchrun|bash) [^`]*)`", prose.replace("\n", " "))
+        lines += re.findall(r"`((?:python|make|torchrun|bash|seg2any) [^`]*)`", prose.replace("\n", " "))
     return [shlex.split(line, comments=True) for line in lines if line.strip() and "..." not in line]
+
+
+class Accepted(BaseException):
+    """A command line was parsed; no command is meant to catch this."""
 
 
 def arguments_of(word: str) -> list[list[str]]:
@@ -58,9 +63,20 @@ def test_make_targets_exist():
     assert named >= {"demo", "test", "bench"} and named <= targets
 
 
-def test_commands_of_generation_are_accepted():
-    given = arguments_of("infer.py")
-    assert len(given) > 3 and all(parse_options(words).seg_mask_path for words in given)
+def test_commands_of_seg2any_are_accepted(monkeypatch):
+    """Each verb parses its command line, and stops there; keys of configs are those of the next tests."""
+    parse = Parser.parse_args
+
+    def stop(parser: Parser, *given: object) -> None:
+        raise Accepted(parse(parser, *given))
+
+    monkeypatch.setattr(Parser, "parse_args", stop)
+    given = [words[1:] for words in commands() if words[0] == "seg2any" and {*words}.isdisjoint({"VERB", "--help"})]
+    assert len(given) > 20 and {words[0] for words in given} > {"demo", "check", "generate", "replay", "evaluate"}
+    for words in given:
+        if words[0] not in ("train", "prepare") and len(words) > 1 + (words[0] == "evaluate"):
+            with pytest.raises(Accepted):
+                verbs.main(words)
 
 
 def test_flags_in_running_text_exist():
@@ -74,8 +90,9 @@ def test_flags_in_running_text_exist():
 
 
 def test_commands_of_training_are_accepted():
-    given = arguments_of("train.py")
-    assert given
+    given = [words[2:] for words in commands() if words[:2] == ["seg2any", "train"] and "--help" not in words]
+    given = [words for words in given if words]  # without arguments in a table
+    assert len(given) > 5
     for arguments in given:
         files = [str(REPOSITORY / word) if word.startswith("config/") else word for word in arguments]
         if files[0] != "my_data.yaml":
@@ -83,8 +100,9 @@ def test_commands_of_training_are_accepted():
 
 
 def test_commands_of_counting_are_accepted():
-    given = arguments_of("prepare_dataset_bucket_map.py")
-    assert given
+    given = [words[2:] for words in commands() if words[:2] == ["seg2any", "prepare"] and words[2:]]
+    given += arguments_of("prepare_dataset_bucket_map.py")
+    assert len(given) > 3
     for first, *rest in given:
         options = " ".join(rest)
         config.load([str(REPOSITORY / first), *re.sub(r"--(shard|workers) \S+", "", options).split()])
@@ -107,13 +125,10 @@ def test_shell_scripts_are_given_names_that_they_know():
 
 def test_arguments_of_the_bench_are_accepted():
     given = [word.removeprefix("ARGS=") for words in commands() for word in words if word.startswith("ARGS=")]
-    asked = [shlex.split(arguments) for arguments in given] + arguments_of("seg2any.evaluation.shapes")
-    assert len(asked) > 1 and all(parse_bench_options(words) for words in asked)
+    assert given and all(parse_bench_options(shlex.split(arguments)) for arguments in given)
 
 
-def test_commands_of_the_ablation_are_accepted():
-    given = arguments_of("seg2any.evaluation.ablation")
-    assert len(given) > 2 and all(parse_ablation_options(words).rows for words in given)
+def test_the_page_of_evaluation_counts_the_rows_of_the_ablation():
     (told,) = {int(count) for count in re.findall(r"# (\d+) rows x", "\n".join(TEXTS.values()))}
     assert len(parse_ablation_options([]).rows) == told
 
