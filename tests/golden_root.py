@@ -7,6 +7,7 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SUBSET = REPOSITORY / "tests" / "golden"
+SEG_SUBSET = REPOSITORY / "tests" / "golden_seg"
 
 
 def golden_root() -> Path:
@@ -17,6 +18,16 @@ def golden_root() -> Path:
     Raises FileNotFoundError if SEG2ANY_GOLDEN names no folder.
     """
     return _named_or_shared("SEG2ANY_GOLDEN", "golden") or SUBSET
+
+
+def seg_golden_root() -> Path:
+    """Return the folder of recorded behaviour of published methods that find masks in images.
+
+    SEG2ANY_GOLDEN_SEG names it, else it is `../shared/golden_seg` beside the repository, else the committed subset.
+
+    Raises FileNotFoundError if SEG2ANY_GOLDEN_SEG names no folder.
+    """
+    return _named_or_shared("SEG2ANY_GOLDEN_SEG", "golden_seg") or SEG_SUBSET
 
 
 def t5_tokenizer_folder() -> Path | None:
