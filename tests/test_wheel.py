@@ -108,6 +108,8 @@ def test_an_image_is_made_by_the_wheels_alone_in_an_empty_folder(wheels: dict[st
     assert found.returncode == 0, found.stderr
     version = re.search('^version = "(.*)"', (REPOSITORY / "pyproject.toml").read_text(), re.MULTILINE)[1]
     assert found.stdout.split() == [f"{packages}/seg2any/__init__.py", f"{packages}/seg2any_demo", version]
+    command = subprocess.run([python.with_name("seg2any"), "--help"], cwd=tmp_path / "empty", capture_output=True)
+    assert command.returncode == 0 and b"generate" in command.stdout and not command.stderr
     with Image.open(tmp_path / "empty" / "five.png") as image:
         assert image.size == (256, 256) and len(image.getcolors(2**16) or range(2**16)) > 100
 
