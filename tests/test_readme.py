@@ -86,6 +86,8 @@ def test_flags_in_running_text_exist():
     known = {name for path in sources for name in re.findall(r"[\"']--(\w+)", path.read_text(encoding="utf-8"))}
     known |= set(re.findall(r"--(\w+)", TEXTS[REPOSITORY / "docs" / "inference.md"])) | {*config.Config().to_dict()}
     named = {name for text in TEXTS.values() for name in re.findall(r"`--(\w+)(?![\w.-])", text)}
+    run = [word for words in commands() if words[0] == "python" for word in words]
+    named |= {name for word in run for name in re.findall(r"^--(\w+)(?:=|$)", word)}
     assert len(named) > 20 and sorted(named - known - LAUNCHERS) == []
 
 
@@ -114,6 +116,11 @@ def test_a_folder_of_ones_own_is_accepted(tmp_path: Path):
     for example in examples:
         (tmp_path / "my_data.yaml").write_text(example)
         assert config.load([str(tmp_path / "my_data.yaml")]).data.train.type == "folder"
+
+
+def test_bash_understands_every_block():
+    asked = subprocess.run(["bash", "-n"], input="\n".join(blocks("bash")), capture_output=True, text=True)
+    assert (asked.returncode, asked.stderr) == (0, "")
 
 
 def test_shell_scripts_are_given_names_that_they_know():
