@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from seg2any.system.precision import has_fast_bfloat16
-from seg2any.training import build, config, strategy
+from seg2any.training import accelerator, build, config
 from seg2any.training.tasks.flow_matching import Velocity
 from tests import tiny_run
 from tests.tiny_flux import adapted, base_of, condition, inputs, run, sample
@@ -97,7 +97,7 @@ class ScalesOnCPU(accelerate.Accelerator):
 
 @pytest.mark.slow
 def test_fp16_trains_and_validates_with_an_fp32_vae(arguments, monkeypatch, tmp_path):
-    monkeypatch.setattr(strategy, "Accelerator", ScalesOnCPU)
+    monkeypatch.setattr(accelerator, "Accelerator", ScalesOnCPU)
     val = ["--data.val.type=shapes", "--data.val.params={split: val, n_scenes: 1}", "--trainer.num_validation_images=1"]
     steps = ["--model.num_inference_steps=1", "--trainer.max_train_steps=2", "--mixed_precision=fp16"]
     trainer = tiny_run.trainer([*arguments, *val, *steps])

@@ -15,7 +15,7 @@ from seg2any.system.errors import UserError
 from seg2any.system.threads import COUNT
 
 GIB = 2**30
-FLUX_GIB = 34  # of FLUX.1-dev in bf16: transformer 22, T5 9, the rest below 1, and room to unpack
+FLUX_GIB = 34  # of FLUX.1-dev in bf16: transformer 22, the large text encoder 9, the rest below 1, and room to unpack
 # Memory of a GPU in GiB, at least -> the mode that FLUX.1-dev fits in at 1024 pixels; see docs on memory.
 MODES = ((40, "full"), (26, "offload"), (16, "nf4"), (0, "group_offload"))
 ROOM_GIB = 1  # for images and reports

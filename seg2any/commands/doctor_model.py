@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from seg2any.bases.flux1.recognise import is_local, refuse_other_models
+from seg2any.bases.flux1.recognise import PARTS, is_local, refuse_other_models
 from seg2any.commands.finding import BAD, GOOD, POOR, Finding
 from seg2any.generate.options import Options
 from seg2any.system.errors import UserError, shown
 from seg2any.system.headers import weights_files
 from seg2any.system.shipped import demo_folder
 
-PARTS = ("transformer", "text_encoder", "text_encoder_2", "vae")
 STEMS = ("diffusion_pytorch_model", "model")  # of weights, as diffusers and transformers call them
 
 

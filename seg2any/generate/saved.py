@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from diffusers import FluxPipeline
-
 from seg2any.bases.flux1.saved import load_saved
 from seg2any.generate.pipeline import Seg2AnyPipeline
 
@@ -17,7 +15,7 @@ class SavedPipeline(Seg2AnyPipeline):
     `DiffusionPipeline.from_pretrained` gives it its parts only; the transformer's config says where they come from.
     """
 
-    @functools.wraps(FluxPipeline.__init__)  # from_pretrained reads the names of the parts from the signature
+    @functools.wraps(Seg2AnyPipeline.__init__)  # from_pretrained reads the names of the parts from the signature
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         if not getattr(self.transformer, "peft_config", None):

@@ -24,7 +24,8 @@ def launcher_has_its_own_flags(recorded: dict) -> None:
     assert any(word.startswith("--num_processes") for word in recorded["script_args"])
     with tempfile.TemporaryDirectory() as folder:
         python = Path(folder) / "python"
-        python.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\nexit 3\n')
+        # The script asks Python for a free port by -c; everything else is only printed.
+        python.write_text('#!/bin/sh\n[ "$1" = -c ] && echo 29500 && exit 0\nprintf "%s\\n" "$@"\nexit 3\n')
         python.chmod(python.stat().st_mode | stat.S_IXUSR)
         own = {"PYTHON": str(python), "PROCESSES": "4", "LORA": folder, "OUT": folder}
         command = ["bash", str(REPOSITORY / "eval.sh"), "ade20k", "--seed", "7"]

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.constants import HF_HUB_OFFLINE
+
 from seg2any.system.errors import UserError, shown
 from seg2any.system.json_text import parse_json
 
@@ -45,7 +47,8 @@ def refuse_other_models(name: str, transformer: dict[str, Any] | None = None) ->
     """
     path = Path(name)
     if not is_local(name):
-        LOGGER.info("%s: no folder here, so it is taken from the hub, huggingface.co, or from its cache", name)
+        if not HF_HUB_OFFLINE:
+            LOGGER.info("%s: no folder here, so it is taken from the hub, huggingface.co, or from its cache", name)
         return
     index = read_json(path / "model_index.json")
     if index is None:
