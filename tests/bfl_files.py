@@ -83,7 +83,7 @@ def in_scaled_fp8(weights: dict[str, Tensor], scale_name: str, per_row: bool = F
 
 
 def save_gguf(weights: dict[str, Tensor], path: Path, packing: str) -> Path:
-    """Write weights as GGUF: matrices packed where their rows allow it, as converters do; the rest in F32."""
+    """Write weights as GGUF: what can be packed is, floats of 16 bits for biases too; the rest is F32."""
     import gguf
 
     kind = gguf.GGMLQuantizationType[packing]
@@ -91,7 +91,7 @@ def save_gguf(weights: dict[str, Tensor], path: Path, packing: str) -> Path:
     writer = gguf.GGUFWriter(path, "flux")
     for name, tensor in weights.items():
         numbers = tensor.float().numpy()
-        if tensor.ndim == 2 and tensor.shape[1] % block == 0:
+        if block == 1 or (tensor.ndim == 2 and tensor.shape[1] % block == 0):
             writer.add_tensor(name, gguf.quantize(numbers, kind), raw_dtype=kind)
         else:
             writer.add_tensor(name, numbers)
