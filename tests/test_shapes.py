@@ -3,8 +3,18 @@
 import numpy as np
 import pytest
 
-from seg2any.data.shapes import DRAWING, KINDS, MIN_VISIBLE, ShapesDataset, _one_of, held_out
-from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK, PATTERNS, SHAPES, Figure, draw_alpha, draw_mask
+from seg2any.data.shapes import DRAWING, KINDS, MIN_VISIBLE, ShapesDataset, _between, _one_of, _sample_figure, held_out
+from seg2any.data.shapes_draw import (
+    BACKGROUNDS,
+    COLOURS,
+    INK,
+    PATTERNS,
+    SHAPES,
+    Figure,
+    covers_any,
+    draw_alpha,
+    draw_mask,
+)
 from seg2any.layout.overlap import visible_masks
 from seg2any.system.errors import UserError
 
@@ -133,3 +143,21 @@ def test_names_are_drawn_as_numpy_draws_them():
     ours, numpys = (np.random.default_rng(3) for _ in range(2))
     assert [_one_of(ours, SHAPES) for _ in range(50)] == [str(numpys.choice(SHAPES)) for _ in range(50)]
     assert ours.random() == numpys.random()
+
+
+def test_numbers_are_drawn_as_numpy_draws_them():
+    ours, numpys = (np.random.default_rng(3) for _ in range(2))
+    bounds = [(0.2, 0.36), (-np.pi, np.pi), (3, 6), (18.7, 237.3)] * 20
+    assert [_between(ours, *pair) for pair in bounds] == [numpys.uniform(*pair) for pair in bounds]
+
+
+def test_a_figure_that_covers_a_pixel_without_being_drawn_covers_it_when_drawn():
+    """Give each figure, of many forms, only pixels outside: none may be found, but most of those inside."""
+    rng, found, number = np.random.default_rng(0), 0, 1500
+    for at in range(number):
+        kind = list(KINDS.values())[at % len(KINDS)]
+        figure = _sample_figure(rng, kind, int(rng.integers(1, 20)), 256, rng.uniform(0.5, 1))
+        mask = draw_mask(figure, 256)
+        assert not covers_any(figure, ~mask), figure
+        found += covers_any(figure, mask)
+    assert found > 0.7 * number

@@ -99,6 +99,18 @@ class BatchSampler:
                 break
         return np.flatnonzero(seen)
 
+    def own_until(self, count: int) -> np.ndarray:
+        """Return which samples this process takes from here up to the first `count` of the order of all processes.
+
+        int64, ascending, each once.
+        """
+        seen = np.zeros(len(self.lengths), bool)
+        for number in range(self.taken // self.samples_per_epoch, -(-count // self.samples_per_epoch)):
+            start = number * self.samples_per_epoch
+            ahead = self.epoch(number).reshape(-1)[max(0, self.taken - start) : count - start]
+            seen[ahead.reshape(-1, self.process.count, self.batch_size)[:, self.process.index]] = True
+        return np.flatnonzero(seen)
+
     def ahead(self) -> BatchSampler:
         """Return a sampler at the same place that can run ahead of this one."""
         other = copy.copy(self)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ from seg2any.data.shapes_draw import (
     PATTERNS,
     SHAPES,
     Figure,
+    covers_any,
     draw_alpha,
     draw_background,
     draw_mask,
@@ -193,6 +195,8 @@ def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: in
         figure = _sample_figure(rng, kind, wanted, size, shrink)
         if training and held_out(figure):
             continue
+        if not overlapping and covers_any(figure, taken):  # as most do: drawing them takes most of the time
+            continue
         mask = draw_mask(figure, size)
         if _fits_on_top(figures, masks, figure, mask) if overlapping else not (mask & taken).any():
             figures.append(figure)
@@ -203,19 +207,26 @@ def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: in
 
 def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: int, shrink: float) -> Figure:
     shape = "badge" if kind.badges_only else _one_of(rng, SHAPES)
-    radius = max(14.0, size * rng.uniform(0.2, 0.36) / np.sqrt(max(wanted, 1.6)) * 1.25 * shrink)
+    radius = max(14.0, size * _between(rng, 0.2, 0.36) / math.sqrt(max(wanted, 1.6)) * 1.25 * shrink)
     if shape == "badge":
         details = {"pattern": "plain", "letter": _one_of(rng, LETTERS)}
     else:
-        details = {"pattern": _one_of(rng, PATTERNS), "angle": rng.uniform(-np.pi, np.pi)}
-        details["stretch"] = rng.uniform(0.75, 1.33)
-        details["wobble"] = rng.uniform(0.04, 0.08) if rng.random() < kind.jagged else 0.0
+        details = {"pattern": _one_of(rng, PATTERNS), "angle": _between(rng, -math.pi, math.pi)}
+        details["stretch"] = _between(rng, 0.75, 1.33)
+        details["wobble"] = _between(rng, 0.04, 0.08) if rng.random() < kind.jagged else 0.0
         if rng.random() < kind.thin:  # finer than a 16 px token
-            details |= {"stroke": rng.uniform(6, 11) / radius} if shape == "ring" else {"stretch": rng.uniform(3, 6)}
-    reach = 1.2 * radius * np.sqrt(details.get("stretch", 1.0)) + MARGIN
+            details |= (
+                {"stroke": _between(rng, 6, 11) / radius} if shape == "ring" else {"stretch": _between(rng, 3, 6)}
+            )
+    reach = 1.2 * radius * math.sqrt(details.get("stretch", 1.0)) + MARGIN
     reach = min(reach, size / 2 - 1)
-    centre = (rng.uniform(reach, size - reach), rng.uniform(reach, size - reach))
-    return Figure(shape, _one_of(rng, tuple(COLOURS)), centre=centre, radius=float(radius), **details)
+    centre = (_between(rng, reach, size - reach), _between(rng, reach, size - reach))
+    return Figure(shape, _one_of(rng, tuple(COLOURS)), centre=centre, radius=radius, **details)
+
+
+def _between(rng: np.random.Generator, low: float, high: float) -> float:
+    """Draw what `rng.uniform` would draw, which converts its arguments to arrays each time."""
+    return low + (high - low) * rng.random()
 
 
 def _one_of(rng: np.random.Generator, names: Sequence[str]) -> str:

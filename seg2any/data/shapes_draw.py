@@ -5,6 +5,7 @@ The judge of the `shapes` benchmark reads the numbers here; changing them change
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -72,6 +73,28 @@ def draw_alpha(figure: Figure, size: int) -> np.ndarray:
     """Draw the figure's coverage alone: float32 [size, size] in [0, 1]."""
     alpha, *hole = (canvas.astype(np.float32) / 255 for canvas in _canvases(figure, size))
     return alpha - hole[0] if hole else alpha
+
+
+def covers_any(figure: Figure, taken: np.ndarray) -> bool:
+    """Tell without drawing whether the figure covers one of some pixels of `taken` bool [size, size]; False: perhaps.
+
+    The pixels lie in the centre and half way between it and the outline, or in the middle of a ring's stroke. Not
+    examined are figures so small or wobbly that rounding might put such a pixel outside, and those near the border.
+    """
+    stretch = math.sqrt(figure.stretch)
+    across = figure.radius * min(stretch, 1 / stretch)
+    if across < 10 or (figure.shape == "ring" and (figure.wobble or figure.stroke * across < 5)):
+        return False
+    reach = figure.radius * (1 - figure.stroke / 2 if figure.shape == "ring" else 0.5)
+    spread = 1.2 * reach * max(stretch, 1 / stretch)
+    if not all(spread <= at <= len(taken) - 1 - spread for at in figure.centre):
+        return False
+    cos, sin = reach * math.cos(figure.angle), reach * math.sin(figure.angle)
+    for x, y in _PROBES[figure.shape]:
+        x, y = x * stretch, y / stretch
+        if taken[round(sin * x + cos * y + figure.centre[1]), round(cos * x - sin * y + figure.centre[0])]:
+            return True
+    return False
 
 
 def draw_mask(figure: Figure, size: int) -> np.ndarray:
@@ -199,3 +222,8 @@ def _unit_outlines() -> dict[str, np.ndarray]:
 
 
 _UNIT_OUTLINES = _unit_outlines()
+# Of each outline, (x, y) of the centre, but for rings, and of 16 points
+_PROBES = {
+    name: [(0.0, 0.0)] * (name != "ring") + list(map(tuple, points[:: len(points) // 16][:16].tolist()))
+    for name, points in _UNIT_OUTLINES.items()
+}
