@@ -230,6 +230,15 @@ def test_adapters_without_a_card_follow_the_config(made: Path, tmp_path: Path):
     assert settings["cond_scale_factor"] == 2
 
 
+def test_without_adapters_the_model_is_plain_whatever_the_config_says(tmp_path: Path, capsys: pytest.CaptureFixture):
+    words = arguments(tmp_path / "out", limit=1, num_images_per_prompt=1)
+    at = words.index("--lora_ckpt_path")
+    assert main([*words[:at], *words[at + 2 :]]) == 0
+    recipe = Generated.read(tmp_path / "out").run["recipe"]
+    assert recipe["settings"]["attention_mask_method"] == "none" and not recipe["settings"]["is_use_cond_token"]
+    assert "plain FLUX" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -198,6 +198,12 @@ class TestChoices:
         assert choose_settings(options, None)[0].attention_mask_method == "base"
         assert not choose_settings(Options(Path("x"), check=True), None)[0].is_plain, "a report shows the regions"
 
+    def test_a_config_speaks_for_published_adapters_only(self):
+        asked, base = Options(Path("x")), ConditionSettings(attention_mask_method="base")
+        assert choose_settings(asked, AdapterCard(assumed=True), base)[0] == base
+        assert choose_settings(asked, None, base)[0].is_plain
+        assert choose_settings(asked, AdapterCard(condition=ConditionSettings()), base)[0] == ConditionSettings()
+
     @pytest.mark.parametrize(
         ("size", "nearest"),
         [

@@ -47,7 +47,7 @@ OF_RUN = ("device", "weight_dtype", "batch_size", "overwrite")
 DETAILS = """\
 CONFIG is a config of training: its data.val is the benchmark, its resolution, seed and eval section are the settings of
 the images, and --section.key=value changes it, as for train.py. Adapters with a card are used as they were trained;
-published ones have no card and follow the config.
+published ones have no card and follow the config. Without adapters the model is plain FLUX, as in infer.py.
 
 The seed of image k of a sample depends on the config's seed, the sample's name and k only. So neither the number of
 processes nor an interruption changes an image: start the same command again, and it makes what is missing.
@@ -119,7 +119,7 @@ def generate(request: Request) -> None:
 
     from seg2any.evaluation.generated import Generated, discard_leftovers, write_run
     from seg2any.evaluation.generation import ImageSet, make_missing, plan
-    from seg2any.generate.choices import Machine, choose_settings, explained_memory
+    from seg2any.generate.choices import PLAIN_WORDS, Machine, choose_settings, explained_memory
     from seg2any.generate.model import adapter_folder, read_adapter_card
     from seg2any.generate.session import Loading, Session
     from seg2any.system.device import choose_device, device_name
@@ -145,6 +145,8 @@ def generate(request: Request) -> None:
     blocks, finished = plan(task, options.batch_size, process, options.overwrite)
     missing = sum(len(block.missing) for block in blocks)
     print(f"{process}{machine.work(missing, finished)}", flush=True)
+    if settings.is_plain and process.is_first:
+        print(PLAIN_WORDS, flush=True)
     if blocks:
         with explained_memory(options, settings, machine):
             model, adapter = options.pretrained_model_name_or_path, options.lora_ckpt_path

@@ -21,6 +21,7 @@ from seg2any.system.errors import UserError
 from seg2any.system.provenance import versions
 
 MEMORY_WORDS = re.compile(r"out of memory|allocate memory|not enough memory", re.IGNORECASE)  # of MPS, CPU, Windows
+PLAIN_WORDS = "plain FLUX: only the global captions count, masks and captions of regions do not"
 LIBRARIES = ("seg2any", "torch", "diffusers", "transformers", "peft")
 
 FAR = 2  # as in FLUX's own range of sizes around a megapixel
@@ -57,12 +58,13 @@ def choose_settings(
     """Choose the adapter's settings, changed by the command line; return a warning for each.
 
     card    of the adapter; None: there is none, and the model is plain
-    untold  settings without a card; None: those of the published one for SACap-1M. To look at layouts alone, regions
-            count even without an adapter
+    untold  settings of an adapter without a card of its own; None: those of the published one for SACap-1M
+
+    To look at layouts alone, regions count even without an adapter.
     """
     without = ConditionSettings() if options.check else PLAIN
     trained = without if card is None else card.condition
-    if untold is not None and (card is None or card.assumed):
+    if untold is not None and card is not None and card.assumed:
         trained = untold
     settings = trained.override(options.settings)
     before, after = trained.to_json(), settings.to_json()

@@ -9,6 +9,7 @@ from PIL import Image
 
 from seg2any.attention.settings import ConditionSettings
 from seg2any.generate.choices import (
+    PLAIN_WORDS,
     Machine,
     check_modes,
     choose_settings,
@@ -79,7 +80,7 @@ def run(options: Options) -> None:
     warn(plan.remarks)
     print(f"{process}{machine.work(len(plan.to_do), len(plan.finished))}", flush=True)
     if settings.is_plain and process.is_first:
-        print("plain FLUX: only the global captions count, masks and captions of regions do not", flush=True)
+        print(PLAIN_WORDS, flush=True)
     with explained_memory(options, settings, machine):
         carry_out(plan, options, settings, machine, process.is_first)
     print(f"{process}images are in {options.output_path}")
