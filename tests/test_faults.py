@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import functools
 import json
 import os
 from collections.abc import Callable
@@ -18,9 +19,14 @@ from PIL import Image
 
 from benchmarks.result_lines import leave
 from seg2any.adapters.card import AdapterCard, write_card
+from seg2any.adapters.files import save_adapters
 from seg2any.data import bucket_map, left_out, picture_index
 from seg2any.data.sacap.report import write_report
 from seg2any.evaluation.labels.label_maps import Conversion
+from seg2any.evaluation.metrics.result import mean
+from seg2any.evaluation.report.page import write_page
+from seg2any.evaluation.report.pictures import Shown, read_pictures, save_pictures
+from seg2any.evaluation.report.results import make_run, write_run
 from seg2any.evaluation.vqa.answers import Answers
 from seg2any.generate.recipe import read_recipe, save_image
 from seg2any.system.files import append_lines, atomic_write, remove_stale
@@ -34,6 +40,7 @@ from seg2any.training.tasks.generation import write_images
 from tests import faults
 from tests.faults import KILL
 from tests.infer_command import layout
+from tests.tiny_flux import adapted, randomize_adapters
 
 pytestmark = pytest.mark.slow
 
@@ -82,6 +89,25 @@ def list_left_out(folder: Path, version: int) -> None:
         raise OSError("the caller goes on without the list")
 
 
+@functools.cache
+def adapters_of(version: int) -> torch.nn.Module:
+    model = adapted(rank=1)
+    randomize_adapters(model, seed=version)
+    return model
+
+
+def write_results(folder: Path, version: int) -> None:
+    scores = {f"scene {n}": version / (n + 1) for n in range(4)}
+    write_run(make_run("shapes", [mean("IoU", scores)], {"steps": version}, {}), folder / "run.json")
+
+
+def write_report_page(folder: Path, version: int) -> None:
+    results = folder.parents[1] / str(version)  # one path, which the page names
+    if not results.exists():
+        write_results(results, version)
+    write_page([results / "run.json"], folder / "report.html")
+
+
 WRITERS: dict[str, Callable[[Path, int], None]] = {
     "image.png": save_picture("image.png"),
     "image.jpg": save_picture("image.jpg"),
@@ -97,6 +123,9 @@ WRITERS: dict[str, Callable[[Path, int], None]] = {
     "state": lambda folder, version: write_state(folder / "state.safetensors", {"a": torch.full((999,), version)}),
     "report on SACap": lambda folder, version: write_report(folder / "report.tsv", []),
     "validation images": lambda folder, version: write_images({0: picture(version)}, [layout("a", 48)], folder),
+    "adapters": lambda folder, version: save_adapters(adapters_of(version), folder, AdapterCard(step=version)),
+    "results": write_results,
+    "report page": write_report_page,
     "colour map and captions": lambda folder, version: layout("a", seed=version).write(folder / "a.json"),
 }
 
@@ -147,6 +176,36 @@ def test_a_file_is_the_old_or_the_new_after_any_fault(what: str, tmp_path: Path)
         assert not hidden(folder)
         done.add(now == new)
     assert done == {False, True} or what == "report on SACap"
+
+
+def test_a_report_has_all_its_pictures_after_any_fault(tmp_path: Path):
+    def save(folder: Path, version: int) -> None:
+        shown = Shown("a", "best", "IoU", float(version), "caption", ("region",), {})
+        save_pictures(folder, [(shown, {"image": picture(version), "masks": picture(version + 10)})])
+
+    def read(folder: Path) -> list[tuple[Shown, list[bytes]]]:
+        return [
+            (one, [(folder / name).read_bytes() for name in one.pictures.values()]) for one in read_pictures(folder)
+        ]
+
+    save(tmp_path / "whole", 1)
+    old = read(tmp_path / "whole")
+    calls = faults.attempt(lambda: save(tmp_path / "whole", 2), tmp_path)
+    new = read(tmp_path / "whole")
+    assert not calls.kind and calls.calls > 12 and new != old and len(list((tmp_path / "whole").iterdir())) == 3
+    reached = []
+    for number, fault in enumerate(faults.plan(calls.calls, 2000)):
+        folder = tmp_path / str(number)
+        save(folder, 1)
+        ended = faults.attempt(lambda folder=folder: save(folder, 2), folder, fault)
+        now = read(folder)
+        assert now in (old, new), (fault, ended)
+        reached.append(now == new)
+        if fault.error != KILL and ended.kind:
+            assert "OSError" in ended.kind and "\n" not in ended.message, ended
+        save(folder, 3)
+        assert len([path for path in folder.iterdir() if not path.name.startswith(".")]) == 3
+    assert set(reached) == {False, True}
 
 
 APPENDED: dict[str, Callable[[Path], None]] = {

@@ -150,7 +150,8 @@ def test_pictures_of_an_earlier_evaluation_do_not_stay(tmp_path: Path):
     files = {file.name for file in folder_of(path).iterdir()}
     kept = read_pictures(folder_of(path))[:1]
     save_pictures(folder_of(path), [(kept[0], {"image": Image.new("RGB", (4, 4))})])
-    assert {file.name for file in folder_of(path).iterdir()} == {"index.json", "00_image.webp"} != files
+    (picture,) = read_pictures(folder_of(path))[0].pictures.values()
+    assert {file.name for file in folder_of(path).iterdir()} == {"index.json", picture} and picture not in files
     page, _ = report(tmp_path, path)
     assert len(page.images) == 1
 
@@ -204,7 +205,8 @@ def test_wrong_input_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture):
 def test_an_index_cannot_point_out_of_its_folder(tmp_path: Path):
     path = evaluation(tmp_path, "one")
     index = folder_of(path) / "index.json"
-    index.write_text(index.read_text().replace("00_masks.webp", "../../secret.webp"))
+    masks = read_pictures(folder_of(path))[0].pictures["masks"]
+    index.write_text(index.read_text().replace(masks, "../../secret.webp"))
     with pytest.raises(UserError, match="is no name of a picture beside it"):
         read_pictures(folder_of(path))
 

@@ -5,11 +5,13 @@ FILE.json has FILE_pictures/index.json and the pictures named there.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -85,21 +87,27 @@ def folder_of(path: Path) -> Path:
 
 
 def save_pictures(folder: Path, shown: Iterable[tuple[Shown, Mapping[str, Image.Image]]]) -> None:
-    """Write the pictures and, last, their index; earlier ones are replaced."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / INDEX).unlink(missing_ok=True)
-    for old in folder.glob("*.webp"):
-        old.unlink()
-    entries = []
+    """Write the pictures, then their index, and remove earlier pictures last: the index always finds its own.
+
+    So a picture's name holds a digest of its content.
+    """
+    entries, written = [], set()
     for number, (sample, pictures) in enumerate(shown):
         files = {}
         for title, picture in pictures.items():
-            files[title] = f"{number:02d}_{title.replace(' ', '_')}.webp"
+            encoded = BytesIO()
+            _reduced(picture).save(encoded, "WEBP", quality=90)
+            digest = hashlib.sha256(encoded.getbuffer()).hexdigest()[:8]
+            files[title] = f"{number:02d}_{title.replace(' ', '_')}_{digest}.webp"
             with atomic_write(folder / files[title]) as temporary:
-                _reduced(picture).save(temporary, quality=90)
+                temporary.write_bytes(encoded.getbuffer())
         entries.append(asdict(sample) | {"pictures": files})
+        written.update(files.values())
     with atomic_write(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    for old in folder.glob("*.webp"):
+        if old.name not in written:
+            old.unlink()
 
 
 def read_pictures(folder: Path) -> list[Shown]:
