@@ -39,14 +39,15 @@ from seg2any.system.interrupts import run_command
 from seg2any.system.provenance import circumstances
 from seg2any.training import batches
 from seg2any.training import config as configs
-from seg2any.training.batches import Encoder, ReadSample
+from seg2any.training.batches import Encoder
 from seg2any.training.config import Config
+from seg2any.training.reading import ReadSample
 from seg2any.training.samples import EncodedSample, Latents, latents_of
 from seg2any.training.tasks.generation import Generation
 from seg2any.training.trainer import Trainer
 
 DEFAULT = ("config/seg2any_shapes.yaml", "--data.train.params.n_scenes=64")
-CACHED = {"cache_text": "all", "cache_latents": True}
+CACHED = {"cache_text": "all", "cache_latents": True, "cache": "all"}
 LIVE = {"cache_text": "none", "cache_latents": False}
 FIRST_ROUNDS = 6  # not counted: batches differ in length, so the process still allocates memory in these rounds
 

@@ -23,10 +23,11 @@ from seg2any.data.left_out import LeftOutWarning
 from seg2any.data.shapes import ShapesDataset
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE
-from seg2any.training import batches as reading
+from seg2any.training import batches as batching
 from seg2any.training import config, open_data
-from seg2any.training.batches import SkippedSampleWarning, read_ahead
+from seg2any.training.batches import SkippedSampleWarning
 from seg2any.training.open_data import RawData, load_data
+from seg2any.training.reading import Reader, read_ahead
 from seg2any.training.store import CacheError, ShardStore
 from seg2any.training.token_counts import read_or_count
 from tests import forked, tiny_run
@@ -121,9 +122,7 @@ def test_an_unusable_sample_alone_in_its_batch_is_skipped_like_any_other(data, s
 
 
 def test_a_batch_without_samples_is_filled_from_what_the_caches_hold(data, stock_pipe, tmp_path):
-    source = loading(stock_pipe, SETTINGS, tmp_path, latents=True).training_set(
-        Faulty(data), lambda _: np.array([4, 5])
-    )
+    source = loading(stock_pipe, SETTINGS, tmp_path, latents=True).training_set(Faulty(data), [4, 5])
 
     class FourOnly:
         def ahead(self):
@@ -166,13 +165,19 @@ def test_a_data_set_that_is_gone_ends_the_run(data, stock_pipe, tmp_path, monkey
         def __getitem__(self, index):
             raise SampleError(f"photos/{index}.jpg: cannot be read")
 
-    monkeypatch.setattr(reading, "MOST_EMPTY", 3)
+    monkeypatch.setattr(batching, "MOST_EMPTY", 3)
     source = loading(stock_pipe, SETTINGS, tmp_path).training_set(Gone(data))
     with pytest.warns(SkippedSampleWarning), pytest.raises(SampleError, match="none of the first 3"):
         take(source, source.sampler("length", 1), 1)
-    first, source = source.reader, loading(stock_pipe, SETTINGS, tmp_path).training_set(data)
-    read = iter([source.reader(0)])
-    source.reader = lambda index: next(read, None) or first(index)
+
+    class OnlyOnce(Reader):
+        def __call__(self, index):
+            self.data = Gone(data)
+            return first.pop() if first else super().__call__(index)
+
+    source = loading(stock_pipe, SETTINGS, tmp_path).training_set(data)
+    first = [source.reader(0)]
+    source.reader = OnlyOnce(data, source.reader.preparation, None, None)
     with pytest.warns(SkippedSampleWarning), pytest.raises(SampleError, match="3 batches in a row"):
         take(source, source.sampler("length", 1), 9)
 
@@ -343,7 +348,7 @@ def test_training_with_and_without_caches_gives_the_same_losses(tiny_model, tmp_
 
 def test_a_run_that_ends_by_an_error_does_not_wait_for_its_readers_for_ever():
     script = (
-        "import seg2any.training.batches as reader\n"
+        "import seg2any.training.reading as reader\n"
         "reader.LAST_STEP_SECONDS = 1\n"
         "batches = reader.read_ahead(abs, [[1], [2], [3]], workers=1)\n"
         "print(next(batches))\n"

@@ -34,6 +34,16 @@ def peak_bytes(device: torch.device) -> int | None:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
 
 
+def total_bytes(device: torch.device) -> int | None:
+    """Return the size of a device's memory, of the machine's where the device uses that; None where nobody counts."""
+    import psutil
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total if device.type in ("cpu", "mps") else None
+
+
 def device_name(process: Process, asked: str | None) -> str | None:
     """Return the value of --device for a process; of several, each has its own GPU.
 

@@ -1,175 +1,29 @@
-"""Read samples ahead of training, encode them when their step comes, and hand out batches.
-
-Reading processes turn files into small arrays; they use no network, no device and no random numbers.
-"""
+"""Read the samples of each step, encode what no cache holds, and hand out batches."""
 
 from __future__ import annotations
 
-import signal
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 
-import cv2
 import numpy as np
-import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.base import Base
 from seg2any.bases.text import TextKey
-from seg2any.data.aspect import fit, target_size
-from seg2any.data.dataset import DataSet, SampleError
+from seg2any.data.dataset import SampleError
 from seg2any.data.sampler import LEFT_OUT, BatchSampler, LengthBatches, PublishedBatches
-from seg2any.diffusion.prepare import DrawnLayout, draw_layout
 from seg2any.system.errors import UserError
-from seg2any.system.interrupts import STOPPING
 from seg2any.system.processes import ALONE, Process
-from seg2any.training.samples import (
-    Captions,
-    EncodedSample,
-    add_embeddings,
-    captions_of_entry,
-    encode_latents,
-    latents_of_entry,
-    texts_of_entry,
-)
-from seg2any.training.store import CacheError, Entry, Store, key_of
+from seg2any.training.first_use import FirstUse
+from seg2any.training.reading import Reader, ReadSample, read_ahead, result_or_error
+from seg2any.training.samples import EncodedSample, add_embeddings, encode_latents, latents_of_entry, texts_of_entry
+from seg2any.training.store import CacheError
 from seg2any.training.task import Batch
 from seg2any.training.token_counts import TokenCounts
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """Sizes of training: `resolution` and `aspect` of the config, `patch` pixels per token side."""
-
-    resolution: int
-    aspect: str
-    patch: int
-    settings: ConditionSettings
-
-    def size(self, stored: tuple[int, int]) -> tuple[int, int]:
-        """Return the (H, W) at which a photo of size `stored` is trained."""
-        multiple = self.patch * self.settings.cond_scale_factor
-        return target_size(stored, self.resolution, self.aspect, multiple)
-
-
-@dataclass(frozen=True, eq=False)
-class ReadSample:
-    """A sample as read from its files or caches: arrays and strings, cheap to send.
-
-    latents        entry of the latents' cache; without one:
-    pixels, drawn  uint8 [H, W, 3], and the regions drawn for that size
-    texts          entry of the texts' cache, may be empty
-    """
-
-    index: int
-    key: str
-    captions: Captions
-    latents: Entry | None = None
-    pixels: np.ndarray | None = None
-    drawn: DrawnLayout | None = None
-    texts: Entry = field(default_factory=dict)
-
-
-class Reader:
-    """Reads samples by index, from the caches if there are any, else from the files of `data`."""
-
-    def __init__(self, data: DataSet, preparation: Preparation, latents: Store | None, texts: Store | None):
-        self.data, self.preparation, self.latents, self.texts = data, preparation, latents, texts
-
-    def __call__(self, index: int) -> ReadSample:
-        """Read sample `index`. Raises SampleError if it cannot be used."""
-        key = self.data.key(index)
-        texts = _stored(self.texts, key_of(key)) if self.texts else {}
-        if self.latents:
-            entry = _stored(self.latents, latents_key(self.data, index))
-            return ReadSample(index, key, captions_of_entry(entry), entry, texts=texts)
-        sample = self.data[index]
-        size = self.preparation.size(sample.layout.size)
-        fitted = fit(sample, size, self.preparation.aspect)
-        drawn = draw_layout(fitted.layout.visible, size, self.preparation.patch, self.preparation.settings)
-        captions = Captions(sample.layout.caption, sample.layout.captions)
-        return ReadSample(index, key, captions, pixels=fitted.image, drawn=drawn, texts=texts)
-
-    def captions(self, index: int) -> Captions:
-        """Read the captions of sample `index` only. Raises SampleError if it cannot be used."""
-        if self.latents:
-            return captions_of_entry(_stored(self.latents, latents_key(self.data, index)))
-        annotation = self.data.annotation(index)
-        return Captions(annotation.caption, annotation.captions)
-
-
-def latents_key(data: DataSet, index: int) -> bytes:
-    """Return a sample's key in the latents' cache.
-
-    Another photo under the same name has another key.
-    """
-    return key_of(*filter(None, (data.key(index), data.photo_digest(index))))
-
-
-def fault_entry(error: UserError) -> Entry:
-    """Pack the error of an unusable sample, so that it is not tried again at every start."""
-    line = f"{error} (known from trainer.cache_dir; after repairing the file, remove the cache)"
-    return {"fault": np.frombuffer(line.encode(), np.uint8)}
-
-
-def _stored(store: Store, key: bytes) -> Entry:
-    entry = store.read(key)
-    if "fault" in entry:
-        raise SampleError(entry["fault"].tobytes().decode())
-    return entry
-
-
 MOST_EMPTY = 100  # batches without a usable sample, one after another: then the data set is gone, not a sample
-LAST_STEP_SECONDS = 60  # how long a reading process lives on after SIGTERM
-
-
-def read_ahead(
-    read: Callable[[int], T], batches: Iterable[Sequence[int]], workers: int
-) -> Iterator[list[T | UserError]]:
-    """Yield the results of `read` batch by batch, in order.
-
-    `workers` processes read ahead, none with 0.
-
-    A UserError that `read` raises takes the place of its result, for the caller to handle.
-    """
-    loader = DataLoader(
-        _Reading(read),
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=list,
-        worker_init_fn=_start_worker,
-        generator=torch.Generator(),  # else starting to read would draw from the global generator
-    )
-    return iter(loader)
-
-
-class _Reading(Dataset):
-    def __init__(self, read: Callable[[int], object]):
-        self.read = read
-
-    def __getitem__(self, index: int) -> object:
-        try:
-            return self.read(index)
-        except UserError as error:
-            return error
-
-
-def _start_worker(number: int) -> None:
-    """Keep a reading process alive after the signals of STOPPING, until its run ends the step.
-
-    After SIGTERM the time is limited, because a run that ends with an error terminates its readers and waits for them.
-    """
-    for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(LAST_STEP_SECONDS))
-    cv2.setNumThreads(0)  # its thread pool does not survive a fork
 
 
 class SkippedSampleWarning(UserWarning):
@@ -192,7 +46,7 @@ class Encoder:
         texts = [read.captions.texts(self.base, self.settings) for read in reads]
         known = dict(self.known)
         for read, wanted in zip(reads, texts, strict=True):
-            known |= texts_of_entry(wanted, read.texts)
+            known |= texts_of_entry(wanted, read.texts or {})
         needed = (wanted if self.drops_captions else wanted.keys for wanted in texts)
         add_embeddings(known, (key for keys in needed for key in keys), self.base)
         with_std = self.settings.vae_posterior == "sample"
@@ -212,10 +66,12 @@ class TrainingSet:
     counts   tokens and size of every sample
     skips    True: an unusable sample makes its batch smaller, with a warning; False: it ends the run
     workers  number of processes that read ahead
+    fill     completes the caches in the order of the steps; None if they are complete, or if there are none
     """
 
     def __init__(self, reader: Reader, encode: Encoder, counts: TokenCounts, skips: bool, workers: int):
         self.reader, self.encode, self.counts, self.skips, self.workers = reader, encode, counts, skips, workers
+        self.fill: FirstUse | None = None
 
     def __len__(self) -> int:
         return len(self.counts.text)
@@ -244,18 +100,26 @@ class TrainingSet:
         lengths = np.stack([counts.text, counts.condition], axis=1)
         return LengthBatches(lengths, batch_size, seed, process, buckets, accumulation)
 
-    def batches(self, sampler: BatchSampler) -> Iterator[Batch]:
-        """Yield batches from the sampler's place on, endlessly.
+    def batches(self, sampler: BatchSampler) -> Generator[Batch]:
+        """Yield batches from the sampler's place on, endlessly; close the generator to complete the caches' files.
 
         Reading runs ahead of training, but the sampler counts the batches yielded here, so a resumed run
         continues with the batch after the last one used.
 
         Raises UserError for a sample that cannot be used unless `skips`, after MOST_EMPTY empty batches in a row, and
-        for a damaged cache.
+        for a cache that is damaged or cannot be written.
         """
+        try:
+            yield from self._batches(sampler)
+        finally:
+            if self.fill:
+                self.fill.close()
+
+    def _batches(self, sampler: BatchSampler) -> Iterator[Batch]:
         stand_in, n_empty = None, 0
-        for reads in read_ahead(self.reader, sampler.ahead(), self.workers):
+        for indices, reads in self._reads(sampler.ahead()):
             sampler.advance()
+            reads = self._filled(indices, reads)
             places = [place for place, read in enumerate(reads) if is_usable(read, self.skips, "its batch")]
             if places:
                 usable = [reads[place] for place in places]
@@ -268,16 +132,37 @@ class TrainingSet:
             stand_in = stand_in or self._first_usable()
             yield Batch([0], [stand_in.index], [stand_in.key], self.encode([stand_in]), empty=True)
 
+    def _reads(self, order: Iterable[Sequence[int]]) -> Iterator[tuple[Sequence[int], list[ReadSample | UserError]]]:
+        """Yield the indices of each batch with what was read of them.
+
+        Other processes read ahead what is not in the memory of this one.
+        """
+        begun: deque[tuple[Sequence[int], list[bool]]] = deque()
+
+        def to_read() -> Iterator[list[int]]:
+            for indices in order:
+                here = [self.reader.is_in_memory(index) for index in indices]
+                begun.append((indices, here))
+                yield [index for index, is_here in zip(indices, here, strict=True) if not is_here]
+
+        for reads in read_ahead(self.reader, to_read(), self.workers):
+            (indices, here), found = begun.popleft(), iter(reads)
+            in_order = zip(indices, here, strict=True)
+            yield indices, [result_or_error(self.reader, at) if is_here else next(found) for at, is_here in in_order]
+
+    def _filled(self, indices: Sequence[int], reads: list[ReadSample | UserError]) -> list[ReadSample | UserError]:
+        return self.fill(indices, reads, self.skips) if self.fill else reads
+
     def _first_usable(self) -> ReadSample:
         """Read the first sample that can be used. Raises SampleError if MOST_EMPTY before it cannot."""
         n_unusable = 0
         for index in np.flatnonzero(self.counts.usable).tolist():
-            try:
-                return self.reader(index)
-            except SampleError:
-                n_unusable += 1
-            except KeyError:  # not planned, so in no cache
-                continue
+            if len(self.reader.missing([index])) and not (self.fill and self.fill.waiting):
+                continue  # in no cache, and nothing is left to encode it
+            (read,) = self._filled([index], [result_or_error(self.reader, index)])
+            if not isinstance(read, SampleError):
+                return read
+            n_unusable += 1
             if n_unusable == MOST_EMPTY:
                 break
         raise SampleError(f"none of the first {max(1, n_unusable)} samples can be used; repair the data set")

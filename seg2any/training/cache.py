@@ -15,7 +15,7 @@ from seg2any.bases.base import Base
 from seg2any.bases.text import TextKey
 from seg2any.system.errors import UserError
 from seg2any.system.processes import PATIENCE, Process, wait_for_others
-from seg2any.training.batches import Preparation, Reader, fault_entry, read_ahead
+from seg2any.training.reading import Preparation, Reader, fault_entry, read_ahead
 from seg2any.training.samples import Captions, add_embeddings, encode_latents, latents_entry, texts_entry
 from seg2any.training.store import Entry, MemoryStore, ShardStore, Store
 

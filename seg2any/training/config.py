@@ -136,7 +136,7 @@ class TrainerOptions:
     sampler: str = "length"  # published: groups of equal length class, their tails filled with repetitions
     cache_text: str = "classes"  # text embeddings to keep: none, classes (of closed sets), all
     cache_latents: bool = False  # keep the VAE's encodings of images and contours
-    cache: str = "plan"  # plan: what this run's steps read is encoded before them; all: all of data.train
+    cache: str = "plan"  # plan: samples are encoded before their first step; all: all of data.train before step 1
     cache_dir: str | None = None  # keep caches here for later runs; null: only in memory
     cache_batch_size: int = 32
 

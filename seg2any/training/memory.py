@@ -15,7 +15,8 @@ rank r, D double and S single blocks, and e bytes per element (2 under bf16 or f
                         checkpointing e B T d (D + S)
     one block           the largest of them: activations that checkpointing recomputes, and gradients in flight
     attention masks     e B T^2 for each kind of block; of more than 256 MiB each, 256 MiB are built at a time
-    encoders            text encoders and VAE at e unless a cache replaces them, and one image's pass through the VAE
+    encoders            text encoders and VAE at e unless a complete cache replaces them, and one image's pass through
+                        the VAE
     reserve             1 GiB: context, workspaces, fragments
 
 22.5 d, 19.5 d and 6 r are what autograd keeps of a block, within 15 %: on CUDA 1 d less or the same, on a CPU 3 d more,
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from accelerate.utils import gather_object
 from torch import nn
 
 from seg2any.attention.choice import MOST_COPIES_IN_TRAINING
@@ -36,11 +38,13 @@ from seg2any.attention.settings import Attention, ConditionSettings
 from seg2any.data.dataset import ClosedSet, DataSet
 from seg2any.generate.memory_estimate import BYTES_OF_LINEAR, RESERVE, count_linear
 from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.system.device import total_bytes
 from seg2any.training import build
 from seg2any.training.config import Config
 from seg2any.training.strategy import Strategy
 
 KEPT_BY_DOUBLE, KEPT_BY_SINGLE, KEPT_BY_ADAPTERS = 22.5, 19.5, 6
+USED_BESIDE_ENCODERS = 0.9  # of a device at most: a run that would end for want of memory must not keep encoders
 BYTES_OF_MOMENTS = {"adamw": 8, "adamw8bit": 2}
 
 
@@ -130,17 +134,33 @@ def estimate(
     }
 
 
-def predicted_bytes(config: Config, pipeline: Seg2AnyPipeline, tokens: int, strategy: Strategy) -> int:
-    """Estimate the peak of a process, in bytes, once the networks that caches replace are gone.
+def predicted_bytes(
+    config: Config, pipeline: Seg2AnyPipeline, tokens: int, strategy: Strategy, encodes_images: bool
+) -> int:
+    """Estimate the peak of a process, in bytes, with the text encoders that it has now.
 
-    pipeline  of the run, with adapters
-    tokens    of the longest sample
+    pipeline        of the run, with adapters
+    tokens          of the longest sample
+    encodes_images  whether the VAE is on the device during training
     """
     text = sum(map(_size, pipeline.base.text_encoders))
-    encoders = EncoderSizes(text=text, vae=0 if config.trainer.cache_latents else _size(pipeline.vae))
+    encoders = EncoderSizes(text=text, vae=_size(pipeline.vae) if encodes_images else 0)
     whole = config.trainer.base_quantization == "none"  # quantised weights are packed, so their numbers do not count
     transformer = pipeline.transformer if whole else build.weightless(config).transformer
     return sum(estimate(config, transformer, tokens, encoders, Launch.of(strategy)).values())
+
+
+def has_room_for_encoders(config: Config, pipeline: Seg2AnyPipeline, tokens: int, strategy: Strategy) -> bool:
+    """Tell whether the device of every process holds the encoders beside the training.
+
+    All processes ask at the same time and get the same answer. It depends on the machine, not on what else is running
+    there, so a run gets it again when it resumes. Takes the arguments of `predicted_bytes`.
+    """
+    needed = predicted_bytes(config, pipeline, tokens, strategy, encodes_images=True)
+    if strategy.device.type != "cuda":  # the processes of a machine share its memory
+        needed *= strategy.process.local_count
+    total = total_bytes(strategy.device)
+    return all(gather_object([total is not None and needed <= total * USED_BESIDE_ENCODERS]))
 
 
 def kept_per_token(d: int, rank: int, is_double: bool, copies: float = 0.0) -> float:

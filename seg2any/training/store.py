@@ -59,8 +59,11 @@ class Store(Protocol):
     def read(self, key: bytes) -> Entry:
         """Return the entry of `key`. Raises KeyError if there is none."""
 
+    def is_in_memory(self, key: bytes) -> bool:
+        """Tell whether this process can read the entry of `key` without a file."""
+
     def add(self, key: bytes, entry: Entry) -> None:
-        """Add an entry; it can be read after the next `flush`."""
+        """Add an entry; this process can read it at once, others after the next `flush`."""
 
     def flush(self) -> None:
         """Write added entries."""
@@ -82,6 +85,9 @@ class MemoryStore:
 
     def read(self, key: bytes) -> Entry:
         return self._entries[key]
+
+    def is_in_memory(self, key: bytes) -> bool:
+        return key in self._entries
 
     def add(self, key: bytes, entry: Entry) -> None:
         self._entries[key] = entry
@@ -107,16 +113,20 @@ class ShardStore:
         self._keys = np.zeros(0, f"S{KEY_BYTES}")  # sorted
         self._where = np.zeros((0, 4), np.int64)  # of each key: shard, first byte, end, CRC-32
         self._open: dict[int, object] = {}
-        self._pending: list[tuple[bytes, bytes]] = []
+        self._pending: dict[bytes, bytes] = {}  # added, but not written yet
         self._pending_bytes, self._flushed_at = 0, time.monotonic()
         remove_stale(self.folder)
         self.refresh()
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": {}, "_pending": [], "_pending_bytes": 0}
+        return self.__dict__ | {"_open": {}, "_pending": {}, "_pending_bytes": 0}
 
     def missing(self, keys: Sequence[bytes]) -> np.ndarray:
-        return np.flatnonzero(self._find(keys) < 0)
+        absent = np.flatnonzero(self._find(keys) < 0)
+        return absent[[keys[at] not in self._pending for at in absent]] if self._pending else absent
+
+    def is_in_memory(self, key: bytes) -> bool:
+        return key in self._pending
 
     def _find(self, keys: Sequence[bytes]) -> np.ndarray:
         """Find the position of each key in the index, -1 for a missing key."""
@@ -130,7 +140,7 @@ class ShardStore:
         """Read the entry of `key`. Raises KeyError if there is none, CacheError if it is damaged."""
         (at,) = self._find([key])
         if at < 0:
-            raise KeyError(key)
+            return load(self._pending[key])
         shard, start, end, crc = self._where[at].tolist()
         path = self.folder / self._shards[shard]
         try:
@@ -155,7 +165,7 @@ class ShardStore:
         """Keep an entry in memory until a shard is large or old enough to be written."""
         # `save` writes the memory of an array as it lies, whatever its strides say.
         blob = save({name: np.ascontiguousarray(array) for name, array in entry.items()})
-        self._pending.append((key, blob))
+        self._pending[key] = blob
         self._pending_bytes += len(blob)
         if self._pending_bytes >= SHARD_BYTES or time.monotonic() - self._flushed_at > SHARD_SECONDS:
             self.flush()
@@ -163,7 +173,7 @@ class ShardStore:
     def flush(self) -> None:
         """Write the added entries as one shard. Raises CacheError if that fails."""
         if self._pending:
-            keys, blobs = zip(*self._pending, strict=True)
+            keys, blobs = self._pending.keys(), self._pending.values()
             content = {
                 "keys": np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
                 "ends": np.cumsum([len(blob) for blob in blobs], dtype=np.int64),
@@ -180,7 +190,7 @@ class ShardStore:
                     f"trainer.cache_dir: {self.folder} cannot be written ({_reason(error)}); make room or choose "
                     "another folder, then start again: shards written before are kept"
                 ) from None
-            self._pending, self._pending_bytes = [], 0
+            self._pending, self._pending_bytes = {}, 0
             self.refresh()
         self._flushed_at = time.monotonic()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -58,9 +58,24 @@ class Order(Protocol):
     def among_first(self, count: int) -> np.ndarray:
         """Return which samples are among the first `count` of all processes: int64, ascending, each once."""
 
+    def own_until(self, count: int) -> np.ndarray:
+        """Return which samples this process takes from here up to the first `count` of all processes, likewise."""
+
     def state_dict(self) -> Mapping[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """The samples that the steps of a run read, by their numbers in the data set: int64, ascending, each once.
+
+    all  of all processes, of past steps too: a resumed run makes the same caches
+    own  of this process, from its place on
+    """
+
+    all: np.ndarray
+    own: np.ndarray
 
 
 class TrainingData(Protocol):
@@ -72,8 +87,11 @@ class TrainingData(Protocol):
         `kind` is trainer.sampler of the config.
         """
 
-    def batches(self, sampler: Order) -> Iterator[Batch]:
-        """Yield batches from the sampler's position on, endlessly, and move that position with each."""
+    def batches(self, sampler: Order) -> Generator[Batch]:
+        """Yield batches from the sampler's position on, endlessly, and move that position with each.
+
+        The run closes the generator after its last step.
+        """
 
 
 class Task(Protocol):
@@ -89,11 +107,11 @@ class Task(Protocol):
     def identity(self) -> Mapping[str, object]:
         """Fingerprint by config key what a resumed run shares with the first; load no weights."""
 
-    def load(self, strategy: Strategy, saved: Path | None, planned: Callable[[TrainingData], np.ndarray]) -> None:
+    def load(self, strategy: Strategy, saved: Path | None, planned: Callable[[TrainingData], Plan]) -> None:
         """Load the network, onto the strategy's device, and the data.
 
         saved    folder of the checkpoint to resume, None for a new run; the trainer loads the parameters themselves
-        planned  numbers of the samples that the whole run reads; a cache needs no others
+        planned  the samples that the run reads; a cache needs no others
         """
 
     def trainable(self) -> Mapping[str, nn.Parameter]:

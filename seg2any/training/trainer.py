@@ -13,7 +13,6 @@ from pathlib import Path
 from signal import Signals
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.utils import gather_object
 from torch import nn
@@ -40,7 +39,7 @@ from seg2any.training.optimizer import (
     number_of_steps,
 )
 from seg2any.training.strategy import make_strategy
-from seg2any.training.task import Order, Randomness, Task, TrainingData
+from seg2any.training.task import Order, Plan, Randomness, Task, TrainingData
 
 
 @dataclass
@@ -107,10 +106,11 @@ class Trainer:
     def _steps(self, order: Order) -> int:
         return number_of_steps(self.config, order.samples_per_epoch // self.shares.samples)
 
-    def _planned(self, data: TrainingData) -> np.ndarray:
-        """Return which samples all steps read, the past ones too: a resumed run makes the same caches."""
+    def _planned(self, data: TrainingData) -> Plan:
+        """Return which samples the steps read."""
         order = self._order(data)
-        return order.among_first(self._steps(order) * self.shares.samples)
+        count = self._steps(order) * self.shares.samples
+        return Plan(all=order.among_first(count), own=order.own_until(count))
 
     def _say(self, facts: Mapping[str, str]) -> None:
         if self.accelerator.is_main_process:
@@ -171,7 +171,7 @@ class Trainer:
         log.start(self.progress.step, run_info(self.strategy.device, self.strategy.process.count, kind))
         log.say(resumed)
         saved = self.progress.step
-        with Interrupt(self.accelerator) as interrupt:
+        with Interrupt(self.accelerator) as interrupt, contextlib.closing(self.batches):
             while self.progress.step < self.last_step and not interrupt.requested():
                 self.step(log)
                 self.validate(log)

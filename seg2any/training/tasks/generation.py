@@ -25,7 +25,7 @@ from seg2any.training.batches import TrainingSet
 from seg2any.training.config import Config
 from seg2any.training.elastic import Shares, with_shares
 from seg2any.training.identity import CONTENT, WEIGHTS
-from seg2any.training.memory import predicted_bytes
+from seg2any.training.memory import has_room_for_encoders, predicted_bytes
 from seg2any.training.open_data import Planned, RawData, RunData, load_data, open_data
 from seg2any.training.samples import EncodedSample
 from seg2any.training.strategy import Strategy
@@ -69,7 +69,10 @@ class Generation:
         build.check_block_range(self.settings, self.pipeline.base.geometry.n_blocks)
         build.attach_adapters(transformer, self.config, saved)
         strategy.split(transformer)
-        self.inputs = load_data(self.raw, self.config, self.pipeline.base, strategy.process, planned)
+        self.inputs = load_data(
+            *(self.raw, self.config, self.pipeline.base, strategy.process, planned),
+            lambda train: has_room_for_encoders(self.config, self.pipeline, _longest(train), strategy),
+        )
         build.apply_memory_options(transformer, self.config)
         self.network = Velocity(self.pipeline.base, self.config.trainer.guidance_scale)
 
@@ -79,8 +82,9 @@ class Generation:
 
     def predicted_bytes(self, shares: Shares) -> int:
         """Estimate the most memory of the device that this process takes."""
-        tokens = self.data.lengths[self.data.counts.usable].sum(axis=1)
-        return predicted_bytes(with_shares(self.config, shares), self.pipeline, int(tokens.max()), self.strategy)
+        config = with_shares(self.config, shares)
+        encodes_images = bool(self.inputs.encoders.users) or not config.trainer.cache_latents
+        return predicted_bytes(config, self.pipeline, _longest(self.data), self.strategy, encodes_images)
 
     def loss(
         self, network: nn.Module, samples: Sequence[EncodedSample], generators: Sequence[torch.Generator]
@@ -130,11 +134,17 @@ class Generation:
         trainer = self.config.trainer
         kept = {"none": [], "classes": ["class names"], "all": ["text embeddings"]}[trainer.cache_text]
         kept = [*kept, *(["latents"] if trainer.cache_latents else [])]
-        place = trainer.cache_dir or "memory"
-        return {
+        place, fill = trainer.cache_dir or "memory", self.data.fill
+        facts = {
             "memory": f"about {self.predicted_bytes(shares) / GIB:.1f} GiB per process at most, predicted",
             "cached": f"{' and '.join(kept)}, in {place}" if kept else "nothing",
         }
+        if fill and fill.total:
+            facts["to encode"] = (
+                f"{fill.total:,} samples of this process, each before its first step; trainer.cache=all encodes every "
+                "sample before step 1"
+            )
+        return facts
 
     def usage(self, folder: Path) -> str | None:
         """Write a layout of this run beside `folder`, and return the command that makes its image.
@@ -167,6 +177,11 @@ class Generation:
     def save(self, folder: Path, step: int) -> None:
         """Write both adapters and their card."""
         save_adapters(self.pipeline.transformer, folder, build.adapter_card(self.config, step))
+
+
+def _longest(train: TrainingSet) -> int:
+    """Count the tokens of the longest sample."""
+    return int(train.lengths[train.counts.usable].sum(axis=1).max())
 
 
 def write_images(images: Mapping[int, Image.Image], layouts: Sequence[Layout], folder: Path) -> list[Image.Image]:
