@@ -12,6 +12,7 @@ from PIL import Image
 from seg2any.commands import verbs
 from seg2any.generate.recipe import MADE, differences, read_recipe, save_image
 from seg2any.generate.recorded import find_layouts, read_recorded
+from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 from tests.infer_command import MODEL, files, layout
 
@@ -140,6 +141,13 @@ def test_the_layout_is_found_by_its_digest_wherever_it_lies(image: Path, tmp_pat
         find_layouts(recorded, None)
     monkeypatch.chdir(tmp_path / "deep")
     assert find_layouts(recorded, None)
+
+
+def test_layouts_of_the_demo_are_found_where_they_are_shipped(image: Path, tmp_path: Path, monkeypatch):
+    shipped = Layout.read(MODEL.parent / "masks" / "five.json")
+    rewrite(image, layout={**RECIPE["layout"], "sha256": shipped.digest(), "name": "five"})
+    monkeypatch.chdir(tmp_path)
+    assert [*find_layouts(read_recorded(image), None)] == [shipped.digest()]
 
 
 @pytest.mark.parametrize(

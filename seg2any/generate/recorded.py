@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,6 +18,7 @@ from seg2any.layout import Layout
 from seg2any.layout.checks import MAX_SEED, LayoutError
 from seg2any.system.errors import UserError, shown
 from seg2any.system.limits import limits
+from seg2any.system.shipped import demo_folder
 
 NEEDED = ("layout", "seed", "size", "settings", "num_inference_steps", "guidance_scale", "model", "weight_dtype")
 DTYPES = ("float32", "float16", "bfloat16")
@@ -142,8 +144,10 @@ def _readings(path: Path) -> Iterator[Layout]:
 
 
 def _likely(names: Iterable[str], image: Path) -> Iterator[Path]:
-    """Yield files and folders of these names beside the image, above it, in the current folder, and one level below."""
+    """Yield files and folders of these names: around the image, here, one level below each, and among the shipped."""
     roots = dict.fromkeys((image.absolute().parent, image.absolute().parent.parent, Path.cwd()))
+    with contextlib.suppress(UserError):  # the small model is not installed
+        roots[demo_folder()] = None
     for root in roots:
         below = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
         for folder in (root, *below[:MOST_FOLDERS]):
