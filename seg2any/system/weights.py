@@ -123,7 +123,7 @@ def _tensors(file: BinaryIO) -> list[tuple[str, int, int]]:
         found = []
         for name, about in header.items():
             begin, end = about["data_offsets"]
-            if not 0 <= begin <= end:
+            if not 0 <= begin <= end < 2**40:
                 raise ValueError(f"{name} lies outside of the file")
             found.append((f"{name} {about['dtype']} {about['shape']}", start + begin, start + end))
         return found
