@@ -392,7 +392,7 @@ def test_auto_weighs_pairs_against_calls_and_logs_the_reason_once(sample, method
     monkeypatch.setattr(processor, "COSTS", Everything(processor.Costs(processor.FUSED, 1.0, call, 50)))
     tokens = layout_tokens([sample])
     leaves = random_leaves(tokens, n_heads=1)
-    with caplog.at_level(logging.INFO, "seg2any"):
+    with caplog.at_level(logging.DEBUG, "seg2any"):
         for _ in range(2):
             plan = AttentionPlan(tokens, ConditionSettings(method, (0, 0)))
             assert choose(*leaves, plan.pattern(0)) == expected

@@ -147,6 +147,19 @@ def test_check_refuses_before_anything_is_loaded(tmp_path):
         Checkpoints(tmp_path / "file" / "run").check(None)
 
 
+def test_latest_that_finds_nothing_is_told_with_the_folder_that_was_meant(tmp_path):
+    (tmp_path / "shapes" / "checkpoint-5").mkdir(parents=True)
+    (tmp_path / "shaped" / "logs").mkdir(parents=True)
+    told = Checkpoints(tmp_path / "shpaes").remark("latest")
+    assert told == (
+        f"latest finds no checkpoint in {tmp_path / 'shpaes'}, so a new run starts there; did you mean "
+        f"{tmp_path / 'shapes'}?"
+    )
+    assert "did you mean" not in Checkpoints(tmp_path / "else").remark("latest")
+    assert Checkpoints(tmp_path / "shapes").remark("latest") == ""
+    assert Checkpoints(tmp_path / "shpaes").remark(None) == ""
+
+
 def test_a_path_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere is not a folder"):
         Checkpoints(tmp_path).load("nowhere")

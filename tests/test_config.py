@@ -102,6 +102,36 @@ def test_saved_config_loads_as_the_same_config(tmp_path):
     assert config.load([str(tmp_path / "config.yaml")]) == loaded
 
 
+OLD = ("--data.train.type=shapes", "--data.train.params={split: val, n_scenes: 3}")
+
+
+@pytest.mark.parametrize(
+    ("later", "params"),
+    [
+        (("--data.train.type=folder", "--data.train.params.image_root=a"), {"image_root": "a"}),
+        (("--data.train.params.image_root=a", "--data.train.type=folder"), {"image_root": "a"}),
+        (("--data.train.target=x.Y", "--data.train.type=folder"), {}),
+        (("--data.train.type=shapes", "--data.train.params.n_scenes=4"), {"split": "val", "n_scenes": 4}),
+        (("--data.val.type=folder", "--data.val.params.image_root=a"), {"split": "val", "n_scenes": 3}),
+    ],
+)
+def test_another_data_set_does_not_inherit_parameters(later: tuple, params: dict, tmp_path):
+    config.load(OLD).save(tmp_path / "old.yaml")
+    assert config.load([str(tmp_path / "old.yaml"), *later]).data.train.params == params
+
+
+def test_of_two_data_sets_on_a_command_line_the_later_has_the_parameters_behind_it():
+    later = ["--data.train.type=folder", "--data.train.params.image_root=a"]
+    assert config.load([*OLD, *later]).data.train.params == {"image_root": "a"}
+
+
+def test_the_name_of_a_published_class_is_the_same_data_set(tmp_path):
+    published = ["--data.train.target=dataset.ade20k_dataset.ADE20KDataset", "--data.train.params.image_root=a"]
+    assert config.load([*published, "--data.train.type=ade20k"]).data.train.params == {"image_root": "a"}
+    (tmp_path / "new.yaml").write_text("data: {train: {type: coco_stuff}}")
+    assert config.load([*published, str(tmp_path / "new.yaml")]).data.train.params == {}
+
+
 RUNS = [*(REPOSITORY / "config").glob("seg2any_*.yaml"), *(REPOSITORY / "config").glob("ablation_*.yaml")]
 SHAPES = REPOSITORY / "config" / "seg2any_shapes.yaml"
 LATER = {"seg2any_shapes_edges": (), "seg2any_shapes_isolated": (SHAPES.with_stem("seg2any_shapes_edges"),)}

@@ -123,6 +123,38 @@ def test_an_error_is_raised_as_it_is_and_finished_batches_are_written(where, wri
     assert raised.value is error and studio.written == written and studio.computed == computed
 
 
+@pytest.mark.parametrize("what", ["read", "compute"])
+def test_images_that_fail_even_alone_are_named_and_the_others_are_made(what: str):
+    class Picky(Studio):
+        """Fails at image 3 only, in a batch as alone."""
+
+        def read(self, job: Job) -> str:
+            if what == "read" and job.seed == 3:
+                raise UserError("image 3")
+            return super().read(job)
+
+        def images_quietly(self, layouts, sampling, seeds):
+            if what == "compute" and 3 in seeds:
+                raise MemoryError("image 3")
+            return super().images_quietly(layouts, sampling, seeds)
+
+    studio, failed = Picky(3), []
+    make_images(
+        *(studio, studio.batches, ImageOptions(), studio.read, studio.write, False),
+        failed=lambda job, error: failed.append((job.seed, str(error))),
+    )
+    assert studio.written == [0, 1, 2, 4, 5] and failed == [(3, "image 3")]
+
+
+def test_an_error_of_writing_stops_even_a_run_that_goes_on():
+    studio = Studio(3, fails={("write", 0): OSError("disk full")})
+    with pytest.raises(OSError, match="disk full"):
+        make_images(
+            *(studio, studio.batches, ImageOptions(), studio.read, studio.write, False),
+            failed=lambda job, error: pytest.fail("it is not about this image alone"),
+        )
+
+
 def test_warnings_of_the_run_are_shown_and_their_filters_are_as_before():
     class Talkative(Studio):
         def images_quietly(self, *given, **more):

@@ -201,10 +201,23 @@ class TestBadInput:
         status, errors = call(seg_mask_path=folder, lora_ckpt_path=tmp_path / "lora")
         assert status == 2 and "pytorch_lora_weights.safetensors: is damaged" in errors
 
-    def test_all_bad_layouts_are_named_before_weights_are_loaded(self, folder: Path, tmp_path: Path, call):
+    def test_bad_layouts_are_left_out_and_named_at_once_and_at_the_end(self, folder: Path, tmp_path: Path, call):
         (folder / "a.png").write_bytes(b"")
         (folder / "b.json").write_text('{"segments_info": []}')
         status, errors = call(seg_mask_path=folder, output_path=tmp_path / "out")
+        said = errors.replace("\r", "\n").splitlines()
+        lines = [line for line in said if line.startswith(("warning: ", "infer.py: "))]  # without the bars
+        assert status == 1 and files(tmp_path / "out") == ["c.png"], errors
+        for line, start in zip(lines, ["warning: left out: "] * 2 + ["infer.py: "] * 3, strict=True):
+            assert line.startswith(start)
+        assert "2 left out, all others are made" in lines[2]
+        for first, second in (lines[:2], lines[3:]):
+            assert "a.png: cannot be read as an image" in first and "b.json: segments_info is empty" in second
+
+    def test_all_bad_layouts_are_named_before_weights_are_loaded(self, folder: Path, tmp_path: Path, call):
+        (folder / "a.png").write_bytes(b"")
+        (folder / "b.json").write_text('{"segments_info": []}')
+        status, errors = call("--keep_going", "false", seg_mask_path=folder, output_path=tmp_path / "out")
         assert status == 2
         first, second = errors.splitlines()
         assert "a.png: cannot be read as an image" in first and "b.json: segments_info is empty" in second
@@ -222,6 +235,8 @@ class TestBadInput:
             ["--seg_mask_path", "x", "--cond2image_attention_weight", "2"],
             ["--seg_mask_path", "x", "--steps", "3"],
             ["--seg_mask_path", "x", "--check", "--estimate"],
+            ["--seg_mask_path", "x", "--strict", "--keep_going"],
+            ["--seg_mask_path", "x", "--keep_going", "maybe"],
         ],
     )
     def test_wrong_arguments(self, arguments: list[str], capsys: pytest.CaptureFixture):

@@ -41,6 +41,36 @@ class TestSurvey:
         with pytest.raises(UserError, match="not in the JSON"):
             survey.stop_at_problems(strict=True)
 
+    def test_paper_passes_strict_and_snapped_colours_do_not(self, folder: Path):
+        image = Image.open(folder / "a.png")
+        pixels = np.array(image)
+        pixels[(pixels == 0).all(axis=2)] = 255
+        Image.fromarray(pixels).save(folder / "a.png")
+        a = folder / "a.json"
+        survey = survey_layouts(self.options(a, strict=True), ConditionSettings(), FACTS)
+        survey.stop_at_problems(strict=True)
+        assert survey.warnings == [] and "paper" in survey.notes[0]
+        assert "  note: [255, 255, 255] fills" in str(survey.layouts[0].report)
+        assert survey.layouts[0].report.to_json()["notes"] == survey.layouts[0].report.notes
+
+        Image.fromarray(pixels).resize((256, 256), Image.Resampling.BICUBIC).save(folder / "a.png")
+        survey = survey_layouts(self.options(a), ConditionSettings(), FACTS)
+        assert survey.warnings == [] and "nearest colour" in survey.notes[0] and "paper" in survey.notes[1]
+        survey = survey_layouts(self.options(a, strict=True), ConditionSettings(), FACTS)
+        with pytest.raises(UserError, match="use --snap_colors to merge them"):
+            survey.stop_at_problems(strict=True)
+        survey = survey_layouts(self.options(a, strict=True, snap_colors=True), ConditionSettings(), FACTS)
+        survey.stop_at_problems(strict=True)
+
+    def test_many_notes_are_counted(self, folder: Path):
+        for n in range(6):
+            colors = Image.new("RGB", (64, 64), "white")
+            colors.paste((200, 0, 0), (8, 8, 40, 40))
+            colors.save(folder / f"n{n}.png")
+            (folder / f"n{n}.json").write_text('{"segments_info": [{"color": "#c80000", "text": "a"}]}')
+        notes = survey_layouts(self.options(folder), ConditionSettings(), FACTS).notes
+        assert len(notes) == 4 and notes[0].startswith("n0: ") and notes[3].startswith("3 more notes")
+
     def test_colliding_names_and_images_below_a_token_are_errors(self, folder: Path):
         layout("a").write(folder / "a.npz")
         layout("d", side=20).write(folder / "d.json")
@@ -48,8 +78,22 @@ class TestSurvey:
         tiny, collision = survey.errors
         assert "d.json: 20x20 is smaller than one token" in tiny
         assert "a.json" in collision and "a.npz" in collision and "rename one" in collision
+        assert [layout.report.name for layout in survey.layouts] == ["b", "c"] and survey.found == 5
         (flat,) = survey_layouts(self.options(folder / "b.json", height=8), ConditionSettings(), FACTS).errors
         assert "b.json: 64x8 is smaller than one token" in flat
+
+    @pytest.mark.parametrize(
+        ("flags", "one", "several"),
+        [({}, False, True), ({"strict": True}, False, False), ({"keep_going": False}, False, False)],
+    )
+    def test_a_folder_goes_on_after_a_bad_layout(self, folder: Path, flags: dict, one: bool, several: bool):
+        (folder / "a.png").write_bytes(b"")
+        for path, goes_on in ((folder, several), (folder / "b.json", one)):
+            options = self.options(path, **flags)
+            survey = survey_layouts(options, ConditionSettings(), FACTS)
+            assert survey.goes_on(options) is goes_on
+        options = self.options(folder / "a.json", keep_going=True)
+        assert not survey_layouts(options, ConditionSettings(), FACTS).goes_on(options), "no layout is left"
 
     def test_plain_flux_needs_a_global_caption(self, folder: Path):
         Layout(np.ones((1, 64, 64), dtype=bool), ("a",)).write(folder / "d.json")

@@ -34,7 +34,7 @@ def save_example(folder: Path, pixels: np.ndarray, colors: list, name: str = "ex
     return folder / f"{name}.json"
 
 
-def read_without_warning(path: Path, snap_colors: bool = False) -> Layout:
+def read_without_warning(path: Path, snap_colors: bool | None = None) -> Layout:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return Layout.read(path, snap_colors)

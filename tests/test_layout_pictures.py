@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import warnings
 import zlib
 from pathlib import Path
 
@@ -76,8 +75,8 @@ class TestColourMap:
         big = Image.fromarray(truth).resize((256, 256), Image.Resampling.BICUBIC)
         path = save_example(tmp_path, np.asarray(big), [RED, BLUE])
         with pytest.warns(LayoutWarning, match="--snap_colors"):
-            Layout.read(path)
-        snapped = read_without_warning(path, snap_colors=True)
+            Layout.read(path, snap_colors=False)
+        snapped = read_without_warning(path)
         exact = np.asarray(Image.fromarray(truth).resize((256, 256), Image.Resampling.NEAREST))
         expected = np.stack([(exact == color).all(axis=2) for color in (RED, BLUE)])
         assert (snapped.masks != expected).mean() < 0.01
@@ -91,10 +90,8 @@ class TestColourMap:
         with pytest.raises(
             LayoutError, match=r"color \[255, 0, 0\] is not in example.jpg; the nearest is .* --snap_colors"
         ):
-            Layout.read(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the white background is unlisted
-            snapped = Layout.read(path, snap_colors=True)
+            Layout.read(path, snap_colors=False)
+        snapped = read_without_warning(path)
         expected = np.stack([(truth == color).all(axis=2) for color in (RED, BLUE)])
         assert (snapped.masks != expected).mean() < 0.003
 
@@ -145,11 +142,14 @@ class TestColourMap:
             ([RED, GREEN], r"segments_info\[1\]: color \[0, 255, 0\] is not in example.png; correct the colour"),
             ([RED, [1, 0, 250]], r"\[1, 0, 250\] is not in example.png; the nearest is \[0, 0, 255\] \(32 pixels\)"),
             ([RED, BLUE, RED], r"segments_info\[2\]: color \[255, 0, 0\] .* segments_info\[0\]"),
-            ([[255, 0]], r"segments_info\[0\]: color is \[255, 0\]; write \[red, green, blue\]"),
+            ([[255, 0]], r"segments_info\[0\]: color is \[255, 0\]; write .* or \[red, green, blue\]"),
             ([[256, 0, 0]], "whole numbers from 0 to 255"),
             ([[255.0, 0, 0]], "whole numbers from 0 to 255"),
             ([[True, 0, 0]], "whole numbers from 0 to 255"),
-            (["red"], "color is 'red'"),
+            (["redd"], r"color is 'redd' \(did you mean \"red\"\?\); write \"#c81e1e\""),
+            (["#c81e1"], "color is '#c81e1'; write"),
+            (["#c81e1e80"], "color is '#c81e1e80'; write"),
+            (["#f00", [255, 0, 0]], r"segments_info\[1\]: color \[255, 0, 0\] is also that of segments_info\[0\]"),
             ([None], "color is None"),
         ],
     )

@@ -97,7 +97,7 @@ def test_arrays_that_nothing_reads_are_told(tmp_path: Path):
     ("masks", "said"),
     [
         ((INSIDE + 2 * OTHER)[None], "labels"),
-        ((INSIDE + 2 * OTHER), "labels"),
+        ((INSIDE + 2.0 * OTHER), "masks are float64"),
         ((INSIDE.astype(np.int16) - OTHER * 2)[None], "labels"),
         ((INSIDE * 70000 + OTHER * 5)[None], "labels"),
         ((INSIDE + 255 * OTHER).astype(np.uint8)[None], "labels"),
@@ -212,12 +212,12 @@ def test_a_soft_brush_in_a_colour_map_ends_where_it_is_half_opaque(tmp_path: Pat
     assert mask.sum() == ((ramp(24) * 255).round() > 127).sum()
 
 
-@pytest.mark.parametrize("snap_colors", [False, True])
+@pytest.mark.parametrize("snap_colors", [False, True, None])
 @pytest.mark.parametrize(
     ("listed", "unlisted"), [([5, 5, 5], [6, 6, 6]), ([200, 0, 0], [222, 4, 0]), ([1, 1, 1], [250, 250, 250])]
 )
 def test_a_painted_colour_that_is_not_listed_stays_background(
-    listed: list, unlisted: list, snap_colors: bool, tmp_path: Path
+    listed: list, unlisted: list, snap_colors: bool | None, tmp_path: Path
 ):
     pixels = np.where(INSIDE[..., None], listed, 0) + np.where(OTHER[..., None], unlisted, 0)
     layout, told = read(
@@ -244,7 +244,7 @@ def test_snapping_still_merges_the_edges_of_smoothed_drawings(tmp_path: Path):
     draw.ellipse((20, 20, 150, 150), fill=(255, 0, 0))
     draw.ellipse((120, 110, 240, 240), fill=(0, 0, 255))
     smooth = big.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
-    layout, told = read(color_map(tmp_path, smooth, [[255, 0, 0], [0, 0, 255]]), snap_colors=True)
+    layout, told = read(color_map(tmp_path, smooth, [[255, 0, 0], [0, 0, 255]]))
     assert told == [] and layout.masks[0].sum() > 700 and layout.masks[1].sum() > 700
 
 

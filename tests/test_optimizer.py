@@ -1,11 +1,14 @@
 """Trained parameters and their running average."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 
 from seg2any.system.errors import UserError
-from seg2any.training.optimizer import Average, Trainable
+from seg2any.training.config import Config
+from seg2any.training.optimizer import Average, Trainable, make_schedule
 
 
 def parameters(*sizes):
@@ -49,3 +52,19 @@ def test_average_with_decay_zero_is_the_parameter():
     average.update()
     with average.in_place():
         assert parameter.item() == 6.0
+
+
+@pytest.mark.parametrize(
+    ("name", "warmup", "steps", "told"),
+    [("cosine", 100, 8, True), ("linear", 8, 8, True), ("cosine", 7, 8, False), ("constant", 100, 8, False)],
+)
+def test_a_warm_up_longer_than_the_run_is_told(name: str, warmup: int, steps: int, told: bool):
+    config = Config()
+    config.scheduler.lr_scheduler, config.scheduler.lr_warmup_steps = name, warmup
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        make_schedule(config, torch.optim.SGD([torch.zeros(1)], lr=1.0), steps)
+    lines = [str(one.message) for one in caught if "lr_warmup_steps" in str(one.message)]
+    assert len(lines) == told
+    if told:
+        assert f"the {warmup} steps of the warm-up are not over when the run ends at step {steps}" in lines[0]

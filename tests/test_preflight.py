@@ -112,7 +112,14 @@ def test_contour_token_counts_are_zero_if_they_are_switched_off():
 def test_report_as_json_and_as_text():
     report = check_layout(replace(scene(), caption=None, seed=None), (128, 192), SETTINGS, MODEL)
     document = json.loads(json.dumps(report.to_json()))
-    assert document["regions"][1]["caption"] == {"text": "a door", "tokens": 3, "limit": 4, "unknown": [], "cut": 0}
+    assert document["regions"][1]["caption"] == {
+        "text": "a door",
+        "tokens": 3,
+        "limit": 4,
+        "unknown": [],
+        "counted": True,
+        "cut": 0,
+    }
     assert document["regions"][1]["pixels"] == 1500 and document["caption"] is None
     text = str(report)
     assert text.startswith("house: 192x128, no seed, no global caption, 96 image and")

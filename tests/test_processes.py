@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from pathlib import Path
 
 import pytest
 from tqdm import tqdm
 
 from seg2any.system.errors import UserError
-from seg2any.system.processes import ALONE, Process, wait_for_others
+from seg2any.system.processes import ALONE, Process, wait_for_all, wait_for_others
 from seg2any.system.workers import WorkerPool
 from tests import forked
 
@@ -77,3 +78,23 @@ def test_an_error_in_a_worker_ends_the_work(task: int, named: str):
 
 def _add_to_none(shared: None, task: int) -> int:
     return _add(0, task)
+
+
+def test_processes_of_a_launcher_wait_for_the_last_one_before_any_ends():
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launcher = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
+    ended = [threading.Event() for _ in range(2)]
+
+    def run(rank: int) -> None:
+        wait_for_all(Process(rank, 2), launcher)
+        ended[rank].set()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(2)]
+    threads[0].start()
+    assert not ended[0].wait(1.5)
+    threads[1].start()
+    assert all(event.wait(20) for event in ended)
+    wait_for_all(Process(0, 2), {})  # without a launcher's store
+    wait_for_all(ALONE, launcher)

@@ -20,7 +20,8 @@ _announced: set[tuple[object, ...]] = set()
 def choose(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern: AttentionPattern) -> str:
     """Return the name of the backend expected to be quickest, without computing anything.
 
-    The choice and its reason are logged once for each combination of device, kind of block, task and backend.
+    The choice and its reason are logged, for those who debug, once for each combination of device, kind of block, task
+    and backend.
     """
     device, dtype, training = query.device, kernel_dtype(query), trains(query, key, value)
     name, why = pattern.cached(
@@ -30,7 +31,7 @@ def choose(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, pattern:
     if about not in _announced:
         _announced.add(about)
         task = "training" if training else "generation"
-        logger.info(f"attention_backend auto: {name} for {task} in {pattern.attention.value} blocks, because {why}")
+        logger.debug(f"attention_backend auto: {name} for {task} in {pattern.attention.value} blocks, because {why}")
     return name
 
 

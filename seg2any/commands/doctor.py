@@ -16,7 +16,7 @@ from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.files import user_path
 from seg2any.system.shipped import model_name
 
-FLUX = Options().pretrained_model_name_or_path
+FLUX = Options().model
 DESCRIPTION = """\
 Look at Python, packages, torch, device, memory, attention kernels, threads, the model, access to gated weights, disk.
 Each problem comes with its fix. Nothing is downloaded, no weights are loaded; only --online uses the network.

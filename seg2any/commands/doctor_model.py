@@ -33,7 +33,7 @@ def model(name: str, is_asked_for: bool) -> Finding:
             return Finding("model", missing, f"{name} is not on this machine", fix)
         lacking = [part for part in PARTS if not weights_files(folder / part, STEMS)]
     except UserError as error:
-        return Finding("model", BAD, str(error), f"hf download {Options().pretrained_model_name_or_path}")
+        return Finding("model", BAD, str(error), f"hf download {Options().model}")
     if lacking:
         where = f"into {name}" if folder == Path(name) else "again; it goes on where it stopped"
         return Finding("model", missing, f"{name}: no weights in {', '.join(lacking)}", f"download them {where}")

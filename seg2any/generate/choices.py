@@ -118,7 +118,7 @@ def shared_recipe(options: Options, settings: ConditionSettings, machine: Machin
         "settings": settings.to_json(),
         "num_inference_steps": options.num_inference_steps,
         "guidance_scale": options.guidance_scale,
-        "model": known_model(options.pretrained_model_name_or_path, options.base_parts),
+        "model": known_model(options.model, options.base_parts),
         "adapter": adapter and known_adapter(adapter),
         "weight_dtype": machine.precision,
         # only where they change the image, so that images made before these flags existed stay finished

@@ -14,6 +14,7 @@ from seg2any.layout.checks import LayoutError
 from seg2any.system.device import check_device_name
 from seg2any.system.errors import UserError
 from seg2any.system.files import check_folder
+from seg2any.system.hub import names_repository
 
 
 def refuse_early(options: Options) -> None:
@@ -27,7 +28,7 @@ def refuse_early(options: Options) -> None:
         check_folder(options.output_path, "--output_path")
         ConditionSettings().override(options.settings)
         check_device_name(options.device)
-        model = options.pretrained_model_name_or_path
+        model = options.model
         if not Path(model).is_file() and is_local(model):  # reading weights in one file takes torch
             refuse_other_models(model)
         _refuse_adapter(options.lora_ckpt_path)
@@ -37,6 +38,8 @@ def refuse_early(options: Options) -> None:
 def _refuse_adapter(folder: Path | None) -> None:
     if folder is None or (folder.is_dir() and next(folder.rglob("*.safetensors"), None)):
         return
+    if not folder.exists() and names_repository(folder):
+        return  # the hub is asked later
     state = "has no .safetensors file in it" if folder.is_dir() else "no such folder"
     raise UserError(f"--lora_ckpt_path {folder}: {state}; give the folder that holds default/ and cond/")
 
@@ -45,7 +48,7 @@ def _refuse_layouts(paths: Iterable[Path], options: Options) -> None:
     errors = []
     for path in paths:
         try:
-            layout = Layout.read(path, options.snap_colors)
+            layout = Layout.read(path, options.snapping)
         except LayoutError as error:
             errors.append(str(error))
             continue

@@ -27,7 +27,7 @@ def describe(survey: Survey, options: Options, settings: ConditionSettings, mach
 
     Raises UserError for a model that cannot be read.
     """
-    model = options.pretrained_model_name_or_path
+    model = options.model
     adapter = adapter_folder(model, options.lora_ckpt_path)
     networks = networks_of(model, adapter, options.fold, options.base_parts)
     reports = [layout.report for layout in survey.layouts]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -89,14 +89,17 @@ def make_images(
     read: Callable[[J], Layout],
     write: Callable[[J, Layout, Image.Image], None],
     shown: bool,
+    failed: Callable[[J, Exception], None] | None = None,
 ) -> None:
     """Make images batch by batch, while one thread reads the next layouts and another writes the last images.
 
     Batches are written in order. A batch is started when the one before the last is written, so at most two are in
     memory. If anything fails, what is being written is finished first.
 
-    read   must not call `warnings.catch_warnings`, which acts on all threads; warnings about layouts are ignored
-    shown  show progress bars
+    read    must not call `warnings.catch_warnings`, which acts on all threads; warnings about layouts are ignored
+    shown   show progress bars
+    failed  is told of each image that cannot be read or made, even alone; it raises the error to stop. None: the first
+            error is raised
     """
     session.show_progress(shown)
     n_missing = sum(len(batch.missing) for batch in batches)
@@ -109,13 +112,53 @@ def make_images(
         layouts_of = (reader.submit(_read_batch, batch, read) for batch in batches)
         coming, written = next(layouts_of, None), None
         for batch in batches:
-            layouts, coming = coming.result(), next(layouts_of, None)
-            images = session.images_quietly(layouts, sampling, seeds=[job.seed for job in batch.jobs])
-            if written is not None:
-                bar.update(written.result())
-            written = writer.submit(_write_batch, batch, layouts, images, write)
+            wait([coming])
+            reading, coming = coming, next(layouts_of, None)  # the next ones are read while the network runs
+            for part, layouts, images in _made(session, batch, sampling, (reading, read), failed):
+                if written is not None:
+                    bar.update(written.result())
+                written = writer.submit(_write_batch, part, layouts, images, write)
         if written is not None:
             bar.update(written.result())
+
+
+def _made(
+    session: Session,
+    batch: Batch[J],
+    sampling: ImageOptions,
+    reading: tuple[Future[list[Layout]], Callable[[J], Layout]],
+    failed: Callable[[J, Exception], None] | None,
+) -> Iterator[tuple[Batch[J], list[Layout], Sequence[Image.Image]]]:
+    """Yield a batch with its layouts and images; if it fails, those of its images that can be made alone.
+
+    reading  the layouts to come, and how to read one again
+    """
+    layouts, read = reading
+    try:
+        images = _images(session, batch, layouts.result(), sampling)
+    except Exception as error:
+        if failed is None:
+            raise
+        if len(batch.jobs) == 1:
+            return failed(batch.jobs[0], error)
+    else:
+        yield batch, layouts.result(), images
+        return
+    for job in batch.missing:
+        alone = Batch((job,), (job,))
+        try:
+            again = _read_batch(alone, read)
+            images = _images(session, alone, again, sampling)
+        except Exception as error:
+            failed(job, error)
+        else:
+            yield alone, again, images
+
+
+def _images(
+    session: Session, batch: Batch[J], layouts: Sequence[Layout], sampling: ImageOptions
+) -> Sequence[Image.Image]:
+    return session.images_quietly(layouts, sampling, seeds=[job.seed for job in batch.jobs])
 
 
 @contextmanager

@@ -3,38 +3,48 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
-from seg2any.adapters.card import AdapterCard, read_card
+from seg2any.adapters.card import CARD_FILE, AdapterCard, read_card
 from seg2any.adapters.lora_file import WEIGHTS_FILE, weights_file
 from seg2any.adapters.routing import COND, DEFAULT
-from seg2any.bases.flux1 import weightless
+from seg2any.bases.flux1 import token_estimate, weightless
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
 from seg2any.bases.flux1.saved import ADAPTERS, folded_adapters, saved_adapters
 from seg2any.bases.flux1.source import find_source
 from seg2any.bases.text import unknown_parts
 from seg2any.generate.preflight import ModelFacts
+from seg2any.generate.world import read_world
+from seg2any.system import hub
 from seg2any.system.errors import UserError, brief
 from seg2any.system.weights import folder_digest, weights_fingerprint
 
+# Of adapters on the hub, relative to their folder.
+ADAPTER_FILES = (f"{DEFAULT}/*.safetensors", f"{COND}/*.safetensors", CARD_FILE)
 OF_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError, SafetensorError)
 NETWORK = ("httpx", "httpx2", "requests", "urllib3")  # packages whose errors the hub's client lets through
+BASE = ("--pretrained_model_name_or_path", "--base_parts")
 
 
-def read_facts(model: str, base_parts: str | None = None) -> ModelFacts:
-    """Read pixels per token and the tokenizer of a base model. Raises UserError."""
+def read_facts(model: str | None, base_parts: str | None = None) -> ModelFacts:
+    """Read pixels per token and the tokenizer of a base model; None: FLUX.1's sizes, and tokens are estimated.
+
+    Raises UserError.
+    """
+    if model is None:
+        estimate = token_estimate
+        return ModelFacts(estimate.PIXELS_PER_TOKEN, estimate.count_tokens, estimate.unknown_parts, are_counted=False)
     pixels_per_token, tokenizer = read_small_files(model, base_parts)
     return ModelFacts(
         pixels_per_token,
         count_tokens=lambda text: len(tokenizer(text, verbose=False).input_ids),
         unknown_parts=partial(unknown_parts, tokenizer),
+        world=read_world(model),
     )
 
 
@@ -65,8 +75,18 @@ def read_adapter_card(adapter: Path | None) -> AdapterCard | None:
     return card if weights_file(adapter, COND) else card.without_condition()
 
 
+def local_adapter(adapter: Path | None) -> Path | None:
+    """Return the folder of adapters on the disk; those that owner/name or owner/name/folder means are downloaded.
+
+    Raises UserError.
+    """
+    if adapter is None or adapter.exists() or not hub.names_repository(adapter):
+        return adapter
+    return hub.fetch_folder(adapter, "--lora_ckpt_path", f"{DEFAULT}/{WEIGHTS_FILE}", ADAPTER_FILES)
+
+
 def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path | None:
-    """Return the folder of the adapters: as given, else inside a model that was saved with adapters.
+    """Return the folder of the adapters on the disk: as given, else inside a model that was saved with adapters.
 
     Raises UserError for given ones where others are folded in, and if `fold` has nothing to do.
     """
@@ -81,7 +101,7 @@ def adapter_folder(model: str, adapter: Path | None, fold: bool = False) -> Path
             f"{model} is folded already; leave it out" if is_folded else "there is no adapter; give --lora_ckpt_path"
         )
         raise UserError(f"--fold: {reason}")
-    return adapter or inside
+    return local_adapter(adapter) or inside
 
 
 def known_model(model: str, base_parts: str | None = None) -> dict:
@@ -101,17 +121,22 @@ def known_model(model: str, base_parts: str | None = None) -> dict:
     return {"path": model, "fingerprint": weights_fingerprint(folder, parts)}
 
 
-def known_adapter(folder: Path) -> dict:
-    """Identify a folder of adapters for a recipe: path and digest."""
-    return {"path": str(folder), "sha256": folder_digest(folder)}
+def known_adapter(adapter: Path) -> dict:
+    """Identify adapters for a recipe: path or id on the hub, and digest."""
+    return {"path": str(adapter), "sha256": folder_digest(local_adapter(adapter))}
 
 
 @contextlib.contextmanager
-def explained(model: str, base_parts: str | None = None) -> Iterator[None]:
-    """Turn the libraries' errors about a missing or damaged model into a UserError."""
-    flag, model = ("base_parts", base_parts) if base_parts else ("pretrained_model_name_or_path", model)
-    flag, folder = f"--{flag} {model}", Path(model)
+def explained(model: str, base_parts: str | None = None, keys: tuple[str, str] = BASE) -> Iterator[None]:
+    """Turn the libraries' errors about a missing or damaged model into a UserError.
+
+    Before anything is loaded, the hub is asked for the model if it is not on the disk.
+
+    keys  names of both values for messages
+    """
+    key, model = (keys[1], base_parts) if base_parts else (keys[0], model)
     try:
+        hub.check_access(model, "model_index.json")
         yield
     except UserError:
         raise
@@ -119,18 +144,7 @@ def explained(model: str, base_parts: str | None = None) -> Iterator[None]:
         is_network = type(error).__module__.partition(".")[0] in NETWORK
         if not is_network and not isinstance(error, OF_DAMAGE):
             raise
-        if folder.exists():
-            raise UserError(f"{flag}: cannot be loaded ({brief(error, 160)}); is the folder complete?") from error
-        raise UserError(f"{flag}: {_hub_problem(model, error)}") from error
-
-
-def _hub_problem(model: str, error: BaseException) -> str:
-    while error is not None and not isinstance(error, HfHubHTTPError):  # the libraries wrap it, some several times
-        cause, error = error, error.__cause__ or error.__context__
-    if isinstance(error, GatedRepoError):
-        return f"is gated; accept its licence at https://huggingface.co/{model} and log in with `hf auth login`"
-    if error is not None and error.response is not None and error.response.status_code in (401, 403, 404):
-        return "no such model on the hub, or it is private; check the id, and log in with `hf auth login`"
-    if os.environ.get("HF_HUB_OFFLINE", "0").lower() not in ("", "0", "false", "no", "off"):
-        return "no such folder, and HF_HUB_OFFLINE keeps the hub away; give a local folder or unset it"
-    return f"no such folder, and the hub did not give it ({brief(error or cause, 160)}); check the id and the network"
+        if Path(model).exists():
+            reason = f"cannot be loaded ({brief(error, 160)}); is the folder complete?"
+            raise UserError(f"{key} {model}: {reason}") from error
+        raise UserError(f"{key} {model}: {hub.problem(model, error)}") from error

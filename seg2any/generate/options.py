@@ -19,12 +19,14 @@ from seg2any.system.files import user_path
 from seg2any.system.precision import PRECISIONS
 from seg2any.system.shipped import input_path, model_name
 
+FLUX = "black-forest-labs/FLUX.1-dev"
+
 DESCRIPTION = """\
 Segmentation masks and captions in, images out.
 
 A layout is NAME.png, a picture with one flat colour per region, and NAME.json beside it:
   {"caption": "a cat on a mat", "seed": 7, "segments_info": [
-      {"color": [255, 0, 0], "text": "a black cat"}, {"color": [0, 0, 255], "text": "a red mat"}]}
+      {"color": "#c81e1e", "text": "a black cat"}, {"color": [0, 0, 255], "text": "a red mat"}]}
 A folder with one mask picture per region, COCO run lengths and .npz work too: see seg2any/layout/readers.py.
 """
 
@@ -40,7 +42,8 @@ examples:
         --height 1024 --width 1024 --num_images_per_prompt 4 --batch_size 2
 
 An interrupted run goes on where it stopped when started again: finished images are skipped.
-Exit status: 0 done, 1 out of memory, 2 wrong input, 128 + N ended by signal N (Ctrl-C: 130).
+Exit status: 0 done, 1 done but for the layouts named, or out of memory, 2 wrong input, 128 + N ended by signal N
+(Ctrl-C: 130).
 """
 
 
@@ -57,10 +60,10 @@ class Options:
         None, "a layout, a folder of layouts, or a COCO file of several images", type=input_path, required=True
     )
     output_path: Path = flag(Path("result"), "folder for the images (default: result)", type=user_path)
-    pretrained_model_name_or_path: str = flag(
-        "black-forest-labs/FLUX.1-dev",
+    pretrained_model_name_or_path: str | None = flag(
+        None,
         "folder or hub id of a FLUX pipeline, or a .safetensors or .gguf file with its transformer "
-        "(default: black-forest-labs/FLUX.1-dev)",
+        f"(default: {FLUX}; --check needs none, and estimates tokens then)",
         type=model_name,
     )
     base_parts: str | None = flag(
@@ -69,7 +72,10 @@ class Options:
         type=model_name,
     )
     lora_ckpt_path: Path | None = flag(
-        None, "folder with default/ and cond/; without it only the global caption counts: plain FLUX", type=input_path
+        None,
+        "folder with default/ and cond/, or its id on the hub (owner/name or owner/name/folder); without it only the "
+        "global caption counts: plain FLUX",
+        type=input_path,
     )
 
     seed: int | None = flag(
@@ -113,9 +119,33 @@ class Options:
         "(default: hide, for COCO and SA-1B share)",
         choices=OVERLAPS,
     )
-    snap_colors: bool = flag(False, "give soft edges and JPEG noise to the nearest region", action="store_true")
+    snap_colors: bool = flag(
+        False,
+        "give all soft edges and JPEG noise to the nearest region (default: where all colours of the JSON are there, "
+        "and the rest are mixtures of them)",
+        action="store_true",
+    )
     check: bool = flag(False, "only write a report and an overlay picture per layout", action="store_true")
-    strict: bool = flag(False, "stop at warnings about layouts", action="store_true")
+    keep_going: bool | None = flag(
+        None,
+        "leave out layouts that cannot be used or made, name them at once and at the end, and end with status 1 "
+        "(default: true for more than one layout, unless --strict is given)",
+        type=yes_or_no,
+        nargs="?",
+        const=True,
+        metavar="true|false",
+    )
+    strict: bool = flag(False, "stop at warnings about layouts, and at colours to be snapped", action="store_true")
+
+    @property
+    def model(self) -> str:
+        """The model to make images with: as given, else FLUX.1-dev."""
+        return self.pretrained_model_name_or_path or FLUX
+
+    @property
+    def snapping(self) -> bool | None:
+        """The argument of `Layout.read`: with --strict, colours are snapped only if --snap_colors asks for it."""
+        return self.snap_colors or (False if self.strict else None)
 
 
 def add_setting_flags(parser: Parser) -> None:
@@ -158,4 +188,6 @@ def parse_options(arguments: Sequence[str] | None = None, program: str = "infer.
     options = options_of(vars(parser.parse_args(arguments)))
     if options.check and options.estimate:
         parser.error("--check and --estimate each make no images but a report of their own; give one of them")
+    if options.strict and options.keep_going:
+        parser.error("--strict stops at what --keep_going leaves out; give one of them")
     return options

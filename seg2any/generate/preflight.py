@@ -14,6 +14,7 @@ import numpy as np
 
 from seg2any.attention.settings import ConditionSettings
 from seg2any.diffusion.prepare import DrawnLayout, draw_layout
+from seg2any.generate.world import World
 from seg2any.layout import Layout
 from seg2any.layout.contour import condition_image, kept_tokens
 from seg2any.layout.overlap import alike_masks
@@ -29,21 +30,38 @@ class ModelFacts:
     pixels_per_token  edge of the image patch behind one token, 16 for FLUX.1
     count_tokens      counts the tokens of a caption, with its end token and uncut
     unknown_parts     lists the parts of a caption that the tokenizer does not know, one for each unknown token
+    are_counted       False if count_tokens only estimates
+    world             what the model knows, if that is little
     """
 
     pixels_per_token: int
     count_tokens: Callable[[str], int]
     unknown_parts: Callable[[str], Sequence[str]] = lambda text: ()
+    are_counted: bool = True
+    world: World | None = None
 
 
 @dataclass(frozen=True)
 class CaptionReport:
-    """The number of tokens of a caption, the limit up to which they are read, and the parts that are unknown."""
+    """The number of tokens of a caption, the limit up to which they are read, and the parts that are unknown.
+
+    counted  False if the number is an estimate
+    """
 
     text: str
     tokens: int
     limit: int
     unknown: tuple[str, ...] = ()
+    counted: bool = True
+
+    def __str__(self) -> str:
+        """Return the number and the limit, such as 14/512; ~14/512 for an estimate."""
+        return f"{'' if self.counted else '~'}{self.tokens}/{self.limit}"
+
+    @property
+    def loss(self) -> str:
+        """The words for what will not be read, such as "4 of 100"."""
+        return f"{'' if self.counted else 'about '}{self.cut} of {self.tokens}"
 
     @property
     def cut(self) -> int:
@@ -66,7 +84,11 @@ class RegionReport:
 
 @dataclass(frozen=True)
 class LayoutReport:
-    """The report on a layout; `warnings` are lines for the user."""
+    """The report on a layout.
+
+    warnings  lines about what may not be as its author meant it
+    notes     lines about what was made of the file, see `Layout`
+    """
 
     name: str
     mask_size: tuple[int, int]  # (H, W)
@@ -79,6 +101,7 @@ class LayoutReport:
     regions: tuple[RegionReport, ...]
     warnings: tuple[str, ...]
     overlap: str | None = None  # the layout's; None if no pixel lies in two masks
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict:
         """Convert to plain types, with `cut` for each caption."""
@@ -92,23 +115,22 @@ class LayoutReport:
         return document
 
     def __str__(self) -> str:
-        lines = [self._headline(), *self._table(), *(f"  warning: {text}" for text in self.warnings)]
-        return "\n".join(map(printable, lines))
+        remarks = [f"  note: {text}" for text in self.notes] + [f"  warning: {text}" for text in self.warnings]
+        return "\n".join(map(printable, [self._headline(), *self._table(), *remarks]))
 
     def _headline(self) -> str:
         height, width = self.image_size
         seed = "no seed" if self.seed is None else f"seed {self.seed}"
-        caption = f"caption {self.caption.tokens}/{self.caption.limit}" if self.caption else "no global caption"
+        caption = f"caption {self.caption}" if self.caption else "no global caption"
         tokens = f"{self.image_tokens} image and {self.contour_tokens} contour tokens"
         return f"{self.name}: {width}x{height}, {seed}, {caption}, {tokens}, {self.background:.0%} background"
 
     def _table(self) -> list[str]:
         rows = ["   #   pixels  share  overlap  tokens  contour  caption  text"]
         for number, region in enumerate(self.regions, start=1):
-            caption = f"{region.caption.tokens}/{region.caption.limit}"
             rows.append(
                 f"  {number:2} {region.pixels:8} {region.share:6.1%} {region.overlap:8.0%} {region.image_tokens:7} "
-                f"{region.contour_tokens:8} {caption:>8}  {shown(region.caption.text)}"
+                f"{region.contour_tokens:8} {region.caption!s:>8}  {shown(region.caption.text)}"
             )
         return rows
 
@@ -148,6 +170,9 @@ def check_layout(
     caption = None
     if layout.caption is not None:
         caption = _check_caption(layout.caption, settings.max_sequence_length, model)
+    warnings = [*known_warnings, *_warnings(layout, size, settings, caption, regions)]
+    if model.world and (remark := model.world.remark(_texts_that_count(layout, settings))):
+        warnings.append(remark)
     return LayoutReport(
         name=layout.name,
         mask_size=layout.size,
@@ -158,13 +183,19 @@ def check_layout(
         contour_tokens=0 if drawn.kept is None else int(drawn.kept.sum()),
         background=float(1 - tokens.any(axis=0).mean()),
         regions=regions,
-        warnings=(*known_warnings, *_warnings(layout, size, settings, caption, regions)),
+        warnings=tuple(warnings),
         overlap=layout.overlap if others.any() else None,
+        notes=layout.notes,
     )
 
 
+def _texts_that_count(layout: Layout, settings: ConditionSettings) -> list[str]:
+    """List the captions that the model reads; plain settings ignore those of regions."""
+    return [*([layout.caption] if layout.caption else []), *(() if settings.is_plain else layout.captions)]
+
+
 def _check_caption(text: str, limit: int, model: ModelFacts) -> CaptionReport:
-    return CaptionReport(text, model.count_tokens(text), limit, tuple(model.unknown_parts(text)))
+    return CaptionReport(text, model.count_tokens(text), limit, tuple(model.unknown_parts(text)), model.are_counted)
 
 
 def _tokens_of_outline(mask: np.ndarray, drawn: DrawnLayout, patch: int) -> int:
@@ -187,10 +218,7 @@ def _warnings(
         masks, image = (f"{width}x{height}" for height, width in (layout.size, size))
         found.append(f"masks of {masks} are stretched to {image}; choose --height and --width of the same shape")
     if caption and caption.cut:
-        found.append(
-            f"the global caption loses {caption.cut} of {caption.tokens} tokens; shorten it or raise "
-            "--max_sequence_length"
-        )
+        found.append(f"the global caption loses {caption.loss} tokens; shorten it or raise --max_sequence_length")
     if caption and caption.unknown:
         found.append(f"the global caption {_unreadable(caption)}")
     if settings.is_plain:
@@ -210,7 +238,7 @@ def _warnings(
             )
         if region.caption.cut:
             found.append(
-                f"{label} loses {region.caption.cut} of {region.caption.tokens} caption tokens; shorten it or raise "
+                f"{label} loses {region.caption.loss} caption tokens; shorten it or raise "
                 "--regional_max_sequence_length"
             )
         if region.caption.unknown:

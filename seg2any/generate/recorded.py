@@ -134,7 +134,7 @@ def find_layouts(recorded: Recorded, asked: Path | None) -> dict[str, Layout]:
 
 def _readings(path: Path) -> Iterator[Layout]:
     """Yield a layout as its file says, and with colours snapped, since the image's run may have done so."""
-    for snap_colors in (False, True):
+    for snap_colors in (None, False, True):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:

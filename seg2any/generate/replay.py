@@ -27,7 +27,7 @@ from seg2any.system.errors import UserError, shown
 from seg2any.system.provenance import machine_name, versions
 from seg2any.system.shipped import demo_folder
 
-FLUX = Options().pretrained_model_name_or_path
+FLUX = Options().model
 
 
 @dataclass(frozen=True)

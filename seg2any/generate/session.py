@@ -15,7 +15,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.text import TextCache, TruncationWarning, UnknownWordsWarning
 from seg2any.generate.memory import check_mode, decode_in_parts, place
 from seg2any.generate.memory_modes import BITSANDBYTES
-from seg2any.generate.model import explained
+from seg2any.generate.model import explained, local_adapter
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.layout import Layout
 
@@ -41,7 +41,8 @@ class ImageOptions:
 class Loading:
     """The options for loading a model.
 
-    adapter        folder of default/ and cond/; None: the model alone, or the adapters of a model that was saved folded
+    adapter        folder of default/ and cond/, or its id on the hub; None: the model alone, or the adapters of a
+                   model that was saved folded
     fold           merge the adapter into the weights
     memory         a mode of `seg2any.generate.memory_modes`
     vae_tiling     decode images one by one and large ones in tiles, as all modes but `full` do anyway
@@ -103,7 +104,7 @@ def load_pipeline(model: str, dtype: torch.dtype, device: torch.device, loading:
     with explained(model, loading.base_parts):
         pipeline = Seg2AnyPipeline.from_pretrained(model, base_parts=loading.base_parts, dtype=dtype, **placed)
     if loading.adapter is not None:
-        pipeline.load_adapters(str(loading.adapter))
+        pipeline.load_adapters(str(local_adapter(loading.adapter)))
     if loading.fold:
         pipeline.fold()
     if not placed:

@@ -26,6 +26,8 @@ from seg2any.system.files import atomic_write, check_name, takes_capitals_for_sm
 
 T = TypeVar("T")
 
+MOST_NOTES = 4  # lines before a run
+
 
 @dataclass(frozen=True)
 class Surveyed:
@@ -38,11 +40,15 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class Survey:
-    """The usable layouts, one line for each layout that is not, and lines about ignored files."""
+    """The usable layouts, one line for each layout that is not, and lines about ignored files.
+
+    found  number of layouts, usable or not
+    """
 
     layouts: tuple[Surveyed, ...]
     errors: tuple[str, ...]
     left_out: tuple[str, ...] = ()
+    found: int = 1
 
     @property
     def warnings(self) -> list[str]:
@@ -50,11 +56,26 @@ class Survey:
         own = [f"{layout.report.name}: {text}" for layout in self.layouts for text in layout.report.warnings]
         return [*self.left_out, *own]
 
+    @property
+    def notes(self) -> list[str]:
+        """The notes on the layouts, each with the layout's name; of many only the first, and how many there are."""
+        notes = [f"{layout.report.name}: {text}" for layout in self.layouts for text in layout.report.notes]
+        more = [f"{len(notes) - MOST_NOTES + 1} more notes on layouts; --check shows all"]
+        return notes if len(notes) <= MOST_NOTES else notes[: MOST_NOTES - 1] + more
+
     def stop_at_problems(self, strict: bool) -> None:
         """Raise UserError, one line per problem, for unusable layouts and, if strict, for warnings."""
         problems = [*self.errors, *(self.warnings if strict else [])]
         if problems:
             raise UserError("\n".join(problems))
+
+    def goes_on(self, options: Options) -> bool:
+        """Tell whether the usable layouts are to be made although others are not usable.
+
+        By default they are where there is more than one layout, unless --strict is given.
+        """
+        chosen = options.keep_going
+        return bool(self.layouts) and (self.found > 1 and not options.strict if chosen is None else chosen)
 
 
 def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFacts) -> Survey:
@@ -81,14 +102,17 @@ def survey_layouts(options: Options, settings: ConditionSettings, model: ModelFa
             layouts.append(Surveyed(path, layout.digest(), report))
             if options.check:
                 _save_overlay(layout, report, overlay_path(layout.name, options))
-    errors += _same_names(layouts, options)
-    left_out += _alike_names(layouts, options)
-    return Survey(tuple(layouts), tuple(dict.fromkeys(errors)), tuple(left_out))  # shared errors once
+    collisions = _same_names(layouts, options)
+    taken = {path for paths in collisions for path in paths}
+    usable = tuple(layout for layout in layouts if layout.path not in taken)
+    errors += collisions.values()
+    left_out += _alike_names(usable, options)
+    return Survey(usable, tuple(dict.fromkeys(errors)), tuple(left_out), len(found_paths))  # shared errors once
 
 
 def read_layout(path: Path, options: Options) -> Layout:
     """Read a layout with the overlap of the options, else that of the kind of file. Raises LayoutError."""
-    layout = Layout.read(path, options.snap_colors)
+    layout = Layout.read(path, options.snapping)
     return layout if options.overlap is None else replace(layout, overlap=options.overlap)
 
 
@@ -176,18 +200,20 @@ def overlay_path(name: str, options: Options) -> Path:
     return options.output_path / f"{name}_overlay.png"
 
 
-def _same_names(layouts: Iterable[Surveyed], options: Options) -> list[str]:
+def _same_names(layouts: Iterable[Surveyed], options: Options) -> dict[tuple[Path, ...], str]:
+    """Find the layouts that would write the same file, and say so in a line for each."""
     writers = defaultdict(list)
     blind = takes_capitals_for_small(options.output_path)
     for layout in layouts:
         for image in image_paths(layout.report.name, options):
             for file in (image, panel_path(image)):
-                writers[_without_capitals(file) if blind else file].append(str(layout.path))
-    shared: dict[tuple[str, ...], str] = {}
+                writers[_without_capitals(file) if blind else file].append(layout.path)
+    shared: dict[tuple[Path, ...], str] = {}
     for file, paths in writers.items():
         if len(paths) > 1:
-            shared.setdefault(tuple(paths), file.name)
-    return [f"{' and '.join(paths)} would both write {file}; rename one" for paths, file in shared.items()]
+            names = " and ".join(map(str, paths))
+            shared.setdefault(tuple(paths), f"{names} would both write {file.name}; rename one")
+    return shared
 
 
 def _alike_names(layouts: Iterable[Surveyed], options: Options) -> list[str]:

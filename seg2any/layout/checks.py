@@ -25,6 +25,8 @@ class LayoutParts(NamedTuple):
     scores: np.ndarray | None = None
     source: str = ""
     overlap: str = "hide"
+    colors: tuple[tuple[int, int, int], ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 class LayoutError(UserError):
@@ -98,6 +100,13 @@ def check_scores(where: str, scores: object, count: int) -> None:
         raise LayoutError(f"{where}: scores are {found}; give a float array [{count}], one per mask")
     if not ((scores >= 0) & (scores <= 1)).all():
         raise LayoutError(f"{where}: scores lie outside 0..1; scale them")
+
+
+def check_drawn_colors(where: str, colors: object, count: int) -> None:
+    """Raise LayoutError unless `colors` are `count` triples of whole numbers from 0 to 255."""
+    fit = isinstance(colors, tuple) and len(colors) == count
+    if not fit or any(len(color) != 3 or not all(0 <= part <= 255 for part in color) for color in colors):
+        raise LayoutError(f"{where}: colors are {shown(colors)}; give a tuple of {count}, each (red, green, blue)")
 
 
 def check_source(where: str, source: object) -> None:

@@ -23,6 +23,11 @@ def display_colors(count: int) -> list[Color]:
     return [_rgb(hue, 0.75 if n % 2 else 0.9, 0.95 if n % 3 else 0.8) for n, hue in enumerate(hues)]
 
 
+def colors_of(layout: Layout) -> Sequence[Color]:
+    """Return the colours in which the regions were drawn, else bright ones."""
+    return display_colors(len(layout.captions)) if layout.colors is None else layout.colors
+
+
 def contour_picture(layout: Layout, size: tuple[int, int]) -> Image.Image:
     """Draw the condition image at `size` (H, W), white lines on black, RGB."""
     return Image.fromarray(condition_image(layout.visible, size)).convert("RGB")
@@ -37,7 +42,7 @@ def overlay_picture(layout: Layout, size: tuple[int, int], image: Image.Image | 
     base = Image.new("RGB", (width, height), (96, 96, 96)) if image is None else image.convert("RGB")
     pixels = np.asarray(base.resize((width, height))).astype(np.float32)
     masks = resize_masks(layout.visible, size)
-    colors = display_colors(len(masks))
+    colors = colors_of(layout)
     for mask, color in zip(masks, colors, strict=True):
         pixels[mask] = 0.5 * pixels[mask] + 0.5 * np.array(color)
     for mask, color in zip(masks, colors, strict=True):
@@ -56,7 +61,7 @@ def legend(layout: Layout, width: int) -> Image.Image:
     line_height = font.size + 5
     swatch = line_height * 2
     entries: list[tuple[str, Color | None, str]] = [("", None, layout.caption)] if layout.caption else []
-    colors = display_colors(len(layout.captions))
+    colors = colors_of(layout)
     entries += [(str(n), color, text) for n, (color, text) in enumerate(zip(colors, layout.captions, strict=True), 1)]
     wrapped = [
         (number, color, _wrap(text, font, width - 3 * MARGIN - (swatch if color else -MARGIN)))
@@ -68,8 +73,9 @@ def legend(layout: Layout, width: int) -> Image.Image:
     y = MARGIN
     for number, color, lines in wrapped:
         if color:
-            draw.rectangle((MARGIN, y, MARGIN + swatch, y + line_height - 3), fill=color)
-            draw.text((MARGIN + swatch / 2, y + line_height / 2 - 1), number, "black", font, anchor="mm")
+            draw.rectangle((MARGIN, y, MARGIN + swatch, y + line_height - 3), fill=color, outline="grey")
+            ink = "black" if _brightness(color) > 0.4 else "white"
+            draw.text((MARGIN + swatch / 2, y + line_height / 2 - 1), number, ink, font, anchor="mm")
         for line in lines:
             draw.text((2 * MARGIN + swatch if color else MARGIN, y), line, "black", font)
             y += line_height
@@ -135,6 +141,11 @@ def _wrap(text: str, font: ImageFont.FreeTypeFont, width: float) -> list[str]:
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     return ImageFont.load_default(size=size)
+
+
+def _brightness(color: Color) -> float:
+    """Return how bright a colour looks, from 0 for black to 1 for white."""
+    return (0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2]) / 255
 
 
 def _rgb(hue: float, saturation: float, value: float) -> Color:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
+
+from PIL import ImageColor
 
 from seg2any.layout.checks import LayoutError, LayoutWarning, check_caption
 from seg2any.system.errors import shown
@@ -151,10 +154,29 @@ def _neighbour(key: str, known: Sequence[str], meant: Mapping[str, str]) -> str 
 
 
 def _read_color(where: str, value: object) -> Color:
+    """Read [red, green, blue], "#c81e1e", "#f00" or a colour name of CSS. Raises LayoutError."""
+    if isinstance(value, str):
+        return _named_color(where, value)
     whole = isinstance(value, list) and all(isinstance(part, int) and not isinstance(part, bool) for part in value)
     if not whole or len(value) != 3 or not all(0 <= part <= 255 for part in value):
-        raise LayoutError(f"{where} is {shown(value)}; write [red, green, blue], whole numbers from 0 to 255")
+        raise LayoutError(
+            f'{where} is {shown(value)}; write "#c81e1e", a colour name of CSS, or [red, green, blue], whole numbers '
+            "from 0 to 255"
+        )
     return tuple(value)
+
+
+def _named_color(where: str, text: str) -> Color:
+    word = text.strip().lower()
+    if re.fullmatch(r"[0-9a-f]{6}", word):
+        word = f"#{word}"  # as many colour pickers show it
+    if word in ImageColor.colormap or re.fullmatch(r"#([0-9a-f]{3}|[0-9a-f]{6})", word):
+        return ImageColor.getrgb(word)
+    near = difflib.get_close_matches(word, ImageColor.colormap, 1, 0.7)
+    meant = f' (did you mean "{near[0]}"?)' if near else ""
+    raise LayoutError(
+        f'{where} is {shown(text)}{meant}; write "#c81e1e", a colour name of CSS such as "teal", or [red, green, blue]'
+    )
 
 
 def read_name(where: str, value: object) -> str:

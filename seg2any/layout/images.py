@@ -19,6 +19,7 @@ from seg2any.system.errors import UserError, shown
 from seg2any.system.limits import limits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+LOSSY = ("JPEG", "MPO", "WEBP")  # formats whose files may hold other colours than were drawn
 LAST_BYTES = {"JPEG": b"\xff\xd9", "PNG": b"\x00\x00\x00\x00IEND\xaeB`\x82"}  # end of image; the empty chunk IEND
 SAME_COLOR = 48  # RGB distance; JPEG noise and the ends of a soft edge stay within it
 MOST_OFF_SHADE = 0.01  # of the pixels of a mask's picture
@@ -136,8 +137,8 @@ def has_end(path: Path, image_format: str) -> bool:
         return file.read() == end
 
 
-def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read colours, uint8 [H, W, 3], and where they are visible, bool [H, W].
+def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
+    """Read colours, uint8 [H, W, 3], where they are visible, bool [H, W], and the name of the file's format.
 
     Visible is what is at least half opaque: a soft brush is cut in the middle of its edge. Palettes and grey are
     expanded to RGB. Raises LayoutError, also for more than 8 bits per channel.
@@ -148,7 +149,7 @@ def read_colors(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"{path}: has over 8 bits per channel ({image.mode}); save the colour map with 8 bits per channel"
         )
     colors, alpha = _colors_of(path, image)
-    return colors, alpha > 127
+    return colors, alpha > 127, image.format or ""
 
 
 def read_mask(path: Path) -> np.ndarray:
@@ -170,7 +171,7 @@ def mask_of_image(where: str, image: Image.Image) -> np.ndarray:
     """
     is_deep = image.mode.startswith(("I", "F"))
     levels = np.asarray(image) if is_deep else _brightness(where, *_colors_of(where, image))
-    return cut(where, levels[None], image.format in ("JPEG", "MPO", "WEBP"))[0]
+    return cut(where, levels[None], image.format in LOSSY)[0]
 
 
 def _colors_of(where: str | Path, image: Image.Image) -> tuple[np.ndarray, np.ndarray]:

@@ -14,6 +14,7 @@ from seg2any.layout.checks import (
     LayoutError,
     LayoutParts,
     check_caption,
+    check_drawn_colors,
     check_overlap,
     check_scores,
     check_seed,
@@ -39,6 +40,8 @@ class Layout:
     overlap   "hide": a pixel belongs to its topmost region only, that of the last mask that holds it; "share": to all
               regions whose masks hold it, as in COCO, SA-1B and the published code. Data sets and segmenters, whose
               masks have no order, say "share"
+    colors    N triples (red, green, blue) in which the regions were drawn; None if they were not
+    notes     lines about what a reader made of the file, such as which colour it took for paper
 
     N = 0 is a layout of background only; data sets and segmenters make them.
 
@@ -56,6 +59,8 @@ class Layout:
     scores: np.ndarray | None = None
     source: str = ""
     overlap: str = "hide"
+    colors: tuple[tuple[int, int, int], ...] | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"layout {self.name!r}" if self.name else "layout"
@@ -75,6 +80,8 @@ class Layout:
             check_scores(where, self.scores, len(self.masks))
         check_source(where, self.source)
         check_overlap(where, self.overlap)
+        if self.colors is not None:
+            check_drawn_colors(where, self.colors, len(self.masks))
 
     @property
     def size(self) -> tuple[int, int]:
@@ -100,7 +107,8 @@ class Layout:
     def digest(self) -> str:
         """Return the SHA-256, in hex, of masks, captions and global caption.
 
-        Seed, name, scores and source do not change what is drawn where; `overlap` does, and recipes hold it apart.
+        Seed, name, scores, source, colors and notes do not change what is drawn where; `overlap` does, and recipes hold
+        it apart.
         """
         digest = hashlib.sha256(repr((self.masks.shape, self.captions, self.caption)).encode())
         digest.update(np.packbits(self.masks).tobytes())
@@ -111,10 +119,11 @@ class Layout:
         return replace(self, masks=visible_masks(self.masks))
 
     @classmethod
-    def read(cls, path: str | os.PathLike, snap_colors: bool = False) -> Layout:
+    def read(cls, path: str | os.PathLike, snap_colors: bool | None = None) -> Layout:
         """Read a layout from any format of `seg2any.layout.readers`.
 
-        snap_colors: give soft edges and JPEG noise of a colour map to the nearest region
+        snap_colors: give soft edges and JPEG noise of a colour map to the nearest region; None: where all listed
+            colours are there and the rest are mixtures of them
 
         Raises LayoutError, one line that names the file, the field and the fix. Warns with LayoutWarning.
         """

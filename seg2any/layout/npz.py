@@ -26,10 +26,11 @@ KINDS = {  # content of each array, for messages
     "scores": "a float array",
     "source": "strings",
     "empty": "mask numbers",
+    "labels": "whole numbers",
 }
 MEANT = {
     **dict.fromkeys(("prompt", "global_prompt", "global_caption", "description"), "caption"),
-    **dict.fromkeys(("prompts", "texts", "labels", "phrases", "text"), "captions"),
+    **dict.fromkeys(("prompts", "texts", "phrases", "text"), "captions"),
     **dict.fromkeys(("segmentation", "segmentations", "mask"), "masks"),
 }
 
@@ -37,7 +38,9 @@ MEANT = {
 def read_npz(path: Path) -> LayoutParts:
     """Read a layout from the arrays that `seg2any.layout.readers` describes.
 
-    masks: [N, H, W] or [N, 1, H, W], bool, or numbers that `seg2any.layout.masks` cuts
+    masks: [N, H, W] or [N, 1, H, W], bool, or numbers that `seg2any.layout.masks` cuts; or one map of labels, whole
+        numbers [H, W], where label k is the region of caption k, from 1 on, or of the caption at the place of k in
+        `labels`; 0 is background
 
     Raises LayoutError, also for a mask without a pixel that `empty` does not list.
     """
@@ -45,9 +48,15 @@ def read_npz(path: Path) -> LayoutParts:
     for name in ("masks", "captions"):
         if name not in arrays:
             raise LayoutError(f"{path}: {name} is missing; save masks [N, H, W] and captions [N]")
-    masks = arrays["masks"]
+    masks, captions = arrays["masks"], arrays["captions"]
+    if captions.dtype.kind != "U" or captions.ndim != 1:
+        raise LayoutError(f"{path}: captions are {captions.dtype} {list(captions.shape)}; save a list of strings")
     if masks.dtype.kind in "iu" and masks.ndim == 2:
-        raise LayoutError(f"{path}: masks are one picture {list(masks.shape)} of labels; save `masks == k` for each k")
+        masks = _of_labels(path, masks, _labels(path, arrays.get("labels"), len(captions)))
+    elif "labels" in arrays:
+        raise LayoutError(
+            f"{path}: labels belong to masks of one map [H, W], but masks are {list(masks.shape)}; remove them"
+        )
     if masks.ndim == 4 and masks.shape[1] == 1:  # as SAM and torchvision give them
         masks = masks[:, 0]
     if masks.dtype.kind not in "biuf" or masks.ndim != 3:
@@ -55,9 +64,6 @@ def read_npz(path: Path) -> LayoutParts:
     masks = cut(str(path), masks)
     check_masks(str(path), masks)
     _check_empty(path, masks, arrays.get("empty"))
-    captions = arrays["captions"]
-    if captions.dtype.kind != "U" or captions.ndim != 1:
-        raise LayoutError(f"{path}: captions are {captions.dtype} {list(captions.shape)}; save a list of strings")
     caption, seed, source = (_scalar(path, arrays, name) for name in ("caption", "seed", "source"))
     source = "" if source is None else source
     return LayoutParts(masks, tuple(captions.tolist()), caption, seed, path.stem, arrays.get("scores"), source)
@@ -154,12 +160,39 @@ def _check_header(path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype
     if dtype.hasobject:
         raise LayoutError(f"{path}: {name} has pickled Python objects, which are never unpacked; save {KINDS[name]}")
     size = dtype.itemsize * math.prod(shape)
-    if name == "masks" and (len(shape) == 3 or (len(shape) == 4 and shape[1] == 1)):
-        check_mask_shape(str(path), (shape[0], *shape[-2:]))
+    if name == "masks" and (len(shape) in (2, 3) or (len(shape) == 4 and shape[1] == 1)):
+        check_mask_shape(str(path), (shape[0] if len(shape) > 2 else 1, *shape[-2:]))
         if size > most.mask_bytes:
             raise LayoutError(f"{path}: masks are {dtype} of {size >> 20} MiB; save them as bool")
     elif min(shape, default=0) < 0 or size > most.json_bytes:
         raise LayoutError(f"{path}: {name} has shape {shown(shape)}, too large for a layout; save {KINDS[name]}")
+
+
+def _labels(path: Path, labels: np.ndarray | None, count: int) -> np.ndarray:
+    """Return the label of each of `count` captions, int [count]: 1, 2, 3 ... unless `labels` says otherwise."""
+    if labels is None:
+        return np.arange(1, count + 1)
+    if labels.dtype.kind not in "iu" or labels.shape != (count,) or len(np.unique(labels)) < count:
+        found = f"{labels.dtype} {list(labels.shape)}"
+        raise LayoutError(f"{path}: labels are {found}; save {count} different whole numbers, one for each caption")
+    return labels
+
+
+def _of_labels(path: Path, label_map: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Make the masks of `labels` from a map [H, W]; 0 without a caption is background.
+
+    Raises LayoutError for another label without a caption.
+    """
+    check_mask_shape(str(path), (len(labels), *label_map.shape))
+    found = np.unique(label_map)
+    unnamed = np.setdiff1d(found, [0, *labels])
+    if len(unnamed):
+        listed = ", ".join(map(str, unnamed[:5])) + (", ..." if len(unnamed) > 5 else "")
+        raise LayoutError(
+            f"{path}: masks are a map of labels, and {listed} has no caption; save one caption for each label from 1 "
+            "on, or `labels`, the label of each caption"
+        )
+    return label_map == labels.reshape(-1, 1, 1)
 
 
 def _without_pixel(masks: np.ndarray) -> np.ndarray:

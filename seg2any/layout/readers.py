@@ -6,7 +6,8 @@
 color         its colour in NAME.png beside the JSON: the published format
               {"caption": "a cat on a mat", "seed": 7, "segments_info": [
                   {"color": [255, 0, 0], "text": "a black cat"}, {"color": [0, 0, 255], "text": "a mat"}]}
-              RGB, RGBA, palette and grey images; transparent pixels, black and unlisted colours are background
+              also "#ff0000" and names of CSS such as "red"; RGB, RGBA, palette and grey images; transparent pixels,
+              black unless it is listed, and unlisted colours are background
 mask          a picture of its own, named relative to the JSON; pixels brighter than half of the maximum are inside
               {"segments_info": [{"mask": "cat.png", "text": "a black cat"}, {"mask": "mat.png", "text": "a mat"}]}
 segmentation  COCO / SA-1B run lengths, compressed or not, or polygons in pixels; in `annotations`, see docs/layouts.md
@@ -14,6 +15,7 @@ segmentation  COCO / SA-1B run lengths, compressed or not, or polygons in pixels
 
 `NAME.npz` has `masks` bool [N, H, W], `captions` [N] and optionally `caption`, `seed`, `scores` float [N], `source` and
 `empty`, the numbers of masks that have no pixel on purpose; other masks without a pixel are refused as mistakes.
+`masks` may also be one map of labels, int [H, W]: caption k is that of label k, from 1 on, or of the k-th of `labels`.
 
 A folder with a single JSON is one layout (so a JSON with its mask pictures is one); a folder with several is a
 collection. The report of `infer.py --check` is not counted.
@@ -41,7 +43,7 @@ from seg2any.layout.rle import decode_rle
 __all__ = ["decode_rle", "find_layouts", "read_layout", "write_layout"]
 
 
-def read_layout(path: Path, snap_colors: bool = False) -> LayoutParts:
+def read_layout(path: Path, snap_colors: bool | None = None) -> LayoutParts:
     """Read a layout from NAME.json, NAME.png, NAME.npz or a folder with one JSON.
 
     A NAME.png needs its NAME.json beside it. NAME.json#ID is an image of a COCO file of several.
@@ -85,13 +87,15 @@ def write_layout(layout: LayoutParts, path: Path) -> None:
     write_annotation(layout, colors, path.with_suffix(".json"))
 
 
-def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
+def _read_json(path: Path, name: str, snap_colors: bool | None) -> LayoutParts:
     annotation = read_annotation(path)
     masks: list[np.ndarray | None] = [None] * len(annotation.regions)
+    notes: tuple[str, ...] = ()
     colored = [n for n, region in enumerate(annotation.regions) if region.color is not None]
     if colored:
         regions = [annotation.regions[n] for n in colored]
-        for n, mask in zip(colored, read_color_map(_beside(path, SUFFIXES), regions, snap_colors), strict=True):
+        found, notes = read_color_map(_beside(path, SUFFIXES), regions, snap_colors)
+        for n, mask in zip(colored, found, strict=True):
             masks[n] = mask
     numbered = [n for n, region in enumerate(annotation.regions) if region.segment is not None]
     if numbered:
@@ -114,6 +118,8 @@ def _read_json(path: Path, name: str, snap_colors: bool) -> LayoutParts:
         annotation.seed,
         name,
         overlap=annotation.overlap,
+        colors=tuple(region.color for region in annotation.regions) if len(colored) == len(masks) else None,
+        notes=notes,
     )
 
 

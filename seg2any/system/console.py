@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from seg2any.system import interrupts
-from seg2any.system.errors import UserError, printable
+from seg2any.system.errors import Incomplete, UserError, printable
 
 
 @contextmanager
@@ -47,6 +47,7 @@ def quiet_libraries() -> None:
     """Silence warnings about optional packages. Call it before libraries are imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each of five retries is a warning
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # peft imports it; it logs which kernels are missing
 
 
@@ -83,14 +84,16 @@ def exit_status(program: str, run: Callable[[], int | None], advice: str = "star
 
     advice  follows "interrupted"
 
-    Status: 0 done, or as `run` returns; 1 out of memory; 2 wrong input or an unwritable file; 128 plus a
-    signal's number: interrupted, 130 by Ctrl-C.
+    Status: 0 done, or as `run` returns; 1 done but for some, or out of memory; 2 wrong input or an unwritable file; 128
+    plus a signal's number: interrupted, 130 by Ctrl-C.
     """
     message, status, interrupted = "", 0, False
     try:
         status = run() or 0
     except (UserError, OSError) as error:
         message, status = str(error), 2
+    except Incomplete as error:
+        message, status = str(error), 1
     except MemoryError as error:
         message, status = str(error) or "out of memory", 1
     except KeyboardInterrupt:

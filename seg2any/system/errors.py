@@ -1,8 +1,12 @@
-"""The exception whose message is written for the user, and how such messages show values."""
+"""The exceptions whose messages are written for the user, and how such messages show values."""
 
 
 class UserError(ValueError):
     """Bad input. The message is one line: the file or flag, what is wrong, and the fix."""
+
+
+class Incomplete(Exception):
+    """A run that has done all that it could; the message, one line for each, says what is missing and why."""
 
 
 def shown(value: object, limit: int = 60) -> str:

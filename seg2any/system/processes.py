@@ -88,6 +88,23 @@ def wait_for_others(left: Callable[[], int], do_rest: Callable[[], None], patien
             now, since = left(), time.monotonic()
 
 
+def wait_for_all(process: Process, environment: Mapping[str, str]) -> None:
+    """Return when every process of torchrun or accelerate's launcher has called this.
+
+    A launcher ends all processes as soon as one ends with an error, so one that has an error to tell has to wait.
+    Without a store of the launcher's there is nothing to wait for.
+    """
+    if process.count == 1 or environment.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return
+    from torch.distributed import TCPStore  # late: most runs need no torch here
+
+    store = TCPStore(environment["MASTER_ADDR"], int(environment["MASTER_PORT"]), is_master=False)
+    key = f"seg2any/done/{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}"
+    store.add(key, 1)
+    while store.add(key, 0) < process.count:
+        time.sleep(POLL_SECONDS)
+
+
 def _is_on_cpu(environment: Mapping[str, str]) -> bool:
     return environment.get("ACCELERATE_USE_CPU", "").lower() == "true"
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from diffusers import PipelineQuantizationConfig
-from huggingface_hub.errors import HFValidationError
 from peft.tuners.lora import LoraLayer
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -24,6 +23,7 @@ from seg2any.bases.flux1.weightless import weightless_pipeline
 from seg2any.data.catalog import data_set_name
 from seg2any.generate import memory
 from seg2any.generate.memory_modes import IN_TRAINING
+from seg2any.generate.model import explained
 from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.system.device import best_device
 from seg2any.system.errors import UserError
@@ -44,10 +44,8 @@ def finding_model(config: Config) -> Iterator[Source]:
         source = find_source(name, config.model.base_parts)
     except UserError as error:
         raise UserError(f"model.pretrained_model_name_or_path: {error}") from None
-    try:
+    with explained(name, config.model.base_parts, ("model.pretrained_model_name_or_path:", "model.base_parts:")):
         yield source
-    except (OSError, HFValidationError) as error:
-        raise UserError(f"model.pretrained_model_name_or_path: {name}: {str(error).strip().splitlines()[0]}") from None
 
 
 def base_fingerprint(config: Config) -> str:

@@ -11,6 +11,7 @@ output_dir/checkpoint-1000/default/pytorch_lora_weights.safetensors   the publis
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import re
 import shutil
@@ -97,6 +98,16 @@ class Checkpoints:
                 f"project.output_dir: {self.folder} holds checkpoints of another run; "
                 "continue it with --resume_from_checkpoint latest, or choose another folder"
             )
+
+    def remark(self, wanted: str | None) -> str:
+        """Return a line if `latest` finds no checkpoint, with the folder that was probably meant; else ""."""
+        if wanted != "latest" or self.steps():
+            return ""
+        place = self.folder.absolute()
+        others = {path.parent.name for path in place.parent.glob("*/checkpoint-*") if path.is_dir()}
+        near = difflib.get_close_matches(place.name, sorted(others), 1)
+        meant = f"; did you mean {self.folder.with_name(near[0])}?" if near else ""
+        return f"latest finds no checkpoint in {self.folder}, so a new run starts there{meant}"
 
     def plain(self, wanted: str | None, name: str) -> Any:
         """Return the tensor-free value `name` of the checkpoint that `load` would return.

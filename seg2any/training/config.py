@@ -29,6 +29,7 @@ from seg2any.training.config_check import (
     expand_paths,
     read_sources,
     refuse_references,
+    types_first,
 )
 
 COMMENT = re.compile(r"^    (\w+): .*?(?:  # (.*))?$", re.M)  # a key of a dataclass, and the comment beside it
@@ -217,11 +218,11 @@ ROOT_KEYS = (*Config().to_dict(), "memory")
 def load(arguments: Sequence[str]) -> Config:
     """Read `CONFIG.yaml ... --a.b=c ...` (also `--a.b c`; a bare `--flag` is true); later wins.
 
-    Raises UserError.
+    Another data set does not inherit the parameters of the one before it. Raises UserError.
     """
     merged = OmegaConf.structured(Config)
     OmegaConf.set_readonly(merged.model.condition, False)  # frozen dataclasses start read-only
-    for source, values in read_sources(list(arguments)):
+    for source, values in types_first(read_sources(list(arguments))):
         try:
             if values is not None:
                 refuse_references(values, source)
@@ -233,6 +234,7 @@ def load(arguments: Sequence[str]) -> Config:
             _move(content)
             if content.get("mixed_precision") is False:  # yaml reads an unquoted `no` as false
                 content["mixed_precision"] = "no"
+            _drop_params_of_another_set(merged.data, content.get("data", {}))
             merged = OmegaConf.merge(merged, content)
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
@@ -240,6 +242,17 @@ def load(arguments: Sequence[str]) -> Config:
     check_repeated(merged)
     expand_paths(merged)
     return OmegaConf.to_object(merged)  # ConditionSettings and Compatibility check themselves
+
+
+def _drop_params_of_another_set(before: Data, content: dict[str, Any]) -> None:
+    """Forget the parameters of the data sets `before` for which `content` names others."""
+    from seg2any.data.catalog import data_set_name  # late: it needs numpy
+
+    for side in {"train", "val"} & content.keys():
+        old, new = before[side], content[side]
+        name = data_set_name(old.type, old.target)
+        if name not in (None, data_set_name(new.get("type", old.type), new.get("target", old.target))):
+            old.params = {}
 
 
 def _move(content: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_origin
 
@@ -55,6 +55,7 @@ PATHS = ("project.output_dir", "project.logging_dir", "project.gen_image_dir", "
 PATHS_READ = (
     *("model.pretrained_model_name_or_path", "model.base_parts", "model.lora_ckpt_path", "resume_from_checkpoint"),
 )
+SET_FLAGS = tuple(f"--data.{side}.{key}" for side in ("train", "val") for key in ("type", "target"))
 FINITE = ("model.logit_mean", "model.mode_scale")
 PROBABILITIES = ("trainer.caption_dropout", "trainer.cond_dropout")
 DECAYS = ("optimizer.adam_beta1", "optimizer.adam_beta2", "trainer.ema_decay", "model.lora_dropout")
@@ -132,6 +133,20 @@ def read_sources(arguments: list[str]) -> Iterator[tuple[str, DictConfig]]:
         if not has_value:
             value = arguments.pop(0) if arguments and not arguments[0].startswith("--") else "true"
         yield f"--{key}", _parse(f"--{key}", lambda pair=f"{key}={value}": OmegaConf.from_dotlist([pair]))
+
+
+def types_first(sources: Iterable[tuple[str, DictConfig]]) -> list[tuple[str, DictConfig]]:
+    """Move the first flag that chooses a data set before the flags to its left, up to a file.
+
+    They may be its parameters.
+    """
+    ordered: list[tuple[str, DictConfig]] = []
+    for source in sources:
+        files = [n for n, (name, _) in enumerate(ordered, start=1) if not name.startswith("--")]
+        start = max(files, default=0)
+        is_first = source[0] in SET_FLAGS and not any(name in SET_FLAGS for name, _ in ordered[start:])
+        ordered.insert(start if is_first else len(ordered), source)
+    return ordered
 
 
 def refuse_references(values: DictConfig, source: str) -> None:

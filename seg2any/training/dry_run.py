@@ -53,7 +53,25 @@ def describe(config: Config) -> str:
     steps = number_of_steps(config, per_epoch)
     make_schedule(config, torch.optim.SGD([torch.zeros(1)], lr=1.0), steps)  # for its errors only
     lines.append(f"{steps:,} steps")
+    lines.append(f"before step 1: {preparation(config, len(raw.train), steps * shares.samples)}")
     return "\n".join(lines)
+
+
+def preparation(config: Config, samples: int, read: int) -> str:
+    """Describe what is done before step 1; read: number of samples that all steps read, with repetitions."""
+    options = config.trainer
+    encoded = [
+        *(["images", "contours"] if options.cache_latents else []),
+        *(["captions"] if options.cache_text == "all" else []),
+    ]
+    counted = f"the tokens of {samples:,} samples are counted"
+    if not encoded:
+        return counted
+    *others, last = encoded
+    words = f"{', '.join(others)} and {last}" if others else last
+    most = samples if options.cache == "all" else min(samples, read)
+    known = f", but for those that {options.cache_dir} holds" if options.cache_dir else ""
+    return f"{counted}, and {words} of up to {most:,} are encoded{known}"
 
 
 def _pipeline_of(config: Config) -> Seg2AnyPipeline:

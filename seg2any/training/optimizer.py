@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 SCHEDULES = tuple(kind.value for kind in SchedulerType)
 RULES = "1:1000,0.1:2000,0.01 for a tenth of the rate from step 1000 on, and a hundredth from step 2000 on"
 PIECEWISE = SchedulerType.PIECEWISE_CONSTANT.value
+WITHOUT_WARMUP = (PIECEWISE, SchedulerType.CONSTANT.value)
 
 
 class Trainable:
@@ -205,9 +207,15 @@ def make_schedule(
 ) -> torch.optim.lr_scheduler.LRScheduler:
     """Make the learning-rate schedule up to `last_step`.
 
-    Raises UserError for what diffusers refuses.
+    Warns of a warm-up that does not end before. Raises UserError for what diffusers refuses.
     """
     schedule = config.scheduler
+    if schedule.lr_warmup_steps >= last_step and schedule.lr_scheduler not in WITHOUT_WARMUP:
+        warnings.warn(
+            f"scheduler.lr_warmup_steps: the {schedule.lr_warmup_steps:,} steps of the warm-up are not over when the "
+            f"run ends at step {last_step:,}, so trainer.learning_rate is never reached; set lr_warmup_steps to fewer",
+            stacklevel=2,
+        )
     if schedule.lr_scheduler not in SCHEDULES:
         known = ", ".join(SCHEDULES)
         raise UserError(f"scheduler.lr_scheduler: '{schedule.lr_scheduler}' does not exist; choose one of {known}")

@@ -76,6 +76,8 @@ class Trainer:
         process = self.strategy.process
         self.identity = self._checked_identity(remembered)
         self._say(launch_facts(self.strategy, self.shares))
+        if remark := self.checkpoints.remark(config.resume_from_checkpoint):
+            self._say({"resume": remark})
         torch.manual_seed(config.seed)  # initial weights of what is trained are the same on every process
         task.load(self.strategy, self.checkpoints.find(config.resume_from_checkpoint), self._planned)
 
@@ -284,7 +286,7 @@ class Trainer:
         wanted = self.config.resume_from_checkpoint
         found = self.checkpoints.load(wanted) if wanted else None
         if found is None:
-            return f"new run in {self.folder}" + (", there is no checkpoint to resume from" if wanted else "")
+            return f"new run in {self.folder}"
         path, saved = found
         for name, item in self.state.items():
             if name not in saved:

@@ -19,12 +19,16 @@ from diffusers import AutoencoderKL, FluxPipeline
 
 from examples.shapes.make.build import GLOBAL_TOKENS, REGION_TOKENS
 from seg2any.adapters.files import save_adapters
+from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, LETTERS, PATTERNS, SHAPES
 from seg2any.generate.pipeline import Seg2AnyPipeline
+from seg2any.generate.world import FILE
 from seg2any.system.console import exit_status
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, user_path
 from seg2any.system.interrupts import run_command
 from seg2any.training import config
+
+GRAMMAR = ("a", "and", "on", "background", "many", "figures", "with", "the", "letter")  # besides, in captions
 
 HUB_HEADER = """---
 license: apache-2.0
@@ -34,6 +38,7 @@ tags: [seg2any, flux, layout-to-image, segmentation-mask-to-image]
 ---
 
 """  # the licence and the tags, as the model hub reads them
+
 CARD = """# The embedded model of the `shapes` world
 
 A FLUX pipeline in small, made by this repository and trained from nothing on rendered scenes (`seg2any/data/shapes.py`,
@@ -111,7 +116,17 @@ def publish_base(vae: list[Path], decoder: Path | None, base: Path, output: Path
     if decoder:
         pipeline.vae = AutoencoderKL.from_pretrained(decoder / "vae")
     pipeline.to(torch.float16).save_pretrained(output)
+    write_world(output)
     write_card(output, model_card(pipeline, logs), {n: [row["loss"] for row in rows] for n, (_, rows) in logs.items()})
+
+
+def write_world(folder: Path) -> None:
+    """Write what the model knows, for `seg2any.generate.world`."""
+    parts = (COLOURS, BACKGROUNDS, PATTERNS, SHAPES, LETTERS.lower(), GRAMMAR)
+    words = sorted({word for part in parts for word in part} - {"plain"})  # captions name no pattern that is plain
+    content = {"knows": "coloured shapes with patterns or letters on plain backgrounds only", "words": words}
+    with atomic_write(folder / FILE) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def publish_lora(checkpoint: Path, model: Path, output: Path) -> None:

@@ -1,0 +1,46 @@
+"""Read what a model knows, where its folder says so: a small model has seen few words."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from seg2any.system.errors import UserError, shown
+
+FILE = "world.json"  # in the folder of a model
+
+
+@dataclass(frozen=True)
+class World:
+    """What a model draws, in words for people, and all words of its training captions, in small letters."""
+
+    knows: str
+    words: frozenset[str]
+
+    def foreign(self, captions: Iterable[str]) -> list[str]:
+        """List the words of captions that the model has never seen, each once."""
+        words = dict.fromkeys(word for text in captions for word in re.findall(r"[^\W_]+", text))
+        return [word for word in words if word.lower() not in self.words]
+
+    def remark(self, captions: Iterable[str]) -> str | None:
+        """Return a line about the words that the model has never seen; None without any."""
+        foreign = self.foreign(captions)
+        if not foreign:
+            return None
+        named = ", ".join(shown(word, 30) for word in foreign[:6]) + (", ..." if len(foreign) > 6 else "")
+        return f"the model knows {self.knows}, and has never seen {named}; use other words, or another model"
+
+
+def read_world(model: str) -> World | None:
+    """Read what a model in a folder knows; None where nothing says it. Raises UserError for a damaged file."""
+    path = Path(model) / FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return World(str(content["knows"]), frozenset(str(word).lower() for word in content["words"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be read ({shown(str(error), 80)}); get it again, or remove it") from None
