@@ -156,6 +156,18 @@ class Condition:
         )
 
 
+@dataclass(frozen=True)
+class Probing:
+    """Where a model's attention follows regions best.
+
+    blocks  numbers of the blocks, over double then single blocks
+    side    edge in pixels of the square images that it knows best
+    """
+
+    blocks: tuple[int, ...]
+    side: int
+
+
 class Base(Protocol):
     """A flow model and its frozen encoders; other rooms call its network by `velocity` only.
 
@@ -163,6 +175,7 @@ class Base(Protocol):
     adapter_layers  names of the Linear layers of each adapter, `default` and `cond`
     mag_ratios      for the step cache `mag`: the factor by which the blocks' contribution shrinks in each step; None:
                     nobody has measured this model
+    probing         where its attention follows regions best; None: nobody has measured this model
     keeps_cond_keys whether `velocity` can fill and use `Condition.cond_keys`
     tokenizer       counts the tokens of a caption: `len(tokenizer(text).input_ids)`
     text_encoders   networks that read captions; the last one reads every caption, others give the pooled vector
@@ -174,6 +187,7 @@ class Base(Protocol):
     geometry: Geometry
     adapter_layers: Mapping[str, Sequence[str]]
     mag_ratios: Sequence[float] | None
+    probing: Probing | None
     keeps_cond_keys: bool
     tokenizer: object
     text_encoders: Sequence[nn.Module]

@@ -13,13 +13,18 @@ from torch import Tensor, nn
 
 from seg2any.attention.attend import Tap
 from seg2any.attention.settings import ConditionSettings
-from seg2any.bases.base import Condition, Encoders, Geometry, Grid, Posterior
+from seg2any.bases.base import Condition, Encoders, Geometry, Grid, Posterior, Probing
 from seg2any.bases.flux1 import latents, text
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.bases.text import CaptionKeys, TextKey
 from seg2any.system.weights import module_samples, vocabulary
 
-# By (double blocks, single blocks, width). Measured by `python -m benchmarks.step_cache --calibrate`.
+# Both by (double blocks, single blocks, width).
+PROBING = {
+    (19, 38, 3072): Probing((12, 17), 1024),  # FLUX.1-dev, arXiv 2509.18096
+    (3, 5, 192): Probing((0,), 256),  # examples/shapes, by `seg2any segment --sweep`
+}
+# Measured by `python -m benchmarks.step_cache --calibrate`.
 MAG_RATIOS = {
     (19, 38, 3072): tuple(FLUX_MAG_RATIOS.tolist()),  # FLUX.1, from diffusers
     (3, 5, 192): (  # examples/shapes
@@ -73,9 +78,17 @@ class Flux1:
     @property
     def mag_ratios(self) -> Sequence[float] | None:
         """Return the ratios for the step cache `mag`, measured for FLUX.1 and for examples/shapes."""
+        return MAG_RATIOS.get(self._shape)
+
+    @property
+    def probing(self) -> Probing | None:
+        """Return the blocks that follow regions, published for FLUX.1-dev and measured for examples/shapes."""
+        return PROBING.get(self._shape)
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
         sizes = self.network.config
-        width = sizes.num_attention_heads * sizes.attention_head_dim
-        return MAG_RATIOS.get((sizes.num_layers, sizes.num_single_layers, width))
+        return sizes.num_layers, sizes.num_single_layers, sizes.num_attention_heads * sizes.attention_head_dim
 
     @property
     def keeps_cond_keys(self) -> bool:

@@ -1,0 +1,120 @@
+"""Seg4Diff (arXiv 2509.18096) as a segmenter: regions where image tokens attend to the tokens of a phrase.
+
+    phrases     a mask each, where the phrase's map, scaled to 0..1, is above a threshold; masks may overlap
+    categories  every pixel gets the name whose map is greatest there
+    nothing     maps of the tokens of an empty prompt, merged where they are alike
+
+A background phrase joins the phrases or categories; pixels where its map is greatest are in no region.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from seg2any.attention.settings import PLAIN
+from seg2any.bases.base import Base, Grid
+from seg2any.bases.text import EncodedText, TextCache, encode_texts
+from seg2any.layout import Layout
+from seg2any.segment.attention_maps import class_maps, min_max
+from seg2any.segment.merge import THRESHOLD, merged
+from seg2any.segment.phrases import chunks_of
+from seg2any.segment.probe import ProbeSettings, check_probe, comparable, encode_image, probe, published_level
+from seg2any.segment.regions import above_threshold, by_greatest, is_flat
+from seg2any.segment.segmenter import Prompt
+
+METHOD = "attention"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """How maps become regions.
+
+    background  a phrase for what is no region; None: without one
+    threshold   of a phrase's map, which is scaled to 0..1
+    merging     divergence below which maps without a name are merged
+    """
+
+    background: str | None = None
+    threshold: float = 0.5
+    merging: float = THRESHOLD
+
+
+class AttentionSegmenter:
+    """A flow model that finds regions by its own attention, without any training.
+
+    Masks have the size of the image. `scores` compare the mean of a region's map inside and outside: in / (in + out),
+    so 0.5 says nothing and 1 is sure.
+    """
+
+    def __init__(
+        self,
+        base: Base,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        settings: ProbeSettings,
+        choices: Choices | None = None,
+    ):
+        check_probe(settings, base)
+        self.base, self.scheduler, self.settings = base, scheduler, settings
+        self.choices, self.texts = choices or Choices(), TextCache(base)
+
+    def segment(self, image: np.ndarray, prompt: Prompt) -> Layout:
+        """Find the regions of a prompt in an image uint8 [H, W, 3]; a flat photo gives regions without a pixel.
+
+        Raises UserError for points, boxes and masks, and for a phrase that the text encoder cannot read whole.
+        """
+        prompt.check(METHOD, ("phrases",), ("categories",), ())
+        names = prompt.phrases or prompt.categories or ()
+        if is_flat(image):
+            masks, scores = np.zeros((len(names), *image.shape[:2]), dtype=bool), np.zeros(len(names), np.float32)
+            return self._layout(masks, names, scores)
+        if not prompt.given:
+            return self._unsupervised(image)
+        background = [one for one in (self.choices.background,) if one is not None]
+        maps = self.maps(image, [*names, *background])
+        own, rest, size = maps[: len(names)], maps[len(names) :], image.shape[:2]
+        if prompt.phrases:
+            masks, scores = above_threshold(own, rest, self.choices.threshold, size)
+        else:
+            masks, scores = by_greatest(own, rest, size)
+        return self._layout(masks, names, scores)
+
+    def maps(self, image: np.ndarray, phrases: Sequence[str]) -> Tensor:
+        """Return the map of each phrase on the token grid: float32 [N, h, w]."""
+        chunks = chunks_of(phrases, self.base.tokenizer, self.settings.text_tokens)
+        weights, grid = self._weights(image, [chunk.prompt for chunk in chunks])
+        maps = torch.empty(len(phrases), *grid)
+        for chunk, of_chunk in zip(chunks, comparable(weights), strict=True):
+            maps[list(chunk.phrases)] = class_maps(of_chunk, chunk.columns, grid).cpu()
+        return maps
+
+    def _weights(self, image: np.ndarray, prompts: Sequence[str]) -> tuple[list[Tensor], Grid]:
+        """Return the weights [blocks, I, T] for each prompt, and the token grid."""
+        x0, grid = encode_image(self.base, image, self.settings.side)
+        level = self.settings.noise_level
+        if level is None:
+            level = published_level(self.base, self.scheduler, grid[0] * grid[1])
+        texts = self._encoded(prompts)
+        return [probe(self.base, x0, grid, text, level, self.settings) for text in texts], grid
+
+    def _encoded(self, prompts: Sequence[str]) -> list[EncodedText]:
+        plain = PLAIN.override({"max_sequence_length": self.settings.text_tokens})
+        return encode_texts([self.base.caption_keys(one, (), plain) for one in prompts], self.base, self.texts)
+
+    def _unsupervised(self, image: np.ndarray) -> Layout:
+        """Merge the maps of the tokens of an empty prompt, as published; a region is where a merged map is greatest."""
+        (weights,), grid = self._weights(image, [""])
+        of_token = min_max(weights.mean(0), 1)  # over the tokens of each position, as the published code does
+        maps = merged(of_token.T.unflatten(1, grid), self.choices.merging).cpu()
+        masks, scores = by_greatest(maps, maps[:0], image.shape[:2])
+        found = masks.any((1, 2))
+        return self._layout(masks[found], [f"region {n}" for n in range(1, found.sum() + 1)], scores[found])
+
+    def _layout(self, masks: np.ndarray, captions: Sequence[str], scores: np.ndarray) -> Layout:
+        source = f"attention of blocks {' '.join(map(str, self.settings.blocks))}"
+        return Layout(masks, tuple(captions), scores=scores, source=source, overlap="share")

@@ -1,0 +1,135 @@
+"""Probe a flow model with a noisy image and a text: which image token attends to which text token.
+
+    image --> Base.encode_images --> mean x0 --> x_s = (1 - s) x0 + s e --> Base.velocity(.., tap) --> weights
+
+Regional masks are off: with them the answer would be the masks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.utils.torch_utils import get_module_execution_device
+from PIL import Image
+from torch import Tensor
+
+from seg2any.attention.settings import MOST_TEXT_TOKENS, PLAIN
+from seg2any.bases.base import Base, Condition, Grid
+from seg2any.bases.text import EncodedText
+from seg2any.diffusion.denoise import times
+from seg2any.diffusion.flow import interpolate
+from seg2any.diffusion.noise import packed_noise
+from seg2any.diffusion.prepare import EncodedLayout, as_image, assemble
+from seg2any.segment.attention_maps import AttentionMaps
+from seg2any.system.errors import UserError
+
+STEPS, FROM_THE_END = 28, 8  # the published noise level is that of the eighth last of 28 steps
+LONGEST = 128  # tokens of an edge: longer pictures are squashed
+
+
+@dataclass(frozen=True)
+class ProbeSettings:
+    """How to probe.
+
+    blocks          numbers of the blocks whose weights are averaged, over double then single blocks
+    side            the image is brought to about side x side pixels
+    noise_level     s in [0, 1]; None: the published step's, for the number of image tokens
+    seeds           of the noise; the weights of all are averaged
+    guidance_scale  of the distilled guidance
+    text_tokens     length that the prompt is padded to
+    """
+
+    blocks: tuple[int, ...]
+    side: int
+    noise_level: float | None = None
+    seeds: tuple[int, ...] = (0,)
+    guidance_scale: float = 3.5
+    text_tokens: int = MOST_TEXT_TOKENS
+
+
+def check_probe(settings: ProbeSettings, base: Base) -> None:
+    """Raise UserError for blocks that a model lacks, and for an image smaller than a token."""
+    n_blocks, patch = base.geometry.n_blocks, base.geometry.pixels_per_token
+    if wrong := [block for block in settings.blocks if not 0 <= block < n_blocks]:
+        raise UserError(f"--blocks {wrong[0]}: the model has the blocks 0 to {n_blocks - 1}; choose among them")
+    if settings.side < patch:
+        raise UserError(f"--side {settings.side}: is smaller than a token of {patch} pixels; give more")
+
+
+def working_size(size: tuple[int, int], side: int, patch: int) -> tuple[int, int]:
+    """Return (H, W) near `size`'s aspect and side x side pixels, in whole tokens, no edge above LONGEST tokens."""
+    scale = side / math.sqrt(size[0] * size[1]) / patch
+    height, width = (min(LONGEST, max(1, round(edge * scale))) * patch for edge in size)
+    return height, width
+
+
+def published_level(base: Base, scheduler: FlowMatchEulerDiscreteScheduler, n_tokens: int) -> float:
+    """Return the noise level of the eighth last of 28 steps: 0.5582 for FLUX.1-dev at 1024 px."""
+    own = FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    return float(times(base, own, n_tokens, STEPS, torch.device("cpu"))[-FROM_THE_END]) / 1000
+
+
+def encode_image(base: Base, image: np.ndarray, side: int) -> tuple[Tensor, Grid]:
+    """Encode an image uint8 [H, W, 3]: the posterior's mean [1, I, D], and the token grid (h, w)."""
+    patch = base.geometry.pixels_per_token
+    height, width = working_size(image.shape[:2], side, patch)
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return base.encode_images(as_image(np.asarray(resized))).mean, (height // patch, width // patch)
+
+
+@torch.no_grad()
+def probe(base: Base, x0: Tensor, grid: Grid, text: EncodedText, level: float, settings: ProbeSettings) -> Tensor:
+    """Average the image-to-text weights over seeds: float32 [blocks, I, T].
+
+    x0     latents [1, I, D] of the image
+    level  noise level s
+    """
+    check_probe(settings, base)
+    plain = PLAIN.override({"max_sequence_length": settings.text_tokens})
+    sample = EncodedLayout(text, np.zeros((0, *grid), dtype=bool))
+    device = get_module_execution_device(base.network)  # its weights may wait on the CPU
+    condition = assemble([sample], plain).to(device, base.dtype)
+    found = [
+        read_attention(base, noised(x0, grid, level, seed).to(device, base.dtype), level, condition, settings)
+        for seed in settings.seeds
+    ]
+    return torch.stack(found).mean(0)[:, 0]
+
+
+def read_attention(base: Base, x: Tensor, level: float, condition: Condition, settings: ProbeSettings) -> Tensor:
+    """Predict the velocity at x [B, I, D] once and return the weights [blocks, B, I, T].
+
+    Raises UserError for a condition whose masks keep regions apart.
+    """
+    if not condition.settings.is_plain:
+        raise UserError(
+            f"attention_mask_method {condition.settings.attention_mask_method}: its masks keep regions apart, so the "
+            "attention would only repeat them; probe with attention_mask_method none"
+        )
+    maps = AttentionMaps(settings.blocks)
+    s = torch.full((len(x),), level, device=x.device, dtype=x.dtype)
+    base.velocity(x, s, condition, settings.guidance_scale, maps)
+    return maps.weights()
+
+
+def noised(x0: Tensor, grid: Grid, level: float, seed: int) -> Tensor:
+    """Mix latents [1, I, D] with the noise of a seed."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = packed_noise(grid, x0.shape[-1] // 4, generator).to(x0)
+    return interpolate(x0, noise, torch.tensor([level]).to(x0))
+
+
+def comparable(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Make the weights [blocks, I, T] of several prompts comparable.
+
+    Each is a softmax over the prompt's tokens and the image's. The image is the same for all prompts, so each weight is
+    divided by the sum of the weights for image tokens. The weights of a single prompt stay as they are, as published.
+    """
+    if len(weights) == 1:
+        return list(weights)
+    return [one / (1 - one.sum(-1, keepdim=True)).clamp_min(torch.finfo(one.dtype).tiny) for one in weights]
