@@ -137,7 +137,7 @@ def test_a_table_of_another_kind_is_refused(change: Callable | None, said: str, 
         assert said in message
     assert not [one for one in Path(made.params["cache_root"]).glob("*") if "tmp" in one.name]
     path.unlink()
-    assert f"{path}: no such file" in refused("sacap_1m", made.params)
+    assert f"there is no file {path}; give" in refused("sacap_1m", made.params)
 
 
 def with_segments(table: pa.Table, values: list) -> pa.Table:

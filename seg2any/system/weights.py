@@ -58,7 +58,7 @@ def weights_fingerprint(folder: Path, parts: Iterable[str], files: Mapping[str, 
         for part in parts
         for line in (_file_lines(files[part]) if part in files else _network_lines(folder / part))
     ]
-    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()[:16] if lines else ""
+    return hashlib.sha256("\n".join(sorted(lines)).encode("utf-8", "surrogatepass")).hexdigest()[:16] if lines else ""
 
 
 def module_samples(module: nn.Module) -> Iterator[bytes]:
@@ -123,7 +123,7 @@ def _tensors(file: BinaryIO) -> list[tuple[str, int, int]]:
         found = []
         for name, about in header.items():
             begin, end = about["data_offsets"]
-            if not 0 <= begin <= end < 2**40:
+            if type(begin) is not int or type(end) is not int or not 0 <= begin <= end < 2**40:
                 raise ValueError(f"{name} lies outside of the file")
             found.append((f"{name} {about['dtype']} {about['shape']}", start + begin, start + end))
         return found
