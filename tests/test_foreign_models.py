@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from seg2any.bases.flux1.recognise import refuse_other_models
 from seg2any.bases.flux1.weight_check import check_weights
 from seg2any.bases.flux1.weightless import read_small_files, weightless_pipeline
 from seg2any.generate.model import explained
@@ -94,14 +95,19 @@ def test_a_mistyped_path_does_not_go_to_the_hub(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="ckpt/nosuch: no such folder in ckpt, which is one here; correct the name"):
         read_small_files("ckpt/nosuch")
-    with caplog.at_level("INFO", "seg2any"), pytest.raises(UserError, match="HF_HUB_OFFLINE"), explained("owner/name"):
+    with pytest.raises(UserError, match="owner/name: no such folder, and HF_HUB_OFFLINE"), explained("owner/name"):
         read_small_files("owner/name")
+    assert not caplog.text
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    with caplog.at_level("INFO", "seg2any"):
+        refuse_other_models("owner/name")
     assert "owner/name: no folder here, so it is taken from the hub" in caplog.text
 
 
 @pytest.mark.parametrize("package", ["httpx", "httpx2", "requests"])
 def test_a_proxy_that_refuses_is_one_line(package: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    monkeypatch.setattr("seg2any.system.hub.check_access", lambda *words: None)
     refused = type("ProxyError", (Exception,), {"__module__": f"{package}.errors"})
     with pytest.raises(UserError, match="the hub did not give it \\('403 Forbidden'\\)"), explained("owner/name"):
         raise refused("403 Forbidden")

@@ -35,6 +35,7 @@ def test_names_cannot_steer_the_terminal(capsys: pytest.CaptureFixture):
 def test_a_report_of_layouts_shows_names_as_text():
     facts = dict.fromkeys((each.name for each in fields(LayoutReport)), 0)
     facts |= {"name": ESCAPES, "image_size": (8, 8), "regions": (), "warnings": (ESCAPES,), "caption": None}
+    facts |= {"notes": (ESCAPES,)}
     assert "\x1b" not in str(LayoutReport(**facts)) and r"\x1b[2J" in str(LayoutReport(**facts))
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
 from seg2any.attention.processor import kernels_of
 from seg2any.attention.settings import NAMES, ConditionSettings
@@ -22,6 +21,7 @@ from seg2any.generate.recipe import MADE, save_image
 from seg2any.generate.recorded import Recorded
 from seg2any.generate.session import ImageOptions, Loading, Session
 from seg2any.layout import Layout
+from seg2any.layout.images import load_image
 from seg2any.system.device import choose_device
 from seg2any.system.errors import UserError, shown
 from seg2any.system.provenance import machine_name, versions
@@ -74,7 +74,7 @@ def replay(recorded: Recorded, layouts: Mapping[str, Layout], places: Places) ->
 
 def compare(old: Path, new: Path, notes: Sequence[str]) -> int:
     """Print whether two images have equal pixels, with notes on what differs; return 0 if they have, else 1."""
-    before, after = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (old, new))
+    before, after = (np.asarray(load_image(path).convert("RGB")).astype(int) for path in (old, new))
     for note in notes:
         print(f"note: {note}")
     if before.shape != after.shape:

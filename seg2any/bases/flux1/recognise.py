@@ -11,9 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.constants import HF_HUB_OFFLINE
-
 from seg2any.system.errors import UserError, shown
+from seg2any.system.hub import is_offline
 from seg2any.system.json_text import parse_json
 
 LOGGER = logging.getLogger(__name__)
@@ -47,7 +46,7 @@ def refuse_other_models(name: str, transformer: dict[str, Any] | None = None) ->
     """
     path = Path(name)
     if not is_local(name):
-        if not HF_HUB_OFFLINE:
+        if not is_offline():
             LOGGER.info("%s: no folder here, so it is taken from the hub, huggingface.co, or from its cache", name)
         return
     index = read_json(path / "model_index.json")
