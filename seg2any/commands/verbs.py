@@ -38,6 +38,7 @@ VERBS: Mapping[str, Verb] = {
     "demo": Verb("seg2any.commands.generate", "make images with the embedded model: offline, on any machine", DEMO),
     "generate": Verb("seg2any.commands.generate", "make images from layouts: masks with captions"),
     "check": Verb("seg2any.commands.generate", "report what each region will get; make no image", ("--check",)),
+    "segment": Verb("seg2any.commands.segment", "find regions in images: masks with captions, as layouts"),
     "layouts": Verb("seg2any.commands.layouts", "convert layouts from and to the formats of other programs"),
     "replay": Verb("seg2any.commands.replay", "make an image again from the recipe inside it"),
     "prepare": Verb("seg2any.commands.prepare", "count the tokens of training samples, for batches of equal length"),

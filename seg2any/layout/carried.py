@@ -26,7 +26,7 @@ class Holds:
 
 
 FORMATS: Mapping[str, Holds] = {
-    "json": Holds(("caption", "seed"), "none"),
+    "json": Holds(("caption", "seed", "scores", "source"), "none"),
     "npz": Holds(("caption", "seed", "scores", "source"), "hide", empty=True),
     "coco": Holds(("caption", "seed"), "share"),
     "labelme": Holds(("caption", "seed"), "hide"),

@@ -69,7 +69,17 @@ def read_annotation(path: Path) -> Annotation:
     if field == "segments_info" and "annotations" in document:
         text = f"{path}: annotations are not read, because there is segments_info; remove one of them"
         warnings.warn(text, LayoutWarning, stacklevel=3)
-    return replace(annotation, caption=caption, seed=seed)
+    source = document.get("source")
+    source = source if isinstance(source, str) and source.strip() else ""
+    return replace(annotation, caption=caption, seed=seed, source=source, scores=_scores_of(entries))
+
+
+def _scores_of(entries: Sequence[dict]) -> tuple[float, ...] | None:
+    """Return the scores of all regions; None unless each has one in 0..1, as our own files do."""
+    scores = [entry.get("score") for entry in entries]
+    if not all(isinstance(one, (int, float)) and not isinstance(one, bool) and 0 <= one <= 1 for one in scores):
+        return None
+    return tuple(scores)
 
 
 def open_collection(path: Path) -> Collection | None:
@@ -130,9 +140,14 @@ def decode_json(data: bytes) -> object:
 
 
 def write_annotation(layout: LayoutParts, colors: Sequence[Color], path: Path) -> None:
-    """Write the published JSON for a colour map with these colours, one line per region."""
-    head = {name: getattr(layout, name) for name in ("caption", "seed") if getattr(layout, name) is not None}
+    """Write the published JSON for a colour map with these colours, one line per region.
+
+    Scores and source of a segmenter are keys of their own, which the published code does not read.
+    """
+    head = {name: value for name in ("caption", "seed", "source") if (value := getattr(layout, name)) not in (None, "")}
     regions = [{"color": color, "text": text} for color, text in zip(colors, layout.captions, strict=True)]
+    if layout.scores is not None:
+        regions = [region | {"score": round(float(one), 4)} for region, one in zip(regions, layout.scores, strict=True)]
     fields = [f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items()]
     entries = ",\n".join(f"    {json.dumps(region, ensure_ascii=False)}" for region in regions)
     fields.append(f'  "segments_info": [\n{entries}\n  ]')

@@ -19,8 +19,8 @@ MOST_COMPARED = 100  # keys that are compared with known ones by spelling, which
 PLACES = ("color", "mask", "segmentation")
 # Read, or known to stand in files of COCO, SA-1B and LVIS without a meaning for images.
 DOCUMENT_KEYS = (
-    *("caption", "seed", "segments_info", "annotations", "images", "image", "categories", "file_name", "width"),
-    *("height", "image_id", "id", "info", "licenses", "license", "type"),
+    *("caption", "seed", "source", "segments_info", "annotations", "images", "image", "categories", "file_name"),
+    *("width", "height", "image_id", "id", "info", "licenses", "license", "type"),
 )
 ENTRY_KEYS = (
     *("text", "caption", *PLACES, "id", "image_id", "category_id", "bbox", "area", "iscrowd", "isthing", "score"),
@@ -70,6 +70,8 @@ class Annotation:
     overlap   "share" for `annotations`, whose masks have no order; else "hide"
     size      (H, W) of the image as the JSON says; None if it does not
     panoptic  name of the picture that numbers the segments
+    scores    of a segmenter for each region; None unless all have one
+    source    name of the segmenter; "" = none
     """
 
     regions: tuple[Region, ...]
@@ -78,6 +80,8 @@ class Annotation:
     overlap: str = "hide"
     size: tuple[int, int] | None = None
     panoptic: str | None = None
+    scores: tuple[float, ...] | None = None
+    source: str = ""
 
     @property
     def texts(self) -> tuple[str, ...]:

@@ -148,8 +148,8 @@ class Layout:
     def write(self, path: str | os.PathLike) -> None:
         """Write NAME.json with NAME.png (the published format), or NAME.npz.
 
-        The published format has no scores and source. Raises LayoutError for masks that it cannot hold, which overlap
-        or are empty; npz holds every layout.
+        Scores and source are further keys of the published format. Raises LayoutError for masks that it cannot hold,
+        which overlap or are empty; npz holds every layout.
         """
         from seg2any.layout.readers import write_layout
 

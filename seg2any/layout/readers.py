@@ -1,7 +1,7 @@
 """Read and write layouts: JSON with several ways to locate a region, and numpy arrays.
 
-`NAME.json` has a caption and a seed (both optional) and the regions, later ones on top. Each region has its `text` (or
-`caption`) and exactly one of
+`NAME.json` has a caption, a seed and the `source` of its regions, a segmenter (all optional), and the regions, later
+ones on top. Each region has its `text` (or `caption`), optionally the segmenter's `score`, and exactly one of
 
 color         its colour in NAME.png beside the JSON: the published format
               {"caption": "a cat on a mat", "seed": 7, "segments_info": [
@@ -117,7 +117,9 @@ def _read_json(path: Path, name: str, snap_colors: bool | None) -> LayoutParts:
         annotation.caption,
         annotation.seed,
         name,
-        overlap=annotation.overlap,
+        None if annotation.scores is None else np.array(annotation.scores, np.float32),
+        annotation.source,
+        annotation.overlap,
         colors=tuple(region.color for region in annotation.regions) if len(colored) == len(masks) else None,
         notes=notes,
     )

@@ -85,12 +85,17 @@ class AttentionSegmenter:
         return self._layout(masks, names, scores)
 
     def maps(self, image: np.ndarray, phrases: Sequence[str]) -> Tensor:
-        """Return the map of each phrase on the token grid: float32 [N, h, w]."""
+        """Return the map of each phrase on the token grid, averaged over blocks: float32 [N, h, w]."""
+        return self.maps_of_blocks(image, phrases).mean(0)
+
+    def maps_of_blocks(self, image: np.ndarray, phrases: Sequence[str]) -> Tensor:
+        """Return the map of each phrase in each block: float32 [blocks, N, h, w]."""
         chunks = chunks_of(phrases, self.base.tokenizer, self.settings.text_tokens)
         weights, grid = self._weights(image, [chunk.prompt for chunk in chunks])
-        maps = torch.empty(len(phrases), *grid)
+        maps = torch.empty(len(self.settings.blocks), len(phrases), *grid)
         for chunk, of_chunk in zip(chunks, comparable(weights), strict=True):
-            maps[list(chunk.phrases)] = class_maps(of_chunk, chunk.columns, grid).cpu()
+            for of_block, one in zip(maps, of_chunk, strict=True):
+                of_block[list(chunk.phrases)] = class_maps(one[None], chunk.columns, grid).cpu()
         return maps
 
     def _weights(self, image: np.ndarray, prompts: Sequence[str]) -> tuple[list[Tensor], Grid]:

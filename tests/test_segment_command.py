@@ -1,0 +1,183 @@
+"""`segment`: photos in, layouts, overlays and a report out; resuming; bad input in one line each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from seg2any.commands import segment, segment_folder, segment_model
+from seg2any.commands.segment_sweep import heat_map
+from seg2any.layout import Layout
+from seg2any.segment.sweep import Swept, region_iou
+from tests.infer_command import files
+
+RNG = np.random.default_rng(0)
+PHRASES = ("a red star", "a ring")
+
+
+def photo(path: Path, size: tuple[int, int] = (40, 56), **more) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(RNG.integers(0, 256, (*size, 3), np.uint8)).save(path, **more)
+    return path
+
+
+@pytest.fixture
+def opened(pipe, monkeypatch) -> list:
+    """Stand in for loading a model; the list tells how often that was asked for."""
+    from types import SimpleNamespace
+
+    calls = []
+    session = SimpleNamespace(pipeline=pipe)
+    monkeypatch.setattr(segment_folder, "open_session", lambda *_: calls.append(1) or session)
+    monkeypatch.setattr(segment_model, "known_model", lambda *_: {"id": "tiny"})
+    return calls
+
+
+@pytest.fixture
+def call(tmp_path: Path, capsys):
+    """Return a function that runs a command line: words -> (status, output, lines of errors)."""
+
+    def run(*words: object) -> tuple[int, str, list[str]]:
+        fixed = ["--blocks", 0, 3, "--side", 64, "--text_tokens", 24, "--device", "cpu"]
+        given = [*words, *fixed, "--output_path", tmp_path / "out"]
+        status = segment.main([str(word) for word in given], "segment.py")
+        told = capsys.readouterr()
+        return status, told.out, [line for line in told.err.splitlines() if line.startswith(("segment.py", "warning"))]
+
+    return run
+
+
+def test_a_folder_becomes_layouts_that_can_be_read_and_is_done_once(call, opened, tmp_path: Path):
+    for name in ("a.png", "b.jpg"):
+        photo(tmp_path / "in" / name)
+    status, output, errors = call(tmp_path / "in", "--categories", *PHRASES)
+    out = tmp_path / "out"
+    assert status == 0 and "2 images to segment" in output
+    assert files(out) == ["a.json", "a.png", "b.json", "b.png", "overlays", "report.md"]
+    layouts = [Layout.read(path) for path in Layout.find(out)]
+    assert [layout.name for layout in layouts] == ["a", "b"]
+    for layout in layouts:
+        assert layout.size == (40, 56) and (layout.masks.sum(0) == 1).all() and {*layout.captions} <= {*PHRASES}
+        assert layout.source == "attention of blocks 0 3" and ((layout.scores > 0) & (layout.scores < 1)).all()
+    assert "| a | a red star |" in (out / "report.md").read_text() and len(opened) == 1
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.png")}
+    status, output, errors = call(tmp_path / "in", "--categories", *PHRASES)
+    assert status == 0 and len(opened) == 1 and not errors
+    (out / "a.json").unlink()  # interrupted or removed
+    status, output, errors = call(tmp_path / "in", "--categories", *PHRASES)
+    assert "1 images to segment" in output and len(opened) == 2 and (out / "a.json").exists()
+    assert before[out / "b.png"] == (out / "b.png").stat().st_mtime_ns
+    status, output, errors = call(tmp_path / "in", "--categories", "a ring", "a heart")
+    assert len(opened) == 2 and len(errors) == 2 and "made with another segment.categories" in errors[0]
+
+
+@pytest.mark.parametrize(("form", "name"), [("npz", "a.npz"), ("coco", "a.json")])
+def test_other_formats_keep_what_they_hold(form: str, name: str, call, opened, tmp_path: Path):
+    status, _, _ = call(photo(tmp_path / "in" / "a.png"), "--phrases", *PHRASES, "--format", form)
+    layout = Layout.read(tmp_path / "out" / name)
+    assert status == 0 and layout.captions == PHRASES and (layout.scores is None) == (form == "coco")
+
+
+def test_photos_that_cannot_be_used_are_named_and_others_go_on(call, opened, tmp_path: Path):
+    folder = tmp_path / "in"
+    photo(folder / "good.png")
+    photo(folder / "one.png", (1, 1))
+    (folder / "bad.jpg").write_text("no picture")
+    (folder / "empty.png").write_bytes(b"")
+    Image.new("RGB", (64, 48), (90, 90, 90)).save(folder / "flat.png")
+    Image.fromarray(RNG.integers(0, 256, (40, 40), np.uint8)).save(folder / "grey.png")
+    Image.fromarray(RNG.integers(0, 256, (40, 40, 4), np.uint8)).save(folder / "alpha.png")
+    Image.fromarray(RNG.integers(0, 65536, (40, 40), np.uint16)).save(folder / "deep.png")
+    photo(folder / "wide.png", (20, 20_000))
+    status, _, errors = call(folder, "--phrases", *PHRASES)
+    assert status == 2 and [line for line in errors if line.startswith("segment.py")] == errors[-3:]
+    assert [Path(line.split(": ")[1]).name for line in errors[-3:]] == ["bad.jpg", "empty.png", "one.png"]
+    assert any(
+        "flat.png: no region was found, the photo has one colour; the layout is empty" in line for line in errors
+    )
+    made = ["alpha", "deep", "flat", "good", "grey", "wide"]
+    assert [name for name in files(tmp_path / "out") if name.endswith(".json")] == [f"{name}.json" for name in made]
+    assert json.loads((tmp_path / "out" / "flat.json").read_text())["segments_info"] == []
+    assert not list((tmp_path / "out").rglob("*.tmp*"))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--phrases", "a", "--categories", "b"], "--phrases and --categories: each asks"),
+        (["--points", "0.5,0.5"], "--points: --method attention reads texts only"),
+        (["--background", "a wall"], "--background: there are no other phrases"),
+        (["--phrases", "a ring", "a ring"], "--phrases 'a ring': is given twice"),
+        (["--phrases", " "], "prompt: phrases entry 1 is empty"),
+        (["--categories", "names.txt"], "names.txt: holds no name; write one a line"),
+        (["--phrases", "a star " * 500], "has .* tokens, and 23 are read; shorten it"),
+        (["--phrases", "x", "--format", "npz", "nowhere"], "nowhere: no such file or folder"),
+    ],
+)
+def test_wrong_flags_are_one_line(words, message: str, call, opened, tmp_path: Path, monkeypatch):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "names.txt").write_text("\n")
+    first = [] if words[-1] == "nowhere" else [photo(tmp_path / "in" / "a.png")]
+    words = [words[-1], *words[:-1]] if not first else words
+    status, _, errors = call(*first, *words)
+    assert status == 2 and len(errors) == 1 and re.search(message, errors[0]), errors
+    assert not list((tmp_path / "out").rglob("*.json"))
+
+
+@pytest.mark.parametrize("point", ["1.5,0.5", "0.5", "x,y"])
+def test_a_point_outside_is_one_line(point: str, call, tmp_path: Path, capsys):
+    with pytest.raises(SystemExit):
+        call(photo(tmp_path / "in" / "a.png"), "--points", point)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("segment.py: --points: ") and "give" in line
+
+
+def test_two_hundred_phrases_are_read_in_chunks(call, opened, tmp_path: Path):
+    names = [f"a ring {'star ' * (number % 7)}heart {number}" for number in range(200)]
+    (tmp_path / "names.txt").write_text("\n".join(names))
+    status, _, errors = call(
+        photo(tmp_path / "in" / "a.png"), "--categories", tmp_path / "names.txt", "--format", "npz"
+    )
+    layout = Layout.read(tmp_path / "out" / "a.npz")
+    assert status == 0 and len(layout.captions) == 200 and (layout.masks.sum(0) == 1).all()
+
+
+def test_places_that_would_be_overwritten_are_refused(call, opened, tmp_path: Path):
+    photo(tmp_path / "in" / "a.png"), photo(tmp_path / "in" / "a.jpg"), photo(tmp_path / "out" / "b.png")
+    status, _, (line,) = call(tmp_path / "in", "--phrases", *PHRASES)
+    assert status == 2 and "would both write a; rename one" in line
+    status, _, (line,) = call(tmp_path / "out" / "b.png", "--phrases", *PHRASES)
+    assert status == 2 and "is where the images are" in line and not opened
+
+
+def test_scores_and_source_survive_the_published_format(tmp_path: Path):
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, :2], masks[1, 3:] = True, True
+    Layout(masks, ("a", "b"), scores=[0.25, 1], source="a method").write(tmp_path / "x.json")
+    back = Layout.read(tmp_path / "x.json")
+    assert back.source == "a method" and back.scores.tolist() == [0.25, 1]
+    document = json.loads((tmp_path / "x.json").read_text())
+    del document["segments_info"][0]["score"], document["source"]
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    assert Layout.read(tmp_path / "x.json").scores is None and Layout.read(tmp_path / "x.json").source == ""
+
+
+def test_the_sweep_scores_planted_maps_and_draws_every_cell():
+    import torch
+
+    truth = torch.zeros(3, 8, 8, dtype=torch.bool)
+    truth[0, :, :4], truth[1, :, 4:] = True, True  # the third has no pixel and does not count
+    right = torch.nn.functional.adaptive_avg_pool2d(truth[None].float(), (4, 4))[0]
+    assert region_iou(right, truth).tolist() == [1, 1]
+    assert region_iou(right[[1, 0, 2]], truth).tolist() == [0, 0]
+    found = Swept((0.2, 0.4), (0, 1, 2), np.array([[0.1, 0.2, 0.3], [0.4, 0.9, 0.6]]), 0.95, 7)
+    assert "best: block 1 at noise level 0.4, mIoU 0.900; ceiling of the token grid 0.950; 7 regions" in found.table()
+    picture = np.asarray(heat_map(found))
+    cells = [picture[64 * row + 8, 64 * column + 8].astype(int).sum() for row in (1, 2) for column in (1, 2, 3)]
+    assert int(np.argmax(cells)) == 4 and len({*cells}) == 6
