@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -90,6 +90,7 @@ def make_images(
     write: Callable[[J, Layout, Image.Image], None],
     shown: bool,
     failed: Callable[[J, Exception], None] | None = None,
+    checked: Callable[[J, Layout, Image.Image], J] | None = None,
 ) -> None:
     """Make images batch by batch, while one thread reads the next layouts and another writes the last images.
 
@@ -100,6 +101,7 @@ def make_images(
     shown   show progress bars
     failed  is told of each image that cannot be read or made, even alone; it raises the error to stop. None: the first
             error is raised
+    checked looks at each image before it is written, with the network if it likes, and returns the job to write
     """
     session.show_progress(shown)
     n_missing = sum(len(batch.missing) for batch in batches)
@@ -115,6 +117,8 @@ def make_images(
             wait([coming])
             reading, coming = coming, next(layouts_of, None)  # the next ones are read while the network runs
             for part, layouts, images in _made(session, batch, sampling, (reading, read), failed):
+                if checked is not None:
+                    part = replace(part, jobs=tuple(map(checked, part.jobs, layouts, images)))
                 if written is not None:
                     bar.update(written.result())
                 written = writer.submit(_write_batch, part, layouts, images, write)

@@ -113,6 +113,9 @@ class Options:
     format: str = flag("png", "of the images (default: png)", choices=("png", "jpg", "webp"))
     overwrite: bool = flag(False, "make finished images again", action="store_true")
     save_panels: bool = flag(False, "also save contour, masks and image side by side", action="store_true")
+    self_check: bool = flag(
+        False, "write into each recipe how well the model's attention finds each region", action="store_true"
+    )
     overlap: str | None = flag(
         None,
         "of regions that overlap: hide: what is listed later lies on top; share: pixels belong to all "

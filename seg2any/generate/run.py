@@ -27,6 +27,7 @@ from seg2any.generate.model import adapter_folder, read_adapter_card, read_facts
 from seg2any.generate.options import Options
 from seg2any.generate.plan import Job, Plan, batches, make_plan
 from seg2any.generate.recipe import BrokenImage, read_recipe, save_image
+from seg2any.generate.self_check import SelfCheck, with_overlaps
 from seg2any.generate.session import ImageOptions, Loading, Session
 from seg2any.generate.survey import Survey, read_layout, read_quietly, survey_layouts, write_report
 from seg2any.layout import Layout
@@ -130,7 +131,9 @@ def carry_out(
         sampling = ImageOptions(settings, **{name: getattr(options, name) for name in names})
         groups = (with_circumstances(jobs, options, machine) for jobs in batches(plan.to_do, options.batch_size))
         todo = [Batch(jobs, jobs) for jobs in groups]
-        make_images(session, todo, sampling, partial(layout_of, options), partial(save, options), shown, failed)
+        checked = SelfCheck(session) if options.self_check else None
+        read, write = partial(layout_of, options), partial(save, options)
+        make_images(session, todo, sampling, read, write, shown, failed, checked)
     for job in plan.finished:
         if options.save_panels and not job.panel_path.exists():
             try:
@@ -158,7 +161,7 @@ def save(options: Options, job: Job, layout: Layout, image: Image.Image) -> None
 
 def save_panel(job: Job, layout: Layout, image: Image.Image) -> None:
     """Write contour, masks and image side by side, with the recipe of the image."""
-    save_image(panel(layout, image), {"panel": job.recipe}, job.panel_path)
+    save_image(panel(with_overlaps(layout, job.recipe), image), {"panel": job.recipe}, job.panel_path)
 
 
 def discard_panel(job: Job) -> None:

@@ -36,7 +36,7 @@ def chunks_of(phrases: Sequence[str], tokenizer: object, most: int) -> list[Chun
     for one, next_one in zip(order, order[1:], strict=False):
         if phrases[one] == phrases[next_one]:
             raise UserError(f"phrase {shown(phrases[one])}: is given twice; leave one of them out")
-    lengths = [len(tokenizer(phrase, verbose=False).input_ids) - 1 for phrase in phrases]  # without the end's token
+    lengths = _lengths(phrases, tokenizer)
     for phrase, length in zip(phrases, lengths, strict=True):
         if length > most - 1:
             raise UserError(f"phrase {shown(phrase)}: has {length} tokens, and {most - 1} are read; shorten it")
@@ -50,6 +50,11 @@ def chunks_of(phrases: Sequence[str], tokenizer: object, most: int) -> list[Chun
         groups[-1].append(number)
         used += lengths[number]
     return [_chunk(group, phrases, tokenizer) for group in groups]
+
+
+def prompt_tokens(phrases: Sequence[str], tokenizer: object) -> int:
+    """Count the tokens of the prompt that phrases make together, with its end."""
+    return sum(_lengths(phrases, tokenizer)) + 1
 
 
 def columns_in(prompt: str, phrases: Sequence[str], tokenizer: object) -> tuple[tuple[int, ...], ...] | None:
@@ -72,6 +77,11 @@ def columns_in(prompt: str, phrases: Sequence[str], tokenizer: object) -> tuple[
     if () in columns:
         raise UserError(f"phrase {shown(phrases[columns.index(())])}: has no token; write it in other words")
     return tuple(columns)
+
+
+def _lengths(phrases: Sequence[str], tokenizer: object) -> list[int]:
+    """Count the tokens of each phrase, without the end's token."""
+    return [len(tokenizer(phrase, verbose=False).input_ids) - 1 for phrase in phrases]
 
 
 def _chunk(group: Sequence[int], phrases: Sequence[str], tokenizer: object) -> Chunk:
