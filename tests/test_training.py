@@ -129,7 +129,7 @@ def test_training_lowers_the_loss_at_fixed_noise(arguments):
     steps = ["--trainer.max_train_steps=40", "--trainer.gradient_accumulation_steps=1", "--model.lora_dropout=0"]
     trainer = tiny_run.trainer([*arguments, *few, *steps])
     task = trainer.task
-    task.inputs = replace(task.inputs, val=task.data)
+    task.inputs = replace(task.inputs, encode_val=lambda: task.data)
     before = task.validation_losses()["val_loss"]
     trainer.fit()
     assert task.validation_losses()["val_loss"] < 0.85 * before
