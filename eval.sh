@@ -2,6 +2,7 @@
 # Run a benchmark: generate its images, measure them with 95 % intervals, and write a page with pictures.
 #
 #   bash eval.sh shapes                                      offline on a CPU, with the model in examples/shapes
+#   bash eval.sh shapes_masks                                masks out of images, by the same model
 #   LORA=ckpt/ade20k/checkpoint-20000 bash eval.sh ade20k
 #   LORA=ckpt/coco_stuff/checkpoint-20000 bash eval.sh coco_stuff
 #   LORA=ckpt/sacap_1m/checkpoint-20000 PROCESSES=4 bash eval.sh sacap
@@ -63,9 +64,14 @@ shapes() {
         --lora "${LORA:-examples/shapes/lora}" --output "${OUT:-result/shapes}" "$@"
 }
 
+# Masks out of 200 rendered scenes, by the model's attention; minutes on two cores. --limit 8 is a quick look.
+shapes_masks() {
+    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes.masks --model "${MODEL:-examples/shapes/model}" "$@"
+}
+
 case "${1:-}" in
-    ade20k | coco_stuff | sacap | shapes) "$@" ;;
+    ade20k | coco_stuff | sacap | shapes | shapes_masks) "$@" ;;
     -h | --help) usage ;;
     "") usage >&2; exit 2 ;;
-    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap or shapes" ;;
+    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, shapes or shapes_masks" ;;
 esac

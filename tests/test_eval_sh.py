@@ -133,7 +133,7 @@ def test_missing_judges_are_listed_together_before_anything_is_measured(tmp_path
 def test_wrong_calls_are_one_line(tmp_path: Path):
     done = shell(tmp_path / "out", "imagenet")
     assert done.returncode == 2 and done.stderr == (
-        "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap or shapes\n"
+        "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap, shapes or shapes_masks\n"
     )
     done = shell(tmp_path / "out", "ade20k", LORA="")
     assert done.returncode == 2 and done.stderr.startswith("eval.sh: LORA is not set") and not done.stdout

@@ -94,6 +94,19 @@ def test_gradient_checkpointing_keeps_each_block_once_and_gradients_as_they_are(
     assert torch.equal(tap.weights(), before) and not before.requires_grad
 
 
+@pytest.mark.slow
+def test_compiled_blocks_compute_the_same_bits_with_a_probe():
+    """Compile as `Seg2AnyPipeline.compile` does; a compiler that computes eagerly stands in for CUDA's."""
+    model, given = tiny(), plain_condition()
+    maps, eager = (AttentionMaps(range(N_BLOCKS)) for _ in range(2))
+    with torch.no_grad():
+        run(model, given, tap=eager)
+        model.compile_repeated_blocks(dynamic=True, backend="eager")
+        expected = run(model, given)
+        assert torch.equal(run(model, given, tap=maps), expected)
+    assert_close(maps.weights(), eager.weights(), rtol=1e-4, atol=1e-6)
+
+
 def test_nothing_of_a_probe_is_left_also_after_an_exception():
     model, given, seen = tiny(), plain_condition(), []
 

@@ -181,3 +181,28 @@ def test_the_sweep_scores_planted_maps_and_draws_every_cell():
     picture = np.asarray(heat_map(found))
     cells = [picture[64 * row + 8, 64 * column + 8].astype(int).sum() for row in (1, 2) for column in (1, 2, 3)]
     assert int(np.argmax(cells)) == 4 and len({*cells}) == 6
+
+
+def test_masks_of_scenes_are_measured_by_region():
+    """Let a segmenter find the first name right, everything else as background."""
+    from types import SimpleNamespace
+
+    from seg2any.evaluation.shapes.masks import measured
+
+    masks = np.zeros((3, 32, 32), bool)
+    masks[0, :16, :16], masks[1, 16:, 16:], masks[2, 16:, :16] = True, True, True
+
+    def segment(image, prompt):
+        names = prompt.categories or prompt.phrases
+        if names is None:
+            return Layout(np.stack([masks[1] | masks[2], masks[0]]), ("region 1", "region 2"))
+        found = np.zeros((len(names), 32, 32), bool)
+        found[0] = masks[0]
+        return Layout(found, names)
+
+    segmenter = SimpleNamespace(segment=segment, base=SimpleNamespace(geometry=SimpleNamespace(pixels_per_token=16)))
+    found = measured(segmenter, np.zeros((32, 32, 3), np.uint8), Layout(masks, ("a", "b", "a")))
+    assert found["a name for every pixel"].tolist() == [0.5, 0, 1 / 3]
+    assert found["phrases"].tolist() == [0.5, 0]
+    assert found["without names"].tolist() == [0.5, 0.5, 0]
+    assert found["the grid of tokens (ceiling)"].min() > 0.7

@@ -9,6 +9,7 @@ from seg2any.commands.verbs import Verb, dispatch
 
 PROGRAMS: Mapping[str, Verb] = {
     "shapes": Verb("seg2any.evaluation.shapes.__main__", "the benchmark of the embedded model: offline, on a CPU"),
+    "shapes_masks": Verb("seg2any.evaluation.shapes.masks", "masks out of rendered scenes, by a model's attention"),
     "images": Verb("seg2any.evaluation.generate_image", "make the images of a benchmark"),
     "measure": Verb("seg2any.evaluation.runners.__main__", "measure a folder of images"),
     "compare": Verb("seg2any.evaluation.compare", "compare two measured runs, number by number"),
