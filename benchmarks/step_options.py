@@ -35,7 +35,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Defaults:
-    """What is measured unless options say otherwise; the first table names the size."""
+    """Cases that are measured unless options say otherwise; the first table names the size."""
 
     tables: tuple[Table, ...]
     batch: tuple[int, ...]

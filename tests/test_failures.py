@@ -1,4 +1,4 @@
-"""What a run names that it had to leave out, and what stops it all the same."""
+"""Layouts and images that a run has to leave out: it names them, goes on, and stops where it cannot."""
 
 from __future__ import annotations
 

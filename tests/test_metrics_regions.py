@@ -19,11 +19,12 @@ from seg2any.evaluation.metrics.leakage import (
     named_colours,
     taken_for_another,
 )
-from seg2any.evaluation.metrics.overlap import band_width, boundary, boundary_iou, iou, is_thin, size_class
+from seg2any.evaluation.metrics.overlap import band_width, boundary, boundary_iou, is_thin, size_class
 from seg2any.evaluation.metrics.regions import FoundRegions, boxes, class_agnostic_iou, find_again, region_overlap
 from seg2any.evaluation.metrics.seam import seam, seam_score
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
+from seg2any.layout.overlap import iou
 from seg2any.segment import sam2
 from seg2any.segment.sam2 import Sam2Segmenter
 from seg2any.segment.segmenter import Prompt

@@ -1,4 +1,4 @@
-"""What strangers' files make this program print, start and pass on: text, nothing, and no folders of this machine."""
+"""Strangers' files make this program print text, start nothing and pass on no folders of this machine."""
 
 from __future__ import annotations
 

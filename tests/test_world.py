@@ -1,4 +1,4 @@
-"""What a small model knows, and that the shipped layouts ask for nothing else."""
+"""Words that a small model knows: the shipped layouts ask for nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `doctor` finds in the installation: Python, packages, torch, and whether the pipeline can be imported."""
+"""Examine the installation for `doctor`: Python, packages, torch, and whether the pipeline can be imported."""
 
 from __future__ import annotations
 

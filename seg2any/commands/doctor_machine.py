@@ -1,4 +1,4 @@
-"""What `doctor` finds in the machine: device, memory, kernels, threads and disk."""
+"""Examine the machine for `doctor`: device, memory, kernels, threads and disk."""
 
 from __future__ import annotations
 

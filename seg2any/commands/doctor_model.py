@@ -1,4 +1,4 @@
-"""What `doctor` finds of the model: its folder or its place in the hub's cache, and the access to gated weights."""
+"""Examine the model for `doctor`: its folder or its place in the hub's cache, and the access to gated weights."""
 
 from __future__ import annotations
 

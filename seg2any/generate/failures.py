@@ -12,7 +12,7 @@ from seg2any.system.interrupts import was_interrupted
 
 
 class Failures:
-    """What a run leaves out, in lines: layouts that cannot be used, and images that could not be made.
+    """Lines about all that a run leaves out: layouts that cannot be used, and images that could not be made.
 
     explained  makes a context that turns a device's error about memory into MemoryError
     """

@@ -23,6 +23,7 @@ from seg2any.generate.recipe import MADE
 from seg2any.generate.session import Session
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
+from seg2any.layout.overlap import iou
 from seg2any.segment.attention import AttentionSegmenter, Choices
 from seg2any.segment.phrases import prompt_tokens
 from seg2any.segment.probe import ProbeSettings
@@ -66,7 +67,7 @@ class SelfCheck:
         masks = resize_masks(layout.visible, image.shape[:2])
         wanted = {name: masks[[one == name for one in layout.captions]].any(0) for name in {*layout.captions}}
         seen = dict(zip(names, found.masks, strict=True)) | {BACKGROUND: found.background}
-        of_name = {name: _iou(mask, seen[name]) for name, mask in wanted.items()}
+        of_name = {name: iou(mask, seen[name]) for name, mask in wanted.items()}
         return [round(of_name[one], 4) for one in layout.captions]
 
     def _segmenter(self, names: Sequence[str], size: tuple[int, int]) -> AttentionSegmenter:
@@ -82,7 +83,7 @@ def with_overlaps(layout: Layout, recipe: Mapping) -> Layout:
     found = recipe.get(MADE, {}).get(KEY)
     if not found:
         return layout
-    captions = [f"{text} (self-check {iou:.2f})" for text, iou in zip(layout.captions, found, strict=True)]
+    captions = [f"{text} (self-check {value:.2f})" for text, value in zip(layout.captions, found, strict=True)]
     return replace(layout, captions=tuple(captions))
 
 
@@ -97,8 +98,3 @@ def _without_adapters(network: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         network.enable_adapters()
-
-
-def _iou(wanted: np.ndarray, found: np.ndarray) -> float:
-    union = np.count_nonzero(wanted | found)
-    return np.count_nonzero(wanted & found) / union if union else 1.0

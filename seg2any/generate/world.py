@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from seg2any.system.errors import UserError, shown
+from seg2any.system.json_text import parse_json
 
 FILE = "world.json"  # in the folder of a model
 
 
 @dataclass(frozen=True)
 class World:
-    """What a model draws, in words for people, and all words of its training captions, in small letters."""
+    """The range of a model: what it draws, for people, and all words of its training captions, in small letters."""
 
     knows: str
     words: frozenset[str]
@@ -40,7 +40,7 @@ def read_world(model: str) -> World | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_bytes())
         return World(str(content["knows"]), frozenset(str(word).lower() for word in content["words"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({shown(str(error), 80)}); get it again, or remove it") from None

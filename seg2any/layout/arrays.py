@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from seg2any.layout.checks import LayoutError, check_mask_shape, check_masks
-from seg2any.layout.masks import cut
+from seg2any.layout.masks import cut, without_channel
 from seg2any.system.errors import shown
 
 if TYPE_CHECKING:
@@ -41,8 +41,7 @@ def as_masks(where: str, given: object) -> np.ndarray:
         masks = _stack(where, list(given))
     else:
         raise LayoutError(f"{where}: masks are {type(given).__name__}; {WANTED}")
-    if masks.ndim == 4 and masks.shape[1] == 1:  # as segmenters return them
-        masks = masks[:, 0]
+    masks = without_channel(masks)
     check_masks(where, masks)
     return masks
 
@@ -88,8 +87,7 @@ def _cut(where: str, values: np.ndarray) -> np.ndarray:
     """Cut numbers [N, H, W] or [N, 1, H, W] to masks of the same shape."""
     if values.ndim == 2:
         raise LayoutError(f"{where}: masks are {values.dtype} {list(values.shape)}; {WANTED}, `labels == k` for each k")
-    if values.ndim == 4 and values.shape[1] == 1:
-        values = values[:, 0]
+    values = without_channel(values)
     if values.ndim != 3:
         raise LayoutError(f"{where}: masks are {values.dtype} {list(values.shape)}; {WANTED}")
     return cut(where, values)

@@ -26,6 +26,11 @@ MOST_UNDECIDED = 0.75  # pixels neither inside nor outside, per pixel inside, wi
 EDGE = 1 / 8  # of the way between the plateaus: what is nearer to one of them is decided
 
 
+def without_channel(masks: np.ndarray) -> np.ndarray:
+    """Drop the axis of one channel that segmenters give: [N, 1, H, W] -> [N, H, W]; other shapes stay."""
+    return masks[:, 0] if masks.ndim == 4 and masks.shape[1] == 1 else masks
+
+
 def cut(where: str, values: np.ndarray, is_lossy: bool = False) -> np.ndarray:
     """Cut numbers [N, H, W] of one kind to masks, bool [N, H, W].
 

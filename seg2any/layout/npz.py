@@ -11,7 +11,7 @@ import numpy as np
 
 from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape, check_masks
 from seg2any.layout.entries import warn_of_unread
-from seg2any.layout.masks import cut
+from seg2any.layout.masks import cut, without_channel
 from seg2any.system.errors import shown
 from seg2any.system.files import atomic_write
 from seg2any.system.limits import limits
@@ -57,8 +57,7 @@ def read_npz(path: Path) -> LayoutParts:
         raise LayoutError(
             f"{path}: labels belong to masks of one map [H, W], but masks are {list(masks.shape)}; remove them"
         )
-    if masks.ndim == 4 and masks.shape[1] == 1:  # as SAM and torchvision give them
-        masks = masks[:, 0]
+    masks = without_channel(masks)
     if masks.dtype.kind not in "biuf" or masks.ndim != 3:
         raise LayoutError(f"{path}: masks are {masks.dtype} {list(masks.shape)}; save a bool array [N, H, W]")
     masks = cut(str(path), masks)

@@ -47,3 +47,9 @@ def alike_masks(masks: np.ndarray) -> Iterator[tuple[int, int, float]]:
             both = int((masks[i] & masks[j]).sum())
             if (ratio := both / (least + most - both)) >= ALIKE:
                 yield i, j, ratio
+
+
+def iou(a: np.ndarray, b: np.ndarray) -> float:
+    """Compute the intersection over union of two masks bool [H, W]; 1 if both are empty."""
+    union = np.count_nonzero(a | b)
+    return np.count_nonzero(a & b) / union if union else 1.0

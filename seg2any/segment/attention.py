@@ -33,7 +33,7 @@ METHOD = "attention"
 
 @dataclass(frozen=True)
 class Choices:
-    """How maps become regions.
+    """Settings that turn maps into regions.
 
     background  a phrase for what is no region; None: without one
     threshold   of a phrase's map, which is scaled to 0..1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-
-from seg2any.segment.assignment import assign
 
 THRESHOLD = 0.1  # the published choice
 
@@ -50,7 +49,7 @@ def matched_iou(wanted: np.ndarray, found: np.ndarray) -> tuple[np.ndarray, np.n
     a, b = (masks.reshape(len(masks), -1).astype(np.float32) for masks in (wanted, found))
     both = a @ b.T
     iou = both / np.maximum(a.sum(1)[:, None] + b.sum(1) - both, 1)
-    rows, columns = assign(-iou.astype(np.float64))
+    rows, columns = linear_sum_assignment(-iou.astype(np.float64))
     pair, value = np.full(len(wanted), -1), np.zeros(len(wanted))
     pair[rows], value[rows] = columns, iou[rows, columns]
     pair[value == 0] = -1

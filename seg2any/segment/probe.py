@@ -34,7 +34,7 @@ LONGEST = 128  # tokens of an edge: longer pictures are squashed
 
 @dataclass(frozen=True)
 class ProbeSettings:
-    """How to probe.
+    """Settings of a probe.
 
     blocks          numbers of the blocks whose weights are averaged, over double then single blocks
     side            the image is brought to about side x side pixels

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
-
-from seg2any.segment.assignment import assign
 
 ALPHA, GAMMA = 0.25, 2  # of the focal loss
 COST_FOCAL, COST_DICE = 0.02, 1.0  # of the pairing
@@ -67,7 +66,7 @@ def pair(maps: Tensor, masks: Tensor, form: str = "sigmoid") -> tuple[Tensor, Te
         return torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     reduced = F.interpolate(masks[None].float(), maps.shape[1:], mode="nearest")[0]
     focal, dice = pair_costs(maps.flatten(1).float(), reduced.flatten(1), form)
-    rows, columns = assign((COST_FOCAL * focal + COST_DICE * dice).cpu().numpy())
+    rows, columns = linear_sum_assignment((COST_FOCAL * focal + COST_DICE * dice).cpu().numpy())
     return torch.from_numpy(rows), torch.from_numpy(columns)
 
 

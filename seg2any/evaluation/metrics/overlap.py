@@ -7,17 +7,13 @@ import math
 import cv2
 import numpy as np
 
+from seg2any.layout.overlap import iou
+
 SMALL, LARGE = (1 / 16) ** 2, (3 / 16) ** 2  # of the image's area: COCO's 32 and 96 pixels on an image of 512
 THIN = 1 / 32  # of the image's shorter side: a token of 16 pixels on an image of 512
 SIZES = ("small", "medium", "large")
 BOX_MARGIN = 0.1  # of the sides of a box, where a region is shown with its surroundings
 BAND = 0.02  # of the image's diagonal, as Boundary IoU (arXiv 2103.16562) is published
-
-
-def iou(a: np.ndarray, b: np.ndarray) -> float:
-    """Compute the intersection over union of two masks bool [H, W]; 1 if both are empty."""
-    union = np.count_nonzero(a | b)
-    return np.count_nonzero(a & b) / union if union else 1.0
 
 
 def boundary_iou(a: np.ndarray, b: np.ndarray, width: int) -> float:

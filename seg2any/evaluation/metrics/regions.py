@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from seg2any.evaluation.metrics.item import EMPTY, REAL, SHUFFLED, Item, grey, layout_of, shuffled
-from seg2any.evaluation.metrics.overlap import SIZES, band_width, boundary_iou, iou, is_thin, size_class
+from seg2any.evaluation.metrics.overlap import SIZES, band_width, boundary_iou, is_thin, size_class
 from seg2any.evaluation.metrics.result import GENERATED, RegionMean, Result
 from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
+from seg2any.layout.overlap import iou
 from seg2any.segment.segmenter import Prompt, Segmenter
 from seg2any.system.errors import UserError
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, INK
-from seg2any.evaluation.metrics.overlap import boundary_iou, iou, shift_border
+from seg2any.evaluation.metrics.overlap import boundary_iou, shift_border
 from seg2any.evaluation.shapes.drawn import (
     DISTINCT,
     INK_SHARE,
@@ -27,6 +27,7 @@ from seg2any.evaluation.shapes.drawn import (
 )
 from seg2any.evaluation.shapes.pattern import detect_letter, detect_pattern
 from seg2any.layout import Layout
+from seg2any.layout.overlap import iou
 from seg2any.system.errors import UserError
 
 BOUNDARY = 2  # pixels

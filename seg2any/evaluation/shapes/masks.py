@@ -92,7 +92,7 @@ def measured(segmenter, image: np.ndarray, layout) -> dict[str, np.ndarray]:
     import torch
     import torch.nn.functional as F
 
-    from seg2any.evaluation.metrics.overlap import iou
+    from seg2any.layout.overlap import iou
     from seg2any.segment.merge import matched_iou
     from seg2any.segment.segmenter import Prompt
     from seg2any.segment.sweep import region_iou
