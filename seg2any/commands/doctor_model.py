@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from seg2any.commands.finding import BAD, GOOD, POOR, Finding
 from seg2any.generate.options import Options
 from seg2any.system.errors import UserError, shown
 from seg2any.system.headers import weights_files
+from seg2any.system.hub import is_offline
 from seg2any.system.shipped import demo_folder
 
 STEMS = ("diffusion_pytorch_model", "model")  # of weights, as diffusers and transformers call them
@@ -76,7 +76,7 @@ def online(name: str) -> Iterator[Finding]:
     except RepositoryNotFoundError:
         yield Finding("online", BAD, f"{name} is not on the hub, or private", "check the id, then `hf auth login`")
     except Exception as error:  # every kind of network trouble, also of libraries below
-        offline = "unset HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0") else ""
+        offline = "unset HF_HUB_OFFLINE" if is_offline() else ""
         told = f"the hub does not answer ({shown(' '.join(str(error).split()) or type(error).__name__, 100)})"
         yield Finding("online", BAD, told, offline or "check the network, or set HF_ENDPOINT to a mirror")
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from seg2any.data.dataset import DataSet
 from seg2any.system.errors import UserError
 from seg2any.system.files import user_path
+from seg2any.system.words import probably_meant
 
 CATALOG = {
     "ade20k": "seg2any.data.label_maps:ADE20KDataset",
@@ -90,8 +90,8 @@ def check_data_set(name: str | None, params: dict, on_error: str = "skip") -> tu
 def _instead(key: str, accepted: Iterable[str]) -> str:
     """Suggest the parameter that was probably meant, or list all."""
     known = [*accepted, *REPEATED]
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean '{near[0]}'?" if near else f"it takes {', '.join(known)}"
+    near = probably_meant(key, known)
+    return f"did you mean '{near}'?" if near else f"it takes {', '.join(known)}"
 
 
 def _is_a(value: object, hint: Any) -> bool:
