@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from seg2any.commands import segment, segment_folder, segment_model
+from seg2any.commands import segment, segment_attention, segment_methods
+from seg2any.commands.segment_methods import NOTHING, Method
 from seg2any.commands.segment_sweep import heat_map
 from seg2any.layout import Layout
 from seg2any.segment.sweep import Swept, region_iou
@@ -28,12 +31,10 @@ def photo(path: Path, size: tuple[int, int] = (40, 56), **more) -> Path:
 @pytest.fixture
 def opened(pipe, monkeypatch) -> list:
     """Stand in for loading a model; the list tells how often that was asked for."""
-    from types import SimpleNamespace
-
     calls = []
     session = SimpleNamespace(pipeline=pipe)
-    monkeypatch.setattr(segment_folder, "open_session", lambda *_: calls.append(1) or session)
-    monkeypatch.setattr(segment_model, "known_model", lambda *_: {"id": "tiny"})
+    monkeypatch.setattr(segment_attention, "open_session", lambda *_: calls.append(1) or session)
+    monkeypatch.setattr(segment_attention, "flow_identity", lambda *_: {"model": {"id": "tiny"}})
     return calls
 
 
@@ -109,7 +110,12 @@ def test_photos_that_cannot_be_used_are_named_and_others_go_on(call, opened, tmp
     ("words", "message"),
     [
         (["--phrases", "a", "--categories", "b"], "--phrases and --categories: each asks"),
-        (["--points", "0.5,0.5"], "--points: --method attention reads texts only"),
+        (
+            ["--points", "0.5,0.5"],
+            "--points: --method attention reads texts only; give --phrases, --categories or no n",
+        ),
+        (["--describe"], "--describe: --method attention reads texts only"),
+        (["--ask", "which is red?"], "--ask: --method attention reads texts only"),
         (["--background", "a wall"], "--background: there are no other phrases"),
         (["--phrases", "a ring", "a ring"], "--phrases 'a ring': is given twice"),
         (["--phrases", " "], "prompt: phrases entry 1 is empty"),
@@ -130,7 +136,69 @@ def test_wrong_flags_are_one_line(words, message: str, call, opened, tmp_path: P
     assert not list((tmp_path / "out").rglob("*.json"))
 
 
-@pytest.mark.parametrize("point", ["1.5,0.5", "0.5", "x,y"])
+@pytest.fixture
+def painter(monkeypatch) -> ModuleType:
+    """A second method in the table, which takes points and finds everything."""
+    module = ModuleType("painter")
+    module.SCORE = "The score is 1."
+    module.add_flags = lambda parser: parser.add_argument("--sigma", type=float, default=0.01, help="a width")
+    module.check = lambda given, way: None
+    module.identity = lambda given, machine: {"segment": {"sigma": given.sigma}}
+
+    def segment_all(image, prompt):
+        module.prompt = prompt
+        masks = np.ones((prompt.count or 1, *image.shape[:2]), dtype=bool)
+        return Layout(masks, prompt.captions() or ("all",), scores=np.ones(len(masks)), source="paint", overlap="share")
+
+    module.open_segmenter = lambda given, machine: SimpleNamespace(segment=segment_all)
+    monkeypatch.setitem(sys.modules, "painter", module)
+    row = Method("painter", "paints", ("points", NOTHING), "does not read")
+    monkeypatch.setattr(segment_methods, "METHODS", {**segment_methods.METHODS, "paint": row})
+    monkeypatch.setattr(segment, "METHODS", segment_methods.METHODS)
+    return module
+
+
+def test_another_method_brings_its_flags_and_its_segmenter(painter, tmp_path: Path, capsys):
+    picture, out = str(photo(tmp_path / "in" / "a.png")), str(tmp_path / "out")
+    words = [picture, "--method", "paint", "--output_path", out, "--format", "npz", "--device", "cpu"]
+    assert segment.main([*words, "--points", "0.5,0.25", "0,0+1,1", "--sigma", "2"], "segment.py") == 0
+    assert painter.prompt.points.tolist() == [[[0.5, 0.25, 1], [0, 0, -1]], [[0, 0, 1], [1, 1, 1]]]
+    assert Layout.read(tmp_path / "out" / "a.npz").captions == ("region 1", "region 2")
+    assert "The score is 1." in (tmp_path / "out" / "report.md").read_text()
+    capsys.readouterr()
+    assert segment.main([*words, "--points", "0.5,0.25", "--sigma", "3"], "segment.py") == 0
+    assert "made with another segment.points, segment.sigma" in capsys.readouterr().err
+    assert segment.main([*words, "--phrases", "a"], "segment.py") == 2
+    assert "--phrases: --method paint does not read; give --points or no names" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "paint", "--blocks", "0"], "--blocks: --method paint does not take it, attention does"),
+        (["--sigma=2"], "--sigma: --method attention does not take it, paint does"),
+        (["--method=paint", "--sigme", "2"], "--sigme: there is no such flag; did you mean --sigma?"),
+        (["--method", "pain"], "--method: 'pain' does not exist; did you mean paint? Choose one of attention, paint"),
+    ],
+)
+def test_flags_of_other_methods_are_refused_in_one_line(words, message: str, painter, capsys):
+    with pytest.raises(SystemExit) as ended:
+        segment.main(["in", *words], "segment.py")
+    assert ended.value.code == 2 and capsys.readouterr().err.splitlines() == [f"segment.py: {message}"]
+
+
+def test_help_shows_the_flags_of_the_chosen_method_only(painter, capsys):
+    for words, shown, hidden in (
+        (["--help"], "--blocks", "--sigma"),
+        (["--method=paint", "-h"], "--sigma", "--blocks"),
+    ):
+        with pytest.raises(SystemExit):
+            segment.main(words, "segment.py")
+        told = capsys.readouterr().out
+        assert shown in told and hidden not in told and "--method paint      paints" in told
+
+
+@pytest.mark.parametrize("point", ["1.5,0.5", "0.5", "x,y", "0.5,0.5+2,0"])
 def test_a_point_outside_is_one_line(point: str, call, tmp_path: Path, capsys):
     with pytest.raises(SystemExit):
         call(photo(tmp_path / "in" / "a.png"), "--points", point)
@@ -185,8 +253,6 @@ def test_the_sweep_scores_planted_maps_and_draws_every_cell():
 
 def test_masks_of_scenes_are_measured_by_region():
     """Let a segmenter find the first name right, everything else as background."""
-    from types import SimpleNamespace
-
     from seg2any.evaluation.shapes.masks import measured
 
     masks = np.zeros((3, 32, 32), bool)

@@ -20,6 +20,7 @@ MASKS = np.ones((2, 4, 6), bool)
 
 def test_parts_of_a_prompt_describe_the_same_regions():
     assert Prompt().count is None and Prompt(categories=("sky", "sea")).count is None
+    assert Prompt(describe=True).given == ("describe",) and Prompt(question="which is red?").count is None
     whole = Prompt(phrases=["a cat", "a mat"], points=POINTS, boxes=BOXES, masks=MASKS)
     assert whole.count == 2 and whole.captions() == ("a cat", "a mat")
     assert whole.given == ("phrases", "points", "boxes", "masks")
@@ -32,6 +33,9 @@ def test_parts_of_a_prompt_describe_the_same_regions():
         ({"phrases": ("a cat",), "boxes": BOXES}, "1 phrases, 2 boxes"),
         ({"boxes": BOXES, "masks": MASKS[:1]}, "2 boxes, 1 masks"),
         ({"categories": ("sky",), "boxes": BOXES[:1]}, "categories"),
+        ({"describe": True, "phrases": ("a cat",)}, "describe"),
+        ({"question": "which?", "categories": ("sky",)}, "categories"),
+        ({"question": " "}, "question"),
         ({"phrases": ("a cat", " ")}, "phrases entry 2"),
         ({"categories": (3,)}, "categories entry 1"),
         ({"boxes": BOXES.tolist()}, "boxes"),

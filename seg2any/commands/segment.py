@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import argparse
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from seg2any.generate.memory_modes import MEMORY_MODES
+from seg2any.commands.segment_methods import DEFAULT, METHODS, MethodParser, method_in
+from seg2any.commands.segment_prompt import points
 from seg2any.system.allocator import let_segments_grow
 from seg2any.system.arguments import Parser, call_of
-from seg2any.system.console import exit_status, plain_messages, real, whole
-from seg2any.system.errors import UserError
+from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.files import user_path
 from seg2any.system.precision import PRECISIONS
-from seg2any.system.shipped import input_path, model_name
+from seg2any.system.shipped import input_path
 from seg2any.system.threads import compute_on_idle_cores
 
-METHODS = ("attention",)
 ADVICE = "the layouts written so far are complete, start again to go on"
 DESCRIPTION = """\
-Images in, layouts out: masks with captions, found by the attention of the model that makes images (Seg4Diff). Nothing
-is trained, and no other model is needed.
+Images in, layouts out: masks with captions, found by one of several methods.
+
+{methods}
 
   --phrases "a red star" "a ring"    a mask for each phrase; masks may overlap
   --categories sky sea               a name for every pixel; a file has one name a line
-  neither                            regions without names
+  --points 0.5,0.25 0.1,0.9+0.2,0.8  a mask for each point, or for points joined by +
+  none of them                       regions without names
 
-Into the output folder go NAME.json with NAME.png (or npz, or COCO), overlays/NAME.png and report.md.
+Into the output folder go NAME.json with NAME.png (or npz, or COCO), overlays/NAME.png and report.md. The flags of a
+method are listed by --method NAME --help.
 """
 EXAMPLES = """\
 examples:
@@ -48,87 +49,44 @@ def main(arguments: Sequence[str], program: str) -> int:
 
     Exit status: 0 done, 1 out of memory, 2 wrong input or an image that cannot be used, 130 interrupted.
     """
-    given = parser_of(program).parse_args(arguments)
+    given = parser_of(program, method_in(arguments)).parse_args(arguments)
     return exit_status(program, lambda: run(given), ADVICE)
 
 
 @plain_messages()
 def run(given: Namespace) -> None:
     """Find the regions of every image, or measure blocks and noise levels. Raises UserError."""
-    check(given)
+    method = METHODS[given.method]
+    method.load().check(given, method.check(given.method, given))
     let_segments_grow()
     compute_on_idle_cores()
-    if given.sweep is not None:
+    if getattr(given, "sweep", None) is not None:
         from seg2any.commands.segment_sweep import run_sweep  # late: both take seconds to import
 
         return run_sweep(given)
     from seg2any.commands.segment_folder import run_folder
 
-    return run_folder(given)
+    return run_folder(given, method.load())
 
 
-def check(given: Namespace) -> None:
-    """Raise UserError for flags that contradict each other."""
-    asked = [f"--{name}" for name in ("phrases", "categories", "points") if getattr(given, name)]
-    if len(asked) > 1:
-        raise UserError(f"{' and '.join(asked)}: each asks for regions in its own way; give one of them")
-    if given.points:
-        raise UserError(f"--points: --method {given.method} reads texts only; give --phrases, --categories or neither")
-    if given.background is not None and not asked and given.sweep is None:
-        raise UserError("--background: there are no other phrases to compare with; give --phrases or --categories")
-
-
-def parser_of(program: str) -> Parser:
-    """Return the parser of the command line."""
-    parser = Parser(prog=program, description=DESCRIPTION, epilog=EXAMPLES.format(call=call_of(program)))
+def parser_of(program: str, method: str = DEFAULT) -> Parser:
+    """Return the parser of the command line, with the flags of a method."""
+    width = max(map(len, METHODS))
+    methods = "\n".join(f"  --method {name:<{width}}  {one.text}" for name, one in METHODS.items())
+    about = DESCRIPTION.format(methods=methods)
+    parser = MethodParser(prog=program, description=about, epilog=EXAMPLES.format(call=call_of(program)))
+    parser.method = method
     parser.add_argument("images", nargs="+", type=input_path, metavar="IMAGES", help="photos, or folders of them")
-    parser.add_argument("--method", choices=METHODS, default="attention", help="default: attention")
+    parser.add_argument("--method", choices=tuple(METHODS), default=DEFAULT, help="default: %(default)s")
     parser.add_argument("--phrases", nargs="+", metavar="TEXT", help="what to find, a mask for each")
     parser.add_argument("--categories", nargs="+", metavar="NAME", help="names for all pixels, or a file of them")
-    parser.add_argument("--points", nargs="+", type=point, metavar="X,Y", help="shares of width and height, 0 to 1")
-    parser.add_argument("--background", metavar="TEXT", help="a phrase for what is no region (default: none)")
-    parser.add_argument("--threshold", type=real(0, 1), default=0.5, help="of a phrase's map, 0 to 1 (default: 0.5)")
-    parser.add_argument(
-        "--merging", type=real(0), default=0.1, help="divergence of maps that become one region (default: 0.1)"
-    )
+    parser.add_argument("--points", nargs="+", type=points, metavar="X,Y", help="shares of width and height, 0 to 1")
+    parser.add_argument("--describe", action="store_true", help="a caption of the image, with a mask for each phrase")
+    parser.add_argument("--ask", metavar="QUESTION", help="a question whose answer is regions")
     parser.add_argument("--output_path", type=user_path, default=Path("segmented"), help="default: segmented")
     parser.add_argument("--format", choices=("json", "npz", "coco"), default="json", help="default: json, with png")
     parser.add_argument("--overwrite", action="store_true", help="find regions again where they are known")
-    parser.add_argument("--sweep", type=input_path, metavar="LAYOUTS", help="measure blocks and noise levels instead")
-    _add_model(parser)
-    return parser
-
-
-def _add_model(parser: Parser) -> None:
-    parser.add_argument(
-        "--pretrained_model_name_or_path",
-        type=model_name,
-        default="black-forest-labs/FLUX.1-dev",
-        help="folder or hub id of a FLUX pipeline, or a file with its transformer (default: FLUX.1-dev)",
-    )
-    parser.add_argument("--base_parts", type=model_name, help="of a base in one file: the pipeline of its other parts")
-    parser.add_argument("--lora_ckpt_path", type=input_path, help="folder with default/ and cond/ (default: none)")
-    parser.add_argument(
-        "--blocks", nargs="+", type=whole(0), help="read attention here (default: 12 17 on FLUX.1-dev, 0 on shapes)"
-    )
-    parser.add_argument("--side", type=whole(1), help="images count as about SIDE x SIDE pixels (default: 1024)")
-    parser.add_argument(
-        "--noise_level", type=real(0, 1), help="0 to 1 (default: of step 21 of 28, 0.56 for FLUX.1-dev at 1024 px)"
-    )
-    parser.add_argument("--seeds", nargs="+", type=whole(0), default=[0], help="of the noise, averaged (default: 0)")
-    parser.add_argument("--guidance_scale", type=real(0), default=3.5, help="distilled guidance (default: 3.5)")
-    parser.add_argument("--text_tokens", type=whole(2, 512), default=512, help="read at a time (default: 512)")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best one present)")
     parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16, on a CPU fp32")
-    parser.add_argument("--memory", choices=MEMORY_MODES, default="full", help="default: full")
-
-
-def point(text: str) -> tuple[float, float]:
-    """Parse a point X,Y of shares, for argparse."""
-    try:
-        x, y = map(float, text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text} is no point; give X,Y such as 0.5,0.25") from None
-    if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise argparse.ArgumentTypeError(f"{text} lies outside the image; give shares of width and height, 0 to 1")
-    return x, y
+    METHODS[method].load().add_flags(parser.add_argument_group(f"--method {method}"))
+    return parser

@@ -12,8 +12,10 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seg2any.commands.segment_model import Asked, asked_of, machine_of, open_segmenter, open_session
+from seg2any.commands.segment_methods import MethodModule
+from seg2any.commands.segment_prompt import prompt_of
 from seg2any.data.pictures import SUFFIXES, check_photo, photo_digest, read_photo
+from seg2any.generate.choices import LIBRARIES, Machine
 from seg2any.generate.folder import State, look_at, open_folder
 from seg2any.generate.recipe import MADE, BrokenImage, read_recipe, save_image
 from seg2any.layout import Layout
@@ -21,14 +23,25 @@ from seg2any.layout.carried import fitted
 from seg2any.layout.convert import write_coco
 from seg2any.layout.draw import overlay_picture
 from seg2any.segment.regions import is_flat
-from seg2any.segment.segmenter import Segmenter
+from seg2any.segment.segmenter import Prompt, Segmenter
 from seg2any.system.console import warn
+from seg2any.system.device import choose_device, device_name
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, check_name
+from seg2any.system.precision import choose_dtype
 from seg2any.system.processes import Process
+from seg2any.system.provenance import versions
 
 OVERLAYS, REPORT = "overlays", "report.md"
 SMALLEST = 16  # pixels of an edge: a token of FLUX.1
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and a recipe that identifies it, the method's model and the flags that change what is found."""
+
+    prompt: Prompt
+    recipe: dict
 
 
 @dataclass(frozen=True)
@@ -45,14 +58,14 @@ class Job:
     recipe: dict
 
 
-def run_folder(given: Namespace) -> None:
+def run_folder(given: Namespace, method: MethodModule) -> None:
     """Find the regions of all photos that this process has to do.
 
     Photos that cannot be used are named, and others go on. Raises UserError if some could not.
     """
     process = Process.of(os.environ)
     machine = machine_of(given, process)
-    asked = asked_of(given, machine)
+    asked = asked_of(given, method, machine)
     photos = find_photos(given.images)
     refuse_places(photos, given.output_path)
     jobs, problems = make_jobs(process.share(photos), given, asked)
@@ -61,12 +74,35 @@ def run_folder(given: Namespace) -> None:
     if todo:
         open_folder(given.output_path)
         print(f"{process}{len(todo)} images to segment on {machine}, {len(jobs) - len(todo)} are done", flush=True)
-        segmenter = open_segmenter(given, open_session(given, machine))
+        segmenter = method.open_segmenter(given, machine)
         problems += carry_out(todo, segmenter, asked, given.format, process.is_first)
     if jobs:
-        print(f"{process}report: {write_report(given.output_path)}")
+        print(f"{process}report: {write_report(given.output_path, method.SCORE)}")
     if problems:
         raise UserError("\n".join(problems))
+
+
+def machine_of(given: Namespace, process: Process) -> Machine:
+    """Choose device and precision. Raises UserError."""
+    device = choose_device(device_name(process, given.device))
+    return Machine(device, choose_dtype(given.weight_dtype, device))
+
+
+def asked_of(given: Namespace, method: MethodModule, machine: Machine) -> Asked:
+    """Read the prompt and identify everything that the result depends on. Raises UserError."""
+    prompt, known = prompt_of(given), method.identity(given, machine)
+    asked = {name: getattr(given, name) for name in ("method", "points", "describe", "ask", "format")}
+    flags = {**known.get("segment", {}), **asked, "phrases": prompt.phrases, "categories": prompt.categories}
+    return Asked(
+        prompt,
+        {
+            **known,
+            "segment": flags,
+            "weight_dtype": machine.precision,
+            "device": machine.device.type,
+            "versions": versions(LIBRARIES),
+        },
+    )
 
 
 def find_photos(places: Iterable[Path]) -> list[Path]:
@@ -163,17 +199,14 @@ def write(job: Job, found: Layout, image: np.ndarray, form: str) -> list[str]:
     return remarks
 
 
-def write_report(folder: Path) -> Path:
-    """Write the regions of all finished layouts of a folder as a table; return the file."""
+def write_report(folder: Path, score: str) -> Path:
+    """Write the regions of all finished layouts of a folder as a table, and a line about scores; return the file."""
     rows = [row for path in sorted((folder / OVERLAYS).glob("*.png")) for row in _rows(path)]
     head = ["| image | region | score | share of the image |", "|---|---|---|---|"]
-    text = "\n".join(["# Regions that were found", "", *head, *rows, "", SCORE, ""])
+    text = "\n".join(["# Regions that were found", "", *head, *rows, "", score, ""])
     with atomic_write(folder / REPORT) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
     return folder / REPORT
-
-
-SCORE = "The score compares attention inside and outside of a region: 0.5 says nothing, 1 is sure, 0 was not found."
 
 
 def _rows(overlay: Path) -> Iterator[str]:

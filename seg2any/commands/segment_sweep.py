@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from seg2any.commands.segment_folder import find_photos
-from seg2any.commands.segment_model import machine_of, open_session
+from seg2any.commands.segment_flow import open_session
+from seg2any.commands.segment_folder import find_photos, machine_of
 from seg2any.data.pictures import read_photo
 from seg2any.generate.folder import open_folder
 from seg2any.layout import Layout

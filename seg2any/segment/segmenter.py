@@ -17,6 +17,7 @@ from seg2any.layout.checks import check_caption, check_masks
 from seg2any.system.errors import UserError
 
 GEOMETRY = ("points", "boxes", "masks")
+ALONE = ("categories", "describe", "question")  # with them the method decides how many regions there are
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +30,12 @@ class Prompt:
                 label: 1 inside the region, 0 outside it, -1 for an entry to ignore
     boxes       float [N, 4], one per region: left, top, right, bottom as shares of the image's width and height, 0..1
     masks       bool [N, h, w] at any resolution, stretched over the image: where each region is, roughly
+    describe    whether a caption of the image is wanted, with a region for each of its phrases
+    question    a question about the image whose answer is regions
 
     Points, boxes and masks may be combined: entry n of each describes region n. Phrases beside them only name these
-    regions. Categories stand alone. An empty prompt asks for every region that the method finds by itself. Each
-    method's docstring lists the combinations it takes; `check` refuses the others.
+    regions. Categories, describe and question stand alone. An empty prompt asks for every region that the method finds
+    by itself. Each method's docstring lists the combinations it takes; `check` refuses the others.
 
     >>> Prompt(phrases=("a cat",), boxes=np.array([[0.1, 0.2, 0.5, 0.9]])).count
     1
@@ -45,6 +48,8 @@ class Prompt:
     points: np.ndarray | None = None
     boxes: np.ndarray | None = None
     masks: np.ndarray | None = None
+    describe: bool = False
+    question: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("phrases", "categories"):
@@ -58,10 +63,13 @@ class Prompt:
             _check_boxes(self.boxes)
         if self.masks is not None:
             check_masks("prompt", self.masks)
-        if self.categories is not None and len(self.given) > 1:
-            others = ", ".join(name for name in self.given if name != "categories")
-            raise UserError(f"prompt: categories stand beside {others}; give one or the other")
-        counts = {name: len(getattr(self, name)) for name in self.given}
+        if self.question is not None:
+            check_caption("prompt: question", self.question)
+        alone = next((name for name in self.given if name in ALONE), None)
+        if alone and len(self.given) > 1:
+            others = ", ".join(name for name in self.given if name != alone)
+            raise UserError(f"prompt: {alone} stands beside {others}; give one or the other")
+        counts = {name: len(getattr(self, name)) for name in self.given if name not in ALONE}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{count} {name}" for name, count in counts.items())
             raise UserError(f"prompt: fields describe different numbers of regions ({listed}); give one entry each")
@@ -69,12 +77,13 @@ class Prompt:
     @property
     def given(self) -> tuple[str, ...]:
         """Names of the fields that are set."""
-        return tuple(name for name in ("phrases", "categories", *GEOMETRY) if getattr(self, name) is not None)
+        fields = ("phrases", "categories", *GEOMETRY, "describe", "question")
+        return tuple(name for name in fields if getattr(self, name) is not None and getattr(self, name) is not False)
 
     @property
     def count(self) -> int | None:
-        """N, or None where the method decides how many regions there are (categories, empty prompt)."""
-        return next((len(getattr(self, name)) for name in self.given if name != "categories"), None)
+        """N, or None where the method decides how many regions there are (fields of ALONE, empty prompt)."""
+        return next((len(getattr(self, name)) for name in self.given if name not in ALONE), None)
 
     def check(self, method: str, *combinations: tuple[str, ...]) -> None:
         """Refuse a prompt that is none of the `combinations` of field names that `method` takes.

@@ -1,0 +1,78 @@
+"""`segment --method attention`: its flags, and the segmenter that they describe (Seg4Diff)."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from seg2any.commands.segment_flow import add_flow_flags, flow_identity, open_session
+from seg2any.commands.segment_methods import NOTHING
+from seg2any.system.arguments import Parser
+from seg2any.system.console import real, whole
+from seg2any.system.errors import UserError
+from seg2any.system.shipped import input_path
+
+if TYPE_CHECKING:
+    from seg2any.bases.base import Base
+    from seg2any.generate.choices import Machine
+    from seg2any.segment.attention import AttentionSegmenter
+    from seg2any.segment.probe import ProbeSettings
+
+SCORE = "The score compares attention inside and outside of a region: 0.5 says nothing, 1 is sure, 0 was not found."
+OWN = ("background", "threshold", "merging", "blocks", "side", "noise_level", "seeds", "guidance_scale", "text_tokens")
+
+
+def add_flags(parser: Parser) -> None:
+    """Add the flags of the probe and of its model."""
+    parser.add_argument("--background", metavar="TEXT", help="a phrase for what is no region (default: none)")
+    parser.add_argument("--threshold", type=real(0, 1), default=0.5, help="of a phrase's map, 0 to 1 (default: 0.5)")
+    parser.add_argument(
+        "--merging", type=real(0), default=0.1, help="divergence of maps that become one region (default: 0.1)"
+    )
+    parser.add_argument("--sweep", type=input_path, metavar="LAYOUTS", help="measure blocks and noise levels instead")
+    parser.add_argument(
+        "--blocks", nargs="+", type=whole(0), help="read attention here (default: 12 17 on FLUX.1-dev, 0 on shapes)"
+    )
+    parser.add_argument(
+        "--noise_level", type=real(0, 1), help="0 to 1 (default: of step 21 of 28, 0.56 for FLUX.1-dev at 1024 px)"
+    )
+    parser.add_argument("--seeds", nargs="+", type=whole(0), default=[0], help="of the noise, averaged (default: 0)")
+    add_flow_flags(parser)
+
+
+def check(given: Namespace, way: str) -> None:
+    """Raise UserError for a background that nothing is compared with."""
+    if given.background is not None and way == NOTHING and given.sweep is None:
+        raise UserError("--background: there are no other phrases to compare with; give --phrases or --categories")
+
+
+def identity(given: Namespace, machine: Machine) -> dict:
+    """Identify the model and the flags that change what is found. Raises UserError."""
+    return {"segment": {name: getattr(given, name) for name in OWN}, **flow_identity(given)}
+
+
+def open_segmenter(given: Namespace, machine: Machine) -> AttentionSegmenter:
+    """Load the model. Raises UserError for blocks that it lacks, or that nobody knows."""
+    from seg2any.segment.attention import AttentionSegmenter, Choices  # late: they take seconds to import
+
+    choices = Choices(given.background, given.threshold, given.merging)
+    pipe = open_session(given, machine).pipeline
+    return AttentionSegmenter(pipe.base, pipe.scheduler, probe_settings(given, pipe.base), choices)
+
+
+def probe_settings(given: Namespace, base: Base) -> ProbeSettings:
+    """Complete the flags by what is known about the model. Raises UserError if nothing is."""
+    from seg2any.segment.probe import ProbeSettings
+
+    known = base.probing
+    for name in ("blocks", "side"):
+        if getattr(given, name) is None and known is None:
+            raise UserError(f"--{name}: nobody has measured this model; give it, --sweep LAYOUTS measures all blocks")
+    return ProbeSettings(
+        blocks=tuple(given.blocks or known.blocks),
+        side=given.side or known.side,
+        noise_level=given.noise_level,
+        seeds=tuple(given.seeds),
+        guidance_scale=given.guidance_scale,
+        text_tokens=given.text_tokens,
+    )
