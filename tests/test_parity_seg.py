@@ -1,7 +1,6 @@
-"""Every attention case recorded from published methods that find masks in images, one test each.
+"""Every case recorded from published methods that find masks in images, one test each.
 
-Arrays are in NAME.safetensors as `case/tensor`, parameters in cases.json. Cases of colouring have no check yet and are
-skipped by name. A case that is neither checked nor skipped fails.
+Arrays are in NAME.safetensors as `case/tensor`, parameters in cases.json. A case without a check fails.
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,12 +33,18 @@ from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.diffusion.denoise import times
 from seg2any.diffusion.flow import interpolate
 from seg2any.segment import attention_maps, merge
+from seg2any.segment.coloring import points, ranges
 from seg2any.training import mask_losses
+from seg2any.training.coloring_loss import coloring_loss, instances_of_colors
 from tests.golden_root import seg_golden_root
 
 ROOT = seg_golden_root()
-COLOURING = ("instance_colouring_loss", "colour_range", "point_prompt")
 FORMS = {"": "published", "_sigmoid_form": "sigmoid"}
+COLOR_RANGES = {
+    "training": "published_training",
+    "sd_pipeline": "published_pipeline",
+    "mae_pipeline": "published_mae",
+}
 Tensors = dict[str, torch.Tensor]
 
 
@@ -197,6 +203,42 @@ def noise_case(x: Tensors, about: dict) -> None:
     assert_close(interpolate(clean, noise, s).flatten(), torch.tensor([about["clean_weight"], about["noise_weight"]]))
 
 
+def coloring_case(x: Tensors, about: dict) -> None:
+    painted = x["prediction"].clone().requires_grad_()
+    loss = coloring_loss(painted, instances_of_colors(x["label"]), x["no_bg"].tolist())
+    loss.backward()
+    assert_close(loss.detach(), x["loss"], rtol=2e-6, atol=0)
+    assert_close(painted.grad, x["grad"], rtol=0, atol=5e-8)
+
+
+def color_range_case(x: Tensors, about: dict) -> None:
+    for name, published in COLOR_RANGES.items():
+        assert_close(ranges.RANGES[published](x["decoded"]), x[name], rtol=1e-6, atol=1e-4)
+
+
+def heatmap_case(x: Tensors, about: dict) -> None:
+    y, w = about["point_normalised_y_x"]
+    assert_close(2 * points.gaussian(tuple(about["shape_hw"]), w, y, about["sigma"])[None] - 1, x["heatmap"])
+
+
+def point_case(x: Tensors, about: dict) -> None:
+    (height, width), (px, py) = about["shape_hw"], x["point_xy"].tolist()
+    colors, plain = x["feature"].numpy(), points.PointSettings(about["sigma"], about["threshold"], "published", None)
+    weights = points.gaussian((height, width), px / (width - 1), py / (height - 1), about["sigma"])
+    assert_close(weights, x["weights"], rtol=0, atol=1e-7)
+    assert_close(points.color_around(x["feature"].float(), weights), x["query_colour"], rtol=0, atol=3e-5)
+    similarity = points.similarity_to(colors, px, py, plain)
+    assert_close(torch.from_numpy(similarity), x["similarity"], rtol=0, atol=2e-5)
+    filtered = about["bilateral"]
+    assert filtered["sigmaColor"] == filtered["sigmaSpace"]
+    bilateral = replace(plain, diameter=filtered["d"], spread=filtered["sigmaColor"])
+    levels = torch.from_numpy(points.smoothed(similarity, colors, bilateral) * 255).round()
+    assert_close(levels, x["refined_u8"].float(), rtol=0, atol=0)
+    for settings, name in ((bilateral, "mask_bilateral"), (plain, "mask_plain")):
+        mask, _ = points.region_of_points(colors, [(px, py)], [], settings)
+        assert torch.equal(torch.from_numpy(mask), x[name] > 0)
+
+
 # file, beginning of the case's name -> section of cases.json ("": called as the case), check
 CHECKS: dict[tuple[str, str], tuple[str, Callable[[Tensors, dict], None]]] = {
     ("attention_maps", ""): ("attention_maps", attention_case),
@@ -208,6 +250,10 @@ CHECKS: dict[tuple[str, str], tuple[str, Callable[[Tensors, dict], None]]] = {
     ("mask_losses_and_matching", "elementwise"): ("mask_losses", elementwise_case),
     ("mask_losses_and_matching", "criterion"): ("criterion", criterion_case),
     ("mask_losses_and_matching", "direct"): ("direct_pairing", direct_case),
+    ("instance_colouring_loss", ""): ("instance_colouring_loss", coloring_case),
+    ("colour_range", ""): ("colour_range", color_range_case),
+    ("point_prompt", "heatmap"): ("point_prompt", heatmap_case),
+    ("point_prompt", ""): ("point_prompt", point_case),
 }
 
 
@@ -238,8 +284,6 @@ def check_of(file: str, case: str) -> tuple[str, Callable[[Tensors, dict], None]
 
 @pytest.mark.parametrize(("file", "case"), recorded_cases(ROOT))
 def test_recorded(file: str, case: str):
-    if file in COLOURING:
-        pytest.skip(f"pending: {file}/{case}: colouring is not served yet")
     section, check = check_of(file, case)
     of_section = parameters().get(section or case.split("/")[0], {})
     about = of_section.get(case.rpartition("/")[2], of_section)
@@ -248,10 +292,10 @@ def test_recorded(file: str, case: str):
         check({name.removeprefix(f"{case}/"): tensors.get_tensor(name) for name in names}, about)
 
 
-def test_every_recorded_case_is_served_or_named():
+def test_every_recorded_case_is_served():
     recorded = recorded_cases(ROOT)
-    assert len(recorded) > 20, f"{ROOT} holds few cases"
-    assert not [one for one in recorded if one[0] not in COLOURING and check_of(*one) is None]
+    assert len(recorded) > 50, f"{ROOT} holds few cases"
+    assert not [one for one in recorded if check_of(*one) is None]
 
 
 def test_the_committed_subset_is_small():
