@@ -10,18 +10,17 @@ import pytest
 import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection, Dinov2Config, Dinov2Model
 
-from seg2any.evaluation.judges.clip import MEAN, STD
 from seg2any.evaluation.judges.features import (
     CmmdNetwork,
     Dinov2Network,
     InceptionNetwork,
-    centred_square,
     clean_resize,
 )
 from seg2any.evaluation.metrics.bootstrap import interval
 from seg2any.evaluation.metrics.distances import Gaussian, cmmd, frechet, frechet_distance
 from seg2any.evaluation.metrics.item import Item
 from seg2any.evaluation.metrics.sets import Features, extract, resampled
+from seg2any.system.clip_images import MEAN, STD, centred_square
 from seg2any.system.errors import UserError
 from seg2any.system.pretrained import imagenet_normalised
 from seg2any.system.weights import file_digest

@@ -17,13 +17,15 @@ import pytest
 
 from seg2any.evaluation.metrics.item import Item
 from seg2any.evaluation.vqa import questions as protocol
-from seg2any.evaluation.vqa.answers import Answers, NoAnswer, Patience, ask
+from seg2any.evaluation.vqa.answers import Answers, ask
 from seg2any.evaluation.vqa.endpoint import EndpointJudge, request_body
-from seg2any.evaluation.vqa.questions import Question, about_caption, about_regions, cut_out, outlined, swapped_captions
+from seg2any.evaluation.vqa.questions import Question, about_caption, about_regions, swapped_captions
 from seg2any.evaluation.vqa.replies import read_attributes, read_yes_or_no, share_of_yes
 from seg2any.evaluation.vqa.score import region_vqa, scored
 from seg2any.layout import Layout
+from seg2any.layout.cut_out import MAGENTA, cut_out, outlined
 from seg2any.system.errors import UserError
+from seg2any.system.patience import NoAnswer, Patience
 from tests.golden_root import REPOSITORY
 from tests.stub_judge import RUBBISH, StubJudge, stub_judge
 
@@ -109,7 +111,7 @@ def test_pictures_show_the_region():
     mask = layout().masks[1]
     drawn = outlined(IMAGE, mask)
     changed = (drawn != IMAGE).any(-1)
-    assert (drawn[changed] == protocol.MAGENTA).all() and changed[5, 40] and not changed[15, 45] and not changed[0, 0]
+    assert (drawn[changed] == MAGENTA).all() and changed[5, 40] and not changed[15, 45] and not changed[0, 0]
     cut = cut_out(IMAGE, mask)
     assert cut.shape == (448, 448, 3)
     inside, corner = cut[224:230, 224:230].mean(), cut[:10, :10].mean()

@@ -15,10 +15,10 @@ from transformers import (
     Qwen2VLImageProcessorPil,
 )
 
-from seg2any.evaluation.vqa.answers import NoAnswer
 from seg2any.evaluation.vqa.local import LocalJudge
 from seg2any.evaluation.vqa.questions import Question, about_caption
 from seg2any.system.errors import UserError
+from seg2any.system.patience import NoAnswer
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|video_pad|>"]
 WORDS = ["[UNK]", "yes", "Yes", "no", "No", "maybe", "a", "cat", "user", "assistant", "is", "it"]
@@ -68,14 +68,14 @@ def question(seed: int = 0, text: str = "is it a cat") -> Question:
 
 def test_probability_of_yes_is_the_models_own(judge: LocalJudge):
     asked = question()
-    inputs = judge._inputs(asked)
-    words = judge.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
+    inputs = judge.chat.inputs(asked.text, asked.images)
+    words = judge.chat.tokenizer.convert_ids_to_tokens(inputs["input_ids"][0])
     pads = (56 // 28) * (84 // 28)
     places = ["<|im_start|>", "user", "<|vision_start|>", *["<|image_pad|>"] * pads, "<|vision_end|>"]
     assert words == [*places, "is", "it", "a", "cat", "<|im_end|>", "<|im_start|>", "assistant"]
     with torch.no_grad():
-        scores = torch.exp(judge.model(**inputs).logits[0, -1])
-    vocab = judge.tokenizer.get_vocab()
+        scores = torch.exp(judge.chat.model(**inputs).logits[0, -1])
+    vocab = judge.chat.tokenizer.get_vocab()
     probabilities = {word: float(scores[index] / scores.sum()) for word, index in vocab.items()}
     yes, no = (probabilities[word] + probabilities[word.title()] for word in ("yes", "no"))
     answer = judge.answer(asked)

@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizerFast
 
+from seg2any.system.clip_images import unit
 from seg2any.system.errors import UserError
 from seg2any.system.pretrained import for_inference, pretrained_model, pretrained_processor
 
 WHAT = "CLIP of the CLIP score"
 SOURCE = "openai/clip-vit-base-patch16"
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's training, RGB, 0..1
 
 Preference = Callable[[Image.Image, str], float]  # image and caption -> score, higher is better
 
@@ -58,11 +58,6 @@ class Clip:
     def _of_tokens(self, encoded: dict[str, torch.Tensor]) -> np.ndarray:
         inputs = {name: encoded[name].to(self.device) for name in ("input_ids", "attention_mask")}
         return unit(self.model.get_text_features(**inputs).pooler_output)
-
-
-def unit(vectors: torch.Tensor) -> np.ndarray:
-    """Scale vectors [n, D] to length 1, as float32."""
-    return torch.nn.functional.normalize(vectors.float(), dim=-1).cpu().numpy()
 
 
 def image_reward(name: str, device: torch.device | str) -> Preference:

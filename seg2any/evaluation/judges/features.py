@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPVisionModelWithProjection, Dinov2Model
+from transformers import Dinov2Model
 
-from seg2any.evaluation.judges.clip import MEAN, STD, unit
+from seg2any.system.clip_images import ClipImages
 from seg2any.system.errors import UserError
 from seg2any.system.pretrained import for_inference, imagenet_normalised, pretrained_model, weights_file
 from seg2any.system.weights import file_digest
@@ -82,29 +82,8 @@ class Dinov2Network:
         return self.model(pixel_values=pixels.to(self.device)).pooler_output.float().cpu().numpy()
 
 
-class CmmdNetwork:
-    """CLIP of CMMD (arXiv 2401.09603): unit vectors float32 [B, D].
-
-    Images are cropped to their largest centred square. `name` is a folder or a hub id.
-    """
+class CmmdNetwork(ClipImages):
+    """CLIP of CMMD (arXiv 2401.09603). `name` is a folder or a hub id."""
 
     def __init__(self, name: str = CMMD_SOURCE, device: torch.device | str = "cpu"):
-        model = pretrained_model(CLIPVisionModelWithProjection, name, "CLIP of CMMD", CMMD_SOURCE)
-        self.model = for_inference(model, device)
-        self.side = self.model.config.image_size
-        self.device = device
-
-    @torch.inference_mode()
-    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        pixels = torch.from_numpy(np.stack([centred_square(image, self.side) for image in images]))
-        pixels = (pixels.float() / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
-        return unit(self.model(pixel_values=pixels.permute(0, 3, 1, 2).to(self.device)).image_embeds)
-
-
-def centred_square(image: np.ndarray, side: int) -> np.ndarray:
-    """Crop uint8 [H, W, 3] to its largest centred square and resize it to `side` (PIL bicubic)."""
-    height, width = image.shape[:2]
-    short = min(height, width)
-    top, left = (height - short) // 2, (width - short) // 2
-    cropped = Image.fromarray(image[top : top + short, left : left + short])
-    return np.asarray(cropped.resize((side, side), Image.Resampling.BICUBIC))
+        super().__init__(name, "CLIP of CMMD", CMMD_SOURCE, device)

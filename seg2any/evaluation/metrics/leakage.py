@@ -14,9 +14,10 @@ import numpy as np
 
 from seg2any.evaluation.judges.clip import Clip
 from seg2any.evaluation.metrics.item import GREY, Item, layout_of
-from seg2any.evaluation.metrics.overlap import box_with_margin, shift_border
+from seg2any.evaluation.metrics.overlap import shift_border
 from seg2any.evaluation.metrics.result import GENERATED, RegionMean, Result
 from seg2any.layout.contour import resize_masks
+from seg2any.layout.cut_out import box_with_margin
 
 # The eleven basic colour terms of English, with typical values in sRGB.
 COLOURS = {

@@ -1,4 +1,4 @@
-"""Overlap of masks, of their areas and of their outlines; size, thinness and box of a mask."""
+"""Overlap of masks, of their areas and of their outlines; size and thinness of a mask."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from seg2any.layout.overlap import iou
 SMALL, LARGE = (1 / 16) ** 2, (3 / 16) ** 2  # of the image's area: COCO's 32 and 96 pixels on an image of 512
 THIN = 1 / 32  # of the image's shorter side: a token of 16 pixels on an image of 512
 SIZES = ("small", "medium", "large")
-BOX_MARGIN = 0.1  # of the sides of a box, where a region is shown with its surroundings
 BAND = 0.02  # of the image's diagonal, as Boundary IoU (arXiv 2103.16562) is published
 
 
@@ -56,16 +55,3 @@ def is_thin(mask: np.ndarray) -> bool:
     inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     # The distance is to the centre of the nearest outside pixel, half a pixel beyond the outline.
     return 2 * (float(inside.max()) - 0.5) < THIN * min(mask.shape)
-
-
-def box_with_margin(mask: np.ndarray) -> tuple[slice, slice]:
-    """Return rows and columns of the box around a mask bool [H, W] that is not empty.
-
-    It has a margin of BOX_MARGIN of its sides, as far as the image reaches.
-    """
-    spans = []
-    for inside, side in zip((mask.any(1), mask.any(0)), mask.shape, strict=True):
-        first, last = np.flatnonzero(inside)[[0, -1]]
-        margin = round(BOX_MARGIN * (last + 1 - first))
-        spans.append(slice(max(0, first - margin), min(side, last + 1 + margin)))
-    return spans[0], spans[1]

@@ -8,21 +8,13 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from seg2any.evaluation.vqa.questions import Question
 from seg2any.system.errors import UserError
 from seg2any.system.files import append_lines
-
-
-class NoAnswer(Exception):
-    """The judge gave no usable answer, but may if asked again after `wait` seconds."""
-
-    def __init__(self, reason: str, wait: float = 0.0):
-        super().__init__(reason)
-        self.wait = wait
+from seg2any.system.patience import NoAnswer, Patience, patiently
 
 
 class Judge(Protocol):
@@ -35,22 +27,6 @@ class Judge(Protocol):
 
         May be called from several threads. Raises NoAnswer if asking again may help, UserError if it cannot.
         """
-
-
-@dataclass(frozen=True)
-class Patience:
-    """The number of times that a question is asked again.
-
-    attempts      attempts in all
-    first_wait    seconds before the second attempt; every further wait is twice as long
-    longest_wait  seconds, the longest wait
-    hopeless      questions in a row without an answer after which no more are asked
-    """
-
-    attempts: int = 5
-    first_wait: float = 1.0
-    longest_wait: float = 60.0
-    hopeless: int = 20
 
 
 class Answers:
@@ -149,16 +125,9 @@ class _Asking:
 
     def _ask(self, question: Question) -> str | None:
         """Ask until there is an answer. Returns the reason if there is none, else None."""
-        wait, problem = self.patience.first_wait, "interrupted"
-        for attempt in range(self.patience.attempts):
-            if self.stopped.is_set():
-                break
-            try:
-                self.answers.add(question, self.answers.judge.answer(question))
-                return None
-            except NoAnswer as none:
-                problem = str(none)
-                if attempt + 1 < self.patience.attempts:
-                    self.stopped.wait(min(max(wait, none.wait), self.patience.longest_wait))
-                    wait *= 2
-        return problem
+        judge = self.answers.judge
+        try:
+            self.answers.add(question, patiently(lambda: judge.answer(question), self.patience, self.stopped))
+        except NoAnswer as none:
+            return str(none)
+        return None

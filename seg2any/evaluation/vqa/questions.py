@@ -19,12 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
 
-import cv2
 import numpy as np
 
-from seg2any.evaluation.metrics.overlap import box_with_margin
 from seg2any.layout import Layout
-from seg2any.layout.contour import outline, resize_masks
+from seg2any.layout.contour import resize_masks
+from seg2any.layout.cut_out import cut_out, outlined
 
 PROTOCOL = "region-vqa-1"
 ATTRIBUTES = ("colour", "shape", "texture")
@@ -53,10 +52,8 @@ PROMPTS = {
         "Look at its texture and material only. Is it {value}? Answer with one word, yes or no."
     ),
 }
+LONGEST_TEXT = 200  # tokens of an answer in words
 PROMPTS_SHA256 = hashlib.sha256(json.dumps(PROMPTS, sort_keys=True).encode()).hexdigest()
-MAGENTA = (255, 0, 255)
-WHOLE_SIDE, CUT_SIDE = 1024, 448  # pixels; longest side of a whole image (at most) and of a cut-out (exactly)
-DIMMED = 0.25  # share of the light that is left outside the region
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,28 +131,3 @@ def swapped_captions(layout: Layout) -> dict[int, str]:
         if other is not None:
             swapped[index] = other
     return swapped
-
-
-def outlined(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Draw the outline of a mask bool [H, W]; the longest side becomes at most WHOLE_SIDE."""
-    height, width = image.shape[:2]
-    scale = min(1.0, WHOLE_SIDE / max(height, width))
-    size = round(height * scale), round(width * scale)
-    if scale < 1:
-        image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA)
-        mask = resize_masks(mask[None], size)[0]
-    thickness = max(2, max(size) // 256)
-    line = cv2.dilate(outline(mask[None]), np.ones((thickness, thickness), np.uint8)) > 0
-    return np.where(line[..., None], np.uint8(MAGENTA), image)
-
-
-def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Cut out the box around a mask bool [H, W] with a margin, dimmed outside the mask.
-
-    Its longest side becomes CUT_SIDE.
-    """
-    box = box_with_margin(mask)
-    shown = np.where(mask[box][..., None], image[box], (image[box] * DIMMED).astype(np.uint8))
-    scale = CUT_SIDE / max(shown.shape[:2])
-    size = tuple(max(1, round(side * scale)) for side in shown.shape[1::-1])
-    return cv2.resize(shown, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)

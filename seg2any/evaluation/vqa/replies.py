@@ -6,8 +6,8 @@ import json
 import math
 from collections.abc import Iterable
 
-from seg2any.evaluation.vqa.answers import NoAnswer
 from seg2any.evaluation.vqa.questions import ATTRIBUTES
+from seg2any.system.patience import NoAnswer
 
 
 def read_yes_or_no(text: str, logprobs: dict | None) -> dict:

@@ -14,9 +14,10 @@ from tqdm import tqdm
 
 from seg2any.evaluation.metrics.item import REAL, Item, layout_of
 from seg2any.evaluation.metrics.result import GENERATED, RegionMean, Result
-from seg2any.evaluation.vqa.answers import Answers, Patience, ask
+from seg2any.evaluation.vqa.answers import Answers, ask
 from seg2any.evaluation.vqa.questions import KINDS, PROTOCOL, Question, about_caption, about_regions, swapped_captions
 from seg2any.system.errors import UserError
+from seg2any.system.patience import Patience
 
 Words = Mapping[str, Mapping[str, str]]
 
