@@ -1,4 +1,4 @@
-"""`train`, published as train.py: train Seg2Any's adapters."""
+"""`train`, published as train.py: train Seg2Any's adapters, or what the config key `task` names."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from seg2any.system.allocator import keep_freed_memory, let_segments_grow
 from seg2any.system.arguments import call_of
 from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.threads import compute_on_all_cores
+from seg2any.training.tasks.table import TASKS
 
 USAGE = """\
 usage: {program} CONFIG.yaml ... --section.key=value ...
 
-Train Seg2Any's adapters.
+Train Seg2Any's adapters, or another task:
+
+{tasks}
 
     {call} config/seg2any_shapes.yaml --project.output_dir=runs/try --trainer.max_train_steps=100
     {call} config/seg2any_shapes.yaml --resume_from_checkpoint latest
@@ -28,7 +31,8 @@ def main(arguments: Sequence[str], program: str) -> int:
 
     0 complete, 1 out of memory, 2 wrong input, 128 plus the number of the signal that stopped it: 130 Ctrl-C.
     """
-    usage = USAGE.format(program=program, call=call_of(program))
+    tasks = "\n".join(f"    --task={name:<{max(map(len, TASKS))}}  {row.text}" for name, row in TASKS.items())
+    usage = USAGE.format(program=program, call=call_of(program), tasks=tasks)
     if not arguments:
         print(usage.strip(), file=sys.stderr)
         return 2
@@ -54,14 +58,13 @@ def run(arguments: list[str]) -> int:
     refuse_early(settings)
     let_segments_grow()
     compute_on_all_cores()
-    from seg2any.training.dry_run import describe  # late: a typing mistake comes before torch is loaded
-    from seg2any.training.tasks.generation import Generation
+    from seg2any.training.tasks.choose import describe_task, make_task  # late: a typing mistake comes before torch
     from seg2any.training.trainer import Trainer
 
     if settings.dry_run:
-        print(describe(settings))
+        print(describe_task(settings))
         return 0
-    trainer = Trainer(settings, Generation(settings))
+    trainer = Trainer(settings, make_task(settings))
     if trainer.accelerator.device.type == "cpu":
         keep_freed_memory()
     signal = trainer.fit()

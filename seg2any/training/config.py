@@ -25,6 +25,7 @@ from seg2any.system.files import atomic_write
 from seg2any.training.config_check import (
     check_keys,
     check_repeated,
+    check_sections,
     check_values,
     expand_paths,
     read_sources,
@@ -168,6 +169,7 @@ class Compatibility:
 class Config:
     """One training run. `load` makes it; `save` writes it beside the run, complete."""
 
+    task: str = "generation"  # what is trained: a name of seg2any.training.tasks.table
     project: Project = field(default_factory=Project)
     resolution: int = 512  # images and masks are stretched to a square of this side
     data: Data = field(default_factory=Data)
@@ -241,7 +243,9 @@ def load(arguments: Sequence[str]) -> Config:
     check_values(merged)
     check_repeated(merged)
     expand_paths(merged)
-    return OmegaConf.to_object(merged)  # ConditionSettings and Compatibility check themselves
+    config = OmegaConf.to_object(merged)  # ConditionSettings, Compatibility and sections of tasks check themselves
+    check_sections(config)
+    return config
 
 
 def _drop_params_of_another_set(before: Data, content: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from seg2any.system.errors import UserError, shown
 from seg2any.system.limits import limits
 from seg2any.system.shipped import input_path, model_name
 from seg2any.system.words import probably_meant
+from seg2any.training.tasks.table import TASKS
 
 EXAMPLES = {
     list: "a list such as [19,37]",
@@ -27,6 +28,7 @@ EXAMPLES = {
 }
 # Values that nothing else checks; the others are checked by the objects that are made of them.
 CHOICES = {
+    "task": tuple(TASKS),
     "mixed_precision": ("auto", "no", "fp16", "bf16"),
     "project.report_to": (None, "tensorboard", "wandb"),
     "data.on_error": ("skip", "fail"),
@@ -92,6 +94,16 @@ def check_values(config: DictConfig) -> None:
             value = OmegaConf.select(config, key)
             if value is not None and not is_possible(value):  # a key that may be null gives it a meaning of its own
                 raise wrong(key, rule)
+
+
+def check_sections(config: Any) -> None:
+    """Refuse sections that another task than the chosen one reads, if they say anything. Raises UserError."""
+    own = TASKS[config.task].sections
+    for name, row in TASKS.items():
+        for section in row.sections:
+            given = getattr(config, section)
+            if section not in own and given != type(given)():
+                raise UserError(f"{section}: only task {name} reads this section, not {config.task}; set --task={name}")
 
 
 def check_repeated(config: DictConfig) -> None:

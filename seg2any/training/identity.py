@@ -11,6 +11,7 @@ from seg2any.system.errors import UserError
 from seg2any.training.config import Config
 from seg2any.training.elastic import SAMPLES_OF_A_STEP, Shares
 from seg2any.training.strategy import Strategy
+from seg2any.training.tasks.table import TASKS
 
 # Keys that tasks fingerprint: a folder may move, but its content may not change.
 CONTENT = "data.train's content"
@@ -25,7 +26,7 @@ TRAINER = (
     *("caption_dropout", "cond_dropout", "ema_decay", "base_quantization", "sampler"),
 )
 # Keys that older checkpoints lack, with the value that their runs used.
-ADDED = {"model.cond2image_attention_weight": 1.0}
+ADDED = {"model.cond2image_attention_weight": 1.0, "task": "generation"}
 # Schedules whose shape does not depend on the length of the run.
 OPEN_ENDED = ("constant", "constant_with_warmup", "piecewise_constant")
 
@@ -68,9 +69,9 @@ def run_identity(config: Config, task: Mapping[str, object], strategy: Strategy,
     """
     flat = config.to_dict()
     values = {f"trainer.{key}": flat["trainer"][key] for key in TRAINER}
-    for section in ("model", "optimizer", "scheduler"):
+    for section in ("model", "optimizer", "scheduler", *TASKS[config.task].sections):
         values |= {f"{section}.{key}": value for key, value in flat[section].items()}
-    values |= {key: flat[key] for key in ("resolution", "cond_scale_factor", "seed")}
+    values |= {key: flat[key] for key in ("task", "resolution", "cond_scale_factor", "seed")}
     values |= {f"data.{key}": flat["data"][key] for key in ("on_error", "aspect")}
     values |= {
         "data.train": data_set_name(config.data.train.type, config.data.train.target),

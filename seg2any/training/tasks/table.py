@@ -1,0 +1,31 @@
+"""The tasks of `train`, in one table by the config key `task`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table. Names are written module:name.
+
+    text      says what is trained
+    made_by   a class or function: the config -> the `Task`
+    told_by   a function: the config -> the text of --dry_run
+    sections  sections of the config that only this task and others with them read
+    """
+
+    text: str
+    made_by: str
+    told_by: str
+    sections: tuple[str, ...] = ()
+
+
+TASKS: Mapping[str, Row] = {
+    "generation": Row(
+        text="Seg2Any's adapters",
+        made_by="seg2any.training.tasks.generation:Generation",
+        told_by="seg2any.training.dry_run:describe",
+    ),
+}
