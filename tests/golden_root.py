@@ -8,6 +8,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 SUBSET = REPOSITORY / "tests" / "golden"
 SEG_SUBSET = REPOSITORY / "tests" / "golden_seg"
+XSAM_SUBSET = REPOSITORY / "tests" / "golden_xsam"
 
 
 def golden_root() -> Path:
@@ -28,6 +29,16 @@ def seg_golden_root() -> Path:
     Raises FileNotFoundError if SEG2ANY_GOLDEN_SEG names no folder.
     """
     return _named_or_shared("SEG2ANY_GOLDEN_SEG", "golden_seg") or SEG_SUBSET
+
+
+def xsam_golden_root() -> Path:
+    """Return the folder of recorded behaviour of the published X-SAM.
+
+    SEG2ANY_GOLDEN_XSAM names it, else it is `../shared/golden_xsam` beside the repository, else the committed subset.
+
+    Raises FileNotFoundError if SEG2ANY_GOLDEN_XSAM names no folder.
+    """
+    return _named_or_shared("SEG2ANY_GOLDEN_XSAM", "golden_xsam") or XSAM_SUBSET
 
 
 def t5_tokenizer_folder() -> Path | None:
