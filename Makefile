@@ -5,7 +5,10 @@ PY := $(VENV)/bin/python
 # The first suitable candidate creates the environment: 3.10 to 3.13, with venv and ensurepip. PYTHON=... overrides.
 PYTHON_CANDIDATES := python3.12 python3.11 python3.13 python3.10 python3 python
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
-PIP_INSTALL := $(PY) -m pip install --disable-pip-version-check
+PIP_INSTALL := -m pip install --disable-pip-version-check
+LOCKED := $(PIP_INSTALL) --no-deps --require-hashes
+# An index with another build of torch, such as https://download.pytorch.org/whl/cpu; only torch is taken from it.
+TORCH_INDEX ?=
 
 # Make the environment $(1) by the first suitable Python, unless it is there.
 define environment
@@ -27,7 +30,13 @@ endef
 PYTEST_WORKERS ?= 2
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest --timeout 600 -n $(PYTEST_WORKERS)
 
-.PHONY: help demo test test-fast test-all test-processors lint format bench docs tables clean
+# Locks hold for every Python and system. All but torch is in them: its build differs from machine to machine.
+COMPILE = .venv-lock/bin/uv --no-config pip compile --quiet --universal --python-version 3.10 --generate-hashes \
+	--annotation-style line --custom-compile-command "make lock" \
+	--excludes locks/left_out.txt --no-emit-package torch $(ARGS)
+RUN := requirements.txt requirements-build.txt
+
+.PHONY: help demo test test-fast test-all test-processors lint format bench docs tables lock clean
 .DEFAULT_GOAL := help
 
 help: ## list all targets
@@ -70,22 +79,33 @@ docs: .venv-docs/.installed ## build the site of the documentation into site/; i
 tables: $(VENV)/.installed-dev ## write the tables of README and docs/ that repeat the code
 	$(PY) -m tests.pages
 
+lock: .venv-lock/.installed ## write all packages' versions and hashes into locks/; newer ones: ARGS=--upgrade
+	$(COMPILE) -o locks/run.txt $(RUN)
+	$(COMPILE) -o locks/test.txt -c locks/run.txt $(RUN) requirements-dev.txt requirements-train.txt
+	$(COMPILE) -o locks/docs.txt requirements-docs.txt
+	$(COMPILE) -o locks/lock.txt requirements-lock.txt
+
 clean: ## delete caches and build leftovers, but not .venv and result/
 	rm -rf build dist site seg2any.egg-info examples/build examples/seg2any_demo.egg-info .pytest_cache .ruff_cache
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/.installed: requirements.txt constraints.txt pyproject.toml
+$(VENV)/.installed: locks/run.txt constraints.txt requirements.txt pyproject.toml
 	$(call environment,$(VENV))
-	$(PIP_INSTALL) -c constraints.txt -e .
+	$(PY) $(LOCKED) -r locks/run.txt
+	$(PY) $(PIP_INSTALL) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch
+	$(PY) $(PIP_INSTALL) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(VENV)/.installed-dev: requirements-dev.txt requirements-train.txt $(VENV)/.installed
-	$(PIP_INSTALL) -r requirements-dev.txt
-	$(PIP_INSTALL) "setuptools>=77" wheel
-	DS_BUILD_OPS=0 $(PIP_INSTALL) --no-build-isolation -c constraints.txt -r requirements-train.txt
+$(VENV)/.installed-dev: locks/test.txt $(VENV)/.installed
+	DS_BUILD_OPS=0 $(PY) $(LOCKED) --no-build-isolation -r locks/test.txt
 	@touch $@
 
-.venv-docs/.installed: requirements-docs.txt
+.venv-docs/.installed: locks/docs.txt
 	$(call environment,.venv-docs)
-	.venv-docs/bin/python -m pip install --disable-pip-version-check -r requirements-docs.txt
+	.venv-docs/bin/python $(LOCKED) -r locks/docs.txt
+	@touch $@
+
+.venv-lock/.installed: locks/lock.txt
+	$(call environment,.venv-lock)
+	.venv-lock/bin/python $(LOCKED) -r locks/lock.txt
 	@touch $@
