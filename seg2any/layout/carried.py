@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from seg2any.layout.checks import LayoutError
+from seg2any.layout.grid_boxes import box_mask, grid_box
 from seg2any.layout.layout import Layout
 
 
@@ -18,11 +19,13 @@ class Holds:
     texts     names among caption, seed, scores and source
     overlaps  "none": a pixel is in one region; "hide" or "share": masks overlap, and a reader takes that for granted
     empty     whether a mask may have no pixel
+    boxes     whether regions are held as boxes only, on the grid of `grid_boxes`
     """
 
     texts: tuple[str, ...]
     overlaps: str
     empty: bool = False
+    boxes: bool = False
 
 
 FORMATS: Mapping[str, Holds] = {
@@ -32,6 +35,8 @@ FORMATS: Mapping[str, Holds] = {
     "labelme": Holds(("caption", "seed"), "hide"),
     "cvat": Holds((), "hide"),
     "ade": Holds((), "none"),
+    "flux3": Holds(("caption",), "hide", boxes=True),
+    "ideogram4": Holds(("caption",), "hide", boxes=True),
 }
 
 
@@ -59,6 +64,9 @@ def fitted(layout: Layout, form: str, class_names: Mapping[int, str]) -> tuple[L
     if not holds.empty:
         fit, about = _only(fit, fit.masks.any(axis=(1, 2)).tolist(), "that have no pixel, or are hidden")
         lost += about
+    if holds.boxes:
+        fit, about = _framed(fit)
+        lost += about
     if not len(fit.masks) and not holds.empty:
         raise LayoutError(f"layout {layout.name!r}: no region is left in {form} ({'; '.join(lost)}); choose npz")
     return fit, [f"{layout.name}: not carried over: {one}" for one in lost]
@@ -85,6 +93,15 @@ def _only(layout: Layout, kept: list[bool], which: str) -> tuple[Layout, list[st
         scores=None if layout.scores is None else layout.scores[np.array(kept, dtype=bool)],
     )
     return fit, [f"{len(dropped)} regions {which} ({named})"]
+
+
+def _framed(layout: Layout) -> tuple[Layout, list[str]]:
+    height, width = layout.size
+    boxes = [box_mask(grid_box(mask), layout.size) for mask in layout.masks]
+    others = sum(not np.array_equal(box, mask) for box, mask in zip(boxes, layout.masks, strict=True))
+    lost = [f"the shapes of {others} regions, of which their boxes are left"] if others else []
+    masks = np.stack(boxes) if boxes else layout.masks
+    return replace(layout, masks=masks), [*lost, f"the size {width}x{height}; give it to the model"]
 
 
 def _flat(layout: Layout) -> tuple[Layout, list[str]]:

@@ -3,13 +3,14 @@
 json     NAME.json with NAME.png, as published      npz      NAME.npz
 coco     NAME.json with run lengths                  labelme  NAME.json of labelme
 cvat     one XML for all images                      ade      annotations/NAME.png, class numbers
+flux3    NAME.txt, a prompt with boxes               ideogram4  NAME.json, a prompt with boxes
 """
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,29 +18,37 @@ from seg2any.layout.ade import MAPS, class_names, find_maps, is_full_ade, read_f
 from seg2any.layout.carried import FORMATS, fitted
 from seg2any.layout.checks import LayoutError, LayoutWarning
 from seg2any.layout.cvat import read_cvat, write_cvat
-from seg2any.layout.document import read_json
+from seg2any.layout.document import decode_json, read_json
 from seg2any.layout.find import layout_files_in
+from seg2any.layout.flux3 import read_flux3, split_caption, write_caption
+from seg2any.layout.ideogram4 import is_ideogram4, read_ideogram4, write_ideogram4
 from seg2any.layout.labelme import bounds, is_labelme, read_labelme, write_labelme
 from seg2any.layout.layout import Layout
 from seg2any.layout.rle import encode_rle
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
+from seg2any.system.limits import limits
 
 SUFFIXES = {"json": ".json", "npz": ".npz", "coco": ".json", "labelme": ".json", "cvat": ".xml", "ade": ".png"}
+SUFFIXES |= {"flux3": ".txt", "ideogram4": ".json"}
+PROMPTS = {"flux3": write_caption, "ideogram4": write_ideogram4}
+SIZE = (1024, 1024)
 Names = Mapping[int, str]
+Reader = Callable[[Path], Iterable[tuple[Layout, list[str]]]]
 
 
-def convert(source: Path, target: Path, form: str, names: Names) -> Iterator[str]:
+def convert(source: Path, target: Path, form: str, names: Names, size: tuple[int, int] = SIZE) -> Iterator[str]:
     """Convert a file or folder of layouts; yield a line for each file written and for each thing that is lost.
 
     target  a file for one layout or for "cvat", else a folder; files that exist are refused
     form    one of `seg2any.layout.carried.FORMATS`
     names   of the classes of ADE20K, unless the folder brings its own
+    size    (H, W) of layouts whose format holds none
 
     Raises LayoutError, before anything is written if a layout cannot be read.
     """
     found, lost = [], []
-    for layout, about in read_any(source, names):
+    for layout, about in read_any(source, names, size):
         fit, more = fitted(layout, form, names)
         found.append(fit)
         lost += [*about, *more]
@@ -55,8 +64,13 @@ def convert(source: Path, target: Path, form: str, names: Names) -> Iterator[str
         yield f"{file}: {len(layout.masks)} regions"
 
 
-def read_any(source: Path, names: Names) -> Iterator[tuple[Layout, list[str]]]:
-    """Yield every layout of a file or folder, each with lines about what a layout cannot hold. Raises LayoutError."""
+def read_any(source: Path, names: Names, size: tuple[int, int] = SIZE) -> Iterator[tuple[Layout, list[str]]]:
+    """Yield every layout of a file or folder, each with lines about what a layout cannot hold.
+
+    size  (H, W) of layouts whose format holds none
+
+    Raises LayoutError.
+    """
     if source.suffix.lower() == ".xml" and source.is_file():
         yield from read_cvat(source)
         return
@@ -64,7 +78,7 @@ def read_any(source: Path, names: Names) -> Iterator[tuple[Layout, list[str]]]:
         own = class_names(source, names)
         yield from ((read_map(path, own), []) for path in maps)
         return
-    foreign = _foreign_files(source)
+    foreign = _foreign_files(source, size)
     if foreign:
         for path, read in foreign.items():
             yield from read(path)
@@ -73,18 +87,26 @@ def read_any(source: Path, names: Names) -> Iterator[tuple[Layout, list[str]]]:
         yield _read_quietly(path)
 
 
-def _foreign_files(source: Path) -> dict:
+def _foreign_files(source: Path, size: tuple[int, int]) -> dict[Path, Reader]:
     """Map the files of other programs in a folder, or the one file, to their readers; {} if there is none."""
-    paths = [source] if source.is_file() else layout_files_in(source) if source.is_dir() else []
-    xmls = sorted(source.glob("*.xml")) if source.is_dir() else []
-    readers = {path: read_cvat for path in xmls}
-    kinds = {path: _kind(path) for path in paths}
-    if not xmls and not any(kinds.values()):
+    texts = _with_suffix(source, ".txt")
+    paths = texts if source in texts else [source] if source.is_file() else []
+    paths = layout_files_in(source) if source.is_dir() else paths
+    readers: dict[Path, Reader] = dict.fromkeys(_with_suffix(source, ".xml"), read_cvat)
+    readers |= {path: read for path in texts if (read := _kind_of_text(path, size))}
+    kinds = {path: _kind(path, size) for path in paths if path not in readers}
+    if not readers and not any(kinds.values()):
         return {}
     return readers | {path: kind or (lambda path: [_read_quietly(path)]) for path, kind in kinds.items()}
 
 
-def _kind(path: Path):
+def _with_suffix(source: Path, suffix: str) -> list[Path]:
+    """List the files of a folder, or the one file, with a suffix."""
+    found = sorted(source.iterdir()) if source.is_dir() else [source]
+    return [path for path in found if path.suffix.lower() == suffix and path.is_file() and path.name[0] != "."]
+
+
+def _kind(path: Path, size: tuple[int, int]) -> Reader | None:
     """Return the reader of a JSON of another program, None for one of this program or a broken one."""
     if path.suffix.lower() != ".json":
         return None
@@ -94,7 +116,25 @@ def _kind(path: Path):
         return None
     if is_labelme(document):
         return lambda path: [read_labelme(path)]
+    if is_ideogram4(document):
+        return lambda path: [read_ideogram4(path, document, size)]
+    if isinstance(document, dict) and isinstance(prompt := document.get("prompt"), str) and split_caption(prompt):
+        return lambda path: [read_flux3(path, prompt, size)]
     return (lambda path: [read_full_ade(path)]) if is_full_ade(document) else None
+
+
+def _kind_of_text(path: Path, size: tuple[int, int]) -> Reader | None:
+    """Return the reader of a prompt with boxes, None for any other text."""
+    if path.stat().st_size > limits().json_bytes:
+        return None
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        document = decode_json(text.encode()) if text.lstrip().startswith("{") else None
+    except ValueError:
+        return None
+    if is_ideogram4(document):
+        return lambda path: [read_ideogram4(path, document, size)]
+    return (lambda path: [read_flux3(path, text, size)]) if split_caption(text) else None
 
 
 def _read_quietly(path: Path) -> tuple[Layout, list[str]]:
@@ -138,6 +178,9 @@ def _write(layout: Layout, file: Path, form: str, names: Names) -> None:
         write_coco(layout, file)
     elif form == "labelme":
         write_labelme(replace(layout, name=file.stem), file)
+    elif form in PROMPTS:
+        with atomic_write(file) as temporary:
+            temporary.write_text(PROMPTS[form](layout) + "\n", encoding="utf-8")
     else:
         write_map(layout, file, names)
 
