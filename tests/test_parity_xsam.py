@@ -22,8 +22,6 @@ PENDING: tuple[str, ...] = (
     "condition_embeddings/",
     "end_to_end/",
     "image_processing/",
-    "losses/",
-    "metrics/",
     "postprocess/",
     "text/",
 )

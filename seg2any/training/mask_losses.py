@@ -50,10 +50,14 @@ def focal_loss(logits: Tensor, targets: Tensor, n_masks: float, form: str = "sig
 
 def pair_costs(logits: Tensor, targets: Tensor, form: str = "sigmoid") -> tuple[Tensor, Tensor]:
     """Compute the focal and the dice cost of every pair of logits [Q, p] and targets [M, p]: [Q, M] each."""
-    p = logits.sigmoid()
-    dice = 1 - (2 * p @ targets.T + 1) / (p.sum(1)[:, None] + targets.sum(1) + 1)
     inside, outside = _focal_terms(logits, form)
-    return (inside @ targets.T + outside @ (1 - targets).T) / logits.shape[1], dice
+    return (inside @ targets.T + outside @ (1 - targets).T) / logits.shape[1], dice_costs(logits, targets)
+
+
+def dice_costs(logits: Tensor, targets: Tensor) -> Tensor:
+    """Compute the dice loss of every pair of logits [Q, p] and targets [M, p]: [Q, M]."""
+    p = logits.sigmoid()
+    return 1 - (2 * p @ targets.T + 1) / (p.sum(1)[:, None] + targets.sum(1) + 1)
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from tests.parity_xsam.recorded import ROOT, parameters, tensors_of
 KEPT: dict[str, tuple[str, ...]] = {
     "connector_projector": ("",),
     "region_sampler": ("",),
+    "losses": ("one_image_without", "padded_conditions", "no_targets"),
+    "metrics": ("",),
 }
 WHOLE = ("text.json", "tokenizer.json", "real_keys.json")
 

@@ -92,3 +92,22 @@ def _table(matrix: np.ndarray, names: Sequence[str]) -> dict:
         "mean_accuracy": float(recalls.mean()),
         "classes_seen": len(per_class),
     }
+
+
+def wanted_classes_table(matrix: np.ndarray) -> dict[str, float | list[float]]:
+    """Compute mIoU, fwIoU, mACC and pACC, in 0..1, of a confusion matrix, as detectron2 does.
+
+    Unlike `semantic_iou`, a class that is seen but wanted nowhere does not count: its IoU and ACC are nan.
+    """
+    hits, unions = _hits_and_unions(matrix)
+    wanted, present = matrix.sum(1), matrix.sum(1) > 0
+    with np.errstate(divide="ignore", invalid="ignore"):
+        iou, accuracy = (np.where(present, hits / divisor, np.nan) for divisor in (unions, wanted))
+    return {
+        "mIoU": float(iou[present].mean()),
+        "fwIoU": float((iou[present] * wanted[present]).sum() / wanted.sum()),
+        "mACC": float(accuracy[present].mean()),
+        "pACC": float(hits.sum() / wanted.sum()),
+        "IoU": iou.tolist(),
+        "ACC": accuracy.tolist(),
+    }

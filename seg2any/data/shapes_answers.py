@@ -1,0 +1,95 @@
+"""Ask questions about a `shapes` scene whose answers are figures, and describe it with a span for each figure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from seg2any.data.shapes import MAX_LISTED, Scene
+from seg2any.data.shapes_words import RELATIONS, Description, Seen, clear_phrases, is_beside
+
+# What everybody knows of a colour or a shape: the end of a question "Which figure ...?"
+KNOWN_COLOURS = {
+    "red": "has the colour of a ripe strawberry",
+    "orange": "has the colour of a carrot",
+    "yellow": "has the colour of a lemon",
+    "green": "has the colour of a fir tree",
+    "blue": "has the colour of the deep sea",
+    "purple": "has the colour of an aubergine",
+    "pink": "has the colour of a flamingo",
+    "brown": "has the colour of chocolate",
+}
+KNOWN_SHAPES = {
+    "circle": "is as round as a full moon",
+    "square": "has four equal sides",
+    "triangle": "has three corners",
+    "star": "looks like something that shines at night",
+    "heart": "stands for love",
+    "ring": "has a hole in the middle",
+    "badge": "can be read",
+}
+ASKING = {  # kind of phrase -> question
+    "extreme": "Which one is {}?",
+    "relation": "What can be seen if one looks for {}?",
+    "only": "Where is {}?",
+    "plural": "Which figures are {}?",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question whose answer is some figures of the scene, by number, and why."""
+
+    text: str
+    figures: tuple[int, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class GroundedCaption:
+    """A caption with the first character and the end of each phrase, and the figure that it means."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    figures: tuple[int, ...]
+
+
+def questions(seen: Sequence[Seen]) -> list[Question]:
+    """List questions about a scene that have one clear answer, in a fixed order."""
+    found = [*_known(seen)]
+    for kind, phrases in clear_phrases(seen).items():
+        if kind in ASKING:
+            found += [
+                Question(ASKING[kind].format(one.text), one.figures, f"I look for {one.text}.") for one in phrases
+            ]
+    return found
+
+
+def _known(seen: Sequence[Seen]) -> Iterator[Question]:
+    for name, known in (("colour", KNOWN_COLOURS), ("shape", KNOWN_SHAPES)):
+        for value, ending in known.items():
+            description = Description(**{name: value})
+            fitting = [one for one in seen if description.fits(one.figure)]
+            if len(fitting) == 1:
+                why = f"The {description.text()} {ending}."
+                yield Question(f"Which figure {ending}?", (fitting[0].number,), why)
+
+
+def grounded_caption(scene: Scene, seen: Sequence[Seen], rng: np.random.Generator) -> GroundedCaption | None:
+    """Describe a scene of up to MAX_LISTED figures, a phrase for each; None for more.
+
+    Two figures may be told by how they lie to each other.
+    """
+    if not 0 < len(seen) <= MAX_LISTED:
+        return None
+    between = [", "] * max(len(seen) - 2, 0) + [" and "] * (len(seen) > 1)
+    if len(seen) == 2 and rng.random() < 0.5:
+        clear = [f" {relation} " for relation in RELATIONS if is_beside(seen[0], seen[1], relation)]
+        between = [clear[rng.integers(len(clear))]] if clear else between
+    text, spans = "", []
+    for one, joint in zip(seen, [*between, f" on a {scene.background} background."], strict=True):
+        spans.append((len(text), len(text) + len(one.figure.caption)))
+        text += one.figure.caption + joint
+    return GroundedCaption(text, tuple(spans), tuple(one.number for one in seen))
