@@ -50,9 +50,9 @@ class Seen:
     tokens: Tensor
     grid: Tensor
 
-    def regions(self, masks: Sequence[Tensor]) -> list[Tensor]:
-        """Return the vectors [N, D] of the visual prompts [N, H, W] of each picture."""
-        return [region_vectors(own, of_own) for own, of_own in zip(self.grid, masks, strict=True)]
+    def regions_of(self, picture: int, masks: Tensor) -> Tensor:
+        """Return the vectors [N, D] of the visual prompts [N, S, S] of a picture."""
+        return region_vectors(self.grid[picture], masks)
 
 
 class XSamSegmentor(PreTrainedModel):
@@ -76,7 +76,7 @@ class XSamSegmentor(PreTrainedModel):
 
 
 class XSam(PreTrainedModel):
-    """The whole model. `generation.answer` and `forward` are the two ways to its `Conditions`."""
+    """The whole model. `speaker.Speaker` asks it."""
 
     config_class = XSamConfig
     main_input_name = "pictures"
@@ -114,9 +114,11 @@ class XSam(PreTrainedModel):
         maps = self.seg_connector([states[number] for number in self.config.connector_layers])
         return Seen(maps, torch.cat([self.visual_projector(visual), grid], 1), grid)
 
-    def splice(self, tokens: Tokens, seen: Seen | None, regions: Sequence[Tensor | None] | None = None) -> Spliced:
-        """Put pictures and regions into conversations; see `splice.splice`."""
-        return splice(tokens, self.get_input_embeddings(), () if seen is None else list(seen.tokens), regions)
+    def splice(
+        self, tokens: Tokens, pictures: Sequence[Tensor], regions: Sequence[Tensor | None] | None = None
+    ) -> Spliced:
+        """Put the tokens of pictures and the vectors of regions into conversations; see `splice.splice`."""
+        return splice(tokens, self.get_input_embeddings(), pictures, regions)
 
     def forward(self, spliced: Spliced) -> tuple[Tensor, Tensor]:
         """Read whole conversations: logits of the next token [B, L, V] and projected states [B, L, inner width]."""

@@ -6,7 +6,7 @@ Shape suffixes: B pictures, R rows (a prediction each), Q queries, K classes wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,10 @@ class Conditions:
     seg: Tensor
     present: Tensor | None
     repeats: tuple[int, ...]
+
+    def with_repeats(self, repeats: Sequence[int]) -> Conditions:
+        """Return these conditions for pictures with so many rows each."""
+        return replace(self, repeats=tuple(repeats))
 
 
 @dataclass(frozen=True)
