@@ -11,13 +11,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, CLIPTokenizerFast
 
+from seg2any.bases.flux1.pipeline import Flux1Pipeline
 from seg2any.bases.flux1.token_estimate import PIXELS_PER_TOKEN, count_tokens, unknown_parts
+from seg2any.bases.flux1.weightless import read_small_files, weightless_pipeline
 from seg2any.bases.text import unknown_parts as exactly
-from seg2any.generate.model import local_adapter, read_facts
+from seg2any.commands import doctor_model
+from seg2any.commands.finding import BAD, GOOD
+from seg2any.generate.model import explained, local_adapter, read_facts
 from seg2any.generate.options import FLUX
 from seg2any.system.errors import UserError
+from seg2any.system.hub import split_revision
+from seg2any.system.pretrained import pretrained_processor
 from tests.golden_root import REPOSITORY
 from tests.infer_command import command, environment, three_layouts
 
@@ -79,7 +85,10 @@ class Hub(BaseHTTPRequestHandler):
             oid = "1" * 40
             tree = [{"type": "file", "path": name, "size": len(data), "oid": oid} for name, data in FILES.items()]
             info = {"id": "some/adapter", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
-            self.send(200, {}, json.dumps(tree if "/tree/" in path else info).encode())
+            if "v2" in path:
+                self.send(404, {"X-Error-Code": "RevisionNotFound"})
+            else:
+                self.send(200, {}, json.dumps(tree if "/tree/" in path else info).encode())
         elif path.startswith("/some/adapter/resolve/") and (name := "/".join(path.split("/")[5:])) in FILES:
             self.send(200, {"X-Repo-Commit": COMMIT, "ETag": f'"{len(FILES[name])}"'}, FILES[name])
         else:
@@ -131,7 +140,8 @@ for name in ("black-forest-labs/FLUX.1-dev", "black-forest-lab/FLUX.1-dev", "som
         hub.check_access(name, "model_index.json")
     except OSError as error:
         said[name] = hub.problem(name, error)
-for name in ("some/adapter/step-5", "some/adapter", "some/adapter/step-6", "some/typo"):
+for name in ("some/adapter/step-5", "some/adapter", "some/adapter/step-6", "some/typo", "some/adapter@v1/step-5",
+             "some/adapter@v2/step-5"):
     try:
         found = hub.fetch_folder(Path(name), "--flag", "default/pytorch_lora_weights.safetensors",
                                  ("default/*.safetensors", "adapter.json"))
@@ -161,6 +171,65 @@ def test_the_hub_is_asked_once_and_refuses_in_one_line(server: ThreadingHTTPServ
         assert said[name].startswith(f"--flag {name}: has no default/") and said[name].endswith("some/adapter/step-5")
     assert said["some/typo"].startswith("--flag some/typo: no such folder, and none on the hub")
     assert not any("notes.txt" in line for line in server.asked), "only adapters are downloaded"
+
+    assert said["some/adapter@v1/step-5"] == said["some/adapter/step-5"]
+    assert any(line.endswith("/api/models/some/adapter/revision/v1") for line in server.asked)
+    assert said["some/adapter@v2/step-5"].startswith("--flag some/adapter@v2/step-5: is on the hub, but without the")
+
+
+MODEL = REPOSITORY / "examples" / "shapes" / "model"
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put the small model and its first tokenizer into a hub's cache, as the revision v1 of two repositories."""
+    for repository, folder in (("name", MODEL), ("judge", MODEL / "tokenizer")):
+        for file in (file for file in folder.rglob("*") if file.is_file()):
+            link = tmp_path / f"models--owner--{repository}" / "snapshots" / COMMIT / file.relative_to(folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(file)
+        (tmp_path / f"models--owner--{repository}" / "refs").mkdir()
+        (tmp_path / f"models--owner--{repository}" / "refs" / "v1").write_text(COMMIT)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize("revision", ["v1", COMMIT])
+def test_a_revision_is_asked_for_and_no_other_is_taken(revision: str, cache: Path, monkeypatch: pytest.MonkeyPatch):
+    name, asked = f"owner/name@{revision}", []
+
+    def download(repository: str, **options: object) -> str:
+        asked.append((repository, options["revision"]))
+        return str(MODEL)
+
+    monkeypatch.setattr(Flux1Pipeline, "download", download)  # the library's own lists the files at the hub
+    with explained(name):
+        pixels, tokenizer = read_small_files(name)
+        assert weightless_pipeline(name).tokenizer_2.get_vocab() == tokenizer.get_vocab()
+    assert pixels == 16 and {*asked} == {("owner/name", revision)}
+    judge = pretrained_processor(CLIPTokenizerFast, f"owner/judge@{revision}", "judge", "owner/judge")
+    assert judge.get_vocab() == CLIPTokenizerFast.from_pretrained(MODEL / "tokenizer").get_vocab()
+    assert doctor_model.model(name, is_asked_for=True).state == GOOD
+    for other in ("owner/name", "owner/name@v2"):
+        with pytest.raises(UserError, match="HF_HUB_OFFLINE"), explained(other):
+            read_small_files(other)
+        assert doctor_model.model(other, is_asked_for=True).state == BAD
+
+
+@pytest.mark.parametrize(
+    "name", ["owner/name@", "owner/name@a b", "owner/name@-x", "owner/name@a/b/c", "owner/name@\n"]
+)
+def test_what_can_be_no_revision_is_refused(name: str):
+    with pytest.raises(UserError, match="names no revision; write a commit, tag or branch behind @") as error:
+        split_revision(name)
+    assert "\n" not in str(error.value)
+
+
+def test_a_folder_with_an_at_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/mine@5").mkdir(parents=True)
+    for name in ("runs/mine@5", "/no/where@5/x", "owner/name", "a@b", "./runs/x@5"):
+        assert split_revision(name) == (name, {})
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from seg2any.commands.finding import BAD, GOOD, POOR, Finding
 from seg2any.generate.options import Options
 from seg2any.system.errors import UserError, shown
 from seg2any.system.headers import weights_files
-from seg2any.system.hub import is_offline
+from seg2any.system.hub import cached_folder, is_offline, split_revision
 from seg2any.system.shipped import demo_folder
 
 STEMS = ("diffusion_pytorch_model", "model")  # of weights, as diffusers and transformers call them
@@ -25,11 +25,14 @@ def model(name: str, is_asked_for: bool) -> Finding:
     if Path(name).is_file():
         return Finding("model", GOOD, f"{name}: one file; `generate --check` looks into it")
     try:
-        folder = Path(name) if is_local(name) else _cached(name)
+        folder = Path(name) if is_local(name) else cached_folder(name, "model_index.json")
         if folder is not None:
             refuse_other_models(str(folder))
         if folder is None:
-            fix = f"hf download {name} (34 GB); without it, `seg2any demo` makes images with the embedded model"
+            repository, revision = split_revision(name)
+            chosen = "".join(f" --revision {one}" for one in revision.values())
+            download = f"hf download {repository}{chosen} (34 GB)"
+            fix = f"{download}; without it, `seg2any demo` makes images with the embedded model"
             return Finding("model", missing, f"{name} is not on this machine", fix)
         lacking = [part for part in PARTS if not weights_files(folder / part, STEMS)]
     except UserError as error:
@@ -57,7 +60,7 @@ def access(name: str) -> Finding:
         return Finding("access", GOOD, f"{name} is a folder, no token is needed")
     if get_token():
         return Finding("access", GOOD, "a token of the hub is there; --online asks the hub")
-    fix = f"accept the licence at https://huggingface.co/{name}, then `hf auth login`"
+    fix = f"accept the licence at https://huggingface.co/{split_revision(name)[0]}, then `hf auth login`"
     return Finding("access", POOR, "no token of the hub, and FLUX.1-dev is gated", fix)
 
 
@@ -69,9 +72,10 @@ def online(name: str) -> Iterator[Finding]:
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
-        HfApi().auth_check(name)
+        repository, _ = split_revision(name)
+        HfApi().auth_check(repository)
     except GatedRepoError:
-        fix = f"accept the licence at https://huggingface.co/{name}, then `hf auth login`"
+        fix = f"accept the licence at https://huggingface.co/{repository}, then `hf auth login`"
         yield Finding("online", BAD, f"{name} is gated for this token", fix)
     except RepositoryNotFoundError:
         yield Finding("online", BAD, f"{name} is not on the hub, or private", "check the id, then `hf auth login`")
@@ -81,14 +85,6 @@ def online(name: str) -> Iterator[Finding]:
         yield Finding("online", BAD, told, offline or "check the network, or set HF_ENDPOINT to a mirror")
     else:
         yield Finding("online", GOOD, f"{name} may be downloaded")
-
-
-def _cached(name: str) -> Path | None:
-    """Return the folder of a hub id in the hub's cache."""
-    from huggingface_hub import try_to_load_from_cache
-
-    index = try_to_load_from_cache(name, "model_index.json")
-    return Path(index).parent if isinstance(index, str) else None
 
 
 def cache_folder() -> Path:

@@ -62,8 +62,8 @@ class Options:
     output_path: Path = flag(Path("result"), "folder for the images (default: result)", type=user_path)
     pretrained_model_name_or_path: str | None = flag(
         None,
-        "folder or hub id of a FLUX pipeline, or a .safetensors or .gguf file with its transformer "
-        f"(default: {FLUX}; --check needs none, and estimates tokens then)",
+        "folder or hub id (owner/name or owner/name@revision) of a FLUX pipeline, or a .safetensors or .gguf file with "
+        f"its transformer (default: {FLUX}; --check needs none, and estimates tokens then)",
         type=model_name,
     )
     base_parts: str | None = flag(
@@ -73,8 +73,8 @@ class Options:
     )
     lora_ckpt_path: Path | None = flag(
         None,
-        "folder with default/ and cond/, or its id on the hub (owner/name or owner/name/folder); without it only the "
-        "global caption counts: plain FLUX",
+        "folder with default/ and cond/, or its id on the hub (owner/name or owner/name@revision, perhaps with /folder "
+        "behind it); without it only the global caption counts: plain FLUX",
         type=input_path,
     )
 

@@ -1,7 +1,7 @@
 """Load pretrained networks without unpickling, and normalise images as for ImageNet.
 
-Weights are given by path or hub id; where they are missing or damaged, a UserError of one line says how to get them.
-In every function `what` names the network in messages and `source` is its address or hub id.
+Weights are given by path or hub id, also as owner/name@revision; where they are missing or damaged, a UserError of one
+line says how to get them. In every function `what` names the network in messages and `source` is its address or hub id.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from seg2any.system.errors import UserError
+from seg2any.system.hub import split_revision
 
 Loaded = TypeVar("Loaded")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, RGB, 0..255
@@ -73,8 +74,9 @@ def pretrained_processor(cls: type[Loaded], name: str | Path, what: str, source:
 
 
 def _fetch(cls: type, name: str | Path, what: str, source: str, **options: object) -> object:
+    where, revision = split_revision(str(name))
     try:
-        return cls.from_pretrained(str(name), trust_remote_code=False, **options)
+        return cls.from_pretrained(where, trust_remote_code=False, **revision, **options)
     except (OSError, ValueError, SafetensorError, RuntimeError, KeyError, TypeError):
         raise UserError(
             f"{what}: {name} is not a folder of a {cls.__name__} and is not in the hub's cache; fetch it with "

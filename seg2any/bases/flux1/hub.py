@@ -77,7 +77,7 @@ def model_card(repo_id: str, card: AdapterCard | None, is_of_flux1_dev: bool) ->
     Folders of this machine are not named.
     """
     header = {"library_name": "diffusers", "pipeline_tag": "text-to-image"}
-    base = card.base_model if card is not None else ""
+    base = card.base_model.partition("@")[0] if card is not None else ""
     if re.fullmatch(HUB_ID, base) and not Path(base).exists():
         header["base_model"] = base
     if is_of_flux1_dev:

@@ -27,6 +27,7 @@ from seg2any.bases.flux1.source import find_source, load_transformer
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
 from seg2any.bases.flux1.weight_check import CLASSES, check_weights
 from seg2any.system.errors import UserError
+from seg2any.system.hub import split_revision
 from seg2any.system.shipped import input_path, model_name
 
 OF_SNAPSHOTS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
@@ -59,13 +60,14 @@ class Flux1Pipeline(FluxPipeline):
     ):
         """Load as in diffusers; from a folder that was saved with adapters also load these and their card.
 
-        A single file of the transformer is read, too; its other parts come from `base_parts`, see
-        `seg2any.bases.flux1.source`. Weights of one variant only, such as fp16, are found without naming it. Raises
-        UserError for another model and for weights that are missing or do not fit, see
+        A hub id may have a revision: owner/name@revision. A single file of the transformer is read, too; its other
+        parts come from `base_parts`, see `seg2any.bases.flux1.source`. Weights of one variant only, such as fp16, are
+        found without naming it. Raises UserError for another model and for weights that are missing or do not fit, see
         `seg2any.bases.flux1.weight_check`.
         """
         source = find_source(model_name(pretrained_model_name_or_path), base_parts and model_name(base_parts))
-        name = folder = source.pipeline
+        name, revision = split_revision(source.pipeline)
+        folder, kwargs = name, kwargs | revision
         if source.file is not None and "transformer" not in kwargs:
             kwargs["transformer"] = load_transformer(source, *_of_transformer(kwargs))
         if parts := [part for part in cls.NETWORKS if part not in kwargs]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from seg2any.system.errors import UserError, shown
-from seg2any.system.hub import is_offline
+from seg2any.system.hub import is_offline, split_revision
 from seg2any.system.json_text import parse_json
 
 LOGGER = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def refuse_other_models(name: str, transformer: dict[str, Any] | None = None) ->
 
 
 def is_local(name: str) -> bool:
-    """Tell a folder from a hub id. Raises UserError for a folder that is missing."""
+    """Tell a folder from a hub id. Raises UserError for a folder that is missing, and for what is no revision."""
     path = Path(name)
     if path.is_dir():
         return True
@@ -68,6 +68,7 @@ def is_local(name: str) -> bool:
         raise UserError(f"{name}: no such folder; give a FLUX pipeline folder or a hub id such as owner/name")
     if path.parent.is_dir():  # a mistyped path; on the hub somebody may own that name
         raise UserError(f"{name}: no such folder in {path.parent}, which is one here; correct the name")
+    split_revision(name)
     return False
 
 

@@ -17,6 +17,7 @@ from diffusers.quantizers.quantization_config import QuantizationConfigMixin
 from seg2any.bases.flux1.recognise import WANTED, read_json, refuse_other_models
 from seg2any.bases.flux1.single_file import PARTS_FLAG, OtherFile, TransformerFile
 from seg2any.system.errors import UserError
+from seg2any.system.hub import split_revision
 from seg2any.system.tensor_file import READABLE
 from seg2any.system.weights import weights_fingerprint
 
@@ -45,7 +46,8 @@ class Source:
 
     def transformer_config(self) -> Mapping[str, Any]:
         """Return the config of the transformer; a hub's may be fetched."""
-        return self.config or FluxTransformer2DModel.load_config(self.pipeline, subfolder="transformer")
+        name, revision = split_revision(self.pipeline)
+        return self.config or FluxTransformer2DModel.load_config(name, subfolder="transformer", **revision)
 
 
 def find_source(name: str, base_parts: str | None = None) -> Source:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from diffusers import AutoencoderKL
 from transformers import (
@@ -17,6 +19,7 @@ from seg2any.bases.flux1.latents import pixels_per_token
 from seg2any.bases.flux1.pipeline import Flux1Pipeline
 from seg2any.bases.flux1.source import find_source
 from seg2any.bases.flux1.transformer import Seg2AnyTransformer2DModel
+from seg2any.system.hub import cached_folder, is_offline, split_revision
 
 
 def weightless_pipeline(name: str, base_parts: str | None = None) -> Flux1Pipeline:
@@ -26,10 +29,11 @@ def weightless_pipeline(name: str, base_parts: str | None = None) -> Flux1Pipeli
     and transformers for missing files.
     """
     source = find_source(name, base_parts)
+    parts, revision = split_revision(source.pipeline)
     with torch.device("meta"):
         networks = {
             "transformer": Seg2AnyTransformer2DModel.from_config(dict(source.transformer_config())),
-            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(source.pipeline, subfolder="vae")),
+            "vae": AutoencoderKL.from_config(AutoencoderKL.load_config(parts, subfolder="vae", **revision)),
             "text_encoder": CLIPTextModel(_config(source.pipeline, "text_encoder")),
             "text_encoder_2": T5EncoderModel(_config(source.pipeline, "text_encoder_2")),
         }
@@ -42,14 +46,18 @@ def read_small_files(name: str, base_parts: str | None = None) -> tuple[int, Pre
 
     Raises UserError for another model, and the errors of diffusers and transformers for missing files.
     """
-    name = find_source(name, base_parts).pipeline
-    vae = AutoencoderKL.load_config(name, subfolder="vae")
-    tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer_2", trust_remote_code=False)
+    pipeline = find_source(name, base_parts).pipeline
+    name, revision = split_revision(pipeline)
+    if is_offline() and not Path(name).is_dir() and (folder := cached_folder(pipeline, "model_index.json")):
+        name, revision = str(folder), {}  # by its id, transformers would miss files that no FLUX has
+    vae = AutoencoderKL.load_config(name, subfolder="vae", **revision)
+    tokenizer = AutoTokenizer.from_pretrained(name, subfolder="tokenizer_2", trust_remote_code=False, **revision)
     return pixels_per_token(len(vae["block_out_channels"])), tokenizer
 
 
 def _config(name: str, part: str) -> PretrainedConfig:
     """Read a text encoder's configuration, without the attention that it names: one on the hub would be code."""
-    config = AutoConfig.from_pretrained(name, subfolder=part, trust_remote_code=False)
+    name, revision = split_revision(name)
+    config = AutoConfig.from_pretrained(name, subfolder=part, trust_remote_code=False, **revision)
     config._attn_implementation = "sdpa"
     return config
