@@ -49,6 +49,23 @@ def test_the_fingerprint_is_that_of_the_parameters():
     assert ShapesDataset("test", 20).fingerprint() == first.fingerprint()
 
 
+@pytest.mark.parametrize("size", [(128, 256), (384, 256), (192, 320)])
+def test_long_images_hold_whole_figures_over_their_length(size: tuple[int, int]):
+    data = ShapesDataset("test", 25, size=size)
+    masks = [data.scene(index).masks() for index in range(25)]
+    assert all(found.shape[1:] == size and found.any((1, 2)).all() for found in masks)
+    cut = [edge.any() for found in masks for mask in found for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])]
+    assert np.mean(cut) < 0.03
+    where = np.concatenate(masks).any(0)
+    assert where.any(0).mean() > 0.9 and where.any(1).mean() > 0.9
+    sample = data[0]
+    assert sample.image.shape == (*size, 3) and np.array_equal(sample.layout.masks, masks[0])
+    both = ShapesDataset("test", 4, sizes=[(256, 256), size])
+    assert np.array_equal(both[3].image, data[3].image)
+    assert both[2].layout.digest() == ShapesDataset("test", 4)[2].layout.digest()
+    assert len({both.fingerprint(), data.fingerprint(), ShapesDataset("test", 4).fingerprint()}) == 3
+
+
 def test_splits_and_seeds_show_different_scenes():
     scenes = [ShapesDataset(split, 1, seed=seed).scene(0) for split in ("train", "val", "test") for seed in (0, 1)]
     assert len(set(scenes)) == len(scenes)
@@ -112,7 +129,13 @@ def test_thin_scenes_hold_figures_finer_than_a_token():
 
 
 def test_wrong_arguments_are_named():
-    for arguments, word in ((("dev",), "dev"), (("train", 0), "n_scenes"), (("train", 1, "odd"), "odd")):
+    small = ("val", 1, "normal", None, 0, (64, 32))
+    for arguments, word in (
+        (("dev",), "dev"),
+        (("train", 0), "n_scenes"),
+        (("train", 1, "odd"), "odd"),
+        (small, "size is"),
+    ):
         with pytest.raises(UserError, match=word):
             ShapesDataset(*arguments)
 
@@ -135,7 +158,7 @@ def test_annotations_and_quick_masks_are_those_of_the_drawing():
     figures = [figure for index in range(30) for figure in data.scene(index).figures]
     assert {figure.shape for figure in figures} == set(SHAPES)
     for figure in figures:
-        assert np.array_equal(draw_mask(figure, 256), draw_alpha(figure, 256) > 0.5)
+        assert np.array_equal(draw_mask(figure, (256, 256)), draw_alpha(figure, (256, 256)) > 0.5)
 
 
 def test_names_are_drawn_as_numpy_draws_them():
@@ -156,8 +179,8 @@ def test_a_figure_that_covers_a_pixel_without_being_drawn_covers_it_when_drawn()
     rng, found, number = np.random.default_rng(0), 0, 1500
     for at in range(number):
         kind = list(KINDS.values())[at % len(KINDS)]
-        figure = _sample_figure(rng, kind, int(rng.integers(1, 20)), 256, rng.uniform(0.5, 1))
-        mask = draw_mask(figure, 256)
+        figure = _sample_figure(rng, kind, int(rng.integers(1, 20)), (256, 256), rng.uniform(0.5, 1))
+        mask = draw_mask(figure, (256, 256))
         assert not covers_any(figure, ~mask), figure
         found += covers_any(figure, mask)
     assert found > 0.7 * number

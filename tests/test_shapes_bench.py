@@ -94,6 +94,22 @@ def test_images_come_in_order_and_batches_and_are_not_made_twice(tmp_path: Path)
     assert anew.session.pipeline.calls == [(NAMES, 7, SEEDS)]
 
 
+def test_other_sizes_are_measured_besides_the_square_ones(tmp_path: Path):
+    flags = ["--sizes", "64x128", "256x256", "64x128", "--limit", "2"]
+    measured = bench(tmp_path, *flags)
+    assert measured.options.parts == [("normal", (256, 256)), ("crowded", (256, 256)), ("normal", (64, 128))]
+    scenes = ShapesDataset("test", SCENES["normal"], "normal", size=(64, 128))
+    assert [image.shape for image in measured.generate(scenes, "normal")] == [(64, 128, 3)] * 2
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"normal_64x128"}
+
+
+@pytest.mark.parametrize("size", ["256", "192x", "x", "192x320x64", "190x320", "32x64", "+64x64", "ax64", ""])
+def test_what_is_no_size_is_refused(size: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit, match="2"):
+        parse_options(["--sizes", size])
+    assert "is not a size; write HEIGHTxWIDTH" in capsys.readouterr().err
+
+
 def test_images_of_another_run_are_not_mixed_in(tmp_path: Path):
     generate(bench(tmp_path))
     with pytest.raises(UserError, match="num_inference_steps.*--overwrite"):
@@ -112,7 +128,7 @@ def test_every_source_of_images_is_judged_on_every_scene(tmp_path: Path, monkeyp
         "seg2any.evaluation.shapes.sources.round_trip", lambda images, pipeline: iter(images)
     )  # an autoencoder without loss
     run = measured.measure("normal")
-    assert all(row.n == 2 for row in run.rows if row.name not in ("background", "leak where coloured"))
+    assert all(row.n == 2 for row in run.rows if row.name not in ("background", "leak where coloured", "letter"))
     assert run.row("IoU", "VAE round trip").value == run.row("IoU", "rendered (ceiling)").value > 0.98
     assert run.row("IoU").value == run.row("IoU", "grey image (floor)").value == 0
     assert 0 < run.row("IoU", "another scene (floor)").value < 0.6
@@ -224,5 +240,5 @@ def test_a_missing_adapter_ends_the_process_without_a_traceback():
 
 def test_options_have_the_documented_defaults():
     model, lora = "examples/shapes/model", Path("examples/shapes/lora")
-    expected = Options(model, lora, Path("result/bench_shapes"), None, 42, 20, 8, None, None, False)
+    expected = Options(model, lora, Path("result/bench_shapes"), None, 42, 20, 8, None, None, False, ())
     assert parse_options([]) == expected

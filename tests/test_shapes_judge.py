@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from seg2any.data.shapes import Scene, ShapesDataset
-from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, Figure
+from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, LETTERS, Figure
 from seg2any.evaluation.shapes.drawn import Attributes
 from seg2any.evaluation.shapes.judge import Verdict, judge, visible
 from seg2any.evaluation.shapes.results import OF_IMAGE, OF_REGION, results
@@ -137,6 +137,25 @@ def test_the_letter_of_a_badge_is_read():
     assert judged(scene, scene).regions[0].pattern == "letter K"
     wrong = judged(Scene((replace(badge, letter="T"),), "grey"), scene).regions[0]
     assert wrong.pattern == "letter T" and not wrong.pattern_right
+
+
+def test_letters_are_read_among_all_capitals_and_by_chance_on_other_badges():
+    """Read the letters of crowded badges, then those that the next of them have; the alphabet has 26."""
+    scenes = [ShapesDataset("test", 8, "badges").scene(index) for index in range(8)]
+    right = [region.letter_right for scene in scenes for region in judged(scene, scene).regions]
+    assert len(right) > 90 and np.mean(right) >= 0.99
+    blurred = [judged(like_a_decoder(scene.render()[0]), scene).regions for scene in scenes]
+    assert np.mean([region.letter_right for regions in blurred for region in regions]) >= 0.97
+    after = dict(zip(LETTERS, LETTERS[3:] + LETTERS[:3], strict=True))
+    shuffled = [with_figures(scene, lambda figure: replace(figure, letter=after[figure.letter])) for scene in scenes]
+    assert not any(r.letter_right for a, b in zip(shuffled, scenes, strict=True) for r in judged(a, b).regions)
+
+
+@pytest.mark.parametrize("letter", "CDGOQWZ")
+def test_a_letter_that_no_badge_has_is_taken_for_none_that_badges_have(letter: str):
+    badge = Figure("badge", "lime", "plain", (120.0, 130.0), 45.0, letter="R")
+    scene = Scene((badge,), "grey")
+    assert judged(Scene((replace(badge, letter=letter),), "grey"), scene).regions[0].pattern == f"letter {letter}"
 
 
 def test_dropped_entities_are_missing_and_only_they():

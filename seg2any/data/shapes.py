@@ -22,6 +22,7 @@ from seg2any.data.shapes_draw import (
     PATTERNS,
     SHAPES,
     Figure,
+    Size,
     covers_any,
     draw_alpha,
     draw_background,
@@ -38,6 +39,7 @@ MIN_VISIBLE = 0.55  # of a figure's own area, after everything above it is drawn
 MIXED = ("normal",) * 8 + ("thin", "crowded")  # scene i of kind "mixed" is of kind MIXED[i % 10]
 MAX_LISTED = 8  # more figures are not named one by one in the global caption
 MARGIN = 4  # pixels between a figure and the image border
+WIDE = 1.15  # figures of a long image are at most as large as those of a square whose edge is this times its short side
 KEPT_SCENES = 2**15  # in memory, a kilobyte or two each: placing figures takes longer than drawing them
 
 
@@ -66,11 +68,11 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Scene:
-    """Figures in z order (later ones on top) on a named background."""
+    """Figures in z order (later ones on top) on a named background, in an image of `size` (H, W)."""
 
     figures: tuple[Figure, ...]
     background: str
-    size: int = 256
+    size: Size = (256, 256)
 
     @property
     def caption(self) -> str:
@@ -87,11 +89,11 @@ class Scene:
         return tuple(figure.caption for figure in self.figures)
 
     def masks(self) -> np.ndarray:
-        """Draw visible, disjoint masks only: bool [N, size, size]."""
+        """Draw visible, disjoint masks only: bool [N, H, W]."""
         return visible_masks([draw_mask(figure, self.size) for figure in self.figures])
 
     def render(self) -> tuple[np.ndarray, np.ndarray]:
-        """Draw image uint8 [size, size, 3] and visible, disjoint masks bool [N, size, size]."""
+        """Draw image uint8 [H, W, 3] and visible, disjoint masks bool [N, H, W]."""
         alphas = [draw_alpha(figure, self.size) for figure in self.figures]
         image = draw_background(self.background, self.size)
         for figure, alpha in zip(self.figures, alphas, strict=True):
@@ -118,7 +120,8 @@ class ShapesDataset:
 
     kind      a key of KINDS, or "mixed"
     entities  bounds of the number of figures; None: the kind's
-    size      edge of the square images in pixels; figures and patterns keep their size
+    size      edge of square images in pixels, or (H, W); figures grow with the image, but not their patterns
+    sizes     several (H, W) instead, in turn: scene i has sizes[i % len(sizes)]
     """
 
     def __init__(
@@ -128,7 +131,8 @@ class ShapesDataset:
         kind: str = "normal",
         entities: tuple[int, int] | None = None,
         seed: int = 0,
-        size: int = 256,
+        size: int | tuple[int, int] = 256,
+        sizes: tuple[tuple[int, int], ...] | None = None,
     ):
         if split not in SPLITS:
             raise UserError(f"shapes: unknown split {split!r}; choose one of {', '.join(SPLITS)}")
@@ -141,9 +145,7 @@ class ShapesDataset:
         if entities is not None and not 1 <= entities[0] <= entities[1]:
             raise UserError(f"shapes: entities is {list(entities)}; give the least and the greatest number, from 1 on")
         self.split, self.n_scenes, self.seed = split, n_scenes, seed
-        if size < 64:
-            raise UserError(f"shapes: size is {size}; give at least 64 pixels")
-        self.kind, self.entities, self.size = kind, entities, size
+        self.kind, self.entities, self.sizes = kind, entities, tuple(map(_sides, sizes or [size]))
 
     def __len__(self) -> int:
         return self.n_scenes
@@ -154,7 +156,7 @@ class ShapesDataset:
             raise IndexError(index)
         name = MIXED[index % len(MIXED)] if self.kind == "mixed" else self.kind
         entities = None if self.entities is None else tuple(self.entities)
-        return _scene(self.split, name, entities, self.seed, self.size, index)
+        return _scene(self.split, name, entities, self.seed, self.sizes[index % len(self.sizes)], index)
 
     def __getitem__(self, index: int) -> Sample:
         return self.scene(index).sample(name=self.key(index), seed=index)
@@ -171,23 +173,33 @@ class ShapesDataset:
 
     def fingerprint(self) -> str:
         """Return a digest of DRAWING and the parameters: a scene depends on nothing else."""
-        parts = [DRAWING, self.split, self.n_scenes, self.kind, self.entities, self.seed, self.size]
+        squares = [height if height == width else (height, width) for height, width in self.sizes]
+        size = squares[0] if len(squares) == 1 else squares
+        parts = [DRAWING, self.split, self.n_scenes, self.kind, self.entities, self.seed, size]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 
+def _sides(size: int | Sequence[int]) -> Size:
+    """Return (H, W) of an edge or of two sides. Raises UserError."""
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    if len(sides) != 2 or min(sides) < 64:
+        raise UserError(f"shapes: size is {size}; give at least 64 pixels, or a height and a width of that")
+    return sides
+
+
 @functools.lru_cache(maxsize=KEPT_SCENES)
-def _scene(split: str, name: str, entities: tuple[int, int] | None, seed: int, size: int, index: int) -> Scene:
+def _scene(split: str, name: str, entities: tuple[int, int] | None, seed: int, size: Size, index: int) -> Scene:
     kind = KINDS[name] if entities is None else replace(KINDS[name], entities=entities)
     rng = np.random.default_rng((seed, SPLITS.index(split), list(KINDS).index(name), index))
     return _sample_scene(rng, kind, split == "train", size)
 
 
-def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: int) -> Scene:
+def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: Size) -> Scene:
     overlapping = rng.random() < kind.overlapping
     wanted = int(rng.integers(kind.entities[0], kind.entities[1] + 1))
     figures: list[Figure] = []
     masks: list[np.ndarray] = []
-    taken = np.zeros((size, size), bool)
+    taken = np.zeros(size, bool)
     for attempt in range(60 * wanted):
         if len(figures) == wanted:
             break
@@ -205,9 +217,10 @@ def _sample_scene(rng: np.random.Generator, kind: Kind, training: bool, size: in
     return Scene(tuple(figures), _one_of(rng, tuple(BACKGROUNDS)), size)
 
 
-def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: int, shrink: float) -> Figure:
+def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: Size, shrink: float) -> Figure:
     shape = "badge" if kind.badges_only else _one_of(rng, SHAPES)
-    radius = max(14.0, size * _between(rng, 0.2, 0.36) / math.sqrt(max(wanted, 1.6)) * 1.25 * shrink)
+    edge = min(math.sqrt(size[0] * size[1]), WIDE * min(size))
+    radius = max(14.0, edge * _between(rng, 0.2, 0.36) / math.sqrt(max(wanted, 1.6)) * 1.25 * shrink)
     if shape == "badge":
         details = {"pattern": "plain", "letter": _one_of(rng, LETTERS)}
     else:
@@ -219,8 +232,8 @@ def _sample_figure(rng: np.random.Generator, kind: Kind, wanted: int, size: int,
                 {"stroke": _between(rng, 6, 11) / radius} if shape == "ring" else {"stretch": _between(rng, 3, 6)}
             )
     reach = 1.2 * radius * math.sqrt(details.get("stretch", 1.0)) + MARGIN
-    reach = min(reach, size / 2 - 1)
-    centre = (_between(rng, reach, size - reach), _between(rng, reach, size - reach))
+    reach = min(reach, min(size) / 2 - 1)
+    centre = (_between(rng, reach, size[1] - reach), _between(rng, reach, size[0] - reach))
     return Figure(shape, _one_of(rng, tuple(COLOURS)), centre=centre, radius=radius, **details)
 
 

@@ -36,6 +36,7 @@ PATTERNS = ("plain", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "badge")
 LETTERS = "ABEHKMRSTX"
 PERIOD = 18.0  # pixels per repeat of a pattern; a token is 16 px
+Size = tuple[int, int]  # height and width in pixels
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,14 @@ class Figure:
         return f"a {self.colour}{texture} {self.shape}"
 
 
-def draw_alpha(figure: Figure, size: int) -> np.ndarray:
-    """Draw the figure's coverage alone: float32 [size, size] in [0, 1]."""
+def draw_alpha(figure: Figure, size: Size) -> np.ndarray:
+    """Draw the figure's coverage alone: float32 [H, W] in [0, 1]."""
     alpha, *hole = (canvas.astype(np.float32) / 255 for canvas in _canvases(figure, size))
     return alpha - hole[0] if hole else alpha
 
 
 def covers_any(figure: Figure, taken: np.ndarray) -> bool:
-    """Tell without drawing whether the figure covers one of some pixels of `taken` bool [size, size]; False: perhaps.
+    """Tell without drawing whether the figure covers one of some pixels of `taken` bool [H, W]; False: perhaps.
 
     The pixels lie in the centre and half way between it and the outline, or in the middle of a ring's stroke. Not
     examined are figures so small or wobbly that rounding might put such a pixel outside, and those near the border.
@@ -87,7 +88,7 @@ def covers_any(figure: Figure, taken: np.ndarray) -> bool:
         return False
     reach = figure.radius * (1 - figure.stroke / 2 if figure.shape == "ring" else 0.5)
     spread = 1.2 * reach * max(stretch, 1 / stretch)
-    if not all(spread <= at <= len(taken) - 1 - spread for at in figure.centre):
+    if not all(spread <= at <= side - 1 - spread for at, side in zip(figure.centre, taken.shape[::-1], strict=True)):
         return False
     cos, sin = reach * math.cos(figure.angle), reach * math.sin(figure.angle)
     for x, y in _PROBES[figure.shape]:
@@ -97,21 +98,21 @@ def covers_any(figure: Figure, taken: np.ndarray) -> bool:
     return False
 
 
-def draw_mask(figure: Figure, size: int) -> np.ndarray:
-    """Tell where the figure's coverage is more than one half, without floats: bool [size, size]."""
+def draw_mask(figure: Figure, size: Size) -> np.ndarray:
+    """Tell where the figure's coverage is more than one half, without floats: bool [H, W]."""
     canvas, *hole = _canvases(figure, size)
     return (cv2.subtract(canvas, hole[0]) if hole else canvas) > 127
 
 
-def _canvases(figure: Figure, size: int) -> list[np.ndarray]:
-    """Fill the figure's outline, and the hole of a ring: uint8 [size, size], 255 inside."""
+def _canvases(figure: Figure, size: Size) -> list[np.ndarray]:
+    """Fill the figure's outline, and the hole of a ring: uint8 [H, W], 255 inside."""
     outlines = [_outline(figure)]
     if figure.shape == "ring":
         outlines.append(_outline(figure, scale=1.0 - figure.stroke))
     return [_fill(points, size) for points in outlines]
 
 
-def draw_texture(figure: Figure, size: int, window: tuple[slice, slice]) -> np.ndarray:
+def draw_texture(figure: Figure, size: Size, window: tuple[slice, slice]) -> np.ndarray:
     """Draw colour and pattern in a window (rows, columns): float32 [h, w, 3] in 0..255."""
     x, y = _own_axes(figure, window)
     ink = INK_SHARE[figure.pattern](x, y)
@@ -121,15 +122,15 @@ def draw_texture(figure: Figure, size: int, window: tuple[slice, slice]) -> np.n
     return colour + ink[..., None] * (tone - colour)
 
 
-def draw_background(name: str, size: int) -> np.ndarray:
-    """Draw a tone, 6 % lighter at the top: float32 [size, size, 3] in 0..255."""
-    shade = np.linspace(1.03, 0.97, size, dtype=np.float32)[:, None, None]
-    return np.clip(np.float32(BACKGROUNDS[name]) * shade, 0, 255) * np.ones((1, size, 1), np.float32)
+def draw_background(name: str, size: Size) -> np.ndarray:
+    """Draw a tone, 6 % lighter at the top: float32 [H, W, 3] in 0..255."""
+    shade = np.linspace(1.03, 0.97, size[0], dtype=np.float32)[:, None, None]
+    return np.clip(np.float32(BACKGROUNDS[name]) * shade, 0, 255) * np.ones((1, size[1], 1), np.float32)
 
 
-def _fill(points: np.ndarray, size: int) -> np.ndarray:
+def _fill(points: np.ndarray, size: Size) -> np.ndarray:
     shift = 4
-    canvas = np.zeros((size, size), np.uint8)
+    canvas = np.zeros(size, np.uint8)
     fixed = np.round(points * (1 << shift)).astype(np.int32)
     cv2.fillPoly(canvas, [fixed], 255, lineType=cv2.LINE_AA, shift=shift)
     return canvas
@@ -182,9 +183,9 @@ INK_SHARE = {
 }
 
 
-def _letter(figure: Figure, size: int) -> np.ndarray:
-    """Draw an upright capital, about half of the badge: share of ink, float32 [size, size]."""
-    canvas = np.zeros((size, size), np.uint8)
+def _letter(figure: Figure, size: Size) -> np.ndarray:
+    """Draw an upright capital, about half of the badge: share of ink, float32 [H, W]."""
+    canvas = np.zeros(size, np.uint8)
     font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(2, round(figure.radius / 6))
     (width, height), _ = cv2.getTextSize(figure.letter, font, 1.0, 1)
     scale = figure.radius / height

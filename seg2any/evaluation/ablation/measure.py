@@ -23,8 +23,9 @@ from seg2any.evaluation.ablation.scenes import Scenes
 from seg2any.evaluation.metrics.result import Result, mean
 from seg2any.evaluation.report.results import Run, make_run, read_run, write_run
 from seg2any.evaluation.shapes.judge import Verdict, judge
+from seg2any.evaluation.shapes.options import SQUARE
 from seg2any.evaluation.shapes.results import results
-from seg2any.evaluation.shapes.sources import GUIDANCE_SCALE, SIZE, bounds, judged, open_session, to_bytes
+from seg2any.evaluation.shapes.sources import GUIDANCE_SCALE, bounds, judged, open_session, to_bytes
 from seg2any.generate.model import read_adapter_card
 from seg2any.generate.recipe import differences
 from seg2any.generate.session import ImageOptions
@@ -150,7 +151,8 @@ class Ablation:
     def _tokens(self, row: Row, kind: str, seconds: float) -> Result:
         patch, settings = self._session.pipeline.base.geometry.pixels_per_token, self.settings(row)
         drawn = {
-            s.layout.name: draw_layout(s.layout.visible, SIZE, patch, settings).kept for s in self.scenes[kind].samples
+            s.layout.name: draw_layout(s.layout.visible, SQUARE, patch, settings).kept
+            for s in self.scenes[kind].samples
         }
         counts = {key: 0.0 if kept is None else float(kept.sum()) for key, kept in drawn.items()}
         return replace(mean(TOKENS, counts, better="lower"), extra={"seconds_per_image": round(seconds, 3)})

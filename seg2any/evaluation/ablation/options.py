@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from seg2any.evaluation.ablation.rows import KINDS, REFERENCE, TRAINED, TRAINING_FREE, Row, trained_row
-from seg2any.evaluation.shapes.options import Options as ShapesOptions
-from seg2any.evaluation.shapes.options import shapes_flags
+from seg2any.evaluation.shapes.options import CommonOptions, shapes_flags
 from seg2any.system.arguments import Parser
 from seg2any.system.console import whole
 from seg2any.system.files import user_path
@@ -30,7 +29,7 @@ the last to finish writes the document. --document_only writes it from the rows 
 
 
 @dataclass(frozen=True)
-class Options(ShapesOptions):
+class Options(CommonOptions):
     """The rows to measure, in the order in which they are shown, and the folder of the results."""
 
     lora: Path

@@ -17,14 +17,13 @@ from seg2any.evaluation.report.results import Run, bar_lines, make_run
 from seg2any.evaluation.runners.finish import Gallery, finish
 from seg2any.evaluation.shapes.drawn import Attributes, drawn_shapes
 from seg2any.evaluation.shapes.judge import visible
-from seg2any.evaluation.shapes.options import SCENES, Options
+from seg2any.evaluation.shapes.options import SCENES, SQUARE, Options
 from seg2any.evaluation.shapes.results import bars, results, table
 from seg2any.evaluation.shapes.sources import (
     CEILING,
     EMPTY,
     OTHER_SCENE,
     ROUND_TRIP,
-    SIZE,
     bounds,
     judged,
     open_session,
@@ -48,10 +47,11 @@ class Bench:
         """Count the scenes to measure."""
         return SCENES[kind] if self.options.limit is None else min(self.options.limit, SCENES[kind])
 
-    def measure(self, kind: str) -> Run:
-        """Measure one kind of scenes, for every source of images."""
-        scenes = ShapesDataset("test", SCENES[kind], kind)
+    def measure(self, kind: str, size: tuple[int, int] = SQUARE) -> Run:
+        """Measure one kind of scenes in one size, for every source of images."""
+        scenes = ShapesDataset("test", SCENES[kind], kind, size=size)
         samples = [scenes[index] for index in range(self.count(kind))]
+        title = part_name(kind, size)
         sources = bounds([sample.image for sample in samples], self.session.pipeline)
         sources[GENERATED] = lambda: self.generate(scenes, kind)
         found = []
@@ -59,44 +59,53 @@ class Bench:
             with self.clock(f"images ({name.split(' (')[0]})"):
                 images = list(sources[name]())
             with self.clock("judging"):
-                found += results(judged(images, samples, f"{kind}, {name}"), name)
+                found += results(judged(images, samples, f"{title}, {name}"), name)
         hashes = {"data": scenes.fingerprint(), "model": self.recipe["model"], "adapter": self.recipe["adapter"]}
         device = self.session.pipeline.vae.device
-        return make_run(f"shapes, {kind}", found, self.recipe | {"seed": self.options.seed}, hashes, device)
+        settings = self.recipe | {"seed": self.options.seed}
+        return make_run(f"shapes, {title}", found, settings, hashes, device)
 
     def generate(self, scenes: ShapesDataset, kind: str) -> Iterator[np.ndarray]:
         """Generate the images in order, reading those that are finished.
 
         Raises UserError if the folder belongs to another run.
         """
-        folder, options = self.options.output / kind, self.options
+        (size,), options = scenes.sizes, self.options
+        folder = options.output / part_name(kind, size)
         data = {"split": scenes.split, "n_scenes": len(scenes), "kind": kind}
+        if size != SQUARE:
+            data["size"] = list(size)
         run = {
             "data": {"type": "shapes", "params": data, "fingerprint": scenes.fingerprint()},
             "samples": self.count(kind),
             "groups": 1,
             "format": "png",
-            "size": list(SIZE),
+            "size": list(size),
             "seed": options.seed,
             "recipe": self.recipe,
         }
         write_run(folder, run, options.overwrite)
         discard_leftovers(folder)
-        task = ImageSet(scenes, folder, self.count(kind), 1, "png", SIZE, options.seed, self.recipe)
+        task = ImageSet(scenes, folder, self.count(kind), 1, "png", size, options.seed, self.recipe)
         blocks, _ = plan(task, options.batch_size, Process(), options.overwrite)
         make_missing(task, blocks, self.session, self.session.settings, shown=True)
         return Generated.read(folder).images(0, scenes)
 
-    def gallery(self, kind: str) -> Gallery:
+    def gallery(self, kind: str, size: tuple[int, int] = SQUARE) -> Gallery:
         """Build the gallery of a kind of scenes, with the figures that the judge sees."""
-        scenes = ShapesDataset("test", SCENES[kind], kind)
-        generated = Generated.read(self.options.output / kind)
+        scenes = ShapesDataset("test", SCENES[kind], kind, size=size)
+        generated = Generated.read(self.options.output / part_name(kind, size))
         samples = {scenes.key(index): scenes[index] for index in range(self.count(kind))}
         return Gallery(
             lambda key: Item(key, read_image(generated.path(0, key)), layout=samples[key].layout),
             lambda key: samples[key].image,
             seen,
         )
+
+
+def part_name(kind: str, size: tuple[int, int]) -> str:
+    """Name a kind of scenes in one size, as their folder."""
+    return kind if size == SQUARE else f"{kind}_{size[0]}x{size[1]}"
 
 
 def seen(item: Item) -> np.ndarray:
@@ -116,12 +125,12 @@ def run(options: Options) -> None:
     with clock("loading"):
         session, recipe = open_session(options.model, options.lora, options.weight_dtype, device)
     bench = Bench(options, session, recipe, clock)
-    for kind in SCENES:
-        found = bench.measure(kind)
+    for kind, size in options.parts:
+        found, name = bench.measure(kind, size), part_name(kind, size)
         with clock("pages"):
-            page = finish(found, options.output / f"{kind}.json", "IoU", bench.gallery(kind))
-        print(f"\n{kind}: {found.row('IoU').n} unseen scenes", table(found), sep="\n", flush=True)
-        if kind == "normal":
+            page = finish(found, options.output / f"{name}.json", "IoU", bench.gallery(kind, size))
+        print(f"\n{name}: {found.row('IoU').n} unseen scenes", table(found), sep="\n", flush=True)
+        if name == "normal":
             print("\nbars, on the normal scenes:", *(f"  {line}" for line in bar_lines(bars(found))), sep="\n")
         print(f"page with pictures: {page}", flush=True)
     print(f"time: {clock}")

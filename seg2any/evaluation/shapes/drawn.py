@@ -46,6 +46,11 @@ class Attributes:
             return cls(colour, f"letter {words[-1]}")
         return cls(colour, next((word for word in words if word in PATTERNS), "plain"))
 
+    @property
+    def is_badge(self) -> bool:
+        """Return whether the entity shows a letter instead of a pattern."""
+        return self.pattern.startswith("letter")
+
 
 def to_lab(rgb: np.ndarray) -> np.ndarray:
     """Convert sRGB values 0..255 [..., 3] to CIELAB float32 [..., 3]."""

@@ -43,6 +43,7 @@ class Region:
     colour, pattern   seen: a name, "none" for a colour outside the palette, "missing" or "unclear"
     colour_right      whether most pixels of the eroded region show the caption's colour
     pattern_right     whether pattern or letter is the caption's
+    letter_right      the same for a badge; None for other figures
     iou               IoU of the drawn shape with the visible mask, 0..1
     boundary_iou      IoU of bands of BOUNDARY pixels inside the outlines of both, 0..1
     leak              share of the eroded region that shows the colour of another entity of the scene, 0..1
@@ -54,6 +55,7 @@ class Region:
     colour_right: bool
     pattern: str
     pattern_right: bool
+    letter_right: bool | None
     iou: float
     boundary_iou: float
     leak: float
@@ -129,15 +131,23 @@ def _colour(image: np.ndarray, mask: np.ndarray, wanted: Attributes) -> tuple[st
     return seen, seen == wanted.colour
 
 
-def _pattern(image: np.ndarray, mask: np.ndarray, drawn: np.ndarray, wanted: Attributes) -> tuple[str, bool]:
+def _pattern(
+    image: np.ndarray, mask: np.ndarray, drawn: np.ndarray, wanted: Attributes
+) -> tuple[str, bool, bool | None]:
+    """Return pattern or letter, whether it is right, and the latter again for a badge, else None."""
+    seen = _filling(image, mask, drawn, wanted)
+    right = seen == wanted.pattern
+    return seen, right, right if wanted.is_badge else None
+
+
+def _filling(image: np.ndarray, mask: np.ndarray, drawn: np.ndarray, wanted: Attributes) -> str:
     core = core_of(mask)
     if (drawn & core).sum() < 0.5 * core.sum():
-        return "missing", False
+        return "missing"
     tone = seen_tone(image[core])
     tone = np.float32(COLOURS[wanted.colour]) if tone is None else tone
-    detect = detect_letter if wanted.pattern.startswith("letter") else detect_pattern
-    seen = detect(image, core & drawn, tone)
-    return seen, seen == wanted.pattern
+    inside = core & drawn
+    return detect_letter(image, inside, tone, mask) if wanted.is_badge else detect_pattern(image, inside, tone)
 
 
 def _leaks(image: np.ndarray, masks: np.ndarray, attributes: list[Attributes]) -> list[tuple[float, float]]:

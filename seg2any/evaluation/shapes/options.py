@@ -5,6 +5,7 @@ Nothing heavy is imported, so that --help is quick.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,19 @@ from seg2any.system.precision import PRECISIONS
 from seg2any.system.shipped import input_path, model_name
 
 SCENES = {"normal": 200, "crowded": 40}  # kind -> number of scenes of the test split
+SQUARE = (256, 256)  # height and width of their images
 EXAMPLES = """\
 examples:
     python -m seg2any.evaluation.shapes --limit 8              a quick look at the model in this repository
     python -m seg2any.evaluation.shapes --lora runs/shapes/checkpoint-1000 --output result/mine
     python -m seg2any.evaluation.shapes --lora none --output result/plain    the base model, which sees no mask
+    python -m seg2any.evaluation.shapes --sizes 192x320 384x256              the normal scenes in other sizes too
 """
 
 
 @dataclass(frozen=True)
-class Options:
-    """The scenes to measure, and the folder of the images.
+class CommonOptions:
+    """The model, how its images are made, and their folder.
 
     lora          adapter folder; None: no adapters
     limit         scenes of each kind; None: all of `SCENES`
@@ -47,6 +50,18 @@ class Options:
     overwrite: bool
 
 
+@dataclass(frozen=True)
+class Options(CommonOptions):
+    """The scenes to measure; `sizes` are (H, W) in which the normal ones are measured besides `SQUARE`."""
+
+    sizes: tuple[tuple[int, int], ...]
+
+    @property
+    def parts(self) -> list[tuple[str, tuple[int, int]]]:
+        """List what is measured, each kind of scenes with its size."""
+        return [(kind, SQUARE) for kind in SCENES] + [("normal", size) for size in self.sizes if size != SQUARE]
+
+
 def parse_options(arguments: Sequence[str] | None = None, description: str = "") -> Options:
     """Parse a command line, by default this process's."""
     parser = Parser(
@@ -57,7 +72,23 @@ def parse_options(arguments: Sequence[str] | None = None, description: str = "")
     )
     every = " and ".join(f"{count} {kind}" for kind, count in SCENES.items())
     parser.add_argument("--limit", type=whole(1), help=f"largest number of scenes of each kind (default: {every})")
-    return Options(**vars(parser.parse_args(arguments)))
+    parser.add_argument(
+        "--sizes",
+        type=height_and_width,
+        nargs="*",
+        default=[],
+        help="other sizes for the normal scenes, each as HEIGHTxWIDTH in pixels, multiples of 16 from 64 on",
+    )
+    given = vars(parser.parse_args(arguments))
+    return Options(**given | {"sizes": tuple(dict.fromkeys(given["sizes"]))})
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    """Read a size such as 192x320. Raises ArgumentTypeError."""
+    sides = tuple(int(part) for part in text.lower().split("x") if part.isdecimal() and part.isascii())
+    if len(sides) != 2 or text.lower().count("x") != 1 or any(side < 64 or side % 16 for side in sides):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write HEIGHTxWIDTH, in multiples of 16 from 64 on")
+    return sides
 
 
 def shapes_flags(output: str, batch_size: int) -> Parser:

@@ -12,6 +12,7 @@ from seg2any.evaluation.shapes.sources import ROUND_TRIP
 OF_REGION = {  # field of a region's verdict -> name of the number
     "colour_right": "colour",
     "pattern_right": "pattern",
+    "letter_right": "letter",
     "iou": "IoU",
     "boundary_iou": "boundary IoU",
     "leak": "leak",

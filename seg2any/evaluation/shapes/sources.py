@@ -21,7 +21,6 @@ from seg2any.system.precision import choose_dtype, has_fast_bfloat16
 
 CEILING, ROUND_TRIP = "rendered (ceiling)", "VAE round trip"
 OTHER_SCENE, EMPTY = "another scene (floor)", "grey image (floor)"
-SIZE = (256, 256)
 GUIDANCE_SCALE = 3.5
 VAE_BATCH = 8
 Images = Callable[[], Iterable[np.ndarray]]
