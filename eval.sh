@@ -13,7 +13,7 @@
 #
 #   MODEL      folder or hub id of FLUX.1-dev        LORA       folder with default/ and cond/
 #   OUT        folder for results (result/NAME)      PROCESSES  number of GPUs that generate (1)
-#   JUDGES     flags of `python -m seg2any.evaluation.runners`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
+#   JUDGES     flags of `seg2any evaluate measure`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
 #   CONFIG     config to use instead of config/seg2any_NAME.yaml
 #   PYTHON     Python to run (.venv/bin/python if it exists)
 set -euo pipefail
@@ -47,7 +47,7 @@ benchmark() {
     launch seg2any.evaluation.generate_image "$config" --pretrained_model_name_or_path "${MODEL:-black-forest-labs/FLUX.1-dev}" \
         --lora_ckpt_path "$LORA" --output_path "$out" "$@"
     # shellcheck disable=SC2086  # JUDGES holds several words
-    "$PYTHON" -m seg2any.evaluation.runners "$out" ${JUDGES:-}
+    "$PYTHON" -m seg2any evaluate measure "$out" ${JUDGES:-}
 }
 
 # As published: 512 px, 4 images per layout, 32 steps, guidance 3.5, seed 42; --published_jpeg writes the published files.

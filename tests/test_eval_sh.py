@@ -218,6 +218,6 @@ def test_options_have_a_judge_for_every_metric():
     sources = (("clip", clip.SOURCE), ("cmmd_clip", features.CMMD_SOURCE), ("dinov2", features.DINOV2_SOURCE))
     for flag, source in (*sources, ("mask2former", mask2former.SOURCE), ("sam2", sam2.SOURCE)):
         assert options.judges[flag] == source
-    assert options.output == Path("x/evaluation.json") and set(options.judges) == set(JUDGES)
+    assert options.output == Path("x/evaluation.json") and set(options.judges) == {*JUDGES, "segmenter"}
     with pytest.raises(SystemExit, match="2"):
         parse_options(["x", "--metrics", "beauty"])

@@ -192,7 +192,8 @@ def test_regions_of_any_shape_are_decoded_and_empty_ones_do_not_count(sam: Sam2S
     assert together.shape == (len(masks), 64, 64) and (together == alone).mean() > 0.999
     seen = int(resize_masks(masks, (64, 64)).any((1, 2)).sum())
     assert 0 < seen < len(masks)
-    item = Item("a", image, layout=Layout(np.concatenate([masks, masks[:1] & False]), ("x",) * (len(masks) + 1)))
+    several = np.concatenate([masks, masks[:1] & False])
+    item = Item("a", image, layout=Layout(several, ("x",) * len(several), overlap="share"))
     whole = class_agnostic_iou(lambda: [item], lambda: [item], sam)[0]
     assert whole.extra == {"regions": seen}
     hidden = Item("b", image, layout=Layout(masks[:1] & False, ("x",)))

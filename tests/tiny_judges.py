@@ -13,11 +13,17 @@ from transformers import (
     CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
+    DINOv3ViTConfig,
+    DINOv3ViTModel,
+    EomtConfig,
+    EomtForUniversalSegmentation,
     Mask2FormerConfig,
     Sam2Config,
     Sam2HieraDetConfig,
     Sam2Model,
     Sam2VisionConfig,
+    Sam3Config,
+    Sam3Model,
     SwinConfig,
 )
 
@@ -41,7 +47,8 @@ def save_judges(folder: Path) -> dict[str, Path]:
     """Save every judge; return flag of `python -m seg2any.evaluation.runners` -> value."""
     torch.manual_seed(0)
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / name for name in ("clip", "cmmd_clip", "dinov2", "mask2former", "sam2")}
+    folders = ("clip", "cmmd_clip", "dinov2", "dinov3", "eomt", "mask2former", "sam2", "sam3")
+    paths = {name: folder / name for name in folders}
     paths |= {"inception": folder / "inception.pt", "deeplab": folder / "deeplab.pth"}
     torch.jit.script(Inception()).save(str(paths["inception"]))
     torch.save({"meta": {"epoch": 1}, "state_dict": _deeplab().state_dict()}, paths["deeplab"])
@@ -49,6 +56,12 @@ def save_judges(folder: Path) -> dict[str, Path]:
     tiny_sam2().save_pretrained(paths["sam2"])
     dino = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
     Dinov2Model(dino).save_pretrained(paths["dinov2"])
+    dino = DINOv3ViTConfig(
+        hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_register_tokens=1
+    )
+    DINOv3ViTModel(dino).save_pretrained(paths["dinov3"])
+    tiny_eomt(150).save_pretrained(paths["eomt"])
+    save_sam3(paths["sam3"])
     save_clip(paths["clip"])
     small = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = CLIPVisionConfig(**small, image_size=32, patch_size=16, projection_dim=4)
@@ -101,6 +114,46 @@ def tiny_sam2() -> Sam2Model:
     prompts = {"hidden_size": 16, "image_size": 64, "patch_size": 16}
     decoder = {"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
     return Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
+
+
+def tiny_eomt(num_labels: int) -> EomtForUniversalSegmentation:
+    """Build an EoMT that reads squares of 32 pixels."""
+    narrow = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "mlp_ratio": 1, "num_blocks": 1}
+    config = EomtConfig(**narrow, image_size=32, num_queries=5, num_upscale_blocks=1, num_labels=num_labels)
+    return EomtForUniversalSegmentation(config)
+
+
+def save_sam3(folder: Path) -> None:
+    """Save a SAM 3 of 56 x 56 pixels with its tokenizer."""
+    tokenizer = build_clip_tokenizer()
+    narrow = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
+    layers = {"num_layers": 1, **narrow}
+    backbone = {"model_type": "sam3_vit_model", **narrow, "num_hidden_layers": 2, "global_attn_indexes": [1]}
+    config = Sam3Config(
+        vision_config={
+            "backbone_config": {**backbone, "image_size": 56, "pretrain_image_size": 28, "window_size": 2},
+            "fpn_hidden_size": 16,
+            "backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]],
+        },
+        text_config={
+            "model_type": "clip_text_model",
+            **narrow,
+            "vocab_size": len(tokenizer),
+            "projection_dim": 8,
+            "num_hidden_layers": 1,
+            "max_position_embeddings": 12,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        geometry_encoder_config=layers,
+        detr_encoder_config=layers,
+        detr_decoder_config={**layers, "num_queries": 6},
+        mask_decoder_config={"hidden_size": 16, "num_attention_heads": 2},
+    )
+    model = Sam3Model(config)
+    for weight in model.parameters():
+        weight.data.mul_(3)  # makes instances differ
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def save_clip(folder: Path) -> None:

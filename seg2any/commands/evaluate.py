@@ -11,7 +11,7 @@ PROGRAMS: Mapping[str, Verb] = {
     "shapes": Verb("seg2any.evaluation.shapes.__main__", "the benchmark of the embedded model: offline, on a CPU"),
     "shapes_masks": Verb("seg2any.evaluation.shapes.masks", "masks out of rendered scenes, by a model's attention"),
     "images": Verb("seg2any.evaluation.generate_image", "make the images of a benchmark"),
-    "measure": Verb("seg2any.evaluation.runners.__main__", "measure a folder of images"),
+    "measure": Verb("seg2any.commands.evaluate_measure", "measure a folder of images"),
     "compare": Verb("seg2any.evaluation.compare", "compare two measured runs, number by number"),
     "report": Verb("seg2any.evaluation.report.__main__", "write a page with pictures about one run or several"),
     "ablation": Verb("seg2any.evaluation.ablation.__main__", "compare adapters that were trained with other settings"),

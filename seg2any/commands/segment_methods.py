@@ -83,6 +83,12 @@ METHODS: Mapping[str, Method] = {
         takes=("phrases", "categories", NOTHING),
         lacks="reads texts only",
     ),
+    "sam3": Method(
+        module="seg2any.commands.segment_sam3",
+        text="every instance of what short phrases name, by SAM 3",
+        takes=("phrases", "categories"),
+        lacks="reads texts only",
+    ),
 }
 DEFAULT = "attention"
 

@@ -44,6 +44,12 @@ def folder_digest(folder: Path) -> str:
     return _digest_of(path for path in sorted(folder.rglob("*.safetensors")) if not path.name.startswith("."))
 
 
+def known_weights(name: str | Path) -> str:
+    """Return the digest of weights that are on this disk, in a folder or file; the name itself of those elsewhere."""
+    path = Path(name)
+    return folder_digest(path) if path.is_dir() else file_digest(path) if path.is_file() else str(name)
+
+
 def weights_fingerprint(folder: Path, parts: Iterable[str], files: Mapping[str, Path] = MappingProxyType({})) -> str:
     """Return a digest of some bytes of every tensor in a model's folder; "" without weights.
 

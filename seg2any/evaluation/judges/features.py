@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import Dinov2Model
+from transformers import Dinov2Model, DINOv3ViTModel
 
 from seg2any.system.clip_images import ClipImages
 from seg2any.system.errors import UserError
@@ -20,8 +20,9 @@ INCEPTION_SOURCE = "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretr
 INCEPTION_DIGEST = "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4"
 DIGEST_VARIABLE = "INCEPTION_SHA256"
 DINOV2_SOURCE = "facebook/dinov2-large"
+DINOV3_SOURCE = "facebook/dinov3-vitl16-pretrain-lvd1689m"
 CMMD_SOURCE = "openai/clip-vit-large-patch14-336"
-INCEPTION_SIDE, DINOV2_SIDE = 299, 224  # pixels
+INCEPTION_SIDE, DINO_SIDE = 299, 224  # pixels
 
 
 class InceptionNetwork:
@@ -64,22 +65,33 @@ def clean_resize(image: np.ndarray, side: int = INCEPTION_SIDE) -> np.ndarray:
     return np.stack([np.asarray(channel) for channel in channels], -1).clip(0, 255)
 
 
-class Dinov2Network:
-    """DINOv2 ViT-L/14 of FDD (arXiv 2306.04675): normalised class tokens float32 [B, D].
+class DinoNetwork:
+    """A DINO of a Frechet distance: normalised class tokens float32 [B, D] of images stretched to 224 pixels."""
 
-    Images are stretched to 224 pixels. `name` is a folder or a hub id.
-    """
-
-    def __init__(self, name: str = DINOV2_SOURCE, device: torch.device | str = "cpu"):
-        self.model = for_inference(pretrained_model(Dinov2Model, name, "DINOv2 of FDD", DINOV2_SOURCE), device)
+    def __init__(self, cls: type, name: str, what: str, source: str, device: torch.device | str):
+        self.model = for_inference(pretrained_model(cls, name, what, source), device)
         self.device = device
 
     @torch.inference_mode()
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
-        size = DINOV2_SIDE, DINOV2_SIDE
+        size = DINO_SIDE, DINO_SIDE
         stretched = (Image.fromarray(image).resize(size, Image.Resampling.BICUBIC) for image in images)
         pixels = torch.cat([imagenet_normalised(np.asarray(image)) for image in stretched])
         return self.model(pixel_values=pixels.to(self.device)).pooler_output.float().cpu().numpy()
+
+
+class Dinov2Network(DinoNetwork):
+    """DINOv2 ViT-L/14 of FDD (arXiv 2306.04675). `name` is a folder or a hub id."""
+
+    def __init__(self, name: str = DINOV2_SOURCE, device: torch.device | str = "cpu"):
+        super().__init__(Dinov2Model, name, "DINOv2 of FDD", DINOV2_SOURCE, device)
+
+
+class Dinov3Network(DinoNetwork):
+    """DINOv3 ViT-L/16 (arXiv 2508.10104), whose distances compare with no other's. `name` is a folder or a hub id."""
+
+    def __init__(self, name: str = DINOV3_SOURCE, device: torch.device | str = "cpu"):
+        super().__init__(DINOv3ViTModel, name, "DINOv3 of the Frechet distance", DINOV3_SOURCE, device)
 
 
 class CmmdNetwork(ClipImages):

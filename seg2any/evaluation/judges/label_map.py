@@ -16,7 +16,7 @@ class LabelJudge(Protocol):
     classes: int
 
     def labels(self, image: np.ndarray) -> np.ndarray:
-        """Classify every pixel: uint8 [H, W, 3] -> class indices [H, W]."""
+        """Classify every pixel: uint8 [H, W, 3] -> class indices [H, W]; `classes` where the judge sees none."""
 
 
 def rescaled(image: np.ndarray) -> np.ndarray:

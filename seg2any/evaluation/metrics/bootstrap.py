@@ -47,8 +47,13 @@ def interval(result: Result, resamples: int = RESAMPLES) -> tuple[float, float]:
     """
     if result.parts:
         low, high = _percentiles(_values(result.parts, resamples))
-        return max(low, result.least), max(high, result.least)
-    return _around(result.value, np.asarray(result.resamples))
+    else:
+        low, high = _around(result.value, np.asarray(result.resamples))
+    return _clipped(low, result), _clipped(high, result)
+
+
+def _clipped(bound: float, result: Result) -> float:
+    return bound if math.isnan(bound) else min(max(bound, result.least), result.most)
 
 
 def paired_difference(a: Parts, b: Parts) -> Difference:

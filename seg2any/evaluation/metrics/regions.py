@@ -104,8 +104,7 @@ def _found(items: Iterable[Item], segmenter: Segmenter) -> Iterator[FoundRegions
 
 
 def without_empty(layout: Layout) -> Layout:
-    """Keep the masks of a layout that have a pixel, with their captions."""
-    kept = np.flatnonzero(layout.masks.any((1, 2)))
-    return Layout(
-        layout.masks[kept], tuple(layout.captions[index] for index in kept), layout.caption, overlap=layout.overlap
-    )
+    """Keep what is visible of the masks of a layout, where that has a pixel, with their captions."""
+    kept = np.flatnonzero(layout.visible.any((1, 2)))
+    captions = tuple(layout.captions[index] for index in kept)
+    return Layout(layout.visible[kept], captions, layout.caption, overlap=layout.overlap)

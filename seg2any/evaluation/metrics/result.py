@@ -27,7 +27,7 @@ class Result:
     parts       sample key -> class -> (numerator, denominator); the value is the mean over the classes of the
                 quotients of the sums. Means over samples and regions and pooled IoU all have this form.
     resamples   without parts: values on resampled sets, drawn as `bootstrap.draws` does
-    least       lower bound of the reported value and interval
+    least, most bounds of the reported value and interval
     """
 
     name: str
@@ -39,6 +39,7 @@ class Result:
     parts: Parts = field(default_factory=dict)
     resamples: tuple[float, ...] = ()
     least: float = -math.inf
+    most: float = math.inf
 
 
 def pooled(

@@ -17,36 +17,40 @@ from seg2any.evaluation.metrics.result import GENERATED, Result, pooled
 from seg2any.system.errors import UserError
 
 IGNORED = 255
+NAME = "mIoU"
 
 
 def confusion(wanted: np.ndarray, seen: np.ndarray, classes: int) -> np.ndarray:
-    """Count pixels by wanted (row) and seen class (column) of two label maps, int64 [K, K].
+    """Count pixels by wanted (row) and seen class (column) of two label maps, int64 [K, K + 1].
 
-    Both have one shape. Raises ValueError for a class outside 0..K-1 that is not IGNORED.
+    The last column is for pixels in which the judge sees no class. Both maps have one shape. Raises ValueError for a
+    class outside 0..K-1 that is not IGNORED.
     """
     counted = wanted != IGNORED
-    pairs = wanted[counted].astype(np.int64) * classes + seen[counted]
-    if counted.any() and (wanted[counted].max() >= classes or not 0 <= seen.min() <= seen.max() < classes):
+    pairs = wanted[counted].astype(np.int64) * (classes + 1) + seen[counted]
+    if counted.any() and (wanted[counted].max() >= classes or not 0 <= seen.min() <= seen.max() <= classes):
         raise ValueError(f"the labels hold a class outside 0..{classes - 1}")
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 
-def semantic_iou(items: Iterable[Item], judge: LabelJudge, names: Sequence[str], source: str = GENERATED) -> Result:
+def semantic_iou(
+    items: Iterable[Item], judge: LabelJudge, names: Sequence[str], source: str = GENERATED, name: str = NAME
+) -> Result:
     """Measure the mIoU of items with labels; `extra` holds a table per class and accuracies.
 
-    `names` are the classes in order. Raises UserError for items without labels, labels of another size than the image,
-    or another number of classes than the judge's.
+    `names` are the classes in order, `name` is that of the number. Raises UserError for items without labels, labels of
+    another size than the image, or another number of classes than the judge's.
     """
     if judge.classes != len(names):
         raise UserError(
-            f"mIoU: the judge knows {judge.classes} classes, the data set {len(names)}; use the data set's own judge"
+            f"{name}: the judge knows {judge.classes} classes, the data set {len(names)}; use a judge of the data set"
         )
     of_sample: dict[str, np.ndarray] = {}
     for item in items:
         matrix = _confusion_of(item, judge, len(names))
         of_sample[item.key] = of_sample.get(item.key, 0) + matrix
     parts = {key: _parts(matrix, names) for key, matrix in of_sample.items()}
-    result = pooled("mIoU", parts, source=source)
+    result = pooled(name, parts, source=source)
     return replace(result, extra=_table(sum(of_sample.values()), names))
 
 
@@ -69,7 +73,7 @@ def _parts(matrix: np.ndarray, names: Sequence[str]) -> dict[str, tuple[float, f
 
 def _hits_and_unions(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     hits = matrix.diagonal()
-    return hits, matrix.sum(0) + matrix.sum(1) - hits
+    return hits, matrix[:, : len(matrix)].sum(0) + matrix.sum(1) - hits
 
 
 def _table(matrix: np.ndarray, names: Sequence[str]) -> dict:

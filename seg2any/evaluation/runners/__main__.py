@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from seg2any.evaluation.runners.options import parse_options
 from seg2any.system.allocator import let_segments_grow
@@ -10,9 +11,14 @@ from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.interrupts import run_command
 from seg2any.system.threads import compute_on_idle_cores
 
+if TYPE_CHECKING:
+    from seg2any.evaluation.judges.segmenters import OpenSegmenter
 
-def main(arguments: Sequence[str] | None = None) -> int:
+
+def main(arguments: Sequence[str] | None = None, open_segmenter: OpenSegmenter | None = None) -> int:
     """Run the command line.
+
+    open_segmenter  opens the methods of `segment`; None: there are none
 
     Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 interrupted.
     """
@@ -22,9 +28,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with plain_messages():
             let_segments_grow()
             compute_on_idle_cores()
-            from seg2any.evaluation.runners.run import run  # late: the import takes seconds, which --help must not
+            # Late: the import takes seconds, which --help must not.
+            from seg2any.evaluation.judges.segmenters import no_segmenter
+            from seg2any.evaluation.runners.run import run
 
-            run(options)
+            run(options, open_segmenter or no_segmenter)
 
     return exit_status("seg2any.evaluation.runners", measure, "the images are kept, start again to measure them")
 

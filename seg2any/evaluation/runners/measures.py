@@ -5,17 +5,17 @@ Every judge is loaded before anything is measured, so missing weights are report
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 
 import numpy as np
-import torch
 
 from seg2any.evaluation.judges.clip import Clip, image_reward
 from seg2any.evaluation.judges.deeplab import DeepLabJudge
-from seg2any.evaluation.judges.features import CmmdNetwork, Dinov2Network, InceptionNetwork
+from seg2any.evaluation.judges.eomt import EomtJudge
+from seg2any.evaluation.judges.features import CmmdNetwork, Dinov2Network, Dinov3Network, InceptionNetwork
 from seg2any.evaluation.judges.label_map import LabelJudge
 from seg2any.evaluation.judges.mask2former import Mask2FormerJudge
+from seg2any.evaluation.judges.segmenters import SegmenterLabels
 from seg2any.evaluation.metrics.captions import clip_score, preference_score
 from seg2any.evaluation.metrics.distances import cmmd, frechet
 from seg2any.evaluation.metrics.item import REAL, SHUFFLED, Item, shuffled
@@ -25,6 +25,8 @@ from seg2any.evaluation.metrics.result import GENERATED, Result
 from seg2any.evaluation.metrics.seam import seam_score
 from seg2any.evaluation.metrics.semantic import semantic_iou
 from seg2any.evaluation.runners.items import Benchmark
+from seg2any.evaluation.runners.language import load_concept, load_language, load_order
+from seg2any.evaluation.runners.measure import Loader, Loading, Measure
 from seg2any.evaluation.vqa.answers import Answers, Judge
 from seg2any.evaluation.vqa.endpoint import EndpointJudge
 from seg2any.evaluation.vqa.local import LocalJudge
@@ -37,23 +39,7 @@ from seg2any.system.precision import choose_dtype
 CLOSED_SET_JUDGES = {"ade20k": ("mask2former", Mask2FormerJudge), "coco_stuff": ("deeplab", DeepLabJudge)}
 
 
-@dataclass(frozen=True, eq=False)
-class Measure:
-    """A metric with its judge loaded.
-
-    results  measures the generated images, with their ceiling and floors
-    uses     flags of its judges
-    seen     item -> where the judge sees the item's regions, bool [N, H, W]; None if the judge does not see regions
-    """
-
-    results: Callable[[Benchmark], list[Result]]
-    uses: tuple[str, ...] = ()
-    seen: Callable[[Item, Benchmark], np.ndarray] | None = None
-
-
-def load_measures(
-    names: tuple[str, ...], benchmark: Benchmark, judges: Mapping[str, str], device: torch.device
-) -> dict[str, Measure]:
+def load_measures(names: tuple[str, ...], about: Loading) -> dict[str, Measure]:
     """Load the measures by name.
 
     Raises UserError with a line for each judge that cannot be loaded.
@@ -61,7 +47,7 @@ def load_measures(
     loaded, problems = {}, []
     for name in names:
         try:
-            loaded[name] = LOADERS[name](benchmark, judges, device)
+            loaded[name] = LOADERS[name](about)
         except UserError as error:
             problems.append(str(error))
     if problems:
@@ -69,16 +55,28 @@ def load_measures(
     return loaded
 
 
-def _miou(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
-    table = benchmark.table
-    if table is None:
-        raise UserError("miou: the data set has no classes; measure `regions` instead")
-    used, cls = CLOSED_SET_JUDGES[table.data_set]
-    judge: LabelJudge = cls(judges[used], device)
+def _miou(about: Loading) -> Measure:
+    used, cls = CLOSED_SET_JUDGES[about.classes("miou").data_set]
+    return _closed_set(about, cls(about.judges[used], about.device), "mIoU", used)
+
+
+def _miou_eomt(about: Loading) -> Measure:
+    about.classes("miou_eomt")
+    return _closed_set(about, EomtJudge(about.judges["eomt"], about.device), "mIoU by EoMT", "eomt")
+
+
+def _miou_segmenter(about: Loading) -> Measure:
+    names = about.classes("miou_segmenter").names
+    opened = about.segmenter("categories")
+    return _closed_set(about, SegmenterLabels(opened.segmenter, names), "mIoU by the segmenter", "segmenter")
+
+
+def _closed_set(about: Loading, judge: LabelJudge, name: str, used: str) -> Measure:
+    names = about.classes(name).names
 
     def results(benchmark: Benchmark) -> list[Result]:
         sources = {GENERATED: benchmark.images(), **benchmark.bounds()}
-        return [semantic_iou(items, judge, table.names, source) for source, items in sources.items()]
+        return [semantic_iou(items, judge, names, source, name) for source, items in sources.items()]
 
     def seen(item: Item, benchmark: Benchmark) -> np.ndarray:
         classes = judge.labels(item.image)
@@ -87,11 +85,11 @@ def _miou(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device)
     return Measure(results, (used,), seen)
 
 
-def _regions(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
-    segmenter = Sam2Segmenter(judges["sam2"], device)
+def _regions(about: Loading) -> Measure:
+    segmenter = Sam2Segmenter(about.judges["sam2"], about.device)
 
     def seen(item: Item, benchmark: Benchmark) -> np.ndarray:
-        masks, size = item.layout.masks, item.image.shape[:2]
+        masks, size = item.layout.visible, item.image.shape[:2]
         found = find_again(item.image, without_empty(item.layout), segmenter)
         seen = np.zeros((len(masks), *size), bool)
         seen[masks.any((1, 2))] = resize_masks(found.masks, size)
@@ -108,23 +106,30 @@ def _with_bounds(benchmark: Benchmark, groups: list[int] | None = None) -> Itera
         yield SHUFFLED, shuffled(benchmark.images(groups))
 
 
-def _fid(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
-    network = InceptionNetwork(judges["inception"], device)
+def _fid(about: Loading) -> Measure:
+    network = InceptionNetwork(about.judges["inception"], about.device)
     return Measure(lambda benchmark: frechet("FID", benchmark.real(), benchmark.images(), network), ("inception",))
 
 
-def _fdd(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
-    network = Dinov2Network(judges["dinov2"], device)
+def _fdd(about: Loading) -> Measure:
+    network = Dinov2Network(about.judges["dinov2"], about.device)
     return Measure(lambda benchmark: frechet("FDD", benchmark.real(), benchmark.images(), network), ("dinov2",))
 
 
-def _cmmd(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
-    network = CmmdNetwork(judges["cmmd_clip"], device)
+def _fdd_dinov3(about: Loading) -> Measure:
+    network = Dinov3Network(about.judges["dinov3"], about.device)
+    return Measure(
+        lambda benchmark: frechet("FDD by DINOv3", benchmark.real(), benchmark.images(), network), ("dinov3",)
+    )
+
+
+def _cmmd(about: Loading) -> Measure:
+    network = CmmdNetwork(about.judges["cmmd_clip"], about.device)
     return Measure(lambda benchmark: cmmd(benchmark.real(), benchmark.images(), network), ("cmmd_clip",))
 
 
-def _clip(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
-    clip = Clip(judges["clip"], device)
+def _clip(about: Loading) -> Measure:
+    clip = Clip(about.judges["clip"], about.device)
 
     # The published number is of the first image of every sample.
     def results(benchmark: Benchmark) -> list[Result]:
@@ -133,16 +138,16 @@ def _clip(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device)
     return Measure(results, ("clip",))
 
 
-def _seam(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+def _seam(about: Loading) -> Measure:
     return Measure(lambda benchmark: [seam_score(benchmark.images()), seam_score(benchmark.real(), REAL)])
 
 
-def _colour_leak(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+def _colour_leak(about: Loading) -> Measure:
     return Measure(lambda benchmark: [*colour_leak(benchmark.images()), *colour_leak(benchmark.real(), REAL)])
 
 
-def _caption_leak(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
-    clip = Clip(judges["clip"], device)
+def _caption_leak(about: Loading) -> Measure:
+    clip = Clip(about.judges["clip"], about.device)
 
     def results(benchmark: Benchmark) -> list[Result]:
         return [caption_leak(items, clip, source) for source, items in _with_bounds(benchmark)]
@@ -150,8 +155,8 @@ def _caption_leak(benchmark: Benchmark, judges: Mapping[str, str], device: torch
     return Measure(results, ("clip",))
 
 
-def _image_reward(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
-    name, score = "ImageReward", image_reward(judges["image_reward"], device)
+def _image_reward(about: Loading) -> Measure:
+    name, score = "ImageReward", image_reward(about.judges["image_reward"], about.device)
 
     def results(benchmark: Benchmark) -> list[Result]:
         return [preference_score(name, items, score, source) for source, items in _with_bounds(benchmark)]
@@ -159,24 +164,29 @@ def _image_reward(benchmark: Benchmark, judges: Mapping[str, str], device: torch
     return Measure(results, ("image_reward",))
 
 
-def _vqa(benchmark: Benchmark, judges: Mapping[str, str], device: torch.device) -> Measure:
+def _vqa(about: Loading) -> Measure:
     judge: Judge
-    if judges["vqa"].startswith(("http://", "https://")):
-        judge = EndpointJudge(judges["vqa"], judges["vqa_model"])
+    if about.judges["vqa"].startswith(("http://", "https://")):
+        judge = EndpointJudge(about.judges["vqa"], about.judges["vqa_model"])
     else:
-        judge = LocalJudge(judges["vqa"], device, choose_dtype(None, device))
-    answers = Answers(benchmark.generated.folder / "answers.jsonl", judge)
+        judge = LocalJudge(about.judges["vqa"], about.device, choose_dtype(None, about.device))
+    answers = Answers(about.benchmark.generated.folder / "answers.jsonl", judge)
     return Measure(lambda benchmark: region_vqa(benchmark.images, benchmark.real, answers), ("vqa", "vqa_model"))
 
 
-Loader = Callable[[Benchmark, Mapping[str, str], torch.device], Measure]
 LOADERS: dict[str, Loader] = {
     "miou": _miou,
+    "miou_eomt": _miou_eomt,
+    "miou_segmenter": _miou_segmenter,
+    "language": load_language,
+    "concept": load_concept,
+    "order": load_order,
     "regions": _regions,
     "clip": _clip,
     "fid": _fid,
     "cmmd": _cmmd,
     "fdd": _fdd,
+    "fdd_dinov3": _fdd_dinov3,
     "seam": _seam,
     "colour_leak": _colour_leak,
     "caption_leak": _caption_leak,

@@ -19,13 +19,20 @@ JUDGES = {
     "clip": ("openai/clip-vit-base-patch16", "CLIP of the CLIP score and of leaks: folder or hub id"),
     "mask2former": ("facebook/mask2former-swin-large-ade-semantic", "judge of ADE20K: folder or hub id"),
     "deeplab": (str(WEIGHTS / DEEPLAB), "judge of COCO-Stuff: file of mmsegmentation"),
+    "eomt": ("tue-mps/ade20k_semantic_eomt_large_512", "second judge of classes: folder or hub id"),
+    "dinov3": ("facebook/dinov3-vitl16-pretrain-lvd1689m", "DINOv3 of its FDD: folder or hub id"),
+    "sam3": ("facebook/sam3", "judge of concepts: folder or hub id"),
     "sam2": ("facebook/sam2.1-hiera-large", "judge of regions: folder or hub id"),
     "vqa": ("http://localhost:8000/v1", "judge of questions: OpenAI-compatible address, or a folder or hub id"),
     "image_reward": ("ImageReward-v1.0", "weights of ImageReward, by the name that its package uses"),
     "vqa_model": ("Qwen/Qwen2-VL-72B-Instruct", "name of the judge of questions at that address"),
 }
-METRICS = ("miou", "regions", "clip", "fid", "cmmd", "fdd", "seam", "colour_leak", "caption_leak", "vqa")
+# Judges of single images; the orders in which they put the samples are compared.
+AGREEING = ("miou", "miou_eomt", "miou_segmenter", "regions", "language", "concept", "order", "vqa", "clip")
+AGREEING += ("colour_leak", "caption_leak")
+METRICS = (*AGREEING, "fid", "cmmd", "fdd", "fdd_dinov3", "seam")
 METRICS += ("image_reward",)  # needs a package of its own
+SEGMENTER = ("attention",)
 DEFAULTS = {  # data set -> metrics measured by default; the first one ranks the samples
     "ade20k": ("miou", "fid", "cmmd", "fdd", "seam"),
     "coco_stuff": ("miou", "fid", "cmmd", "fdd", "seam"),
@@ -37,6 +44,7 @@ examples:
     python -m seg2any.evaluation.runners result/ade20k                       all metrics of the benchmark
     python -m seg2any.evaluation.runners result/ade20k --metrics miou seam   only these; the first one ranks the samples
     python -m seg2any.evaluation.runners result/sacap --metrics regions --sam2 /models/sam2.1 -o result/regions.json
+    seg2any evaluate measure result/sacap --metrics language concept --segmenter attention threshold=0.4
 
 Fetch judges with `hf download ID` or by hand; the README lists what each benchmark needs.
 Exit status: 0 measured, 1 out of memory, 2 wrong input or missing weights, 130 interrupted.
@@ -78,6 +86,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
     parser.add_argument(
         "--cache_root", type=user_path, help="folder where the data set keeps what it found out about its files"
     )
+    parser.add_argument(
+        "--segmenter",
+        nargs="+",
+        default=SEGMENTER,
+        metavar=("METHOD", "FLAG=VALUE"),
+        help="method of `seg2any segment` that is asked in words, with its flags (default: attention)",
+    )
     for flag, (default, what) in JUDGES.items():
         parser.add_argument(f"--{flag}", default=default, help=f"{what} (default: %(default)s)")
     given = parser.parse_args(arguments)
@@ -87,5 +102,5 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         tuple(given.metrics) if given.metrics else None,
         given.device,
         given.cache_root,
-        {flag: getattr(given, flag) for flag in JUDGES},
+        {flag: getattr(given, flag) for flag in JUDGES} | {"segmenter": " ".join(given.segmenter)},
     )

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 
 from seg2any.evaluation.generated import Generated
+from seg2any.evaluation.judges.segmenters import OpenSegmenter, no_segmenter
+from seg2any.evaluation.metrics.agreement import agreements
 from seg2any.evaluation.metrics.item import Item
+from seg2any.evaluation.metrics.result import GENERATED, Result
 from seg2any.evaluation.report.results import make_run
 from seg2any.evaluation.runners.finish import Gallery, finish, shown_table
 from seg2any.evaluation.runners.items import Benchmark
-from seg2any.evaluation.runners.measures import Measure, load_measures
-from seg2any.evaluation.runners.options import DEFAULTS, Options
+from seg2any.evaluation.runners.measure import Loading, Measure
+from seg2any.evaluation.runners.measures import load_measures
+from seg2any.evaluation.runners.options import AGREEING, DEFAULTS, Options
 from seg2any.evaluation.vqa.questions import PROMPTS_SHA256
 from seg2any.system.device import choose_device
 from seg2any.system.errors import UserError
-from seg2any.system.weights import file_digest, folder_digest
+from seg2any.system.weights import known_weights
 
 
-def run(options: Options) -> None:
+def run(options: Options, open_segmenter: OpenSegmenter = no_segmenter) -> None:
     """Load every judge, measure, print the table, and write JSON, pictures and page.
 
     Raises UserError.
@@ -34,8 +37,9 @@ def run(options: Options) -> None:
         )
     device = choose_device(options.device)
     benchmark = Benchmark.open(generated, options.cache_root)
-    measures = load_measures(metrics, benchmark, options.judges, device)
-    found = [result for measure in measures.values() for result in measure.results(benchmark)]
+    measures = load_measures(metrics, Loading(benchmark, options.judges, device, open_segmenter))
+    by_name = {name: measure.results(benchmark) for name, measure in measures.items()}
+    found = [result for results in by_name.values() for result in results] + agreements_of(by_name)
     settings = {key: made[key] for key in ("data", "samples", "groups", "format", "size", "seed")} | made["recipe"]
     used = {flag: options.judges[flag] for measure in measures.values() for flag in measure.uses}
     hashes = {"data": made["data"]["fingerprint"], **hashes_of(used)}
@@ -60,8 +64,12 @@ def gallery(benchmark: Benchmark, ranking: Measure) -> Gallery:
 
 def hashes_of(judges: Mapping[str, str]) -> dict[str, str]:
     """Hash the judges that are on this disk; name the id of those in the hub's cache."""
-    paths = {flag: Path(name) for flag, name in judges.items()}
-    return {
-        flag: folder_digest(path) if path.is_dir() else file_digest(path) if path.is_file() else judges[flag]
-        for flag, path in paths.items()
+    return {flag: known_weights(name) for flag, name in judges.items()}
+
+
+def agreements_of(found: Mapping[str, list[Result]]) -> list[Result]:
+    """Compare the orders in which judges of single images put the samples, by each judge's first number."""
+    firsts = {
+        name: next(result for result in found[name] if result.source == GENERATED) for name in AGREEING if name in found
     }
+    return agreements({result.name: result for result in firsts.values()})
