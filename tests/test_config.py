@@ -134,7 +134,11 @@ def test_the_name_of_a_published_class_is_the_same_data_set(tmp_path):
 
 RUNS = [*(REPOSITORY / "config").glob("seg2any_*.yaml"), *(REPOSITORY / "config").glob("ablation_*.yaml")]
 SHAPES = REPOSITORY / "config" / "seg2any_shapes.yaml"
-LATER = {"seg2any_shapes_edges": (), "seg2any_shapes_isolated": (SHAPES.with_stem("seg2any_shapes_edges"),)}
+LATER = {
+    "seg2any_shapes_edges": (),
+    "seg2any_shapes_sizes": (),
+    "seg2any_shapes_isolated": (SHAPES.with_stem("seg2any_shapes_edges"),),
+}
 
 
 @pytest.mark.parametrize("path", sorted(RUNS), ids=lambda path: path.stem)

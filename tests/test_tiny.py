@@ -10,8 +10,12 @@ import torch
 from diffusers import FluxPipeline
 from torch import nn
 
-from examples.shapes.make import build, loop, publish, train_base, train_vae
-from seg2any.data.shapes import KINDS, ShapesDataset
+from examples.shapes.make import build, cards, curriculum, loop, picture, publish, train_base, train_together, train_vae
+from examples.shapes.make.muon import orthogonal
+from seg2any.adapters.files import read_adapters
+from seg2any.data.shapes import KINDS, ShapesDataset, held_out
+from seg2any.data.shapes_draw import LETTERS, PATTERNS
+from seg2any.generate.pipeline import Seg2AnyPipeline
 from seg2any.training.state_file import read_state
 
 pytestmark = pytest.mark.slow
@@ -96,18 +100,108 @@ def test_latent_statistics_standardise():
     assert abs(float(standard.mean())) < 1e-4 and abs(float(standard.std()) - 1) < 1e-4
 
 
-@pytest.mark.parametrize("stage", train_base.STAGES, ids=lambda stage: f"{stage.size}px")
-def test_base_batches_hold_captions_of_one_length(stage, tmp_path):
-    pipeline = build.build_pipeline()
-    pool = train_base.encode_pool(pipeline, replace(stage, batch_size=4), 20, tmp_path)
-    assert pool.latents.shape == (len(pool.captions), (stage.size // 16) ** 2, 64)
+@pytest.mark.parametrize("name", curriculum.STAGES)
+def test_base_batches_hold_captions_of_one_length(name, tmp_path):
+    pipeline, stage = build.build_pipeline(), replace(curriculum.STAGES[name], batch_size=4)
+    size = stage.sizes[-1]
+    pool = train_base.encode_pool(pipeline, stage, size, 20, tmp_path)
+    assert pool.latents.shape == (len(pool.scenes), size[0] // 16 * (size[1] // 16), 64)
     for step in range(3):
         rng = np.random.default_rng(step)
         kind, indices = pool.draw(rng)
-        lengths = {len(pipeline.tokenizer_2(pool.captions[i]).input_ids) for i in indices}
+        lengths = {len(pipeline.tokenizer_2(pool.scenes[i].caption).input_ids) for i in indices}
         assert len(lengths) == 1 and len(indices) == 4
         loss = train_base.flow_loss(pipeline, pool, kind, indices, rng)
         assert torch.isfinite(loss) and loss.requires_grad
+
+
+def test_what_the_pooled_vector_reads_shows_the_figure_among_others():
+    """Read what T5 and CLIP read of single figures: often T5 the figure alone, CLIP a whole scene with others."""
+    rng, scenes = np.random.default_rng(0), [curriculum.large(index, (96, 96)) for index in range(8)]
+    drawn = [train_base.read(scenes, "large", rng) for _ in range(60)]
+    alone = [(texts, pooled) for texts, pooled, _, _ in drawn if texts != pooled]
+    assert 0.4 < len(alone) / len(drawn) < 0.8
+    for texts, pooled in alone:
+        for scene, text, whole in zip(scenes, texts, pooled, strict=True):
+            assert text == scene.figures[0].caption and whole.endswith(f"on a {scene.background} background")
+            assert text in whole or whole.startswith("many figures")
+            assert whole != scene.caption
+    assert all(texts == [scene.caption for scene in scenes] for texts, pooled, *_ in drawn if texts == pooled)
+
+
+def test_large_figures_fill_most_of_the_image_and_are_none_that_training_never_sees():
+    scenes = [curriculum.large(index, (96, 96)) for index in range(60)]
+    assert not any(held_out(figure) for scene in scenes for figure in scene.figures)
+    shares = [scene.masks()[0].mean() for scene in scenes]
+    assert np.mean(shares) > 0.4 and min(shares) > 0.05
+    assert {figure.pattern for scene in scenes for figure in scene.figures} == set(PATTERNS)
+    badges = [figure for scene in scenes for figure in scene.figures if figure.shape == "badge"]
+    assert len(badges) > 8 and all(figure.letter in LETTERS for figure in badges)
+
+
+def test_positions_keep_their_grid_when_it_is_moved():
+    grids = [train_base.positions((6, 4), np.random.default_rng(seed)) for seed in range(30)]
+    still = FluxPipeline._prepare_latent_image_ids(1, 6, 4, "cpu", torch.float32)
+    for ids in grids:
+        assert torch.equal(ids - ids[0], still) and ids.min() >= 0 and ids.max() < train_base.LARGEST_GRID
+    assert 5 < sum(torch.equal(ids, still) for ids in grids) < 25
+
+
+@pytest.mark.parametrize("shape", [(2, 48, 96), (3, 96, 32), (1, 64, 64)])
+def test_singular_values_come_near_to_one_and_directions_stay(shape):
+    matrices = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    found = orthogonal(matrices)
+    values = torch.linalg.svdvals(found)
+    assert values.quantile(0.05) > 0.6 and values.max() < 1.3  # a value near nought takes more steps
+    left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+    core = left.mT @ found @ right.mT
+    off = core - torch.diag_embed(core.diagonal(dim1=1, dim2=2))
+    assert off.abs().max() < 1e-3, "the singular vectors changed"
+
+
+def test_base_and_adapters_trained_together_are_saved_apart(tmp_path):
+    model, lora = "examples/shapes/model", "examples/shapes/lora"
+    pipeline = Seg2AnyPipeline.from_pretrained(model, dtype=torch.float32)
+    pipeline.load_adapters(lora)
+    names = train_together.muon(pipeline.transformer)
+    assert names and not any("lora_" in name or "norm" in name for name in names)
+    wanted = {name: p for name, p in pipeline.transformer.named_parameters()}
+    for number, parameter in enumerate(wanted.values()):
+        parameter.data += 0.01 * (number % 3)
+    train_together.save(pipeline, model, pipeline.card, tmp_path)
+    again = Seg2AnyPipeline.from_pretrained(tmp_path / "model", dtype=torch.float32)
+    read_adapters(again.transformer, tmp_path / "lora", torch.float32)
+    found = dict(again.transformer.named_parameters())
+    assert found.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name].data, value.data.half().float(), msg=name)
+
+    lines = [{"settings": {"steps": 1, "learning_rate": 0.1, "seed": 5}, "machine": {"name": "abacus"}, "commit": "c"}]
+    lines += [{"step": step, "loss": 2.0, "seconds": 7200.0} for step in (0, 1)]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    words = ["--base", str(tmp_path), "--vae", "--model", str(tmp_path / "m"), "--lora_output", str(tmp_path / "l")]
+    assert publish.main(words) == 0
+    for published, own in (
+        ("l/default", "lora/default"),
+        ("l/cond", "lora/cond"),
+        ("m/transformer", "model/transformer"),
+    ):
+        files = [next((tmp_path / folder).glob("*.safetensors")).read_bytes() for folder in (published, own)]
+        assert files[0] == files[1], published
+    for folder in ("l", "m"):
+        assert "| 1 | 0.1 | 2.00 | abacus | 5 | 2.0000 | c |" in (tmp_path / folder / "README.md").read_text()
+
+
+def test_layouts_are_encoded_once_and_with_their_captions(tmp_path):
+    part = train_together.Layouts(((64, 96),), 1, 2, {"single": 0.5, "few": 0.5}, 1e-3)
+    pipeline = Seg2AnyPipeline.from_pretrained("examples/shapes/model", dtype=torch.float32)
+    found = [train_together.encode(pipeline, part, (64, 96), 4, tmp_path, "examples/shapes/lora") for _ in range(2)]
+    assert [sample.image.mean.shape for sample in found[0]] == [(24, 64)] * 4
+    scenes = curriculum.scenes_of("single", 2, (64, 96)) + curriculum.scenes_of("few", 2, (64, 96))
+    for first, again, scene in zip(*found, scenes, strict=True):
+        assert torch.equal(first.image.mean, again.image.mean) and len(first.layout.text.regions) == len(scene.figures)
+        words = pipeline.tokenizer_2(scene.caption).input_ids
+        assert first.layout.text.caption.shape == (len(words), 128) and first.pooled_without_caption is not None
 
 
 @pytest.mark.same_numbers("a run or a folder after a kill, and in one go | equal")
@@ -144,7 +238,7 @@ def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):
     ]
     path = tmp_path / "log.jsonl"
     path.write_text("\n".join(map(json.dumps, lines)))
-    _, rows = publish.read_log(path)
+    _, rows = cards.read_log(path)
     assert [(row["step"], row["loss"], row["seconds"]) for row in rows] == [(0, 3.0, 1.0), (10, 2.5, 7.0)]
 
 
@@ -153,7 +247,9 @@ def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):
     [
         (build, ["{file}"]),
         (train_vae, ["--scenes", "1", "--steps", "1", "--output_dir", "{file}/run"]),
-        (train_base, ["--vae", "{file}"]),
+        (train_base, ["texture", "--vae", "{file}", "--output_dir", "{file}/run"]),
+        (train_together, ["small", "--start_from", "{file}", "--lora", "{file}", "--output_dir", "{file}/run"]),
+        (picture, ["{file}", "{file}/demo.png"]),
         (publish, ["--vae", "{file}"]),
         (publish, ["--lora", "{file}"]),
     ],

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from examples.shapes.make.muon import Muon
 from seg2any.system.errors import UserError
 from seg2any.system.provenance import circumstances
 from seg2any.training.optimizer import Average, OptimizerState, Trainable
@@ -101,10 +102,7 @@ def build_optimizers(parameters: dict[str, nn.Parameter], settings: LoopSettings
     others = [p for n, p in parameters.items() if n not in matrices]
     optimizers = [torch.optim.AdamW(others, settings.learning_rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)]
     if matrices:
-        muon = torch.optim.Muon(
-            matrices.values(), settings.learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"
-        )
-        optimizers.append(muon)
+        optimizers.append(Muon(matrices.values(), settings.learning_rate))
     return optimizers
 
 
