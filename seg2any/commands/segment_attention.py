@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from seg2any.commands.segment_flow import add_flow_flags, flow_identity, open_session
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from seg2any.bases.base import Base
     from seg2any.generate.choices import Machine
     from seg2any.segment.attention import AttentionSegmenter
+    from seg2any.segment.mask_head import Learned
     from seg2any.segment.probe import ProbeSettings
 
 SCORE = "The score compares attention inside and outside of a region: 0.5 says nothing, 1 is sure, 0 was not found."
@@ -31,7 +33,10 @@ def add_flags(parser: Parser) -> None:
     )
     parser.add_argument("--sweep", type=input_path, metavar="LAYOUTS", help="measure blocks and noise levels instead")
     parser.add_argument(
-        "--blocks", nargs="+", type=whole(0), help="read attention here (default: 12 17 on FLUX.1-dev, 0 on shapes)"
+        "--blocks",
+        nargs="+",
+        type=whole(0),
+        help="read attention here (default: as the adapter learned, else 12 17 on FLUX.1-dev, 0 on shapes)",
     )
     parser.add_argument(
         "--noise_level", type=real(0, 1), help="0 to 1 (default: of step 21 of 28, 0.56 for FLUX.1-dev at 1024 px)"
@@ -48,28 +53,35 @@ def check(given: Namespace, way: str) -> None:
 
 def identity(given: Namespace, machine: Machine) -> dict:
     """Identify the model and the flags that change what is found. Raises UserError."""
-    return {"segment": {name: getattr(given, name) for name in OWN}, **flow_identity(given)}
+    from seg2any.segment.mask_head import read_learned
+
+    learned = read_learned(given.lora_ckpt_path)
+    flags = {**{name: getattr(given, name) for name in OWN}, "learned": learned and asdict(learned)}
+    return {"segment": flags, **flow_identity(given)}
 
 
 def open_segmenter(given: Namespace, machine: Machine) -> AttentionSegmenter:
     """Load the model. Raises UserError for blocks that it lacks, or that nobody knows."""
     from seg2any.segment.attention import AttentionSegmenter, Choices  # late: they take seconds to import
+    from seg2any.segment.mask_head import read_head, read_learned
 
     choices = Choices(given.background, given.threshold, given.merging)
+    learned = read_learned(given.lora_ckpt_path)
+    head = learned and read_head(given.lora_ckpt_path, learned)
     pipe = open_session(given, machine).pipeline
-    return AttentionSegmenter(pipe.base, pipe.scheduler, probe_settings(given, pipe.base), choices)
+    return AttentionSegmenter(pipe.base, pipe.scheduler, probe_settings(given, pipe.base, learned), choices, head)
 
 
-def probe_settings(given: Namespace, base: Base) -> ProbeSettings:
-    """Complete the flags by what is known about the model. Raises UserError if nothing is."""
+def probe_settings(given: Namespace, base: Base, learned: Learned | None = None) -> ProbeSettings:
+    """Complete the flags by what adapters learned and what is known about the model. Raises UserError if nothing is."""
     from seg2any.segment.probe import ProbeSettings
 
     known = base.probing
-    for name in ("blocks", "side"):
-        if getattr(given, name) is None and known is None:
+    for name, found in (("blocks", learned or known), ("side", known)):
+        if getattr(given, name) is None and found is None:
             raise UserError(f"--{name}: nobody has measured this model; give it, --sweep LAYOUTS measures all blocks")
     return ProbeSettings(
-        blocks=tuple(given.blocks or known.blocks),
+        blocks=tuple(given.blocks or (learned or known).blocks),
         side=given.side or known.side,
         noise_level=given.noise_level,
         seeds=tuple(given.seeds),

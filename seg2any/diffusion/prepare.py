@@ -10,7 +10,7 @@ Encoded samples are on the CPU, one by one, so that caches can keep them.
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import NoneType
 
 import numpy as np
@@ -190,8 +190,12 @@ def assemble(
     """Pad samples of one image size and join them to the condition of a batch.
 
     generators  one per sample, for vae_posterior "sample"; None draws from torch's global generator
+
+    Plain settings leave the masks of samples out.
     """
     generators = generators or [None] * len(encoded)
+    if settings.is_plain:
+        encoded = [replace(sample, masks=sample.masks[:0], coverage=None) for sample in encoded]
     tokens = layout_tokens(encoded, settings.cond_scale_factor)
     cond = [_cond_latents(sample, settings, g) for sample, g in zip(encoded, generators, strict=True)]
     pooled = [sample.text.pooled for sample in encoded]

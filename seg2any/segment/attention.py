@@ -22,9 +22,19 @@ from seg2any.bases.base import Base, Grid
 from seg2any.bases.text import EncodedText, TextCache, encode_texts
 from seg2any.layout import Layout
 from seg2any.segment.attention_maps import class_maps, min_max
+from seg2any.segment.mask_head import MaskHead, check_head
 from seg2any.segment.merge import THRESHOLD, merged
 from seg2any.segment.phrases import chunks_of
-from seg2any.segment.probe import ProbeSettings, check_probe, comparable, encode_image, probe, published_level
+from seg2any.segment.probe import (
+    MaskReader,
+    ProbeSettings,
+    check_probe,
+    comparable,
+    encode_image,
+    probe,
+    probe_masks,
+    published_level,
+)
 from seg2any.segment.regions import above_threshold, by_greatest, is_flat
 from seg2any.segment.segmenter import Prompt
 
@@ -50,6 +60,8 @@ class AttentionSegmenter:
 
     Masks have the size of the image. `scores` compare the mean of a region's map inside and outside: in / (in + out),
     so 0.5 says nothing and 1 is sure.
+
+    head  a CNN that was trained to read the maps of names; without names the maps are read as they are
     """
 
     def __init__(
@@ -58,9 +70,11 @@ class AttentionSegmenter:
         scheduler: FlowMatchEulerDiscreteScheduler,
         settings: ProbeSettings,
         choices: Choices | None = None,
+        head: MaskHead | None = None,
     ):
         check_probe(settings, base)
-        self.base, self.scheduler, self.settings = base, scheduler, settings
+        check_head(head, len(settings.blocks), base.geometry.n_heads)
+        self.base, self.scheduler, self.settings, self.head = base, scheduler, settings, head
         self.choices, self.texts = choices or Choices(), TextCache(base)
 
     def segment(self, image: np.ndarray, prompt: Prompt) -> Layout:
@@ -86,7 +100,15 @@ class AttentionSegmenter:
 
     def maps(self, image: np.ndarray, phrases: Sequence[str]) -> Tensor:
         """Return the map of each phrase on the token grid, averaged over blocks: float32 [N, h, w]."""
-        return self.maps_of_blocks(image, phrases).mean(0)
+        if self.head is None:
+            return self.maps_of_blocks(image, phrases).mean(0)
+        chunks = chunks_of(phrases, self.base.tokenizer, self.settings.text_tokens)
+        x0, grid, level = self._encoded_image(image)
+        texts, reader = self._encoded([chunk.prompt for chunk in chunks]), MaskReader(self.head, self.settings)
+        maps = torch.empty(len(phrases), *grid)
+        for chunk, text in zip(chunks, texts, strict=True):
+            maps[list(chunk.phrases)] = probe_masks(self.base, x0, grid, (text, chunk.columns), level, reader).cpu()
+        return maps
 
     def maps_of_blocks(self, image: np.ndarray, phrases: Sequence[str]) -> Tensor:
         """Return the map of each phrase in each block: float32 [blocks, N, h, w]."""
@@ -100,12 +122,15 @@ class AttentionSegmenter:
 
     def _weights(self, image: np.ndarray, prompts: Sequence[str]) -> tuple[list[Tensor], Grid]:
         """Return the weights [blocks, I, T] for each prompt, and the token grid."""
-        x0, grid = encode_image(self.base, image, self.settings.side)
-        level = self.settings.noise_level
-        if level is None:
-            level = published_level(self.base, self.scheduler, grid[0] * grid[1])
+        x0, grid, level = self._encoded_image(image)
         texts = self._encoded(prompts)
         return [probe(self.base, x0, grid, text, level, self.settings) for text in texts], grid
+
+    def _encoded_image(self, image: np.ndarray) -> tuple[Tensor, Grid, float]:
+        """Return the latents [1, I, D], the token grid and the noise level."""
+        x0, grid = encode_image(self.base, image, self.settings.side)
+        level = self.settings.noise_level
+        return x0, grid, published_level(self.base, self.scheduler, grid[0] * grid[1]) if level is None else level
 
     def _encoded(self, prompts: Sequence[str]) -> list[EncodedText]:
         plain = PLAIN.override({"max_sequence_length": self.settings.text_tokens})
@@ -122,4 +147,5 @@ class AttentionSegmenter:
 
     def _layout(self, masks: np.ndarray, captions: Sequence[str], scores: np.ndarray) -> Layout:
         source = f"attention of blocks {' '.join(map(str, self.settings.blocks))}"
+        source += "" if self.head is None else ", read by a trained CNN"
         return Layout(masks, tuple(captions), scores=scores, source=source, overlap="share")

@@ -8,7 +8,7 @@ Regional masks are off: with them the answer would be the masks.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from diffusers.utils.torch_utils import get_module_execution_device
 from PIL import Image
 from torch import Tensor
 
+from seg2any.attention.attend import Tap
 from seg2any.attention.settings import MOST_TEXT_TOKENS, PLAIN
 from seg2any.bases.base import Base, Condition, Grid
 from seg2any.bases.text import EncodedText
@@ -26,6 +27,8 @@ from seg2any.diffusion.flow import interpolate
 from seg2any.diffusion.noise import packed_noise
 from seg2any.diffusion.prepare import EncodedLayout, as_image, assemble
 from seg2any.segment.attention_maps import AttentionMaps
+from seg2any.segment.mask_head import MaskHead, masks_of
+from seg2any.segment.phrase_scores import Columns, PhraseScores
 from seg2any.system.errors import UserError
 
 STEPS, FROM_THE_END = 28, 8  # the published noise level is that of the eighth last of 28 steps
@@ -50,6 +53,14 @@ class ProbeSettings:
     seeds: tuple[int, ...] = (0,)
     guidance_scale: float = 3.5
     text_tokens: int = MOST_TEXT_TOKENS
+
+
+@dataclass(frozen=True)
+class MaskReader:
+    """A CNN that was trained to read masks out of attention, and the probe that feeds it."""
+
+    head: MaskHead
+    settings: ProbeSettings
 
 
 def check_probe(settings: ProbeSettings, base: Base) -> None:
@@ -89,20 +100,52 @@ def probe(base: Base, x0: Tensor, grid: Grid, text: EncodedText, level: float, s
     x0     latents [1, I, D] of the image
     level  noise level s
     """
+    found = [read_attention(base, *given, settings) for given in _inputs(base, x0, grid, text, level, settings)]
+    return torch.stack(found).mean(0)[:, 0]
+
+
+@torch.no_grad()
+def probe_masks(
+    base: Base, x0: Tensor, grid: Grid, chunk: tuple[EncodedText, Columns], level: float, reader: MaskReader
+) -> Tensor:
+    """Average over seeds how sure a trained CNN is of each phrase of a text: float32 [n, h, w], 0 to 1.
+
+    chunk  a text, and the tokens of its phrases
+    """
+    text, columns = chunk
+    found = []
+    for x, s, condition in _inputs(base, x0, grid, text, level, reader.settings):
+        tap = PhraseScores(reader.settings.blocks, [columns])
+        run_tapped(base, x, s, condition, reader.settings, tap)
+        found.append(masks_of(reader.head, [of_block[0] for of_block in tap.of_blocks()], grid))
+    return torch.stack(found).mean(0)
+
+
+def _inputs(
+    base: Base, x0: Tensor, grid: Grid, text: EncodedText, level: float, settings: ProbeSettings
+) -> Iterator[tuple[Tensor, float, Condition]]:
+    """Yield the noisy latents of each seed, the noise level and the condition."""
     check_probe(settings, base)
     plain = PLAIN.override({"max_sequence_length": settings.text_tokens})
     sample = EncodedLayout(text, np.zeros((0, *grid), dtype=bool))
     device = get_module_execution_device(base.network)  # its weights may wait on the CPU
     condition = assemble([sample], plain).to(device, base.dtype)
-    found = [
-        read_attention(base, noised(x0, grid, level, seed).to(device, base.dtype), level, condition, settings)
-        for seed in settings.seeds
-    ]
-    return torch.stack(found).mean(0)[:, 0]
+    for seed in settings.seeds:
+        yield noised(x0, grid, level, seed).to(device, base.dtype), level, condition
 
 
 def read_attention(base: Base, x: Tensor, level: float, condition: Condition, settings: ProbeSettings) -> Tensor:
     """Predict the velocity at x [B, I, D] once and return the weights [blocks, B, I, T].
+
+    Raises UserError for a condition whose masks keep regions apart.
+    """
+    maps = AttentionMaps(settings.blocks)
+    run_tapped(base, x, level, condition, settings, maps)
+    return maps.weights()
+
+
+def run_tapped(base: Base, x: Tensor, level: float, condition: Condition, settings: ProbeSettings, tap: Tap) -> None:
+    """Predict the velocity at x [B, I, D] once, for the sake of a tap.
 
     Raises UserError for a condition whose masks keep regions apart.
     """
@@ -111,10 +154,8 @@ def read_attention(base: Base, x: Tensor, level: float, condition: Condition, se
             f"attention_mask_method {condition.settings.attention_mask_method}: its masks keep regions apart, so the "
             "attention would only repeat them; probe with attention_mask_method none"
         )
-    maps = AttentionMaps(settings.blocks)
     s = torch.full((len(x),), level, device=x.device, dtype=x.dtype)
-    base.velocity(x, s, condition, settings.guidance_scale, maps)
-    return maps.weights()
+    base.velocity(x, s, condition, settings.guidance_scale, tap)
 
 
 def noised(x0: Tensor, grid: Grid, level: float, seed: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from torch import Tensor
@@ -50,14 +51,14 @@ class Encoder:
         needed = (wanted if self.drops_captions else wanted.keys for wanted in texts)
         add_embeddings(known, (key for keys in needed for key in keys), self.base)
         with_std = self.settings.vae_posterior == "sample"
-        return [
-            (
-                encode_latents(read.pixels, read.drawn, self.base, with_std)
-                if read.latents is None
-                else latents_of_entry(read.latents)
-            ).sample(wanted, known)
-            for read, wanted in zip(reads, texts, strict=True)
-        ]
+        latents = (
+            encode_latents(read.pixels, read.drawn, self.base, with_std)
+            if read.latents is None
+            else latents_of_entry(read.latents)
+            for read in reads
+        )
+        found = [one.sample(wanted, known) for one, wanted in zip(latents, texts, strict=True)]
+        return [replace(sample, captions=read.captions) for sample, read in zip(found, reads, strict=True)]
 
 
 class TrainingSet:

@@ -32,6 +32,7 @@ from seg2any.training.config_check import (
     refuse_references,
     types_first,
 )
+from seg2any.training.sections import MaskAlignment
 
 COMMENT = re.compile(r"^    (\w+): .*?(?:  # (.*))?$", re.M)  # a key of a dataclass, and the comment beside it
 
@@ -178,6 +179,7 @@ class Config:
     scheduler: Scheduler = field(default_factory=Scheduler)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     eval: Eval = field(default_factory=Eval)
+    mask_alignment: MaskAlignment = field(default_factory=MaskAlignment)
     compatibility: Compatibility = field(default_factory=Compatibility)  # see MOVED
     dataloader_num_workers: int = 0
     seed: int = 42

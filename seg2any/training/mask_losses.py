@@ -74,15 +74,15 @@ def pair(maps: Tensor, masks: Tensor, form: str = "sigmoid") -> tuple[Tensor, Te
     return torch.from_numpy(rows), torch.from_numpy(columns)
 
 
-def matched_loss(maps: Tensor, masks: Sequence[Tensor], form: str = "sigmoid") -> MaskLoss:
-    """Compute the loss of the best pairs of maps [B, Q, h, w] of logits and each image's masks [M, H, W].
+def matched_loss(maps: Sequence[Tensor], masks: Sequence[Tensor], form: str = "sigmoid") -> MaskLoss:
+    """Compute the loss of the best pairs of each image's maps [Q, h, w] of logits and masks [M, H, W].
 
     Masks beyond Q have no pair, and count in the divisor nevertheless, as published.
     """
     chosen, wanted = [], []
     for of_image, own in zip(maps, masks, strict=True):
         rows, columns = pair(of_image, own, form)
-        chosen.append(of_image[rows.to(maps.device)])
+        chosen.append(of_image[rows.to(of_image.device)])
         wanted.append(own[columns.to(own.device)])
     return mask_loss(torch.cat(chosen), torch.cat(wanted), max(sum(map(len, masks)), 1), form)
 

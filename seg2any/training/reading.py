@@ -37,6 +37,13 @@ class Preparation:
     patch: int
     settings: ConditionSettings
 
+    @property
+    def drawing(self) -> ConditionSettings:
+        """Return settings that draw regions: plain ones condition on none, but a loss may read them."""
+        if not self.settings.is_plain:
+            return self.settings
+        return self.settings.override({"attention_mask_method": "base", "is_use_cond_token": False})
+
     def size(self, stored: tuple[int, int]) -> tuple[int, int]:
         """Return the (H, W) at which a photo of size `stored` is trained."""
         multiple = self.patch * self.settings.cond_scale_factor
@@ -79,7 +86,7 @@ class Reader:
         sample = self.data[index]
         size = self.preparation.size(sample.layout.size)
         fitted = fit(sample, size, self.preparation.aspect)
-        drawn = draw_layout(fitted.layout.visible, size, self.preparation.patch, self.preparation.settings)
+        drawn = draw_layout(fitted.layout.visible, size, self.preparation.patch, self.preparation.drawing)
         captions = Captions(sample.layout.caption, sample.layout.captions)
         return ReadSample(index, key, captions, pixels=fitted.image, drawn=drawn, texts=texts)
 

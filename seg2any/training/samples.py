@@ -32,11 +32,13 @@ class EncodedSample:
     layout                  the encoded layout
     pooled_without_caption  [P]: the pooled vector of the sample without its global caption; None if it has no global
                             caption, or if captions are never dropped
+    captions                the texts themselves; None where nobody reads them
     """
 
     image: Posterior
     layout: EncodedLayout
     pooled_without_caption: Tensor | None = None
+    captions: Captions | None = None
 
     @property
     def lengths(self) -> tuple[int, int, int]:
@@ -53,7 +55,7 @@ class EncodedSample:
         if self.pooled_without_caption is None:
             return self
         text = replace(text, caption=text.caption[:0], pooled=self.pooled_without_caption)
-        return EncodedSample(self.image, replace(self.layout, text=text))
+        return replace(self, layout=replace(self.layout, text=text), pooled_without_caption=None)
 
     def without_contour(self) -> EncodedSample:
         """Remove the condition tokens."""

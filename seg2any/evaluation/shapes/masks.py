@@ -16,11 +16,12 @@ from seg2any.system.arguments import Parser
 from seg2any.system.console import exit_status, plain_messages, whole
 from seg2any.system.interrupts import run_command
 from seg2any.system.precision import PRECISIONS
-from seg2any.system.shipped import model_name
+from seg2any.system.shipped import input_path, model_name
 from seg2any.system.threads import compute_on_idle_cores
 
 PROGRAM = "seg2any.evaluation.shapes.masks"
 BACKGROUND = "background"
+TEXT_TOKENS = 128  # the names of eight figures fit; 512 would take three times as long
 EXAMPLES = """\
 examples:
     python -m seg2any.evaluation.shapes.masks --limit 8        a quick look at the model in this repository
@@ -37,6 +38,7 @@ def main(arguments: Sequence[str] | None = None, program: str = f"python -m {PRO
     parser.add_argument(
         "--model", type=model_name, default="examples/shapes/model", help="FLUX pipeline folder (default: %(default)s)"
     )
+    parser.add_argument("--lora", type=input_path, help="adapters whose attention learned masks (default: none)")
     parser.add_argument("--limit", type=whole(1), default=SCENES["normal"], help="scenes (default: %(default)s)")
     parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
     parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device computes in it")
@@ -60,16 +62,18 @@ def run(given: Namespace) -> None:
     from seg2any.evaluation.metrics.result import RegionMean
     from seg2any.evaluation.shapes.sources import open_session
     from seg2any.segment.attention import AttentionSegmenter, Choices
+    from seg2any.segment.mask_head import read_head, read_learned
     from seg2any.segment.probe import ProbeSettings
     from seg2any.system.device import choose_device
     from seg2any.system.errors import UserError
 
-    session, _ = open_session(given.model, None, given.weight_dtype, choose_device(given.device))
-    pipe = session.pipeline
+    session, _ = open_session(given.model, given.lora, given.weight_dtype, choose_device(given.device))
+    pipe, learned = session.pipeline, read_learned(given.lora)
     if (known := pipe.base.probing) is None:
         raise UserError(f"--model {given.model}: nobody has measured which of its blocks follow regions; see --sweep")
-    settings = ProbeSettings(known.blocks, known.side)
-    segmenter = AttentionSegmenter(pipe.base, pipe.scheduler, settings, Choices(BACKGROUND))
+    settings = ProbeSettings((learned or known).blocks, known.side, text_tokens=TEXT_TOKENS)
+    head = learned and read_head(given.lora, learned)
+    segmenter = AttentionSegmenter(pipe.base, pipe.scheduler, settings, Choices(BACKGROUND), head)
     scenes = ShapesDataset("test", SCENES["normal"], "normal")
     means: dict[str, RegionMean] = {}
     for index in tqdm(range(min(given.limit, len(scenes))), "scenes", leave=False):

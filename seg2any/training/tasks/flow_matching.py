@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from seg2any.attention.attend import Tap
 from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.base import Base, Condition
 from seg2any.diffusion import flow
@@ -39,11 +40,14 @@ class Velocity(nn.Module):
         self.network = base.network
         self.base, self.guidance_scale = base, guidance_scale
 
-    def forward(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
-        """Predict dx/ds [B, I, D] in fp32 on the base's device from x [B, I, D] and s [B] in 0..1."""
+    def forward(self, x: Tensor, s: Tensor, condition: Condition, tap: Tap | None = None) -> Tensor:
+        """Predict dx/ds [B, I, D] in fp32 on the base's device from x [B, I, D] and s [B] in 0..1.
+
+        tap  called before the attention of every block
+        """
         device, dtype = self.base.device, self.base.dtype
         condition = condition.to(device, dtype)
-        return self.base.velocity(x.to(device, dtype), s.to(device), condition, self.guidance_scale).float()
+        return self.base.velocity(x.to(device, dtype), s.to(device), condition, self.guidance_scale, tap).float()
 
 
 def sample_losses(predict: Predict, x0: Tensor, noise: Tensor, s: Tensor, condition: Condition) -> Tensor:

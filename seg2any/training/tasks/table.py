@@ -28,4 +28,10 @@ TASKS: Mapping[str, Row] = {
         made_by="seg2any.training.tasks.generation:Generation",
         told_by="seg2any.training.dry_run:describe",
     ),
+    "mask_alignment": Row(
+        text="adapters whose attention follows masks (Seg4Diff), for segment --method attention",
+        made_by="seg2any.training.tasks.mask_alignment:MaskAlignment",
+        told_by="seg2any.training.tasks.mask_alignment:describe",
+        sections=("mask_alignment",),
+    ),
 }
