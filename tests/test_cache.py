@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from seg2any.attention.settings import ConditionSettings
+from seg2any.attention.tokens import token_masks
 from seg2any.bases.flux1.base import Flux1
 from seg2any.bases.flux1.latents import encode_images
 from seg2any.data.catalog import open_data_set
@@ -93,7 +94,9 @@ def test_cached_samples_match_the_pipelines_own_encoding(data, stock_pipe, setti
         assert ours.layout.text.lengths == layout.text.lengths
         torch.testing.assert_close(ours.layout.text.embeds.float(), layout.text.embeds, **HALF)
         torch.testing.assert_close(ours.layout.text.pooled.float(), layout.text.pooled, **HALF)
-        assert np.array_equal(ours.layout.masks, layout.masks)
+        # plain settings condition on no region, but a loss may read them
+        wanted = token_masks(_resized(sample.layout).visible, (4, 4)) if settings.is_plain else layout.masks
+        assert np.array_equal(ours.layout.masks, wanted)
         assert same(ours.layout.coverage, layout.coverage)
         assert (ours.layout.cond is None) == (layout.cond is None)
         if layout.cond is not None:
