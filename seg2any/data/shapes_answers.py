@@ -40,11 +40,15 @@ ASKING = {  # kind of phrase -> question
 
 @dataclass(frozen=True)
 class Question:
-    """A question whose answer is some figures of the scene, by number, and why."""
+    """A question whose answer is some figures of the scene, by number, and why.
+
+    kind  "known", or of the phrase that it asks for: a key of ASKING
+    """
 
     text: str
     figures: tuple[int, ...]
     reason: str
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,8 @@ def questions(seen: Sequence[Seen]) -> list[Question]:
     """List questions about a scene that have one clear answer, in a fixed order."""
     found = [*_known(seen)]
     for kind, phrases in clear_phrases(seen).items():
-        if kind in ASKING:
-            found += [
-                Question(ASKING[kind].format(one.text), one.figures, f"I look for {one.text}.") for one in phrases
-            ]
+        for one in phrases if kind in ASKING else ():
+            found.append(Question(ASKING[kind].format(one.text), one.figures, f"I look for {one.text}.", kind))
     return found
 
 
@@ -74,7 +76,7 @@ def _known(seen: Sequence[Seen]) -> Iterator[Question]:
             fitting = [one for one in seen if description.fits(one.figure)]
             if len(fitting) == 1:
                 why = f"The {description.text()} {ending}."
-                yield Question(f"Which figure {ending}?", (fitting[0].number,), why)
+                yield Question(f"Which figure {ending}?", (fitting[0].number,), why, "known")
 
 
 def grounded_caption(scene: Scene, seen: Sequence[Seen], rng: np.random.Generator) -> GroundedCaption | None:

@@ -145,6 +145,20 @@ class TrainerOptions:
 
 
 @dataclass
+class XSam:
+    """The network that tasks xsam and xsam_segmentor train, and how."""
+
+    model: str | None = None  # folder with config.json, for xsam a tokenizer, too; training starts from weights in it
+    segmentor: str | None = None  # what task xsam_segmentor saved: the segmentor of xsam starts with it
+    mix: dict[str, int] = field(  # how often an epoch asks an image for categories, phrases, a question, a description
+        default_factory=lambda: {"genseg": 1, "refseg": 1, "reaseg": 1, "gcgseg": 1}
+    )
+    points: int = 12544  # at which masks are compared, drawn for each mask
+    encoder_rate: float = 0.1  # learning rate of the image encoders, as a factor of trainer.learning_rate
+    jitter: list[float] = field(default_factory=list)  # of xsam_segmentor: bounds of a drawn scale, published 0.1 and 2
+
+
+@dataclass
 class Eval:
     """Image generation by `seg2any.evaluation.generate_image`."""
 
@@ -178,6 +192,7 @@ class Config:
     optimizer: Optimizer = field(default_factory=Optimizer)
     scheduler: Scheduler = field(default_factory=Scheduler)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    xsam: XSam = field(default_factory=XSam)
     eval: Eval = field(default_factory=Eval)
     mask_alignment: MaskAlignment = field(default_factory=MaskAlignment)
     compatibility: Compatibility = field(default_factory=Compatibility)  # see MOVED

@@ -45,6 +45,7 @@ AT_LEAST_ONE = (
     *("trainer.train_batch_size", "trainer.gradient_accumulation_steps", "trainer.num_train_epochs"),
     *("trainer.max_train_steps", "trainer.checkpointing_steps", "trainer.checkpoints_total_limit"),
     *("trainer.validation_steps", "trainer.validation_loss_steps", "trainer.num_validation_samples"),
+    "xsam.points",
     *("trainer.log_steps", "trainer.cache_batch_size", "trainer.max_skipped_steps", "scheduler.lr_num_cycles"),
 )
 AT_LEAST_ZERO = (
@@ -52,10 +53,11 @@ AT_LEAST_ZERO = (
     *("optimizer.adam_weight_decay", "trainer.guidance_scale", "eval.guidance_scale", "scheduler.lr_power"),
     "model.logit_std",
 )
-POSITIVE = ("trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
+POSITIVE = ("xsam.encoder_rate", "trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
 PATHS = ("project.output_dir", "project.logging_dir", "project.gen_image_dir", "trainer.cache_dir")
 PATHS_READ = (
     *("model.pretrained_model_name_or_path", "model.base_parts", "model.lora_ckpt_path", "resume_from_checkpoint"),
+    *("xsam.model", "xsam.segmentor"),
 )
 SET_FLAGS = tuple(f"--data.{side}.{key}" for side in ("train", "val") for key in ("type", "target"))
 FINITE = ("model.logit_mean", "model.mode_scale")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -97,8 +97,12 @@ class Average:
             value.copy_(loaded)
 
 
-def make_optimizer(config: Config, parameters: list[nn.Parameter], processes: int) -> torch.optim.Optimizer:
+def make_optimizer(
+    config: Config, parameters: Sequence[nn.Parameter], processes: int, factors: Sequence[float] = ()
+) -> torch.optim.Optimizer:
     """Make AdamW over `parameters`, with 8-bit state if trainer.optimizer says so.
+
+    factors  of the learning rate, one for each parameter; 1 without them
 
     scale_lr needs `processes`.
 
@@ -114,12 +118,21 @@ def make_optimizer(config: Config, parameters: list[nn.Parameter], processes: in
         "weight_decay": adam.adam_weight_decay,
         "eps": adam.adam_epsilon,
     }
+    groups = _by_rate(parameters, factors or [1.0] * len(parameters), rate)
     if trainer.optimizer == "adamw8bit":
-        return _adamw_8bit(parameters, settings)
-    return torch.optim.AdamW(parameters, fused=parameters[0].device.type in ("cpu", "cuda"), **settings)
+        return _adamw_8bit(groups, settings)
+    return torch.optim.AdamW(groups, fused=parameters[0].device.type in ("cpu", "cuda"), **settings)
 
 
-def _adamw_8bit(parameters: list[nn.Parameter], settings: dict[str, Any]) -> torch.optim.Optimizer:
+def _by_rate(parameters: Sequence[nn.Parameter], factors: Sequence[float], rate: float) -> list[dict[str, Any]]:
+    """Group parameters by their learning rate, the whole rate first: logs show that of the first group."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for parameter, factor in zip(parameters, factors, strict=True):
+        groups.setdefault(factor, []).append(parameter)
+    return [{"params": found, "lr": factor * rate} for factor, found in sorted(groups.items(), key=lambda one: -one[0])]
+
+
+def _adamw_8bit(parameters: list[dict[str, Any]], settings: dict[str, Any]) -> torch.optim.Optimizer:
     try:
         from bitsandbytes.optim import AdamW8bit
     except ImportError:

@@ -120,6 +120,9 @@ class Task(Protocol):
         Every loss must give each of them a gradient, or DDP waits for ever.
         """
 
+    def rates(self) -> Mapping[str, float]:
+        """Return factors of the learning rate of parameters whose names begin so; a task without this has one rate."""
+
     def loss(self, network: nn.Module, samples: Sequence[Any], generators: Sequence[torch.Generator]) -> Tensor:
         """Compute the loss of a batch, a scalar.
 

@@ -88,7 +88,7 @@ class Trainer:
         self.trainable = Trainable(task.trainable())
         parameters = list(self.trainable.parameters.values())
         self.average = Average(parameters, self.options.ema_decay)
-        optimizer = make_optimizer(config, parameters, process.count)
+        optimizer = make_optimizer(config, parameters, process.count, self._factors())
         self.schedule = make_schedule(config, optimizer, self.last_step)
         self.moments = OptimizerState(optimizer, self.trainable.parameters, self.strategy.optimizer_is_sharded)
         self.network, self.optimizer = self.strategy.prepare(task.network, optimizer)
@@ -96,6 +96,12 @@ class Trainer:
         trained = sum(map(torch.Tensor.numel, parameters))
         self._say(step_facts(self.shares, self.sampler.samples_per_epoch, self.last_step, trained))
         self._say(task.facts(self.shares))
+
+    def _factors(self) -> list[float]:
+        """Return the factor of the learning rate of each trained parameter."""
+        rates = getattr(self.task, "rates", dict)()
+        names = self.trainable.parameters
+        return [next((rates[begin] for begin in rates if name.startswith(begin)), 1.0) for name in names]
 
     def _order(self, data: TrainingData) -> Order:
         """Order the samples, from the place of the checkpoint to resume on."""

@@ -34,4 +34,16 @@ TASKS: Mapping[str, Row] = {
         told_by="seg2any.training.tasks.mask_alignment:describe",
         sections=("mask_alignment",),
     ),
+    "xsam_segmentor": Row(
+        text="X-SAM's segmentor with a closed list of categories (its stage 1)",
+        made_by="seg2any.training.tasks.xsam_segmentor:SegmentorTask",
+        told_by="seg2any.training.tasks.xsam_task:describe",
+        sections=("xsam",),
+    ),
+    "xsam": Row(
+        text="the whole X-SAM, on categories, phrases, questions and descriptions (its stage 3)",
+        made_by="seg2any.training.tasks.xsam:MixedTask",
+        told_by="seg2any.training.tasks.xsam_task:describe",
+        sections=("xsam",),
+    ),
 }

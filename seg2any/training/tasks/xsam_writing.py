@@ -1,0 +1,163 @@
+"""Write the conversation of a training sample: what is asked of an image, the answer, and the masks it means.
+
+Everything that is drawn comes from the sample's own generator: the words of the question, which phrases, which
+categories that the image lacks.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seg2any.data.words import Asked, Worded
+from seg2any.segment.xsam.asking import (
+    Turn,
+    Wording,
+    ask_categories,
+    ask_description,
+    ask_phrases,
+    ask_questions,
+)
+from seg2any.segment.xsam.conversation import Encoded, Encoder
+from seg2any.segment.xsam.pictures import Frame, jittered, seg_masks, seg_picture, visual_picture
+from seg2any.training.set_losses import Target
+
+MOST_PHRASES = 4  # of one image, a turn for each
+ALL = 0.5  # share of samples that are asked for all categories, not for a drawn number of those they lack
+
+
+@dataclass(frozen=True)
+class Written:
+    """A conversation about an image, encoded, with the pictures of both encoders and what it means.
+
+    targets  a row for each prediction: one for categories and descriptions, one for each phrase otherwise; classes are
+             numbers of the sample's own phrases
+    """
+
+    seg: Tensor
+    visual: Tensor
+    encoded: Encoded
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """Turns, and the regions of each mask with the number of the phrase that means it.
+
+    names  of the categories that are asked for, in order
+    """
+
+    turns: Sequence[Turn]
+    regions: Sequence[tuple[int, ...]]
+    phrases: Sequence[int]
+    names: Sequence[str] = ()
+
+
+Speak = Callable[[Worded, Sequence[str], random.Random], Spoken]
+
+
+def speak_categories(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
+    """Ask for the image's categories and for some or all of the others, in a drawn order."""
+    own = list(dict.fromkeys(worded.names))
+    lacking = [name for name in categories if name not in own]
+    if chance.random() >= ALL:
+        lacking = chance.sample(lacking, chance.randint(0, len(lacking)))
+    asked = own + lacking
+    chance.shuffle(asked)
+    turns = ask_categories(asked, Wording.drawn(chance), answered=True)
+    regions = [(n,) for n in range(len(worded.names))]
+    return Spoken(turns, regions, [asked.index(name) for name in worded.names], asked)
+
+
+def speak_phrases(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
+    """Ask for up to MOST_PHRASES phrases, a turn for each."""
+    found = {one.text: one for one in (_one_of(worded.phrases, chance) for _ in range(MOST_PHRASES))}
+    turns = ask_phrases(list(found), Wording.drawn(chance), answered=True)
+    return Spoken(turns, [one.regions for one in found.values()], range(len(found)))
+
+
+def speak_question(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
+    """Ask a question, which half of the answers explain."""
+    one = _one_of(worded.questions, chance)
+    turns = ask_questions([one.text], Wording.drawn(chance), True, explanation=one.reason or None)
+    return Spoken(turns, [one.regions], [0])
+
+
+def speak_description(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
+    """Describe the image with a region for each phrase."""
+    told = worded.told
+    turns = ask_description(Wording.drawn(chance), told.text, told.spans)
+    return Spoken(turns, [(region,) for region in told.regions], range(len(told.regions)))
+
+
+SPEAKING: dict[str, Speak] = {
+    "genseg": speak_categories,
+    "refseg": speak_phrases,
+    "reaseg": speak_question,
+    "gcgseg": speak_description,
+}
+ALONE = ("refseg", "reaseg")  # each phrase has a prediction of its own
+
+
+def offers(worded: Worded, kind: str) -> bool:
+    """Tell whether an image can be asked so."""
+    wanted = {"refseg": worded.phrases, "reaseg": worded.questions, "gcgseg": worded.told}
+    return bool(wanted.get(kind, len(worded.names)))
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes the conversations of samples for a model.
+
+    categories       all that may be asked for
+    side, visual     edges of the pictures of SAM and of SigLIP
+    """
+
+    encoder: Encoder
+    categories: Sequence[str]
+    side: int
+    visual: int
+
+    def __call__(self, worded: Worded, kind: str, generator: torch.Generator) -> Written:
+        """Write one conversation."""
+        spoken = SPEAKING[kind](worded, self.categories, chance_of(generator))
+        return self.written(worded, kind, spoken)
+
+    def written(self, worded: Worded, kind: str, spoken: Spoken) -> Written:
+        """Encode what is spoken about an image."""
+        frame = Frame.of(worded.image.shape[:2], self.side)
+        masks = seg_masks(np.stack([worded.mask(regions) for regions in spoken.regions]), frame)
+        whole = Target(masks, torch.tensor(spoken.phrases))
+        rows = tuple(Target(*(part[n : n + 1] for part in whole)) for n in range(len(masks)))
+        return Written(
+            seg_picture(worded.image, frame),
+            visual_picture(worded.image, self.visual),
+            self.encoder.encode(spoken.turns, answered=True),
+            rows if kind in ALONE else (whole,),
+        )
+
+
+def closed_target(worded: Worded, categories: Sequence[str], side: int, scale: float | None) -> tuple[Tensor, Target]:
+    """Make picture [3, S, S] and target of a closed list of categories; `scale` as of `jittered`, None for 1."""
+    image, masks = (worded.image, worded.masks) if scale is None else jittered(worded.image, worded.masks, side, scale)
+    frame = Frame.of(image.shape[:2], side) if scale is None else Frame(image.shape[:2], image.shape[:2], side)
+    kept = [n for n, name in enumerate(worded.names) if name in categories]
+    masks = seg_masks(masks[kept], frame)
+    classes = torch.tensor([categories.index(worded.names[n]) for n in kept], dtype=torch.int64)
+    seen = masks.flatten(1).any(1)
+    return seg_picture(image, frame), Target(masks[seen], classes[seen])
+
+
+def chance_of(generator: torch.Generator) -> random.Random:
+    """Make a generator of Python's that depends on one of torch's."""
+    return random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+
+
+def _one_of(by_kind: dict[str, Sequence[Asked]], chance: random.Random) -> Asked:
+    """Draw a kind, then one of it."""
+    return chance.choice(by_kind[chance.choice(sorted(by_kind))])

@@ -1,0 +1,257 @@
+"""Tasks of X-SAM: the segmentor with a closed list, and everything together. Networks of some ten thousand numbers."""
+
+from __future__ import annotations
+
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seg2any.data.shapes import ShapesDataset
+from seg2any.data.words import Words, words_of
+from seg2any.segment.xsam.conversation import CHATS, Encoder
+from seg2any.segment.xsam.spans import Marks
+from seg2any.system.errors import UserError
+from seg2any.training import config as configs
+from seg2any.training.state_file import read_state
+from seg2any.training.tasks.choose import describe_task, make_task
+from seg2any.training.tasks.xsam import joined_targets, next_token_loss
+from seg2any.training.tasks.xsam_writing import SPEAKING, Writer, closed_target, offers, speak_categories
+from tests import forked, tiny_xsam
+from tests.tiny_run import forget_accelerate, losses, same
+
+TASKS = ("xsam_segmentor", "xsam")
+VALIDATION = (
+    *("--data.val.type=shapes", "--data.val.params={n_scenes: 3, split: val, entities: [2, 3], size: 64}"),
+    "--trainer.num_validation_images=1",
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny_xsam.write_model(tmp_path_factory.mktemp("model") / "xsam")
+
+
+@pytest.fixture(scope="module")
+def words() -> Words:
+    return words_of(ShapesDataset("train", 12, entities=(2, 4), size=64))
+
+
+def writer(words: Words) -> Writer:
+    encoder = Encoder(tiny_xsam.tokenizer(), CHATS["phi3"], Marks(*tiny_xsam.MARKS.values()), 1024)
+    return Writer(encoder, words.categories, 32, 16)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_a_resumed_run_is_the_uninterrupted_one(task, model, tmp_path):
+    tiny_xsam.fit(tiny_xsam.arguments(task, model, tmp_path / "whole", *VALIDATION))
+    half = tiny_xsam.arguments(task, model, tmp_path / "parts", *VALIDATION, "--trainer.max_train_steps=2")
+    tiny_xsam.fit(half)
+    tiny_xsam.fit([*half, "--trainer.max_train_steps=4", "--resume_from_checkpoint=latest"])
+    whole, parts = (tmp_path / name / "checkpoint-4" for name in ("whole", "parts"))
+    assert losses(whole.parent) == losses(parts.parent) and len(losses(whole.parent)) == 4
+    assert same(read_state(whole / "training_state.safetensors"), read_state(parts / "training_state.safetensors"))
+    first, second = (load_file(path / "xsam" / "model.safetensors") for path in (whole, parts))
+    assert same(first, second) and not same(first, load_file(whole.parent / "checkpoint-2/xsam/model.safetensors"))
+    assert [path.name for path in (whole.parent / "gen_imgs").rglob("*.png")] == ["000.png"]
+
+
+@pytest.mark.slow
+@pytest.mark.same_numbers("two processes that train X-SAM, and one with their batches together | 1e-6")
+@pytest.mark.parametrize(("task", "mix"), [("xsam_segmentor", "{}"), ("xsam", "{refseg: 0, reaseg: 0}")])
+def test_two_processes_make_the_updates_of_one(task, mix, model, tmp_path):
+    """Where each conversation has classes of its own; phrases of a batch are each other's classes, as published."""
+
+    def command(name, batch):
+        options = (f"--trainer.train_batch_size={batch}", f"--xsam.mix={mix}", "--optimizer.adam_epsilon=1e-3")
+        return tiny_xsam.arguments(task, model, tmp_path / name, *options)
+
+    tiny_xsam.fit(command("alone", 4))
+    forget_accelerate()
+    log = tmp_path / "log.txt"
+    statuses = forked.run(lambda rank: tiny_xsam.fit(command("two", 2)), log, 2)
+    assert statuses == [0, 0], log.read_text()[-4000:]
+    one, two = losses(tmp_path / "alone"), losses(tmp_path / "two")
+    assert one.keys() == two.keys() == {1, 2, 3, 4}
+    assert max(abs(one[step] - two[step]) / one[step] for step in one) < 1e-5
+    files = [load_file(tmp_path / name / "checkpoint-4/xsam/model.safetensors") for name in ("alone", "two")]
+    assert max((files[0][name] - files[1][name]).abs().max().item() for name in files[0]) < 1e-6
+
+
+def test_every_way_of_asking_reaches_all_that_is_trained_and_nothing_else(model, tmp_path):
+    settings = configs.load(tiny_xsam.arguments("xsam", model, tmp_path))
+    task = make_task(settings)
+
+    class Lone:
+        device, dtype = torch.device("cpu"), torch.float32
+        process = type("One", (), {"count": 1})
+
+    torch.manual_seed(0)
+    task.load(Lone(), None, None)
+    named = task.trainable()
+    rest = dict(task.model.named_parameters()).keys() - named.keys()
+    assert any(".neck." in name for name in rest) and any("visual_encoder" in name for name in rest)
+    ways = len(task.data.ways)
+    for way, kind in enumerate(task.data.ways):
+        samples = [one for i in range(way, 6 * ways, ways) if (one := task.data.usable(i))][:2]
+        assert {one.kind for one in samples} == {kind}
+        task.loss(task.network, samples, [generator(1), generator(2)]).backward()
+        assert not [name for name, p in named.items() if p.grad is None], kind
+        assert not [name for name, p in task.model.named_parameters() if name in rest and p.grad is not None]
+        task.network.zero_grad(set_to_none=True)
+    encoders = [name.startswith(("segmentor.encoder", "visual_encoder")) for name in named]
+    assert encoders == sorted(encoders) and set(task.rates().values()) == {0.1}
+
+
+def test_the_encoders_learn_at_a_rate_of_their_own(model, tmp_path):
+    words = tiny_xsam.arguments("xsam_segmentor", model, tmp_path, "--trainer.max_train_steps=1")
+    trainer = tiny_xsam.fit([*words, "--xsam.encoder_rate=0.25"])
+    assert [group["lr"] for group in trainer.optimizer.param_groups] == [1e-3, 0.25e-3]
+    slow = {id(p) for p in trainer.optimizer.param_groups[1]["params"]}
+    assert slow == {id(p) for name, p in trainer.trainable.parameters.items() if name.startswith("segmentor.encoder.")}
+
+
+def test_the_whole_model_starts_with_a_trained_segmentor(model, tmp_path):
+    one = tiny_xsam.arguments("xsam_segmentor", model, tmp_path / "first", "--trainer.max_train_steps=1")
+    tiny_xsam.fit(one)
+    forget_accelerate()
+    folder = tmp_path / "first" / "checkpoint-1" / "xsam"
+    more = ("--trainer.max_train_steps=1", "--trainer.learning_rate=1e-12", "--trainer.ema_decay=0")
+    tiny_xsam.fit(tiny_xsam.arguments("xsam", model, tmp_path / "second", *more, f"--xsam.segmentor={folder}"))
+    learned = load_file(folder / "model.safetensors")
+    found = load_file(tmp_path / "second" / "checkpoint-1" / "xsam" / "model.safetensors")
+    shared = [n for n in learned if n.startswith(("segmentor.decoder", "segmentor.encoder.layers", "seg_connector"))]
+    assert len(shared) > 40 and all(torch.allclose(found[name], learned[name], atol=1e-6) for name in shared)
+
+
+@pytest.mark.parametrize("kind", SPEAKING)
+def test_a_conversation_marks_what_its_masks_show(kind, words):
+    """Independent of the writer: phrases are cut out of the ids, and masks are compared with the scene's figures."""
+    write, seen = writer(words), 0
+    for index in range(len(words)):
+        worded = words[index]
+        if not offers(worded, kind):
+            continue
+        written = write(worded, kind, generator(index))
+        assert same(written.encoded.ids, write(worded, kind, generator(index)).encoded.ids)
+        text = write.encoder.tokenizer.decode([one for one in written.encoded.ids if one >= 0])
+        phrases = [one.strip() for one in re.findall(r"<p>(.*?)</p>", text)]
+        assert text.count("<SEG>") == len(written.targets)
+        known = {
+            one.text: one.regions for found in (*worded.phrases.values(), *worded.questions.values()) for one in found
+        }
+        for target in written.targets:
+            for mask, number in zip(target.masks, target.classes.tolist(), strict=True):
+                phrase = phrases[number]
+                regions = known.get(phrase) or known.get(phrase.capitalize())
+                if kind in ("genseg", "gcgseg"):
+                    name = phrase.split()[-1]
+                    regions = [n for n, one in enumerate(worded.names) if one == name or f" {one} " in phrase]
+                    small = [worded.masks[n][::2, ::2] for n in regions]
+                    assert any((mask.numpy() & one).sum() > 0.6 * (mask.numpy() | one).sum() for one in small), phrase
+                else:
+                    one = worded.masks[list(regions)].any(0)[::2, ::2]
+                    assert (mask.numpy() & one).sum() > 0.6 * (mask.numpy() | one).sum(), phrase
+                seen += 1
+    assert seen > 10
+
+
+def test_categories_that_an_image_lacks_are_asked_for_half_of_the_time(words):
+    worded, counts = words[0], []
+    for seed in range(60):
+        names = speak_categories(worded, words.categories, random.Random(seed)).names
+        assert {*worded.names} <= {*names} <= {*words.categories} and len({*names}) == len(names)
+        counts.append(len(names))
+    assert 20 < counts.count(len(words.categories)) < 50 and min(counts) < len(words.categories) - 2
+
+
+def test_phrases_of_a_batch_are_classes_of_all_of_it(words):
+    write = writer(words)
+    written = [write(words[index], "refseg", generator(index)) for index in range(3)]
+    found = [int(one.classes) for one in joined_targets(written, "refseg")]
+    assert found == list(range(sum(len(one.targets) for one in written)))
+    together = joined_targets([write(words[index], "genseg", generator(index)) for index in range(3)], "genseg")
+    assert len(together) == 3 and all(0 in one.classes or 1 in one.classes or len(one.classes) for one in together)
+
+
+def test_only_the_labels_that_follow_count():
+    logits = torch.randn(1, 4, 3, generator=generator())
+    labels = torch.tensor([[2, -100, 1, 0]])
+    logs = logits.log_softmax(-1)[0]
+    by_hand = -(logs[1, 1] + logs[2, 0]) / 2
+    assert torch.isclose(next_token_loss(logits, labels, lambda number: number), by_hand)
+    assert torch.isclose(next_token_loss(logits, labels, lambda number: 2 * number), by_hand / 2)
+
+
+def test_a_drawn_scale_moves_masks_with_the_picture(words):
+    worded = words[0]
+    plain, target = closed_target(worded, words.categories, 32, None)
+    large, moved = closed_target(worded, words.categories, 32, 2.0)
+    same_again, fixed = closed_target(worded, words.categories, 32, 1.0)
+    assert same(plain, same_again) and same(target.masks, fixed.masks)
+    assert not same(plain, large) and len(moved.classes) <= len(target.classes)
+    middle = target.masks[:, 8:24, 8:24].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    kept = middle.flatten(1).any(1)
+    agree = (middle[kept] == moved.masks).float().mean() if kept.sum() == len(moved.masks) else 0
+    assert agree > 0.9
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--xsam.model=null", "^xsam.model: not set; give a folder"),
+        ("--xsam.model=/tmp", "^xsam.model: /tmp has no config.json"),
+        ("--xsam.mix={paint: 1}", "^xsam.mix: 'paint' is no way to ask; give counts"),
+        ("--xsam.mix={genseg: 0, refseg: 0, reaseg: 0, gcgseg: 0}", "^xsam.mix: nothing is asked"),
+        ("--xsam.points=0", "^xsam.points: 0 is not possible"),
+        ("--data.train.type=null", "^data.train.type: no data set chosen"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_one_line(option, message, model, tmp_path):
+    with pytest.raises(UserError, match=message) as caught:
+        settings = configs.load(tiny_xsam.arguments("xsam", model, tmp_path, option))
+        make_task(settings).identity()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_names_images_and_ways(model, tmp_path):
+    told = describe_task(configs.load(tiny_xsam.arguments("xsam", model, tmp_path, "--xsam.mix={refseg: 3}")))
+    assert "12 images, each as 1 x genseg, 3 x refseg, 1 x reaseg, 1 x gcgseg" in told
+
+
+def test_layouts_of_other_data_sets_have_words_as_far_as_captions_go():
+    class Cats:
+        class_captions = ("cat", "dog", "sky")
+
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            from seg2any.data.dataset import Sample
+            from seg2any.layout import Layout
+
+            masks = np.zeros((3, 8, 8), bool)
+            masks[0, :2], masks[1, 3:5], masks[2, 6:] = True, True, True
+            caption = "A black cat sees a cat under the sky."
+            return Sample(np.zeros((8, 8, 3), np.uint8), Layout(masks, ("cat", "cat", "sky"), caption, overlap="share"))
+
+        def key(self, index):
+            return "one"
+
+        def fingerprint(self):
+            return "1"
+
+    words = words_of(Cats())
+    worded = words[0]
+    assert words.categories == ("cat", "dog", "sky") and worded.names == ("cat", "cat", "sky")
+    assert [one.text for one in worded.phrases["captions"]] == ["sky"] and not worded.questions
+    assert [worded.told.text[a:b] for a, b in worded.told.spans] == ["cat", "sky"]
+    assert offers(worded, "gcgseg") and not offers(worded, "reaseg")
