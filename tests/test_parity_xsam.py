@@ -1,7 +1,7 @@
 """Every case recorded from the published X-SAM, one test each.
 
 The checks lie in tests/parity_xsam/, a module for each recorded file, whose CHECKS name them by the beginning of the
-case's name. A case without a check fails, unless PENDING names its file.
+case's name. A case without a check fails.
 """
 
 from __future__ import annotations
@@ -17,11 +17,6 @@ import tests.parity_xsam
 from tests.golden_root import XSAM_SUBSET
 from tests.parity_xsam.recorded import ROOT, Case, names_in, parameters, text
 
-# What has no check yet, by the beginning of file/case.
-PENDING: tuple[str, ...] = (
-    "end_to_end/loss_",
-    "end_to_end/stage1_loss",
-)
 MODULES = [
     importlib.import_module(f"tests.parity_xsam.{found.name}")
     for found in pkgutil.iter_modules(tests.parity_xsam.__path__)
@@ -56,8 +51,6 @@ NAMED = ("wordings", "cases", "batches", "odd_spans")  # parts of text.json that
 def test_recorded(name: str):
     file, case = name.split("/", 1)
     check = next((check for begin, check in CHECKS.get(file, {}).items() if case.startswith(begin)), None)
-    if check is None and name.startswith(PENDING):
-        pytest.skip(f"pending: {name}")
     assert check, f"{name}: has no check"
     check(Case(file, case, parameters().get(file, {}).get(case, {})))
 

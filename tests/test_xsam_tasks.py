@@ -145,13 +145,12 @@ def test_a_conversation_marks_what_its_masks_show(kind, words):
         text = write.encoder.tokenizer.decode([one for one in written.encoded.ids if one >= 0])
         phrases = [one.strip() for one in re.findall(r"<p>(.*?)</p>", text)]
         assert text.count("<SEG>") == len(written.targets)
-        known = {
-            one.text: one.regions for found in (*worded.phrases.values(), *worded.questions.values()) for one in found
-        }
+        asked = [one for by_kind in (worded.phrases, worded.questions) for found in by_kind.values() for one in found]
+        known = {one.text.lower(): one.regions for one in asked}
         for target in written.targets:
             for mask, number in zip(target.masks, target.classes.tolist(), strict=True):
                 phrase = phrases[number]
-                regions = known.get(phrase) or known.get(phrase.capitalize())
+                regions = known.get(phrase.lower())
                 if kind in ("genseg", "gcgseg"):
                     name = phrase.split()[-1]
                     regions = [n for n, one in enumerate(worded.names) if one == name or f" {one} " in phrase]

@@ -20,6 +20,7 @@ from tests.parity_xsam.batches import recorded_batch, regions_of, seen_of, splic
 from tests.parity_xsam.postprocess import SCORE, compare_segments, published_numbers
 from tests.parity_xsam.recorded import Case, close, closed_model, pictures, whole_model
 from tests.parity_xsam.text import encoder
+from tests.parity_xsam.training import closed_loss_case, loss_case
 
 FILE = "end_to_end"
 END = 2e-5
@@ -145,5 +146,7 @@ CHECKS = {
     "tensor_": tensor_case,
     "post_": post_case,
     "stage1_tensor": closed_case,
+    "stage1_loss": closed_loss_case,
+    "loss_": loss_case,
     "stage1_predict_mode": fails_case,
 }
