@@ -7,6 +7,8 @@
 #   LORA=ckpt/coco_stuff/checkpoint-20000 bash eval.sh coco_stuff
 #   LORA=ckpt/sacap_1m/checkpoint-20000 PROCESSES=4 bash eval.sh sacap
 #
+#   LORA=ckpt/sacap_1m/checkpoint-20000 bash eval.sh overlaybench      order and crowding, as sa_z; coco_mig: colours
+#
 # Further arguments go to eval/generate_image.py, for shapes to `python -m seg2any.evaluation.shapes`:
 # bash eval.sh ade20k --limit 100
 # After an interruption, the same command continues. The README's section on evaluation lists what to download.
@@ -58,6 +60,13 @@ coco_stuff() { benchmark coco_stuff config/seg2any_coco_stuff.yaml --num_images_
 # As published: SACap-Eval, 1024 px, 1 image per layout.
 sacap() { benchmark sacap config/seg2any_sacap_1m.yaml --num_images_per_prompt 1 "$@"; }
 
+# Layout sets: boxes that overlap much, regions in an order, and colours drawn by lot; 1 image per layout, as sacap.
+overlaybench() { benchmark overlaybench config/seg2any_overlaybench.yaml --num_images_per_prompt 1 "$@"; }
+
+sa_z() { benchmark sa_z config/seg2any_sa_z.yaml --num_images_per_prompt 1 "$@"; }
+
+coco_mig() { benchmark coco_mig config/seg2any_coco_mig.yaml --num_images_per_prompt 1 "$@"; }
+
 # 200 scenes with 1 to 8 figures and 40 crowded ones, minutes on two cores. --limit 8 is a quick look.
 shapes() {
     HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes --model "${MODEL:-examples/shapes/model}" \
@@ -70,8 +79,8 @@ shapes_masks() {
 }
 
 case "${1:-}" in
-    ade20k | coco_stuff | sacap | shapes | shapes_masks) "$@" ;;
+    ade20k | coco_stuff | sacap | overlaybench | sa_z | coco_mig | shapes | shapes_masks) "$@" ;;
     -h | --help) usage ;;
     "") usage >&2; exit 2 ;;
-    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, shapes or shapes_masks" ;;
+    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes or shapes_masks" ;;
 esac

@@ -133,7 +133,8 @@ def test_missing_judges_are_listed_together_before_anything_is_measured(tmp_path
 def test_wrong_calls_are_one_line(tmp_path: Path):
     done = shell(tmp_path / "out", "imagenet")
     assert done.returncode == 2 and done.stderr == (
-        "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap, shapes or shapes_masks\n"
+        "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes "
+        "or shapes_masks\n"
     )
     done = shell(tmp_path / "out", "ade20k", LORA="")
     assert done.returncode == 2 and done.stderr.startswith("eval.sh: LORA is not set") and not done.stdout
@@ -218,6 +219,6 @@ def test_options_have_a_judge_for_every_metric():
     sources = (("clip", clip.SOURCE), ("cmmd_clip", features.CMMD_SOURCE), ("dinov2", features.DINOV2_SOURCE))
     for flag, source in (*sources, ("mask2former", mask2former.SOURCE), ("sam2", sam2.SOURCE)):
         assert options.judges[flag] == source
-    assert options.output == Path("x/evaluation.json") and set(options.judges) == {*JUDGES, "segmenter"}
+    assert options.output == Path("x/evaluation.json") and set(options.judges) == {*JUDGES, "segmenter", "vqa_mode"}
     with pytest.raises(SystemExit, match="2"):
         parse_options(["x", "--metrics", "beauty"])

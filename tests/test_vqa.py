@@ -17,11 +17,14 @@ import pytest
 
 from seg2any.evaluation.metrics.item import Item
 from seg2any.evaluation.vqa import questions as protocol
+from seg2any.evaluation.vqa.anchors import NAME as ANCHORS
+from seg2any.evaluation.vqa.anchors import anchored, anchors, area_under_curve
 from seg2any.evaluation.vqa.answers import Answers, ask
 from seg2any.evaluation.vqa.endpoint import EndpointJudge, request_body
+from seg2any.evaluation.vqa.published import PROMPTS as PUBLISHED
 from seg2any.evaluation.vqa.questions import Question, about_caption, about_regions, swapped_captions
 from seg2any.evaluation.vqa.replies import read_attributes, read_yes_or_no, share_of_yes
-from seg2any.evaluation.vqa.score import region_vqa, scored
+from seg2any.evaluation.vqa.score import geometric_mean, published_scores, region_vqa, soft_scores
 from seg2any.layout import Layout
 from seg2any.layout.cut_out import MAGENTA, cut_out, outlined
 from seg2any.system.errors import UserError
@@ -70,7 +73,7 @@ def test_changed_prompts_need_another_protocol():
 
     Whoever changes a prompt has to change PROTOCOL, and then this line.
     """
-    assert (protocol.PROTOCOL, protocol.PROMPTS_SHA256[:16]) == ("region-vqa-1", "016a4bd44d4dbe15")
+    assert (protocol.PROTOCOL, protocol.PROMPTS_SHA256[:16]) == ("region-vqa-2", "016a4bd44d4dbe15")
 
 
 def test_each_region_is_asked_for_what_its_caption_names():
@@ -210,10 +213,11 @@ def test_unanswered_questions_are_reported_and_asked_next_time(tmp_path: Path):
         path = tmp_path / "answers.jsonl"
         found = list(ask([yes_no(0), yes_no(1)], Answers(path, judge(server)), patience=SOON))
         assert [answer for _, answer in found] == [None, None]
-        (result,) = scored([*found, (yes_no(2), {"yes": 1.0, "by": "text"})], "generated")
+        whole, result = soft_scores([*found, (yes_no(2), {"yes": 1.0, "by": "text"})], "generated")
+        assert whole.per_sample == {"s2": 1.0}  # regions with an unanswered question do not count
         assert result.extra["unanswered"] == 2 and result.extra["regions"] == 1
         assert result.extra["without_probabilities"] == 1
-        assert scored(found, "generated") == []
+        assert soft_scores(found, "generated") == []
         found = list(ask([yes_no(0), yes_no(1)], Answers(path, judge(server)), patience=SOON))
         assert all(answer["yes"] > 0.5 for _, answer in found)
 
@@ -295,8 +299,9 @@ def test_equal_questions_are_asked_once_and_count_for_each_region(tmp_path: Path
         server.delay = 0.05
         answered = list(ask(twins, Answers(tmp_path / "answers.jsonl", judge(server)), concurrency=3))
         assert server.requests == 1
-    (result,) = scored(answered, "generated")
-    assert result.extra["regions"] == 3 and result.parts["b"] == {"": (2.0, 2.0)}
+    _, result = soft_scores(answered, "generated")
+    yes = answered[0][1]["yes"]
+    assert result.extra["regions"] == 3 and result.parts["b"] == {"": (2 * yes, 2.0)} and 0.5 < yes < 1
 
 
 def test_questions_are_open_together_but_not_more_than_allowed(tmp_path: Path):
@@ -406,12 +411,74 @@ def test_numbers_come_with_ceiling_and_floor(tmp_path: Path):
         concurrency=1,
     )
     table = {(result.name, result.source): result for result in results}
-    assert {name for name, _ in table} == {f"region-vqa-1 {kind}" for kind in ("spatial", "colour", "shape", "texture")}
-    spatial = table["region-vqa-1 spatial", "generated"]
-    assert spatial.value == pytest.approx(2 / 6) and spatial.extra["regions"] == 6
-    assert spatial.extra["mean_p_yes"] == pytest.approx((0.9 + 0.9 + 0.4 + 3 * 0.2) / 6)
-    assert table["region-vqa-1 spatial", "real images"].value == pytest.approx(4 / 6)
-    assert table["region-vqa-1 texture", "generated"].extra["regions"] == 2
-    assert ("region-vqa-1 spatial", "captions of other regions") in table
+    kinds = ("region", "spatial", "colour", "shape", "texture", "anchors")
+    assert {name for name, _ in table} == {f"region-vqa-2 {kind}" for kind in kinds}
+    spatial = table["region-vqa-2 spatial", "generated"]
+    assert spatial.value == pytest.approx((0.9 + 0.9 + 0.4 + 3 * 0.2) / 6) and spatial.extra["regions"] == 6
+    assert spatial.extra["share_of_yes"] == pytest.approx(2 / 6)
+    assert table["region-vqa-2 spatial", "real images"].value == pytest.approx(2 * (0.9 + 0.9 + 0.4) / 6)
+    assert table["region-vqa-2 region", "generated"].value == pytest.approx(spatial.value)  # equal answers to a region
+    assert table["region-vqa-2 texture", "generated"].extra["regions"] == 2
+    assert ("region-vqa-2 spatial", "captions of other regions") in table
     assert spatial.extra["captions_unread"] == 0 and spatial.extra["unanswered"] == 0
     assert sum(question.wants == "attributes" for question in judge.asked) == 3  # each caption once
+
+
+def of_region(index: int, *answers: float | None) -> list[tuple[Question, dict | None]]:
+    kinds = ("spatial", "colour", "texture", "shape")
+    return [
+        (Question("s", kind, "c", "?", region=(0, index)), None if yes is None else {"yes": yes})
+        for kind, yes in zip(kinds, answers, strict=False)
+    ]
+
+
+def test_a_region_that_is_wrong_in_one_thing_is_wrong():
+    answered = [*of_region(0, 0.9, 0.9, 0.0), *of_region(1, 0.5, 0.5), *of_region(2, 0.9, None)]
+    results = {result.name: result for result in soft_scores(answered, "generated")}
+    expected = ((0.9 * 0.9 * 1e-4) ** (1 / 3) + 0.5) / 2
+    assert results["region-vqa-2 region"].value == pytest.approx(expected)
+    assert results["region-vqa-2 colour"].value == pytest.approx(0.7)
+    assert results["region-vqa-2 colour"].extra["unanswered"] == 1
+    assert geometric_mean([0.2, 0.8]) == pytest.approx(0.4)
+
+
+def test_the_published_mode_counts_attributes_of_absent_subjects_as_wrong(tmp_path: Path):
+    answered = [*of_region(0, 0.6, 0.9, 0.4, 1.0), *of_region(1, 0.4, 0.9, 0.9, 0.9), *of_region(2, None, 1.0)]
+    found = {result.name: result for result in published_scores(answered, "generated")}
+    assert {name: result.value for name, result in found.items()} == {
+        "layoutsam-eval spatial": 0.5, "layoutsam-eval colour": 0.5,
+        "layoutsam-eval texture": 0.0, "layoutsam-eval shape": 0.5,
+    }  # fmt: skip
+    asked: list[Question] = []
+
+    class SaysYes:
+        name = "says yes"
+
+        def answer(self, question: Question) -> dict:
+            asked.append(question)
+            return {"yes": 1.0, "by": "text"}
+
+    item, answers = Item("s", IMAGE, layout=layout()), Answers(tmp_path / "answers.jsonl", SaysYes())
+    results = region_vqa(lambda: [item], lambda: [], answers, mode="published")
+    assert {result.source for result in results} == {"generated", "captions of other regions", "drawn figures"}
+    first = [question for question in asked if "a red striped wall" in question.text][:4]
+    assert [question.kind for question in first] == list(PUBLISHED) and first[0].images[0].shape == (40, 30, 3)
+    assert first[1].text == (
+        'Is the subject in "a red striped wall" in the image consistent with the color described in the detailed '
+        'description: "a red striped wall"? Strictly answer with "Yes" or "No", without any irrelevant words. If the '
+        'color is not mentioned in the detailed description, the answer is "Yes".'
+    )
+
+
+def test_anchors_tell_a_judge_that_knows_from_one_that_says_yes():
+    known = list(anchors(4))
+    assert len(known) == 16 and sum(right for _, right in known) == 8
+    assert [question.id for question, _ in known] == [question.id for question, _ in anchors(4)]
+    texts = {question.text for question, right in known if right} & {q.text for q, right in known if not right}
+    assert not texts and all(len(question.images) == 1 for question, _ in known)
+    (knows,) = anchored((question, right, {"yes": 0.8 if right else 0.3}) for question, right in known)
+    assert (knows.name, knows.value, knows.extra["area_under_curve"]) == (ANCHORS, 1.0, 1.0)
+    (yes,) = anchored((question, right, {"yes": 0.9}) for question, right in known)
+    assert yes.value == 0.5 and yes.extra["area_under_curve"] == 0.5 and yes.extra["p_yes_where_wrong"] == 0.9
+    assert anchored((question, right, None) for question, right in known) == []
+    assert area_under_curve([0.9, 0.2], [0.5]) == 0.5 and area_under_curve([], [0.5]) is None

@@ -13,9 +13,11 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessorPil,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 
-from seg2any.evaluation.vqa.local import LocalJudge
+from seg2any.evaluation.vqa.local import SOURCE, LocalJudge
 from seg2any.evaluation.vqa.questions import Question, about_caption
 from seg2any.system.errors import UserError
 from seg2any.system.patience import NoAnswer
@@ -29,8 +31,31 @@ TEMPLATE = (
 )
 
 
+VOCABULARY = {word: index for index, word in enumerate(SPECIAL + WORDS)}
+
+
+def qwen3() -> Qwen3VLForConditionalGeneration:
+    """Build a tiny network of the default judge's family, whose patches have 16 pixels."""
+    narrow = {"hidden_size": 16, "intermediate_size": 16}
+    config = Qwen3VLConfig(
+        text_config={
+            **narrow, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 8,
+            "vocab_size": len(VOCABULARY),
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
+        },
+        vision_config={
+            **narrow, "depth": 1, "num_heads": 2, "out_hidden_size": 16, "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0],
+        },
+        image_token_id=VOCABULARY["<|image_pad|>"], video_token_id=VOCABULARY["<|video_pad|>"],
+        vision_start_token_id=VOCABULARY["<|vision_start|>"],
+        vision_end_token_id=VOCABULARY["<|vision_end|>"],
+    )  # fmt: skip
+    return Qwen3VLForConditionalGeneration(config)
+
+
 def save(folder: Path, template: str | None = TEMPLATE) -> Path:
-    vocab = {word: index for index, word in enumerate(SPECIAL + WORDS)}
+    vocab = VOCABULARY
     words = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer = PreTrainedTokenizerFast(
@@ -94,3 +119,19 @@ def test_other_models_are_refused(tmp_path: Path):
         LocalJudge(str(tmp_path))
     with pytest.raises(UserError, match="no chat template"):
         LocalJudge(str(save(tmp_path / "vlm", template="{{ messages }}")))
+
+
+def test_the_family_of_the_default_judge_answers(tmp_path: Path):
+    save(tmp_path)
+    torch.manual_seed(0)
+    model = qwen3()
+    for weight in model.parameters():
+        weight.data.mul_(4)
+    model.save_pretrained(tmp_path)
+    Qwen2VLImageProcessorPil(patch_size=16, size={"shortest_edge": 32 * 32, "longest_edge": 128 * 128}).save_pretrained(
+        tmp_path
+    )
+    judge = LocalJudge(str(tmp_path))
+    answers = [judge.answer(question(seed))["yes"] for seed in (0, 0, 1)]
+    assert answers[0] == answers[1] != answers[2] and 0 < answers[0] < 1
+    assert "Qwen3-VL" in SOURCE

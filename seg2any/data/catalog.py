@@ -16,8 +16,11 @@ from seg2any.system.words import probably_meant
 
 CATALOG = {
     "ade20k": "seg2any.data.label_maps:ADE20KDataset",
+    "coco_mig": "seg2any.data.layout_sets.coco_mig:COCOMIGDataset",
     "coco_stuff": "seg2any.data.label_maps:COCOStuffDataset",
     "folder": "seg2any.data.folder:FolderDataset",
+    "overlaybench": "seg2any.data.layout_sets.overlaybench:OverLayBenchDataset",
+    "sa_z": "seg2any.data.layout_sets.sa_z:SAZDataset",
     "sacap_1m": "seg2any.data.sacap_1m:SACap1MDataset",
     "shapes": "seg2any.data.shapes:ShapesDataset",
 }

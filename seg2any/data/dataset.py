@@ -91,18 +91,20 @@ Regions = LabelMap | RunLengths | MaskStack
 class Annotation:
     """Everything about sample `key` but its pixels.
 
-    Every region has a caption; the global caption may be None.
+    Every region has a caption; the global caption may be None. `overlap` is that of the layout: "hide" where regions
+    lie in an order, from the back to the front.
     """
 
     key: str
     regions: Regions
     captions: tuple[str, ...]
     caption: str | None = None
+    overlap: str = "share"
 
     @cached_property
     def layout(self) -> Layout:
-        """Draw the masks at their stored size; they share pixels. Raises UserError without regions or captions."""
-        return Layout(self.regions.masks(), self.captions, self.caption, name=self.key, overlap="share")
+        """Draw the masks at their stored size. Raises UserError without regions or captions."""
+        return Layout(self.regions.masks(), self.captions, self.caption, name=self.key, overlap=self.overlap)
 
 
 class DataSet(Protocol):
@@ -127,6 +129,13 @@ class DataSet(Protocol):
 
     def fingerprint(self) -> str:
         """Return a sha256 hex digest that changes when keys, captions or regions change."""
+
+
+@runtime_checkable
+class WithoutPhotos(Protocol):
+    """A data set of layouts alone: reading a sample raises SampleError, reading its annotation does not."""
+
+    without_photos: bool
 
 
 @runtime_checkable

@@ -38,14 +38,14 @@ def cut_out(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return cv2.resize(shown, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
 
 
-def box_with_margin(mask: np.ndarray) -> tuple[slice, slice]:
+def box_with_margin(mask: np.ndarray, share: float = BOX_MARGIN) -> tuple[slice, slice]:
     """Return rows and columns of the box around a mask bool [H, W] that is not empty.
 
-    It has a margin of BOX_MARGIN of its sides, as far as the image reaches.
+    It has a margin of a share of its sides, as far as the image reaches.
     """
     spans = []
     for inside, side in zip((mask.any(1), mask.any(0)), mask.shape, strict=True):
         first, last = np.flatnonzero(inside)[[0, -1]]
-        margin = round(BOX_MARGIN * (last + 1 - first))
+        margin = round(share * (last + 1 - first))
         spans.append(slice(max(0, first - margin), min(side, last + 1 + margin)))
     return spans[0], spans[1]

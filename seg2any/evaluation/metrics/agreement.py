@@ -25,15 +25,28 @@ def agreements(judges: Mapping[str, Result]) -> list[Result]:
 
     Numbers of which lower is better are turned around first.
     """
-    results = []
+    found = []
     for (a, first), (b, second) in itertools.combinations(judges.items(), 2):
         keys = [key for key in first.per_sample if key in second.per_sample]
-        values = [_turned(result, keys) for result in (first, second)]
-        if len(keys) >= LEAST and not math.isnan(value := tau(*values)):
-            resamples = tuple(_resampled(*values))
-            name = f"rank agreement, {a} and {b}"
-            results.append(Result(name, value, {}, {"n": len(keys)}, resamples=resamples, least=-1.0, most=1.0))
-    return results
+        pairs = {key: [(_turned(first, key), _turned(second, key))] for key in keys}
+        found.append(agreement(f"rank agreement, {a} and {b}", pairs))
+    return [result for result in found if result is not None]
+
+
+def agreement(name: str, pairs: Mapping[str, Sequence[tuple[float, float]]]) -> Result | None:
+    """Compare two orders of all pairs of values, with an interval over samples.
+
+    pairs  sample key -> pairs of the two judges' values
+
+    Returns None for fewer than LEAST samples, or if all values of one judge are equal.
+    """
+    values = [np.array(of_sample) for of_sample in pairs.values()]
+    if len(values) < LEAST or math.isnan(value := tau(*np.concatenate(values).T)):
+        return None
+    draws = np.random.default_rng(SEED).integers(len(values), size=(RESAMPLES, len(values)))
+    drawn = (tau(*np.concatenate([values[number] for number in numbers]).T) for numbers in draws)
+    resamples = tuple(one for one in drawn if not math.isnan(one))
+    return Result(name, value, {}, {"n": len(values)}, resamples=resamples, least=-1.0, most=1.0)
 
 
 def tau(a: Sequence[float], b: Sequence[float]) -> float:
@@ -41,11 +54,5 @@ def tau(a: Sequence[float], b: Sequence[float]) -> float:
     return float(kendalltau(a, b).statistic)
 
 
-def _turned(result: Result, keys: Sequence[str]) -> np.ndarray:
-    values = np.array([result.per_sample[key] for key in keys])
-    return -values if result.better == "lower" else values
-
-
-def _resampled(a: np.ndarray, b: np.ndarray) -> list[float]:
-    draws = np.random.default_rng(SEED).integers(len(a), size=(RESAMPLES, len(a)))
-    return [value for drawn in draws if not math.isnan(value := tau(a[drawn], b[drawn]))]
+def _turned(result: Result, key: str) -> float:
+    return -result.per_sample[key] if result.better == "lower" else result.per_sample[key]

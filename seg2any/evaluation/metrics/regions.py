@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 
@@ -63,8 +64,9 @@ def class_agnostic_iou(
 ) -> list[Result]:
     """Measure the overlap of regions in generated images, with its ceiling and floors.
 
-    Ceiling: real images. Floors: grey images, and images of other samples if there are several. `generated` and `real`
-    return their items from the start at every call; the items have layouts. Raises UserError as `region_overlap` does.
+    Ceiling: real images, if there are any. Floors: grey images, and images of other samples if there are several.
+    `generated` and `real` return their items from the start at every call; the items have layouts. Raises UserError as
+    `region_overlap` does.
     """
 
     def measured(source: str, items: Iterable[Item]) -> list[Result]:
@@ -72,7 +74,10 @@ def class_agnostic_iou(
 
     results = measured(GENERATED, generated())
     several = len(results[0].per_sample) > 1
-    results += measured(REAL, real()) + measured(EMPTY, grey(generated()))
+    photos = iter(real())
+    if (first := next(photos, None)) is not None:
+        results += measured(REAL, chain([first], photos))
+    results += measured(EMPTY, grey(generated()))
     return results + (measured(SHUFFLED, shuffled(generated())) if several else [])
 
 

@@ -23,12 +23,12 @@ class Gallery:
     """Functions that make the pictures of a sample.
 
     item    key -> its first generated image
-    photo   key -> the real image uint8 [H, W, 3]
+    photo   key -> the real image uint8 [H, W, 3], or None
     seen    item -> where the judge sees its regions, bool [N, H, W], or None
     """
 
     item: Callable[[str], Item]
-    photo: Callable[[str], np.ndarray]
+    photo: Callable[[str], np.ndarray | None]
     seen: Callable[[Item], np.ndarray | None]
 
     def pictures(self, key: str) -> dict[str, Image.Image]:

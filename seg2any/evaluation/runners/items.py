@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from seg2any.data.dataset import DataSet, LabelMap
+from seg2any.data.dataset import DataSet, LabelMap, WithoutPhotos
 from seg2any.evaluation.generated import Generated, read_image
 from seg2any.evaluation.labels.label_maps import ClassTable, squashed
 from seg2any.evaluation.metrics.item import EMPTY, REAL, SHUFFLED, Item, grey, shuffled
@@ -44,6 +44,11 @@ class Benchmark:
         """Number of samples with images, counted from the data set's first."""
         return self.generated.run["samples"]
 
+    @property
+    def has_photos(self) -> bool:
+        """Whether there are real images, and so a ceiling."""
+        return not isinstance(self.data, WithoutPhotos)
+
     def images(self, groups: Sequence[int] | None = None) -> Iterator[Item]:
         """Yield the generated images, group by group (default: all), with what they should show."""
         for group in range(self.generated.groups) if groups is None else groups:
@@ -51,8 +56,8 @@ class Benchmark:
                 yield self.item(index, group)
 
     def real(self) -> Iterator[Item]:
-        """Yield the photos at their own size, with their layouts."""
-        for index in self._bar(REAL):
+        """Yield the photos at their own size, with their layouts; nothing for a data set without photos."""
+        for index in self._bar(REAL) if self.has_photos else ():
             sample = self.data[index]
             yield Item(self.data.key(index), sample.image, layout=sample.layout)
 
@@ -81,8 +86,10 @@ class Benchmark:
         assert self.table is not None
         return [int(self.table.classes[value]) for value in self.data.annotation(self.index(key)).regions.values]
 
-    def photo(self, index: int) -> np.ndarray:
-        """Read the real image at the size of the generated ones, uint8 [H, W, 3]."""
+    def photo(self, index: int) -> np.ndarray | None:
+        """Read the real image at the size of the generated ones, uint8 [H, W, 3]; None if there is none."""
+        if not self.has_photos:
+            return None
         height, width = self.generated.size
         photo = Image.fromarray(self.data[index].image)
         return np.asarray(photo.resize((width, height), Image.Resampling.BICUBIC))

@@ -101,7 +101,8 @@ def _regions(about: Loading) -> Measure:
 def _with_bounds(benchmark: Benchmark, groups: list[int] | None = None) -> Iterator[tuple[str, Iterable[Item]]]:
     """Yield generated images, real ones (ceiling), and those of other samples (floor)."""
     yield GENERATED, benchmark.images(groups)
-    yield REAL, benchmark.real()
+    if benchmark.has_photos:
+        yield REAL, benchmark.real()
     if benchmark.samples > 1:
         yield SHUFFLED, shuffled(benchmark.images(groups))
 
@@ -139,11 +140,18 @@ def _clip(about: Loading) -> Measure:
 
 
 def _seam(about: Loading) -> Measure:
-    return Measure(lambda benchmark: [seam_score(benchmark.images()), seam_score(benchmark.real(), REAL)])
+    def results(benchmark: Benchmark) -> list[Result]:
+        return [seam_score(items, source) for source, items in _with_bounds(benchmark) if source != SHUFFLED]
+
+    return Measure(results)
 
 
 def _colour_leak(about: Loading) -> Measure:
-    return Measure(lambda benchmark: [*colour_leak(benchmark.images()), *colour_leak(benchmark.real(), REAL)])
+    def results(benchmark: Benchmark) -> list[Result]:
+        sources = ((source, items) for source, items in _with_bounds(benchmark) if source != SHUFFLED)
+        return [result for source, items in sources for result in colour_leak(items, source)]
+
+    return Measure(results)
 
 
 def _caption_leak(about: Loading) -> Measure:
@@ -171,7 +179,10 @@ def _vqa(about: Loading) -> Measure:
     else:
         judge = LocalJudge(about.judges["vqa"], about.device, choose_dtype(None, about.device))
     answers = Answers(about.benchmark.generated.folder / "answers.jsonl", judge)
-    return Measure(lambda benchmark: region_vqa(benchmark.images, benchmark.real, answers), ("vqa", "vqa_model"))
+    mode = about.judges["vqa_mode"]
+    return Measure(
+        lambda benchmark: region_vqa(benchmark.images, benchmark.real, answers, mode=mode), ("vqa", "vqa_model")
+    )
 
 
 LOADERS: dict[str, Loader] = {

@@ -25,7 +25,7 @@ JUDGES = {
     "sam2": ("facebook/sam2.1-hiera-large", "judge of regions: folder or hub id"),
     "vqa": ("http://localhost:8000/v1", "judge of questions: OpenAI-compatible address, or a folder or hub id"),
     "image_reward": ("ImageReward-v1.0", "weights of ImageReward, by the name that its package uses"),
-    "vqa_model": ("Qwen/Qwen2-VL-72B-Instruct", "name of the judge of questions at that address"),
+    "vqa_model": ("Qwen/Qwen3-VL-8B-Instruct", "name of the judge of questions at that address"),
 }
 # Judges of single images; the orders in which they put the samples are compared.
 AGREEING = ("miou", "miou_eomt", "miou_segmenter", "regions", "language", "concept", "order", "vqa", "clip")
@@ -33,10 +33,14 @@ AGREEING += ("colour_leak", "caption_leak")
 METRICS = (*AGREEING, "fid", "cmmd", "fdd", "fdd_dinov3", "seam")
 METRICS += ("image_reward",)  # needs a package of its own
 SEGMENTER = ("attention",)
+VQA_MODES = ("soft", "published")
 DEFAULTS = {  # data set -> metrics measured by default; the first one ranks the samples
     "ade20k": ("miou", "fid", "cmmd", "fdd", "seam"),
     "coco_stuff": ("miou", "fid", "cmmd", "fdd", "seam"),
     "sacap_1m": ("regions", "clip", "fid", "cmmd", "fdd", "seam", "caption_leak"),
+    "overlaybench": ("order", "language", "concept", "regions", "clip"),
+    "sa_z": ("order", "language", "concept", "regions", "clip"),
+    "coco_mig": ("concept", "language", "colour_leak", "caption_leak"),
     "folder": ("regions", "seam"),
 }
 DETAILS = """\
@@ -93,6 +97,13 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         metavar=("METHOD", "FLAG=VALUE"),
         help="method of `seg2any segment` that is asked in words, with its flags (default: attention)",
     )
+    parser.add_argument(
+        "--vqa_mode",
+        choices=VQA_MODES,
+        default=VQA_MODES[0],
+        help="soft: probabilities of yes, only about what a caption says; published: CreatiLayout's prompts, yes or no "
+        "(default: %(default)s)",
+    )
     for flag, (default, what) in JUDGES.items():
         parser.add_argument(f"--{flag}", default=default, help=f"{what} (default: %(default)s)")
     given = parser.parse_args(arguments)
@@ -102,5 +113,6 @@ def parse_options(arguments: Sequence[str] | None = None) -> Options:
         tuple(given.metrics) if given.metrics else None,
         given.device,
         given.cache_root,
-        {flag: getattr(given, flag) for flag in JUDGES} | {"segmenter": " ".join(given.segmenter)},
+        {flag: getattr(given, flag) for flag in JUDGES}
+        | {"segmenter": " ".join(given.segmenter), "vqa_mode": given.vqa_mode},
     )

@@ -17,7 +17,7 @@ from seg2any.evaluation.runners.items import Benchmark
 from seg2any.evaluation.runners.measure import Loading, Measure
 from seg2any.evaluation.runners.measures import load_measures
 from seg2any.evaluation.runners.options import AGREEING, DEFAULTS, Options
-from seg2any.evaluation.vqa.questions import PROMPTS_SHA256
+from seg2any.evaluation.vqa.score import MODES
 from seg2any.system.device import choose_device
 from seg2any.system.errors import UserError
 from seg2any.system.weights import known_weights
@@ -44,7 +44,7 @@ def run(options: Options, open_segmenter: OpenSegmenter = no_segmenter) -> None:
     used = {flag: options.judges[flag] for measure in measures.values() for flag in measure.uses}
     hashes = {"data": made["data"]["fingerprint"], **hashes_of(used)}
     if "vqa" in used:
-        hashes["vqa_prompts"] = PROMPTS_SHA256
+        hashes["vqa_prompts"] = MODES[options.judges["vqa_mode"]].prompts
     evaluation = make_run(name, found, settings | {"metrics": list(metrics)}, hashes, device)
     page = finish(evaluation, options.output, found[0].name, gallery(benchmark, measures[metrics[0]]))
     print(f"\n{name}: {benchmark.samples} samples, {generated.groups} images of each")

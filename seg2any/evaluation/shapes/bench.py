@@ -17,6 +17,7 @@ from seg2any.evaluation.report.results import Run, bar_lines, make_run
 from seg2any.evaluation.runners.finish import Gallery, finish
 from seg2any.evaluation.shapes.drawn import Attributes, drawn_shapes
 from seg2any.evaluation.shapes.judge import visible
+from seg2any.evaluation.shapes.judges import measure_judges
 from seg2any.evaluation.shapes.options import SCENES, SQUARE, Options
 from seg2any.evaluation.shapes.results import bars, results, table
 from seg2any.evaluation.shapes.sources import (
@@ -133,6 +134,11 @@ def run(options: Options) -> None:
         if name == "normal":
             print("\nbars, on the normal scenes:", *(f"  {line}" for line in bar_lines(bars(found))), sep="\n")
         print(f"page with pictures: {page}", flush=True)
+    judged = min(options.judged, options.limit or options.judged)
+    if judged:
+        with clock("judges"):
+            errors = measure_judges(session, judged, bench.recipe, options.output / "judges.json")
+        print("", errors, sep="\n", flush=True)
     print(f"time: {clock}")
 
 

@@ -17,6 +17,7 @@ from seg2any.system.precision import PRECISIONS
 from seg2any.system.shipped import input_path, model_name
 
 SCENES = {"normal": 200, "crowded": 40}  # kind -> number of scenes of the test split
+JUDGED = 12  # scenes on which the judges themselves are measured
 SQUARE = (256, 256)  # height and width of their images
 EXAMPLES = """\
 examples:
@@ -52,9 +53,14 @@ class CommonOptions:
 
 @dataclass(frozen=True)
 class Options(CommonOptions):
-    """The scenes to measure; `sizes` are (H, W) in which the normal ones are measured besides `SQUARE`."""
+    """The scenes to measure.
+
+    sizes   (H, W) in which the normal scenes are measured besides `SQUARE`
+    judged  number of scenes, at most `limit`, on which the judges themselves are measured; 0: none
+    """
 
     sizes: tuple[tuple[int, int], ...]
+    judged: int = JUDGED
 
     @property
     def parts(self) -> list[tuple[str, tuple[int, int]]]:
@@ -72,6 +78,9 @@ def parse_options(arguments: Sequence[str] | None = None, description: str = "")
     )
     every = " and ".join(f"{count} {kind}" for kind, count in SCENES.items())
     parser.add_argument("--limit", type=whole(1), help=f"largest number of scenes of each kind (default: {every})")
+    parser.add_argument(
+        "--judged", type=whole(0), default=JUDGED, help="scenes on which the judges are measured (default: %(default)s)"
+    )
     parser.add_argument(
         "--sizes",
         type=height_and_width,

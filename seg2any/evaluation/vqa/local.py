@@ -9,7 +9,7 @@ from seg2any.evaluation.vqa.replies import read_attributes, share_of_yes
 from seg2any.system.chat_model import ChatModel
 
 WHAT = "local judge of region questions"
-SOURCE = "Qwen/Qwen2.5-VL-7B-Instruct"
+SOURCE = "Qwen/Qwen3-VL-8B-Instruct"
 
 
 class LocalJudge:

@@ -1,6 +1,7 @@
 """Questions to a vision-language model about each region.
 
-The protocol is our own, so its numbers compare with no published table:
+The protocol is our own, after Soft-TIFA (GenEval 2, arXiv 2512.16853): one question for each thing that the caption
+says, answered by a probability. Its numbers compare with no published table:
 
 spatial    the whole image with the region's outline drawn: does it show the caption?
 colour, shape, texture
@@ -25,7 +26,7 @@ from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.layout.cut_out import cut_out, outlined
 
-PROTOCOL = "region-vqa-1"
+PROTOCOL = "region-vqa-2"
 ATTRIBUTES = ("colour", "shape", "texture")
 KINDS = ("spatial", *ATTRIBUTES)
 PROMPTS = {
@@ -64,6 +65,7 @@ class Question:
     kind     one of KINDS, or "extract"
     images   uint8 [H, W, 3] each
     wants    "yes or no", or "attributes" for the JSON of words that a caption uses
+    region   number of the image among those of its source, and of the region in it, by which answers are put together
     """
 
     key: str
@@ -72,6 +74,7 @@ class Question:
     text: str
     images: tuple[np.ndarray, ...] = ()
     wants: Literal["yes or no", "attributes"] = "yes or no"
+    region: tuple[int, int] = (0, 0)
 
     @cached_property
     def id(self) -> str:
@@ -93,12 +96,14 @@ def about_regions(
     layout: Layout,
     words: Mapping[str, Mapping[str, str]],
     asked: Mapping[int, str] | None = None,
+    number: int = 0,
 ) -> Iterator[Question]:
     """Ask about each region of an image uint8 [H, W, 3] that can be seen.
 
     words   caption -> attribute -> the caption's word for it, "" for none
     asked   region -> the caption to ask for, by default its own; other regions are left out. An attribute of another
             caption is asked for only where the region's own caption has another word for it.
+    number  of the image
     """
     asked = dict(enumerate(layout.captions)) if asked is None else asked
     masks = resize_masks(layout.flattened().masks, image.shape[:2])
@@ -106,7 +111,8 @@ def about_regions(
         mask, own = masks[index], layout.captions[index]
         if not mask.any():
             continue
-        yield Question(key, "spatial", caption, PROMPTS["spatial"].format(caption=caption), (outlined(image, mask),))
+        text, place = PROMPTS["spatial"].format(caption=caption), (number, index)
+        yield Question(key, "spatial", caption, text, (outlined(image, mask),), region=place)
         cut = None
         for attribute in ATTRIBUTES:
             value = words.get(caption, {}).get(attribute, "")
@@ -114,7 +120,7 @@ def about_regions(
                 continue
             cut = cut_out(image, mask) if cut is None else cut
             text = PROMPTS[attribute].format(caption=caption, value=value)
-            yield Question(key, attribute, caption, text, (cut,))
+            yield Question(key, attribute, caption, text, (cut,), region=place)
 
 
 def swapped_captions(layout: Layout) -> dict[int, str]:

@@ -1,0 +1,158 @@
+"""OverLayBench (arXiv 2509.19282): boxes that overlap much, in three grades of difficulty."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from seg2any.data.dataset import Annotation, Sample, SampleError
+from seg2any.data.layout_sets.records import (
+    FORMS,
+    Record,
+    box_of,
+    draw_box,
+    from_back_to_front,
+    ordered,
+    stacked,
+)
+from seg2any.data.left_out import LeftOut, check_left_out
+from seg2any.layout.document import decode_json
+from seg2any.layout.images import ImageError, opened_image
+from seg2any.system.errors import UserError, shown
+
+SPLITS = ("simple", "medium", "hard")
+COLUMNS = ("image_id", "annotation", "image")
+# Names under which the JSON of an annotation may hold each part; the card documents the columns only.
+CAPTIONS = ("caption", "prompt", "global_caption", "global_prompt", "image_caption")
+LISTS = ("annos", "instances", "objects", "annotations", "regions")
+TEXTS = ("caption", "prompt", "local_prompt", "desc", "description", "text", "category_name", "label", "name")
+BOXES = ("bbox", "box")
+
+
+class OverLayBenchDataset:
+    """Rows of `root`/data/SPLIT-*.parquet: image, image_id, and the JSON of an annotation, with boxes.
+
+    Documented are the columns and splits. A reading of ours is the JSON: a caption, and a list of regions, each with a
+    caption and a box (`boxes`: "xyxy" or "xywh", in pixels or shares). A region may list in `occludes` the numbers,
+    from 1, of those that it hides, as OcclusionFormer's layouts do; else smaller boxes lie in front.
+    """
+
+    def __init__(self, root: Path, split: str = "simple", boxes: str = "xyxy", on_error: str = "skip"):
+        for name, value, known in (("split", split, SPLITS), ("boxes", boxes, FORMS)):
+            if value not in known:
+                raise UserError(f"data set overlaybench: {name} is {value!r}; choose one of {', '.join(known)}")
+        self.boxes = boxes
+        self.paths = sorted(Path(root).rglob(f"{split}-*.parquet"))
+        if not self.paths:
+            raise UserError(f"data set overlaybench: no {split}-*.parquet below {root}; download the data set there")
+        self._places, left_out = [], []
+        seen: set[str] = set()
+        for place, key, text in self._rows():
+            if not key or key in seen:
+                left_out.append(LeftOut(key or str(place), f"{self.paths[place[0]]}: image_id is missing or repeated"))
+                continue
+            seen.add(key)
+            self._places.append((*place, key, text))
+        self.left_out = tuple(left_out)
+        check_left_out("overlaybench", self.left_out, len(self._places) + len(left_out), on_error)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, index: int) -> Sample:
+        image = self._image(index)
+        return Sample(image, self._record(index, image.shape[:2]).annotation().layout)
+
+    def key(self, index: int) -> str:
+        """Return the image_id."""
+        return self._places[index][3]
+
+    def annotation(self, index: int) -> Annotation:
+        return self._record(index, self._image(index).shape[:2]).annotation()
+
+    def photo_digest(self, index: int) -> str:
+        """Return "": the benchmark's images never change."""
+        return ""
+
+    def fingerprint(self) -> str:
+        """Return a digest of ids and annotations."""
+        about = repr([place[3:] for place in self._places])
+        return hashlib.sha256(f"{self.boxes} {about}".encode(errors="backslashreplace")).hexdigest()
+
+    def _rows(self) -> Iterator[tuple[tuple[int, int, int], str, str]]:
+        """Yield the place of each row (file, row group, row in it), its id and its annotation."""
+        for number, path in enumerate(self.paths):
+            file = _opened(path)
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=COLUMNS[:2]).to_pylist()
+                for row, values in enumerate(table):
+                    yield (number, group, row), str(values["image_id"] or ""), str(values["annotation"] or "")
+
+    def _image(self, index: int) -> np.ndarray:
+        number, group, row, key, _ = self._places[index]
+        path = self.paths[number]
+        value = _opened(path).read_row_group(group, columns=COLUMNS[2:])["image"][row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        try:
+            with opened_image(BytesIO(data)) as image:
+                return np.asarray(image.convert("RGB"))
+        except (ImageError, TypeError) as error:
+            raise SampleError(f"{path}: image {key} cannot be read ({error}); download the file again") from None
+
+    def _record(self, index: int, size: tuple[int, int]) -> Record:
+        number, _, _, key, text = self._places[index]
+        where = f"{self.paths[number]}: {key}"
+        try:
+            document = decode_json(text.encode())
+        except ValueError:
+            raise SampleError(f"{where}: its annotation is not JSON; download the file again") from None
+        regions = _first(where, document, LISTS, list)
+        masks, captions = [], []
+        for number, region in enumerate(regions, start=1):
+            at = f"{where}: region {number}"
+            masks.append(draw_box(at, box_of(at, _first(at, region, BOXES, list), self.boxes, size), size))
+            captions.append(_first(at, region, TEXTS, str))
+        caption = next((document[name] for name in CAPTIONS if isinstance(document.get(name), str)), None)
+        stack, texts = stacked(where, masks, captions)
+        return ordered(Record(key, size, stack, texts, caption), from_back_to_front(stack, _in_front(where, regions)))
+
+
+def _opened(path: Path) -> pq.ParquetFile:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path}: is no parquet file ({shown(str(error))}); download it again") from None
+    lacking = [name for name in COLUMNS if name not in file.schema_arrow.names]
+    if lacking:
+        raise UserError(f"{path}: lacks the column {lacking[0]}; give the files of OverLayBench_Eval")
+    return file
+
+
+def _first(where: str, document: object, names: Sequence[str], kind: type) -> object:
+    """Return the value of the first of `names` that there is. Raises SampleError."""
+    if not isinstance(document, Mapping):
+        raise SampleError(f"{where}: is {shown(document)}; write an object")
+    found = next((document[name] for name in names if isinstance(document.get(name), kind)), None)
+    if found is None:
+        has = ", ".join(map(str, document)) or "nothing"
+        raise SampleError(f"{where}: has none of {', '.join(names)} (it has {shown(has)}); convert the annotations")
+    return found
+
+
+def _in_front(where: str, regions: Sequence[Mapping]) -> np.ndarray | None:
+    """Read who hides whom from `occludes`, bool [N, N]; None where no region has it. Raises SampleError."""
+    if not any("occludes" in region for region in regions):
+        return None
+    hides = np.zeros((len(regions),) * 2, bool)
+    for number, region in enumerate(regions):
+        for word in str(region.get("occludes") or "").replace(",", " ").split():
+            if not word.isdecimal() or not 1 <= int(word) <= len(regions):
+                raise SampleError(f"{where}: region {number + 1} occludes {shown(word)}; write numbers from 1")
+            hides[number, int(word) - 1] = True
+    return hides
