@@ -49,9 +49,19 @@ def test_a_caption_of_another_world_is_one_line():
     assert check_layout(layout, (32, 32), ConditionSettings(), replace(facts, world=None)).warnings == ()
 
 
+@pytest.mark.parametrize(("size", "warned"), [((640, 640), False), ((656, 64), True), ((64, 656), True)])
+def test_images_beyond_the_largest_side_are_warned_of_where_no_adapter_says_so(size: tuple[int, int], warned: bool):
+    layout = Layout(np.ones((1, *size), bool), ("a red circle",), "a red circle on a grey background")
+    facts = read_facts(str(SHAPES / "model"))
+    found = check_layout(layout, size, PLAIN, facts).warnings
+    assert any(f"{size[1]}x{size[0]} is larger than the 640 pixels" in line for line in found) == warned
+    with_adapters = replace(ConditionSettings(), max_sequence_length=96, regional_max_sequence_length=16)
+    assert not any("larger than" in line for line in check_layout(layout, size, with_adapters, facts).warnings)
+
+
 def test_a_damaged_file_is_named_and_a_missing_one_says_nothing(tmp_path: Path):
     assert read_world(str(tmp_path)) is None and read_world("black-forest-labs/FLUX.1-dev") is None
-    for text in ("{", json.dumps({"words": []}), "[]"):
+    for text in ("{", json.dumps({"words": []}), "[]", '{"knows": "a", "words": [], "largest": "x"}'):
         (tmp_path / FILE).write_text(text)
         with pytest.raises(UserError, match="world.json: cannot be read"):
             read_world(str(tmp_path))

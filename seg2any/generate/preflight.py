@@ -173,6 +173,9 @@ def check_layout(
     warnings = [*known_warnings, *_warnings(layout, size, settings, caption, regions)]
     if model.world and (remark := model.world.remark(_texts_that_count(layout, settings))):
         warnings.append(remark)
+    # Of images made with adapters, `size_remarks` warns by the size that the adapter was trained at.
+    if model.world and settings.is_plain and (remark := model.world.size_remark(size)):
+        warnings.append(remark)
     return LayoutReport(
         name=layout.name,
         mask_size=layout.size,

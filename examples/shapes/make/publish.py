@@ -38,6 +38,8 @@ from seg2any.training import config
 
 GRAMMAR = ("a", "and", "on", "background", "many", "figures", "with", "the", "letter")  # besides, in captions
 
+LARGEST = 640  # pixels of a side
+
 
 def main(words: list[str] | None = None) -> int:
     """Run the command line; exit status 0 published, 2 wrong input or unwritable folder."""
@@ -108,7 +110,8 @@ def write_world(folder: Path) -> None:
     """Write what the model knows, for `seg2any.generate.world`."""
     parts = (COLOURS, BACKGROUNDS, PATTERNS, SHAPES, LETTERS.lower(), GRAMMAR)
     words = sorted({word for part in parts for word in part} - {"plain"})  # captions name no pattern that is plain
-    content = {"knows": "coloured shapes with patterns or letters on plain backgrounds only", "words": words}
+    knows = "coloured shapes with patterns or letters on plain backgrounds only"
+    content = {"knows": knows, "largest": LARGEST, "words": words}
     with atomic_write(folder / FILE) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
