@@ -162,10 +162,12 @@ class Probing:
 
     blocks  numbers of the blocks, over double then single blocks
     side    edge in pixels of the square images that it knows best
+    tokens  the most text tokens that its encoder reads, of which an empty text's maps are taken; None: no such limit
     """
 
     blocks: tuple[int, ...]
     side: int
+    tokens: int | None = None
 
 
 class Base(Protocol):

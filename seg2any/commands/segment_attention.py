@@ -31,6 +31,8 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--merging", type=real(0), default=0.1, help="divergence of maps that become one region (default: 0.1)"
     )
+    parser.add_argument("--base", choices=("flux1", "sd3"), default="flux1", help="kind of the model (default: flux1)")
+    parser.add_argument("--masks_lora", type=input_path, help="of sd3: the published lora_weights.pth (default: none)")
     parser.add_argument("--sweep", type=input_path, metavar="LAYOUTS", help="measure blocks and noise levels instead")
     parser.add_argument(
         "--blocks",
@@ -46,7 +48,13 @@ def add_flags(parser: Parser) -> None:
 
 
 def check(given: Namespace, way: str) -> None:
-    """Raise UserError for a background that nothing is compared with."""
+    """Raise UserError for a background that nothing is compared with, and for flags of another kind of model."""
+    if given.base == "sd3" and given.lora_ckpt_path is not None:
+        raise UserError("--lora_ckpt_path: adapters are for FLUX; give --masks_lora with --base sd3")
+    if given.base == "sd3" and (given.sweep is not None or given.base_parts or given.memory != "full"):
+        raise UserError("--base sd3: takes no --sweep, --base_parts and --memory; leave them out")
+    if given.base != "sd3" and given.masks_lora is not None:
+        raise UserError("--masks_lora: is a file for Stable Diffusion 3; give --base sd3, too")
     if given.background is not None and way == NOTHING and given.sweep is None:
         raise UserError("--background: there are no other phrases to compare with; give --phrases or --categories")
 
@@ -54,8 +62,13 @@ def check(given: Namespace, way: str) -> None:
 def identity(given: Namespace, machine: Machine) -> dict:
     """Identify the model and the flags that change what is found. Raises UserError."""
     from seg2any.segment.mask_head import read_learned
+    from seg2any.system.weights import file_digest
 
     learned = read_learned(given.lora_ckpt_path)
+    if given.base == "sd3":
+        model = {"model": given.pretrained_model_name_or_path}
+        file = given.masks_lora and file_digest(given.masks_lora)
+        return {"segment": {name: getattr(given, name) for name in OWN} | {"base": "sd3", "masks_lora": file}, **model}
     flags = {**{name: getattr(given, name) for name in OWN}, "learned": learned and asdict(learned)}
     return {"segment": flags, **flow_identity(given)}
 
@@ -66,6 +79,11 @@ def open_segmenter(given: Namespace, machine: Machine) -> AttentionSegmenter:
     from seg2any.segment.mask_head import read_head, read_learned
 
     choices = Choices(given.background, given.threshold, given.merging)
+    if given.base == "sd3":
+        from seg2any.segment.open_sd3 import open_sd3
+
+        base, scheduler = open_sd3(given.pretrained_model_name_or_path, given.masks_lora, machine.dtype, machine.device)
+        return AttentionSegmenter(base, scheduler, probe_settings(given, base), choices)
     learned = read_learned(given.lora_ckpt_path)
     head = learned and read_head(given.lora_ckpt_path, learned)
     pipe = open_session(given, machine).pipeline
@@ -86,5 +104,5 @@ def probe_settings(given: Namespace, base: Base, learned: Learned | None = None)
         noise_level=given.noise_level,
         seeds=tuple(given.seeds),
         guidance_scale=given.guidance_scale,
-        text_tokens=given.text_tokens,
+        text_tokens=min(given.text_tokens, (known and known.tokens) or given.text_tokens),
     )

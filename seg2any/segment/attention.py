@@ -139,7 +139,8 @@ class AttentionSegmenter:
     def _unsupervised(self, image: np.ndarray) -> Layout:
         """Merge the maps of the tokens of an empty prompt, as published; a region is where a merged map is greatest."""
         (weights,), grid = self._weights(image, [""])
-        of_token = min_max(weights.mean(0), 1)  # over the tokens of each position, as the published code does
+        read = self.base.probing.tokens if self.base.probing else None
+        of_token = min_max(weights.mean(0)[:, :read], 1)  # over the tokens of each position, as the published code does
         maps = merged(of_token.T.unflatten(1, grid), self.choices.merging).cpu()
         masks, scores = by_greatest(maps, maps[:0], image.shape[:2])
         found = masks.any((1, 2))
