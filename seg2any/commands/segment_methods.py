@@ -89,6 +89,12 @@ METHODS: Mapping[str, Method] = {
         takes=("phrases", "categories"),
         lacks="reads texts only",
     ),
+    "xsam": Method(
+        module="seg2any.commands.segment_xsam",
+        text="a language model that was trained to segment (X-SAM); it needs weights of its own",
+        takes=("phrases", "categories", "points", "describe", "ask"),
+        lacks="must be asked for something",
+    ),
 }
 DEFAULT = "attention"
 

@@ -40,6 +40,7 @@ VERBS: Mapping[str, Verb] = {
     "check": Verb("seg2any.commands.generate", "report what each region will get; make no image", ("--check",)),
     "segment": Verb("seg2any.commands.segment", "find regions in images: masks with captions, as layouts"),
     "layouts": Verb("seg2any.commands.layouts", "convert layouts from and to the formats of other programs"),
+    "convert-xsam": Verb("seg2any.commands.convert_xsam", "turn the published weights of X-SAM into a model folder"),
     "replay": Verb("seg2any.commands.replay", "make an image again from the recipe inside it"),
     "prepare": Verb("seg2any.commands.prepare", "count the tokens of training samples, for batches of equal length"),
     "train": Verb("seg2any.commands.train", "train adapters on folders, SACap-1M, ADE20K or COCO-Stuff"),

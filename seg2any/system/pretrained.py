@@ -7,7 +7,9 @@ line says how to get them. In every function `what` names the network in message
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -52,14 +54,21 @@ def state_dict(path: str | Path, what: str, source: str) -> dict[str, torch.Tens
 
 
 def pretrained_model(
-    cls: type[Loaded], name: str | Path, what: str, source: str, dtype: torch.dtype = torch.float32
+    cls: type[Loaded],
+    name: str | Path,
+    what: str,
+    source: str,
+    dtype: torch.dtype = torch.float32,
+    storage: Mapping[str, object] = MappingProxyType({}),
 ) -> Loaded:
     """Load a model of transformers: `cls.from_pretrained(name)`.
+
+    storage  more of its options: how and where the weights are kept
 
     Raises UserError if `name` is not a folder of such a model and cannot be fetched, or if it lacks a weight, which
     transformers would initialise at random.
     """
-    model, report = _fetch(cls, name, what, source, output_loading_info=True, dtype=dtype)
+    model, report = _fetch(cls, name, what, source, output_loading_info=True, dtype=dtype, **storage)
     lacking = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if lacking:
         raise UserError(

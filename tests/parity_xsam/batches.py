@@ -59,4 +59,4 @@ def drawn(draws: list) -> Callable[[int], int]:
 
 
 def spliced_of(case: Case, model: XSam, seen: Seen) -> Spliced:
-    return model.splice(tokens_of(case), list(seen.tokens), regions_of(case, seen))
+    return model.splice(tokens_of(case), seen, regions_of(case, seen))

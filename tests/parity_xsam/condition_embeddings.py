@@ -83,7 +83,7 @@ def teacher_case(case: Case) -> None:
 def generated_case(case: Case) -> None:
     model, batch = whole_model(), recorded_batch(f"predict_{case.about['task']}")
     speaker, seen = Speaker(model, encoder()), seen_of(batch, model)
-    spliced = model.splice(tokens_of(batch), list(seen.tokens), regions_of(batch, seen))
+    spliced = model.splice(tokens_of(batch), seen, regions_of(batch, seen))
     (given,) = generate(model.llm, spliced, speaker.ends)
     assert given.ids == case.x["sequence"].tolist()
     close(given.states[None], case.x["states"], END)

@@ -52,7 +52,7 @@ def keys_case(case: Case) -> None:
 def predicted(name: str) -> tuple[Seen, Answer, Segmented | None]:
     model, batch = whole_model(), recorded_batch(name)
     speaker, seen = Speaker(model, encoder()), seen_of(batch, model)
-    spliced = model.splice(tokens_of(batch), list(seen.tokens), regions_of(batch, seen))
+    spliced = model.splice(tokens_of(batch), seen, regions_of(batch, seen))
     (answer,) = speaker.heard(spliced, generate(model.llm, spliced, speaker.ends, 60))
     (found,) = speaker.segment(seen, [0], [answer])
     return seen, answer, found

@@ -76,11 +76,15 @@ class Encoder:
             labels += [splice.IGNORED] * len(question)
             if not answered and number == len(turns):
                 break
-            answer, separator = self._pieces(turn.answer + self.chat.ending), self._pieces(self.chat.separator)
+            answer, separator = self.answer(turn), self._pieces(self.chat.separator)
             ids += answer + separator
             labels += answer + [splice.IGNORED] * len(separator)
         ids, labels = ids[: self.max_length], labels[: self.max_length]
         return Encoded(ids, labels, self.marks.phrase_numbers(ids), self.marks.seg_numbers(ids))
+
+    def answer(self, turn: Turn) -> list[int]:
+        """Encode the answer of a turn, with its ending."""
+        return self._pieces(turn.answer + self.chat.ending)
 
     def _pieces(self, text: str) -> list[int]:
         """Encode the text between markers, each piece alone."""

@@ -114,11 +114,9 @@ class XSam(PreTrainedModel):
         maps = self.seg_connector([states[number] for number in self.config.connector_layers])
         return Seen(maps, torch.cat([self.visual_projector(visual), grid], 1), grid)
 
-    def splice(
-        self, tokens: Tokens, pictures: Sequence[Tensor], regions: Sequence[Tensor | None] | None = None
-    ) -> Spliced:
-        """Put the tokens of pictures and the vectors of regions into conversations; see `splice.splice`."""
-        return splice(tokens, self.get_input_embeddings(), pictures, regions)
+    def splice(self, tokens: Tokens, seen: Seen | None, regions: Sequence[Tensor | None] | None = None) -> Spliced:
+        """Put pictures and regions into conversations; see `splice.splice`."""
+        return splice(tokens, self.get_input_embeddings(), () if seen is None else list(seen.tokens), regions)
 
     def forward(self, spliced: Spliced) -> tuple[Tensor, Tensor]:
         """Read whole conversations: logits of the next token [B, L, V] and projected states [B, L, inner width]."""

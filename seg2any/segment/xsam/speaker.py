@@ -17,7 +17,7 @@ from seg2any.segment.xsam.conversation import Encoder, collate
 from seg2any.segment.xsam.generation import MOST, Generated, generate
 from seg2any.segment.xsam.model import Seen, XSam
 from seg2any.segment.xsam.spans import means
-from seg2any.segment.xsam.splice import Spliced, Tokens
+from seg2any.segment.xsam.splice import Spliced, Tokens, splice
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Speaker:
         spliced = self._spliced(seen, questions, answered=True)
         _, states = self.model(spliced)
         found, segs = pooled(states, spliced.cond_ids), pooled(states, spliced.seg_ids)
-        ids = [self.encoder.encode([Turn("", question.turns[-1].answer)], True).ids for question in questions]
+        ids = [self.encoder.answer(question.turns[-1]) for question in questions]
         return [self._answer(*one) for one in zip(ids, found, segs, strict=True)]
 
     @torch.inference_mode()
@@ -131,7 +131,7 @@ class Speaker:
             None if question.regions is None else seen.regions_of(question.picture, question.regions)
             for question in questions
         ]
-        return self.model.splice(tokens, own, regions)
+        return splice(tokens, self.model.get_input_embeddings(), own, regions)
 
     def _answer(self, ids: Iterable[int], found: Tensor, seg: Tensor) -> Answer:
         text = self.encoder.tokenizer.decode(list(ids))
