@@ -10,7 +10,18 @@ import torch
 from diffusers import FluxPipeline
 from torch import nn
 
-from examples.shapes.make import build, cards, curriculum, loop, picture, publish, train_base, train_together, train_vae
+from examples.shapes.make import (
+    blend,
+    build,
+    cards,
+    curriculum,
+    loop,
+    picture,
+    publish,
+    train_base,
+    train_together,
+    train_vae,
+)
 from examples.shapes.make.muon import orthogonal
 from seg2any.adapters.files import read_adapters
 from seg2any.data.shapes import KINDS, ShapesDataset, held_out
@@ -192,6 +203,22 @@ def test_base_and_adapters_trained_together_are_saved_apart(tmp_path):
         assert "| 1 | 0.1 | 2.00 | abacus | 5 | 2.0000 | c |" in (tmp_path / folder / "README.md").read_text()
 
 
+def test_a_blend_lies_between_two_bases(tmp_path):
+    folders = [tmp_path / name for name in ("first", "second", "blend")]
+    bases = [build.build_pipeline(seed) for seed in (1, 2)]
+    for base, folder in zip(bases, folders[:2], strict=True):
+        base.save_pretrained(folder)
+    assert blend.main([str(folders[0]), str(folders[1]), "--share", "0.25", "--output", str(folders[2])]) == 0
+    found = FluxPipeline.from_pretrained(folders[2])
+    for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+        first, second, third = (getattr(pipeline, name).state_dict() for pipeline in (*bases, found))
+        share = 0.0 if name == "vae" else 0.25
+        for key, value in third.items():
+            if value.is_floating_point():
+                wanted = (1 - share) * first[key] + share * second[key]
+                torch.testing.assert_close(value.float(), wanted.half().float(), atol=1e-3, rtol=2e-3, msg=key)
+
+
 def test_layouts_are_encoded_once_and_with_their_captions(tmp_path):
     part = train_together.Layouts(((64, 96),), 1, 2, {"single": 0.5, "few": 0.5}, 1e-3)
     pipeline = Seg2AnyPipeline.from_pretrained("examples/shapes/model", dtype=torch.float32)
@@ -250,6 +277,8 @@ def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):
         (train_base, ["texture", "--vae", "{file}", "--output_dir", "{file}/run"]),
         (train_together, ["small", "--start_from", "{file}", "--lora", "{file}", "--output_dir", "{file}/run"]),
         (picture, ["{file}", "{file}/demo.png"]),
+        (blend, ["{file}", "{file}"]),
+        (train_base, ["figure", "--start_from", "{file}", "--output_dir", "{file}/run"]),
         (publish, ["--vae", "{file}"]),
         (publish, ["--lora", "{file}"]),
     ],

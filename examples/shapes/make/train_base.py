@@ -31,6 +31,7 @@ from seg2any.data.shapes_draw import Size
 from seg2any.diffusion import flow
 from seg2any.diffusion.prepare import as_image
 from seg2any.system.console import exit_status, real, whole
+from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, user_path
 from seg2any.system.interrupts import run_command
 from seg2any.system.precision import cpu_autocast
@@ -127,11 +128,18 @@ def train(args: argparse.Namespace) -> None:
 
 
 def start_from(folder: str) -> FluxPipeline:
-    """Load a finished pipeline in fp32, with trainable transformer and text encoders."""
-    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    """Load a finished pipeline in fp32, with trainable transformer and text encoders. Raises UserError."""
+    pipeline = open_base(folder)
     for part in (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2):
         part.train().requires_grad_(True)
     return pipeline
+
+
+def open_base(folder: str) -> FluxPipeline:
+    """Load a pipeline folder in fp32. Raises UserError for a folder without one."""
+    if not (Path(folder) / "model_index.json").is_file():
+        raise UserError(f"{folder}: has no model_index.json; give the folder of a pipeline")
+    return FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
 
 
 def choose(rng: np.random.Generator, weights: dict):
