@@ -129,6 +129,7 @@ def test_the_ranges_of_the_package_hold_the_pins_and_nothing_is_pinned_that_it_d
     for file, listed in (
         ("requirements.txt", project["dependencies"]),
         ("requirements-train.txt", project["optional-dependencies"]["train"]),
+        ("requirements-ray.txt", project["optional-dependencies"]["ray"]),
         ("requirements-docs.txt", project["optional-dependencies"]["docs"]),
     ):
         ranges = {requirement.name: requirement.specifier for requirement in map(Requirement, listed)}

@@ -95,6 +95,12 @@ METHODS: Mapping[str, Method] = {
         takes=("phrases", "categories", "points", "describe", "ask"),
         lacks="must be asked for something",
     ),
+    "sam": Method(
+        module="seg2any.commands.segment_sam",
+        text="all regions by SAM 2 or SAM 3, without names",
+        takes=(NOTHING,),
+        lacks="finds regions by itself",
+    ),
 }
 DEFAULT = "attention"
 

@@ -39,6 +39,7 @@ VERBS: Mapping[str, Verb] = {
     "generate": Verb("seg2any.commands.generate", "make images from layouts: masks with captions"),
     "check": Verb("seg2any.commands.generate", "report what each region will get; make no image", ("--check",)),
     "segment": Verb("seg2any.commands.segment", "find regions in images: masks with captions, as layouts"),
+    "annotate": Verb("seg2any.commands.annotate", "make a data set of photos, by the rules of SACap-1M"),
     "layouts": Verb("seg2any.commands.layouts", "convert layouts from and to the formats of other programs"),
     "convert-xsam": Verb("seg2any.commands.convert_xsam", "turn the published weights of X-SAM into a model folder"),
     "replay": Verb("seg2any.commands.replay", "make an image again from the recipe inside it"),

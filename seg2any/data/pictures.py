@@ -38,10 +38,14 @@ def photo_digest(path: Path) -> str:
 
     It is that of the file where people see the pixels that are stored, and another one elsewhere.
     """
+    return file_digest(path) + ("" if is_seen_as_stored(path) else "-seen")
+
+
+def is_seen_as_stored(path: Path) -> bool:
+    """Tell whether people see the pixels that are stored: `read_photo` and `read_stored_photo` give the same."""
     with _opened(path) as image:
-        is_stored = orientation(image) == 1 and not image.has_transparency_data and "icc_profile" not in image.info
-        is_stored = is_stored and not image.mode.startswith("I;16")
-    return file_digest(path) + ("" if is_stored else "-seen")
+        is_plain = orientation(image) == 1 and not image.has_transparency_data and "icc_profile" not in image.info
+        return is_plain and not image.mode.startswith("I;16")
 
 
 def read_stored_photo(path: Path) -> np.ndarray:

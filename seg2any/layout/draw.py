@@ -82,10 +82,10 @@ def legend(layout: Layout, width: int) -> Image.Image:
     return picture
 
 
-def overlay_with_legend(layout: Layout, size: tuple[int, int]) -> Image.Image:
-    """Draw an overlay, at least 256 pixels wide, above its legend, for `infer.py --check`."""
+def overlay_with_legend(layout: Layout, size: tuple[int, int], image: Image.Image | None = None) -> Image.Image:
+    """Draw an overlay over `image` or grey, at least 256 pixels wide, above its legend."""
     enlarged = max(1, -(-256 // size[1]))
-    picture = overlay_picture(layout, (size[0] * enlarged, size[1] * enlarged))
+    picture = overlay_picture(layout, (size[0] * enlarged, size[1] * enlarged), image)
     return _below(picture, legend(layout, picture.width))
 
 

@@ -28,7 +28,7 @@ SYNONYMS: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("workers", "num_workers"), ("workers", "dataloader_num_workers")),
     **dict.fromkeys(("model", "base", "base_model", "model_path", "ckpt"), ("model", "pretrained_model_name_or_path")),
     **dict.fromkeys(("lora", "adapter", "adapters", "lora_path", "lora_weights"), ("lora", "lora_ckpt_path")),
-    **dict.fromkeys(("input", "layout", "layouts", "mask", "masks", "mask_path"), ("seg_mask_path",)),
+    **dict.fromkeys(("input", "layout", "layouts", "mask", "masks", "mask_path"), ("seg_mask_path", "masks")),
     **dict.fromkeys(("out", "output", "output_dir", "outdir", "save_path"), ("output", "output_path", "output_dir")),
     **dict.fromkeys(("cfg", "cfg_scale", "guidance"), ("guidance_scale",)),
     **dict.fromkeys(("n", "num_images", "n_images", "num_samples", "count"), ("num_images_per_prompt",)),
