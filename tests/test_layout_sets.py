@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from io import BytesIO
 from pathlib import Path
 
@@ -14,10 +16,12 @@ import torch
 import yaml
 from PIL import Image
 
+from seg2any.commands import evaluate_measure
 from seg2any.data.catalog import open_data_set
 from seg2any.data.dataset import SampleError
 from seg2any.data.layout_sets.records import box_of, draw_box, from_back_to_front
 from seg2any.data.left_out import LeftOutWarning
+from seg2any.evaluation import generate_image
 from seg2any.evaluation.generated import write_run
 from seg2any.evaluation.judges.segmenters import NamedSegmenter
 from seg2any.evaluation.report.results import read_run
@@ -27,9 +31,11 @@ from seg2any.layout import Layout
 from seg2any.layout.rle import encode_rle
 from seg2any.segment.segmenter import Prompt
 from seg2any.system.errors import UserError
+from tests.golden_root import REPOSITORY, golden_root
 from tests.tiny_judges import save_clip, save_sam3, tiny_sam2
 
 SIDE = 32
+PIPELINE = golden_root() / "pipeline"
 COLOURS = {"red": (200, 35, 35), "blue": (45, 90, 190), "green": (50, 140, 60)}
 
 
@@ -270,6 +276,8 @@ def test_every_layout_set_is_measured_from_end_to_end(name: str, tmp_path: Path,
         assert found.row("order of overlapping regions").value == 1 and found.row("overlap mIoU").value > 0.9
         assert found.row("class-agnostic mIoU", "real images")
     assert (out / "evaluation.html").read_text().count("data:image/webp") >= 4 * 3
+    lines = (out / "found_masks.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["id"] for line in lines}) == len(lines)  # metrics share what was found
     assert "language-guided mIoU" in capsys.readouterr().out
 
 
@@ -277,3 +285,40 @@ def test_every_default_metric_exists():
     assert {metric for metrics in DEFAULTS.values() for metric in metrics} <= set(METRICS) and set(AGREEING) <= {
         *METRICS
     }
+
+
+STUB = """#!/usr/bin/env bash
+[ "$1" = -m ] && [ "$2" = seg2any ] && shift 4 || shift 2
+printf '%s\\n' "$@" > "$NOTES.$(ls "$(dirname "$NOTES")" | grep -c notes)"
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MAKERS)
+def test_eval_sh_generates_and_measures_each_layout_set(
+    name: str, tmp_path: Path, judges: dict[str, str], monkeypatch: pytest.MonkeyPatch
+):
+    """Let eval.sh say what it would run, and run it here: a process of its own takes seconds to import."""
+    params = MAKERS[name](tmp_path / "data", 2)
+    (tmp_path / "stub").write_text(STUB)
+    (tmp_path / "stub").chmod(0o755)
+    own = {"PYTHON": tmp_path / "stub", "NOTES": tmp_path / "notes", "OUT": tmp_path / "out"}
+    own |= {"MODEL": PIPELINE / "model", "LORA": PIPELINE / "checkpoint"}
+    words = ["--device cpu", *(f"--{flag} {path}" for flag, path in judges.items())]
+    own["JUDGES"] = " ".join([*words, f"--segmenter sam3 sam3_model={judges['sam3']} sure_instance=0"])
+    flags = ["--num_inference_steps", "1", "--device", "cpu", "--resolution=64", "--model.max_sequence_length=32"]
+    flags += ["--model.hard_attn_block_range=[2,4]"]
+    flags += [f"--data.val.params.{key}={value}" for key, value in params.items()]
+    done = subprocess.run(
+        ["bash", str(REPOSITORY / "eval.sh"), name, *flags],
+        env={**os.environ, **{key: str(value) for key, value in own.items()}}, capture_output=True, text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    generating, measuring = ((tmp_path / f"notes.{number}").read_text().splitlines() for number in (0, 1))
+    monkeypatch.chdir(REPOSITORY)
+    assert generate_image.main(generating) == 0
+    assert evaluate_measure.main(measuring) == 0
+    found = read_run(tmp_path / "out" / "evaluation.json")
+    assert set(found.settings["metrics"]) == set(DEFAULTS[name]) and found.row("language-guided mIoU").n == 2
+    assert (tmp_path / "out" / "found_masks.jsonl").stat().st_size > 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from seg2any.evaluation.judges.kept import KeptConcepts, KeptMasks, KeptSegmenter
+from seg2any.evaluation.judges.kept import KeptConcepts
 from seg2any.evaluation.metrics.concept import concept_iou
 from seg2any.evaluation.metrics.language import language_iou, seen_regions
 from seg2any.evaluation.metrics.order import order_of_regions
@@ -10,12 +10,10 @@ from seg2any.evaluation.runners.measure import Loading, Measure
 from seg2any.segment.sam3 import Sam3Segmenter
 from seg2any.system.weights import known_weights
 
-FOUND = "found_masks.jsonl"  # in the folder of the images
-
 
 def load_language(about: Loading) -> Measure:
     """Load the method of --segmenter as the judge of language-guided mIoU. Raises UserError."""
-    judge = _judge(about)
+    judge = about.words
     return Measure(
         lambda benchmark: language_iou(benchmark.images, benchmark.real, judge),
         ("segmenter",),
@@ -25,7 +23,7 @@ def load_language(about: Loading) -> Measure:
 
 def load_order(about: Loading) -> Measure:
     """Load the method of --segmenter as the judge of the order of overlapping regions. Raises UserError."""
-    judge = _judge(about)
+    judge = about.words
     return Measure(
         lambda benchmark: order_of_regions(benchmark.images, benchmark.real, judge),
         ("segmenter",),
@@ -37,11 +35,5 @@ def load_concept(about: Loading) -> Measure:
     """Load SAM 3 as the judge of concept mIoU. Raises UserError."""
     name = about.judges["sam3"]
     judge = Sam3Segmenter(name, about.device)
-    kept = KeptMasks(about.benchmark.generated.folder / FOUND, f"SAM 3, {known_weights(name)}, {judge.sure}")
-    concepts = KeptConcepts(judge.instances, kept)
+    concepts = KeptConcepts(judge.instances, about.kept(f"SAM 3, {known_weights(name)}, {judge.sure}"))
     return Measure(lambda benchmark: concept_iou(benchmark.images, benchmark.real, concepts), ("sam3",))
-
-
-def _judge(about: Loading) -> KeptSegmenter:
-    opened = about.segmenter("phrases")
-    return KeptSegmenter(opened.segmenter, KeptMasks(about.benchmark.generated.folder / FOUND, opened.name))
