@@ -420,6 +420,9 @@ def test_numbers_come_with_ceiling_and_floor(tmp_path: Path):
     assert table["region-vqa-2 region", "generated"].value == pytest.approx(spatial.value)  # equal answers to a region
     assert table["region-vqa-2 texture", "generated"].extra["regions"] == 2
     assert ("region-vqa-2 spatial", "captions of other regions") in table
+    wrong = [question.caption for question in judge.asked if question.caption not in WORDS and question.key == "s0"]
+    assert len(wrong) == 2 and not {"red", "blue"} & {word for text in wrong for word in text.split()}
+    assert table["region-vqa-2 spatial", "misleading phrases"].extra["regions"] == 4
     assert spatial.extra["captions_unread"] == 0 and spatial.extra["unanswered"] == 0
     assert sum(question.wants == "attributes" for question in judge.asked) == 3  # each caption once
 
@@ -460,7 +463,9 @@ def test_the_published_mode_counts_attributes_of_absent_subjects_as_wrong(tmp_pa
 
     item, answers = Item("s", IMAGE, layout=layout()), Answers(tmp_path / "answers.jsonl", SaysYes())
     results = region_vqa(lambda: [item], lambda: [], answers, mode="published")
-    assert {result.source for result in results} == {"generated", "captions of other regions", "drawn figures"}
+    assert {result.source for result in results} == {
+        *("generated", "captions of other regions", "misleading phrases", "drawn figures")
+    }
     first = [question for question in asked if "a red striped wall" in question.text][:4]
     assert [question.kind for question in first] == list(PUBLISHED) and first[0].images[0].shape == (40, 30, 3)
     assert first[1].text == (

@@ -4,21 +4,21 @@ soft       the mean probability of yes by kind of question, and by region the ge
            that is wrong in one thing is wrong
 published  the share of yes by kind, see `seg2any.evaluation.vqa.published`
 
-They come with real images (ceiling), with questions about another region's caption (floor), and with anchors, which
-tell whether the judge is the same as in another run.
+They come with real images (ceiling), with questions about another region's caption and about phrases that are not in
+the image (floors), and with anchors, which tell whether the judge is the same as in another run.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from tqdm import tqdm
 
 from seg2any.evaluation.metrics.item import REAL, Item, layout_of
-from seg2any.evaluation.metrics.phrases import SWAPPED
+from seg2any.evaluation.metrics.phrases import MISLEADING, SWAPPED, misleading
 from seg2any.evaluation.metrics.result import GENERATED, RegionMean, Result
 from seg2any.evaluation.vqa import published
 from seg2any.evaluation.vqa.anchors import anchored, anchors
@@ -78,18 +78,23 @@ def region_vqa(
     def answered(questions: Iterable[Question], title: str) -> Iterator[tuple[Question, dict | None]]:
         return ask(tqdm(questions, title, unit=" questions", leave=False), answers, concurrency, patience)
 
-    words, unread = _words(generated, chosen, answered)
+    captions = list(dict.fromkeys(text for item in generated() for text in layout_of(item, chosen.name).captions))
+    words: dict[str, Mapping[str, str]] = {}
+    if chosen.words:
+        read = answered(map(about_caption, captions), "captions")
+        words = {caption: answer or {} for caption, (_, answer) in zip(captions, read, strict=True)}
+    unread = sum(not found for found in words.values())
 
-    def questions(items: Iterable[Item], swapped: bool = False) -> Iterator[Question]:
+    def questions(items: Iterable[Item], asked_of: Callable[[Layout], Mapping[int, str] | None]) -> Iterator[Question]:
         for number, item in enumerate(items):
             layout = layout_of(item, chosen.name)
-            asked = swapped_captions(layout) if swapped else None
-            yield from chosen.about(item.key, item.image, layout, words, asked, number)
+            yield from chosen.about(item.key, item.image, layout, words, asked_of(layout), number)
 
     sources: dict[str, Iterator[Question]] = {
-        GENERATED: questions(generated()),
-        REAL: questions(real()),
-        SWAPPED: questions(generated(), swapped=True),
+        GENERATED: questions(generated(), lambda layout: None),
+        REAL: questions(real(), lambda layout: None),
+        SWAPPED: questions(generated(), swapped_captions),
+        MISLEADING: questions(generated(), lambda layout: misleading_captions(layout, captions)),
     }
     results = [
         replace(result, extra=result.extra | {"captions_unread": unread})
@@ -164,16 +169,10 @@ def geometric_mean(values: Iterable[float | None]) -> float:
     return math.exp(float(np.mean([math.log(max(value, LEAST)) for value in values])))
 
 
-def _words(
-    generated: Callable[[], Iterable[Item]], mode: Mode, answered: Callable[[Iterable[Question], str], Answered]
-) -> tuple[Words, int]:
-    """Ask for the words of all captions, if the mode needs them; count the captions without an answer."""
-    if not mode.words:
-        return {}, 0
-    captions = dict.fromkeys(caption for item in generated() for caption in layout_of(item, mode.name).captions)
-    read = answered(map(about_caption, captions), "captions")
-    words = {caption: answer or {} for caption, (_, answer) in zip(captions, read, strict=True)}
-    return words, sum(not found for found in words.values())
+def misleading_captions(layout: Layout, pool: Sequence[str]) -> dict[int, str]:
+    """Give each region a phrase that is not in the image, see `misleading`."""
+    wrong = misleading(list(dict.fromkeys(layout.captions)), pool)
+    return {index: wrong[caption] for index, caption in enumerate(layout.captions) if caption in wrong}
 
 
 MODES: Mapping[str, Mode] = {
