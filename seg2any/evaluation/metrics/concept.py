@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
 from seg2any.evaluation.judges.kept import KeptConcepts
 from seg2any.evaluation.metrics.item import REAL, Item
@@ -36,7 +35,7 @@ def concept_iou(generated: Items, real: Items, judge: KeptConcepts) -> list[Resu
     pool = pool_of(generated(), NAME, noun_phrase)
     means: dict[tuple[str, str], RegionMean] = {}
     for source, items in ((GENERATED, generated()), (REAL, real())):
-        for item in tqdm(items, f"{NAME}, {source}", unit="image", leave=False):
+        for item in items:
             own = wanted(item, NAME, noun_phrase)
             if own.regions:
                 _add(means, own, judge, source, pool)

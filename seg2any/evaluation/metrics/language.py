@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from seg2any.evaluation.judges.kept import KeptSegmenter
 from seg2any.evaluation.metrics.item import REAL, Item
@@ -40,7 +39,7 @@ def language_iou(generated: Items, real: Items, judge: KeptSegmenter) -> list[Re
     results += region_overlap(NAME, real_regions, REAL) if real_regions else []
     pool = pool_of(generated(), NAME)
     means = {name: RegionMean() for name in (SWAPPED, MISLEADING, GAIN)}
-    for each in _bar(generated(), "controls"):
+    for each in generated():
         _add_controls(means, wanted(each, NAME), judge, pool)
     for source in (SWAPPED, MISLEADING):
         if means[source].sums:
@@ -62,7 +61,7 @@ def seen_regions(item: Item, judge: KeptSegmenter) -> np.ndarray:
 
 
 def _found(items: Iterable[Item], judge: KeptSegmenter) -> Iterator[FoundRegions]:
-    for item in _bar(items, NAME):
+    for item in items:
         own = wanted(item, NAME)
         if not own.regions:
             continue
@@ -91,7 +90,3 @@ def _add_controls(means: dict[str, RegionMean], own: Wanted, judge: KeptSegmente
     for phrase, other in wrong.items():
         if unions[phrase].any():
             means[MISLEADING].add(own.key, iou(unions[phrase], seen[other]))
-
-
-def _bar(items: Iterable[Item], title: str) -> Iterable[Item]:
-    return tqdm(items, title, unit="image", leave=False)

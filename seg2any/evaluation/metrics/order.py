@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
-from tqdm import tqdm
 
 from seg2any.evaluation.judges.kept import KeptSegmenter
 from seg2any.evaluation.metrics.item import REAL, Item, layout_of
@@ -33,7 +32,7 @@ def order_of_regions(generated: Items, real: Items, judge: KeptSegmenter) -> lis
     results = []
     for source, items in ((GENERATED, generated()), (REAL, real())):
         means = {ORDER: RegionMean(), OVERLAP: RegionMean()}
-        for item in tqdm(items, f"{ORDER}, {source}", unit="image", leave=False):
+        for item in items:
             for right, overlap in _pairs(item, judge):
                 means[ORDER].add(item.key, right)
                 means[OVERLAP].add(item.key, overlap)
