@@ -27,6 +27,8 @@ class AdapterCard:
     rank, alpha:        of adapter `default`, whose deltas are scaled by alpha / rank
     step:               optimizer steps; 0 = unknown
     overlap:            overlap of the training layouts, see `Layout`; "" = unknown, and not written
+    photo, color_range: of adapters that paint instances, where the photo goes and how their colours are read, see
+                        `seg2any.segment.coloring`; "" = they make images, and not written
     seg2any_version:    version of seg2any that wrote the card
     assumed:            True if the folder has no card, so that these are the defaults; not written to files
     """
@@ -40,6 +42,8 @@ class AdapterCard:
     dataset: str = ""
     step: int = 0
     overlap: str = ""
+    photo: str = ""
+    color_range: str = ""
     seg2any_version: str = ""
     assumed: bool = False
 
@@ -56,8 +60,9 @@ class AdapterCard:
             each.name: getattr(self, each.name) for each in fields(self) if each.name not in ("condition", "assumed")
         }
         condition = {name: getattr(self.condition, name) for name in CARD_NAMES}
-        if not self.overlap:
-            del own["overlap"]
+        for name in ("overlap", "photo", "color_range"):
+            if not own[name]:
+                del own[name]
         return json.dumps({**own, **condition, "seg2any_version": package_version()}, indent=2)
 
     @classmethod

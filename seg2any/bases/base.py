@@ -243,6 +243,9 @@ class Base(Protocol):
         Raises UserError if an image contains NaN or infinity.
         """
 
+    def decode_with_gradients(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Decode as `decode` does; gradients reach the tokens, and NaN and infinity come through."""
+
     def time_shift(self, schedule: Mapping[str, Any], n_tokens: int, n_steps: int) -> float:
         """Return mu, by which the schedule shifts the times of n_steps steps for n_tokens tokens.
 

@@ -44,6 +44,7 @@ def add_flags(parser: Parser) -> None:
         "--noise_level", type=real(0, 1), help="0 to 1 (default: of step 21 of 28, 0.56 for FLUX.1-dev at 1024 px)"
     )
     parser.add_argument("--seeds", nargs="+", type=whole(0), default=[0], help="of the noise, averaged (default: 0)")
+    parser.add_argument("--text_tokens", type=whole(2, 512), default=512, help="read at a time (default: 512)")
     add_flow_flags(parser)
 
 

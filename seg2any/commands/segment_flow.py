@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     from seg2any.generate.session import Session
 
 
-def add_flow_flags(parser: Parser) -> None:
-    """Add the flags that name a model that makes images, and how it is run."""
+def add_flow_flags(parser: Parser, side: str = "1024", guidance: float = 3.5) -> None:
+    """Add the flags that name a model that makes images, and how it is run.
+
+    side, guidance  the defaults: the first as --help says it
+    """
     parser.add_argument(
         "--pretrained_model_name_or_path",
         type=model_name,
@@ -25,9 +28,10 @@ def add_flow_flags(parser: Parser) -> None:
     )
     parser.add_argument("--base_parts", type=model_name, help="of a base in one file: the pipeline of its other parts")
     parser.add_argument("--lora_ckpt_path", type=input_path, help="folder with default/ and cond/ (default: none)")
-    parser.add_argument("--side", type=whole(1), help="images count as about SIDE x SIDE pixels (default: 1024)")
-    parser.add_argument("--guidance_scale", type=real(0), default=3.5, help="distilled guidance (default: 3.5)")
-    parser.add_argument("--text_tokens", type=whole(2, 512), default=512, help="read at a time (default: 512)")
+    parser.add_argument("--side", type=whole(1), help=f"images count as about SIDE x SIDE pixels (default: {side})")
+    parser.add_argument(
+        "--guidance_scale", type=real(0), default=guidance, help="distilled guidance (default: %(default)s)"
+    )
     parser.add_argument("--memory", choices=MEMORY_MODES, default="full", help="default: full")
 
 

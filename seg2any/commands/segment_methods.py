@@ -101,6 +101,12 @@ METHODS: Mapping[str, Method] = {
         takes=(NOTHING,),
         lacks="finds regions by itself",
     ),
+    "coloring": Method(
+        module="seg2any.commands.segment_coloring",
+        text="every instance painted in a colour of its own, by adapters of task coloring (gen2seg)",
+        takes=("phrases", "points", NOTHING),
+        lacks="paints instances, and no names of all pixels",
+    ),
 }
 DEFAULT = "attention"
 

@@ -159,6 +159,20 @@ class XSam:
 
 
 @dataclass
+class Coloring:
+    """What task coloring paints, and what its loss compares."""
+
+    loss: str = "instances"  # of gen2seg, on decoded pixels; paintings: latents of paintings, without the VAE's decoder
+    photo: str = "condition"  # the photo is the condition stream; image: it takes the place of the noise, as published
+    color_range: str = "own"  # of each image; published_training: of a whole batch, as published
+    crop: int | None = None  # train on windows of this side in pixels, a multiple of a token's; null: on whole photos
+    partly_labelled: bool | None = None  # background pixels may be unlabelled instances; null: true for sacap_1m
+    legend_share: float = 0.0  # share of samples whose colours are named in words
+    legend_entries: int = 4  # phrases of a legend at most
+    legends_per_photo: int = 0  # 0: a new legend each time; else one of as many, whose paintings are kept in memory
+
+
+@dataclass
 class Eval:
     """Image generation by `seg2any.evaluation.generate_image`."""
 
@@ -193,6 +207,7 @@ class Config:
     scheduler: Scheduler = field(default_factory=Scheduler)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
     xsam: XSam = field(default_factory=XSam)
+    coloring: Coloring = field(default_factory=Coloring)
     eval: Eval = field(default_factory=Eval)
     mask_alignment: MaskAlignment = field(default_factory=MaskAlignment)
     compatibility: Compatibility = field(default_factory=Compatibility)  # see MOVED

@@ -38,6 +38,9 @@ CHOICES = {
     "trainer.sampler": ("length", "published"),
     "trainer.cache_text": ("none", "classes", "all"),
     "trainer.cache": ("plan", "all"),
+    "coloring.loss": ("instances", "paintings"),
+    "coloring.photo": ("condition", "image"),
+    "coloring.color_range": ("own", "fixed", "published_training"),
 }
 AT_LEAST_ONE = (
     *("resolution", "model.rank", "model.lora_alpha", "model.num_inference_steps"),
@@ -46,12 +49,13 @@ AT_LEAST_ONE = (
     *("trainer.max_train_steps", "trainer.checkpointing_steps", "trainer.checkpoints_total_limit"),
     *("trainer.validation_steps", "trainer.validation_loss_steps", "trainer.num_validation_samples"),
     "xsam.points",
+    *("coloring.legend_entries", "coloring.crop"),
     *("trainer.log_steps", "trainer.cache_batch_size", "trainer.max_skipped_steps", "scheduler.lr_num_cycles"),
 )
 AT_LEAST_ZERO = (
     *("seed", "dataloader_num_workers", "scheduler.lr_warmup_steps", "trainer.num_validation_images"),
     *("optimizer.adam_weight_decay", "trainer.guidance_scale", "eval.guidance_scale", "scheduler.lr_power"),
-    "model.logit_std",
+    *("model.logit_std", "coloring.legends_per_photo"),
 )
 POSITIVE = ("xsam.encoder_rate", "trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
 PATHS = ("project.output_dir", "project.logging_dir", "project.gen_image_dir", "trainer.cache_dir")
@@ -61,7 +65,7 @@ PATHS_READ = (
 )
 SET_FLAGS = tuple(f"--data.{side}.{key}" for side in ("train", "val") for key in ("type", "target"))
 FINITE = ("model.logit_mean", "model.mode_scale")
-PROBABILITIES = ("trainer.caption_dropout", "trainer.cond_dropout")
+PROBABILITIES = ("trainer.caption_dropout", "trainer.cond_dropout", "coloring.legend_share")
 DECAYS = ("optimizer.adam_beta1", "optimizer.adam_beta2", "trainer.ema_decay", "model.lora_dropout")
 SEEDS = ("seed",)  # the range of torch's generators
 BOUNDS: tuple[tuple[tuple[str, ...], Callable[[float], bool], str], ...] = (

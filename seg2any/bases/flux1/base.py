@@ -164,6 +164,10 @@ class Flux1:
         """Run the VAE's decoder; see `Base`."""
         return latents.decode_latents(tokens, grid, self.parts.vae)
 
+    def decode_with_gradients(self, tokens: Tensor, grid: Grid) -> Tensor:
+        """Run the VAE's decoder for a loss on pixels; see `Base`."""
+        return latents.decode_with_gradients(tokens, grid, self.parts.vae)
+
     def time_shift(self, schedule: Mapping[str, Any], n_tokens: int, n_steps: int) -> float:
         """Interpolate mu linearly in the number of image tokens; see `Base`."""
         return calculate_shift(

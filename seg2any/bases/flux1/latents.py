@@ -37,11 +37,16 @@ def decode_latents(tokens: Tensor, grid: tuple[int, int], vae: AutoencoderKL) ->
 
     Raises UserError for NaN and infinity, which an image file would silently show as black.
     """
-    latents = unpack(tokens, grid) / vae.config.scaling_factor + vae.config.shift_factor
-    images = vae.decode(latents.to(get_module_execution_device(vae), vae.dtype)).sample
+    images = decode_with_gradients(tokens, grid, vae)
     if not images.isfinite().all():
         raise UserError(
             "decoding: an image came out as NaN; load the model in bfloat16 or float32, because float16 may overflow. "
             "If it is in one of them, check the files of the model and of the adapters"
         )
     return images
+
+
+def decode_with_gradients(tokens: Tensor, grid: tuple[int, int], vae: AutoencoderKL) -> Tensor:
+    """Decode as `decode_latents` does; gradients reach the tokens, and NaN and infinity come through."""
+    latents = unpack(tokens, grid) / vae.config.scaling_factor + vae.config.shift_factor
+    return vae.decode(latents.to(get_module_execution_device(vae), vae.dtype)).sample

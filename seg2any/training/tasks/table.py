@@ -46,4 +46,10 @@ TASKS: Mapping[str, Row] = {
         told_by="seg2any.training.tasks.xsam_task:describe",
         sections=("xsam",),
     ),
+    "coloring": Row(
+        text="adapters that paint every instance in a colour of its own (gen2seg)",
+        made_by="seg2any.training.tasks.coloring:PaintingTask",
+        told_by="seg2any.training.tasks.coloring:describe",
+        sections=("coloring",),
+    ),
 }
