@@ -137,6 +137,7 @@ SHAPES = REPOSITORY / "config" / "seg2any_shapes.yaml"
 LATER = {
     "seg2any_shapes_edges": (),
     "seg2any_shapes_sizes": (),
+    "seg2any_shapes_coloring": (),
     "seg2any_shapes_isolated": (SHAPES.with_stem("seg2any_shapes_edges"),),
 }
 

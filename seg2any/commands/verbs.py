@@ -40,6 +40,7 @@ VERBS: Mapping[str, Verb] = {
     "check": Verb("seg2any.commands.generate", "report what each region will get; make no image", ("--check",)),
     "segment": Verb("seg2any.commands.segment", "find regions in images: masks with captions, as layouts"),
     "annotate": Verb("seg2any.commands.annotate", "make a data set of photos, by the rules of SACap-1M"),
+    "cycle": Verb("seg2any.commands.cycle", "close the loop: masks to image to masks, and image to masks to image"),
     "layouts": Verb("seg2any.commands.layouts", "convert layouts from and to the formats of other programs"),
     "convert-xsam": Verb("seg2any.commands.convert_xsam", "turn the published weights of X-SAM into a model folder"),
     "replay": Verb("seg2any.commands.replay", "make an image again from the recipe inside it"),
