@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from seg2any.segment.coloring.segmenter import ColoringSegmenter
 
 SCORE = "The score compares colours inside and outside of a region: 0.5 says nothing, 1 is sure, 0 was not found."
-OWN = ("legend", "point_width", "threshold", "apart", "least_share", "side", "guidance_scale")
+OWN = ("legend", "painter", "point_width", "threshold", "apart", "least_share", "side", "guidance_scale")
 
 
 def add_flags(parser: Parser) -> None:
@@ -43,8 +43,13 @@ def check(given: Namespace, way: str) -> None:
     """Raise UserError for missing adapters, and for a legend that is malformed or stands beside other questions."""
     from seg2any.segment.coloring.paints import Legend  # late: it imports numpy
 
-    if given.lora_ckpt_path is None:
-        raise UserError("--lora_ckpt_path: --method coloring needs adapters that paint; give those of task coloring")
+    if (given.lora_ckpt_path is None) == (given.painter is None):
+        raise UserError(
+            "--lora_ckpt_path, --painter: --method coloring needs one of them; give the adapters of task coloring, or "
+            "a published painter"
+        )
+    if given.painter is not None and (way == "phrases" or given.legend is not None):
+        raise UserError("--painter: the published painters read no words; give --points or no names")
     if given.legend is not None:
         Legend.parse(given.legend)
         if way != NOTHING:
@@ -53,11 +58,12 @@ def check(given: Namespace, way: str) -> None:
 
 def identity(given: Namespace, machine: Machine) -> dict:
     """Identify the model and the flags that change what is found. Raises UserError."""
-    return {"segment": {name: getattr(given, name) for name in OWN}, **flow_identity(given)}
+    own = {"segment": {name: getattr(given, name) for name in OWN}}
+    return own if given.painter is not None else {**own, **flow_identity(given)}
 
 
 def open_segmenter(given: Namespace, machine: Machine) -> ColoringSegmenter:
-    """Load the model and its adapters. Raises UserError for adapters that make images."""
+    """Load the model and its adapters, or a published painter. Raises UserError for adapters that make images."""
     from seg2any.generate.model import read_adapter_card  # late: they take seconds to import
     from seg2any.segment.coloring.automatic import AutomaticSettings
     from seg2any.segment.coloring.painter import Painter, check_painting
@@ -65,11 +71,15 @@ def open_segmenter(given: Namespace, machine: Machine) -> ColoringSegmenter:
     from seg2any.segment.coloring.points import PointSettings
     from seg2any.segment.coloring.segmenter import Choices, ColoringSegmenter
 
-    card = check_painting(read_adapter_card(given.lora_ckpt_path))
     choices = Choices(
         PointSettings(given.point_width, given.threshold),
         AutomaticSettings(given.least_share, given.apart),
         legend=None if given.legend is None else Legend.parse(given.legend),
     )
+    if given.painter is not None:
+        from seg2any.segment.coloring.published import open_published
+
+        return ColoringSegmenter(open_published(given.painter, machine.device), choices, f"colours of {given.painter}")
+    card = check_painting(read_adapter_card(given.lora_ckpt_path))
     painter = Painter(open_session(given, machine).pipeline.base, card, given.side, given.guidance_scale)
     return ColoringSegmenter(painter, choices, f"colours of {given.lora_ckpt_path}")

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from seg2any.layout import Layout
+from seg2any.layout.contour import resize_masks
 from seg2any.segment.coloring.automatic import BLACK, AutomaticSettings, nearest_center, regions_of_colors
 from seg2any.segment.coloring.paints import Legend
 from seg2any.segment.coloring.points import (
@@ -58,7 +59,7 @@ class Choices:
 class ColoringSegmenter:
     """A painter whose colours are cut to regions.
 
-    Masks have the size of the painted picture. `scores` compare how similar colours are inside and outside of a region:
+    Masks have the size of the image. `scores` compare how similar colours are inside and outside of a region:
     in / (in + out), so 0.5 says nothing and 1 is sure.
     """
 
@@ -69,17 +70,17 @@ class ColoringSegmenter:
         """Find the regions of a prompt in an image uint8 [H, W, 3]. Raises UserError for categories and masks."""
         prompt.check(METHOD, *TAKEN)
         if prompt.points is None and prompt.boxes is None and prompt.phrases is not None:
-            return self._layout(prompt.phrases, *self._by_words(image, prompt.phrases))
+            return self._layout(image, prompt.phrases, *self._by_words(image, prompt.phrases))
         if not prompt.given and self.choices.legend is not None:
             legend = self.choices.legend
             found = self._by_legend(image, legend)
-            return self._layout(legend.phrases, *_stacked(found, found[0][0].shape))
+            return self._layout(image, legend.phrases, *_stacked(found, found[0][0].shape))
         colors = self.painter.colors(image)
         if not prompt.given:
             masks, scores = regions_of_colors(colors, self.choices.automatic)
-            return self._layout([f"region {n}" for n in range(1, len(masks) + 1)], masks, scores)
+            return self._layout(image, [f"region {n}" for n in range(1, len(masks) + 1)], masks, scores)
         found = self._by_points(colors, prompt.points) if prompt.boxes is None else self._by_boxes(colors, prompt.boxes)
-        return self._layout(prompt.captions(), *_stacked(found, colors.shape[:2]))
+        return self._layout(image, prompt.captions(), *_stacked(found, colors.shape[:2]))
 
     def _by_points(self, colors: np.ndarray, points: np.ndarray) -> list[tuple[np.ndarray, float]]:
         found = []
@@ -121,8 +122,9 @@ class ColoringSegmenter:
             found.append((owner == number, _score(clipped_similarity(distance).numpy(), owner == number)))
         return found
 
-    def _layout(self, captions: Sequence[str], masks: np.ndarray, scores: np.ndarray) -> Layout:
-        return Layout(masks, tuple(captions), scores=scores, source=self.source, overlap="share")
+    def _layout(self, image: np.ndarray, captions: Sequence[str], masks: np.ndarray, scores: np.ndarray) -> Layout:
+        large = resize_masks(masks, image.shape[:2])
+        return Layout(large, tuple(captions), scores=scores, source=self.source, overlap="share")
 
 
 def connected_to(mask: np.ndarray, points: Sequence[tuple[int, int]]) -> np.ndarray:
