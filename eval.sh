@@ -3,6 +3,8 @@
 #
 #   bash eval.sh shapes                                      offline on a CPU, with the model in examples/shapes
 #   bash eval.sh shapes_masks                                masks out of images, by the same model
+#   COLORING=runs/shapes_coloring/checkpoint-2000 bash eval.sh shapes_coloring
+#   COLORING=ckpt/coloring/checkpoint-30000 bash eval.sh coco_points
 #   LORA=ckpt/ade20k/checkpoint-20000 bash eval.sh ade20k
 #   LORA=ckpt/coco_stuff/checkpoint-20000 bash eval.sh coco_stuff
 #   LORA=ckpt/sacap_1m/checkpoint-20000 PROCESSES=4 bash eval.sh sacap
@@ -16,6 +18,9 @@
 #   MODEL      folder or hub id of FLUX.1-dev        LORA       folder with default/ and cond/
 #   OUT        folder for results (result/NAME)      PROCESSES  number of GPUs that generate (1)
 #   JUDGES     flags of `seg2any evaluate measure`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
+#   JUDGES     flags of `python -m seg2any.evaluation.runners`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
+#   COLORING   folder of adapters of task coloring, or a published painter: reachomk/gen2seg-sd
+#   DATA       folder of the images and layouts of a benchmark of points (data/NAME)
 #   CONFIG     config to use instead of config/seg2any_NAME.yaml
 #   PYTHON     Python to run (.venv/bin/python if it exists)
 set -euo pipefail
@@ -68,10 +73,47 @@ sa_z() { benchmark sa_z config/seg2any_sa_z.yaml --num_images_per_prompt 1 "$@";
 coco_mig() { benchmark coco_mig config/seg2any_coco_mig.yaml --num_images_per_prompt 1 "$@"; }
 
 # 200 scenes with 1 to 8 figures and 40 crowded ones, minutes on two cores. --limit 8 is a quick look.
+# 200 scenes with 1 to 8 figures and 40 crowded ones, minutes on two cores, then 40 of them by segmenters, which find the
+# regions again. --limit 8 is a quick look.
 shapes() {
-    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes --model "${MODEL:-examples/shapes/model}" \
-        --lora "${LORA:-examples/shapes/lora}" --output "${OUT:-result/shapes}" "$@"
+    local given=(--model "${MODEL:-examples/shapes/model}" --lora "${LORA:-examples/shapes/lora}"
+        --output "${OUT:-result/shapes}")
+    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes "${given[@]}" "$@"
+    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes.segmenters "${given[@]}" \
+        ${COLORING:+--coloring "$COLORING"} "$@"
 }
+
+# Instances painted by adapters: one point, phrases, everything; beside baselines. --limit 8 is a quick look.
+shapes_coloring() {
+    [ -n "${COLORING:-}" ] || fail "COLORING is not set; set it to adapters of task coloring"
+    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes.coloring --model "${MODEL:-examples/shapes/model}" \
+        --lora "$COLORING" "$@"
+}
+
+# one_point NAME [arguments of seg2any.commands.one_point ...]: data/NAME holds images/ and layouts/, or a COCO file
+# layouts.json. `seg2any layouts` converts label maps.
+one_point() {
+    local data=${DATA:-data/$1} painter
+    shift
+    [ -n "${COLORING:-}" ] || fail "COLORING is not set; set it to adapters of task coloring, or to a published painter"
+    painter=(--painter "$COLORING")
+    [ ! -d "$COLORING/default" ] ||
+        painter=(--lora_ckpt_path "$COLORING" --pretrained_model_name_or_path "${MODEL:-black-forest-labs/FLUX.1-dev}")
+    local layouts=$data/layouts
+    [ ! -f "$layouts.json" ] || layouts=$layouts.json
+    "$PYTHON" -m seg2any.commands.one_point "$data/images" "$layouts" "${painter[@]}" "$@"
+}
+
+# The benchmarks of gen2seg, by the deepest pixel of each region.
+coco_points() { one_point coco --area large medium "$@"; }
+
+ishape_points() { one_point ishape "$@"; }
+
+pidray_points() { one_point pidray "$@"; }
+
+dram_points() { one_point dram "$@"; }
+
+egohos_points() { one_point egohos "$@"; }
 
 # Masks out of 200 rendered scenes, by the model's attention; minutes on two cores. --limit 8 is a quick look.
 shapes_masks() {
@@ -83,4 +125,9 @@ case "${1:-}" in
     -h | --help) usage ;;
     "") usage >&2; exit 2 ;;
     *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes or shapes_masks" ;;
+    ade20k | coco_stuff | sacap | shapes | shapes_masks | shapes_coloring) "$@" ;;
+    coco_points | ishape_points | pidray_points | dram_points | egohos_points) "$@" ;;
+    -h | --help) usage ;;
+    "") usage >&2; exit 2 ;;
+    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, shapes, shapes_masks, shapes_coloring or NAME_points" ;;
 esac

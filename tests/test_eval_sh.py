@@ -118,6 +118,7 @@ def test_shapes(tmp_path: Path):
         assert run.row("IoU").low <= run.row("IoU").value <= run.row("IoU").high
         assert (out / f"{kind}.html").is_file() and f"{kind}: 2 unseen scenes" in done.stdout
     assert "generated, 95 %" in done.stdout and "[" in done.stdout and "bars, on the normal scenes" in done.stdout
+    assert "masks -> image -> masks" in done.stdout and "the judge" in done.stdout and "off the judge by" in done.stdout
 
 
 def test_missing_judges_are_listed_together_before_anything_is_measured(tmp_path: Path):
@@ -135,6 +136,8 @@ def test_wrong_calls_are_one_line(tmp_path: Path):
     assert done.returncode == 2 and done.stderr == (
         "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes "
         "or shapes_masks\n"
+        "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap, shapes, shapes_masks, shapes_coloring "
+        "or NAME_points\n"
     )
     done = shell(tmp_path / "out", "ade20k", LORA="")
     assert done.returncode == 2 and done.stderr.startswith("eval.sh: LORA is not set") and not done.stdout

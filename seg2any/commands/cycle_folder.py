@@ -27,9 +27,9 @@ from seg2any.system.processes import Process
 def run_cycle(given: Namespace, method: MethodModule) -> None:
     """Close the loop for everything in the folder. Raises UserError."""
     machine = machine_of(given, Process.of(os.environ))
+    prompt = Prompt(phrases=distinct("--phrases", given.phrases)) if given.phrases else Prompt()
     layouts, photos = find_layouts_and_photos(given.folder)
     known = method.identity(given, machine)
-    prompt = Prompt(phrases=distinct("--phrases", given.phrases)) if given.phrases else Prompt()
     open_folder(given.output_path)
     starts = starts_of_layouts(layouts, photos)
     alone = [photo for photo in photos if photo.stem not in {start.key for start in starts}]

@@ -21,9 +21,8 @@ class WatershedSegmenter:
     def segment(self, image: np.ndarray, prompt: Prompt) -> Layout:
         """Find the region of each entry's points in an image uint8 [H, W, 3]. Raises UserError for other prompts."""
         prompt.check(METHOD, ("points",))
-        smooth = cv2.GaussianBlur(image, (0, 0), 1)
         kernel = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
-        gradient = cv2.morphologyEx(smooth, cv2.MORPH_GRADIENT, kernel).max(2)
+        gradient = cv2.morphologyEx(image, cv2.MORPH_GRADIENT, kernel).max(2)
         _, basins = cv2.connectedComponents((gradient <= FLAT * max(1, gradient.max())).astype(np.uint8))
         height, width = image.shape[:2]
         masks = np.zeros((len(prompt.points), height, width), bool)
@@ -35,5 +34,5 @@ class WatershedSegmenter:
                     row, column = min(int(y * height), height - 1), min(int(x * width), width - 1)
                     basin = basins[row, column]
                     markers[(basins == basin) if basin else (row, column)] = own
-            mask[:] = cv2.watershed(smooth, markers) == own
+            mask[:] = cv2.watershed(image, markers) == own
         return Layout(masks, prompt.captions(), source=METHOD, overlap="share")
