@@ -18,7 +18,6 @@
 #   MODEL      folder or hub id of FLUX.1-dev        LORA       folder with default/ and cond/
 #   OUT        folder for results (result/NAME)      PROCESSES  number of GPUs that generate (1)
 #   JUDGES     flags of `seg2any evaluate measure`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
-#   JUDGES     flags of `python -m seg2any.evaluation.runners`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
 #   COLORING   folder of adapters of task coloring, or a published painter: reachomk/gen2seg-sd
 #   DATA       folder of the images and layouts of a benchmark of points (data/NAME)
 #   CONFIG     config to use instead of config/seg2any_NAME.yaml
@@ -72,7 +71,6 @@ sa_z() { benchmark sa_z config/seg2any_sa_z.yaml --num_images_per_prompt 1 "$@";
 
 coco_mig() { benchmark coco_mig config/seg2any_coco_mig.yaml --num_images_per_prompt 1 "$@"; }
 
-# 200 scenes with 1 to 8 figures and 40 crowded ones, minutes on two cores. --limit 8 is a quick look.
 # 200 scenes with 1 to 8 figures and 40 crowded ones, minutes on two cores, then 40 of them by segmenters, which find the
 # regions again. --limit 8 is a quick look.
 shapes() {
@@ -122,12 +120,8 @@ shapes_masks() {
 
 case "${1:-}" in
     ade20k | coco_stuff | sacap | overlaybench | sa_z | coco_mig | shapes | shapes_masks) "$@" ;;
+    shapes_coloring | coco_points | ishape_points | pidray_points | dram_points | egohos_points) "$@" ;;
     -h | --help) usage ;;
     "") usage >&2; exit 2 ;;
-    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes or shapes_masks" ;;
-    ade20k | coco_stuff | sacap | shapes | shapes_masks | shapes_coloring) "$@" ;;
-    coco_points | ishape_points | pidray_points | dram_points | egohos_points) "$@" ;;
-    -h | --help) usage ;;
-    "") usage >&2; exit 2 ;;
-    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, shapes, shapes_masks, shapes_coloring or NAME_points" ;;
+    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes, shapes_masks, shapes_coloring or NAME_points" ;;
 esac

@@ -134,10 +134,8 @@ def test_missing_judges_are_listed_together_before_anything_is_measured(tmp_path
 def test_wrong_calls_are_one_line(tmp_path: Path):
     done = shell(tmp_path / "out", "imagenet")
     assert done.returncode == 2 and done.stderr == (
-        "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes "
-        "or shapes_masks\n"
-        "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap, shapes, shapes_masks, shapes_coloring "
-        "or NAME_points\n"
+        "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes, "
+        "shapes_masks, shapes_coloring or NAME_points\n"
     )
     done = shell(tmp_path / "out", "ade20k", LORA="")
     assert done.returncode == 2 and done.stderr.startswith("eval.sh: LORA is not set") and not done.stdout
