@@ -109,7 +109,7 @@ def test_sacap_in_two_processes(tmp_path: Path, judges: dict[str, Path]):
 
 def test_shapes(tmp_path: Path):
     out = tmp_path / "out"
-    done = shell(out, "shapes", "--limit", 2, "--num_inference_steps", 1, "--device", "cpu")
+    done = shell(out, "shapes", "--limit", 2, "--judged", 1, "--num_inference_steps", 1, "--device", "cpu")
     assert done.returncode == 0, done.stderr[-3000:]
     for kind in ("normal", "crowded"):
         run = read_run(out / f"{kind}.json")
@@ -117,6 +117,8 @@ def test_shapes(tmp_path: Path):
         assert "rendered (ceiling)" in sources and "grey image (floor)" in sources and len(sources) == 5
         assert run.row("IoU").low <= run.row("IoU").value <= run.row("IoU").high
         assert (out / f"{kind}.html").is_file() and f"{kind}: 2 unseen scenes" in done.stdout
+    assert read_run(out / "judges.json").row("attention, absolute error", "as asked").n == 1
+    assert "errors of the judges" in done.stdout and "attention    as asked" in done.stdout
     assert "generated, 95 %" in done.stdout and "[" in done.stdout and "bars, on the normal scenes" in done.stdout
     assert "masks -> image -> masks" in done.stdout and "the judge" in done.stdout and "off the judge by" in done.stdout
 
