@@ -19,7 +19,6 @@ from seg2any.segment.xsam.keys import our_name, published_name
 from seg2any.segment.xsam.memory import GIB, predict
 from tests.parity_xsam.recorded import ROOT, config, tensors_of, text, whole_model
 
-pytestmark = pytest.mark.skipif(not (ROOT / "model_tiny_stage3.safetensors").is_file(), reason="no recorded model")
 REAL = json.loads((ROOT / "real_keys.json").read_text(encoding="utf-8"))
 
 

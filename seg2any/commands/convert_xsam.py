@@ -68,7 +68,7 @@ def run(given: Namespace) -> None:
         raise UserError(f"{given.source}: does not fit the model: {found}; {found.details()}; give its --config")
     print(found)
     if isinstance(config, XSamConfig):
-        print(predicted_line(config))
+        print(predicted_line(config, 8))  # as `segment` asks by default
     if given.check:
         return
     tokenizer = tokenizer_of(given, config) if isinstance(config, XSamConfig) else None

@@ -61,6 +61,6 @@ def open_segmenter(given: Namespace, machine: Machine) -> XSamSegmenter:
     if given.bits != "16":
         check_bitsandbytes(f"--bits {given.bits}", machine.device, "--bits 16")
     if machine.device.type == "cuda":
-        print(predicted_line(read_config(name, XSamConfig)))
+        print(predicted_line(read_config(name, XSamConfig), given.batch))
     speaker = open_speaker(name, machine.device, machine.dtype, given.bits)
     return XSamSegmenter(speaker, Path(name).name, Choices(given.threshold, given.batch, given.max_new_tokens))

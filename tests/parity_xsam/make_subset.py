@@ -12,12 +12,14 @@ from tests.parity_xsam.recorded import ROOT, parameters, tensors_of
 
 # Beginnings of the cases to keep of each file; files that are not named are left out.
 KEPT: dict[str, tuple[str, ...]] = {
-    "connector_projector": ("",),
+    "connector_projector": ("connector_layer_scale2", "pixel_shuffle_", "pad_", "seg_projector"),
     "region_sampler": ("",),
+    "condition_embeddings": ("bg_embeds", "pool_", "process_", "region_assignment_", "generated_g"),
+    "end_to_end": ("images/g/", "images/c/", "images/s/", "predict_genseg", "predict_gcgseg", "predict_imgconv"),
     "losses": ("one_image_without", "padded_conditions", "no_targets"),
     "metrics": ("",),
 }
-WHOLE = ("text.json", "tokenizer.json", "real_keys.json")
+WHOLE = ("text.json", "tokenizer.json", "real_keys.json", "model_tiny_stage3.safetensors")
 
 
 def main() -> None:
