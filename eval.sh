@@ -74,11 +74,9 @@ coco_mig() { benchmark coco_mig config/seg2any_coco_mig.yaml --num_images_per_pr
 # 200 scenes with 1 to 8 figures and 40 crowded ones, minutes on two cores, then 40 of them by segmenters, which find the
 # regions again. --limit 8 is a quick look.
 shapes() {
-    local given=(--model "${MODEL:-examples/shapes/model}" --lora "${LORA:-examples/shapes/lora}"
-        --output "${OUT:-result/shapes}")
-    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes "${given[@]}" "$@"
-    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes.segmenters "${given[@]}" \
-        ${COLORING:+--coloring "$COLORING"} "$@"
+    local given=(--model "${MODEL:-examples/shapes/model}" --output "${OUT:-result/shapes}")
+    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes "${given[@]}" --lora "${LORA:-examples/shapes/lora}" "$@"
+    HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes.segmenters "${given[@]}" ${COLORING:+--coloring "$COLORING"}
 }
 
 # Instances painted by adapters: one point, phrases, everything; beside baselines. --limit 8 is a quick look.

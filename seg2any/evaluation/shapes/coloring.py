@@ -96,9 +96,10 @@ def measured(segmenter, image: np.ndarray, layout, figures: Sequence) -> Mapping
         "on combinations never seen": [held_out(figure) for figure in figures],
         "on patterned figures": [figure.pattern != "plain" for figure in figures],
     }
+    everywhere = tuple(found)
     for group, members in groups.items():
         kept = np.array(members)[layout.visible.any((1, 2))]
-        for name in tuple(name for name in found if " on " not in name):
+        for name in everywhere:
             found[f"{name} {group}"] = np.asarray(found[name])[kept]
     found["phrases, mIoU"] = find_again(image, by_phrases(layout), segmenter).iou
     regions = segmenter.segment(image, Prompt()).masks

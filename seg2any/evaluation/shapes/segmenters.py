@@ -6,26 +6,33 @@ images that the model made, and prints how far each segmenter's IoU lies from th
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from seg2any.evaluation.shapes.options import EXAMPLES, SCENES, Options, shapes_flags
+from seg2any.evaluation.shapes.options import SCENES
 from seg2any.system.allocator import let_segments_grow
 from seg2any.system.arguments import Parser
 from seg2any.system.console import exit_status, plain_messages, whole
 from seg2any.system.interrupts import run_command
-from seg2any.system.shipped import input_path
+from seg2any.system.precision import PRECISIONS
+from seg2any.system.shipped import input_path, model_name
 from seg2any.system.threads import compute_on_idle_cores
 
 if TYPE_CHECKING:
+    import torch
+
     from seg2any.layout import Layout
     from seg2any.segment.segmenter import Segmenter
 
 PROGRAM = "seg2any.evaluation.shapes.segmenters"
 JUDGE = "the judge"
+EXAMPLES = """\
+examples:
+    python -m seg2any.evaluation.shapes.segmenters --output result/shapes --limit 8
+"""
 MOST = 40  # scenes: a segmenter takes seconds for each
 Find = Callable[[np.ndarray, "Layout"], np.ndarray]  # image, layout -> IoU of each caption's region
 
@@ -35,46 +42,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Exit status: 0 measured, 1 out of memory, 2 wrong input, 130 interrupted.
     """
-    parser = Parser(
-        prog=f"python -m {PROGRAM}",
-        description=__doc__.split("\n\n")[1],
-        epilog=EXAMPLES.replace("evaluation.shapes ", "evaluation.shapes.segmenters "),
-        parents=[shapes_flags("result/bench_shapes", 8)],
+    parser = Parser(prog=f"python -m {PROGRAM}", description=__doc__.split("\n\n")[1], epilog=EXAMPLES)
+    parser.add_argument(
+        "--model", type=model_name, default="examples/shapes/model", help="FLUX pipeline folder (default: %(default)s)"
     )
-    parser.add_argument("--limit", type=whole(1), default=MOST, help="scenes (default: %(default)s)")
+    parser.add_argument(
+        "--output", type=input_path, default="result/shapes", help="of seg2any.evaluation.shapes (default: %(default)s)"
+    )
+    parser.add_argument("--limit", type=whole(1), default=MOST, help="scenes at most (default: %(default)s)")
     parser.add_argument("--coloring", type=input_path, help="adapters of task coloring to measure, too (default: none)")
-    given = vars(parser.parse_args(arguments))
-    painter = given.pop("coloring")
-    options = Options(**given)
+    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
+    parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device computes in it")
+    given = parser.parse_args(arguments)
 
     def measure() -> None:
         with plain_messages():
             let_segments_grow()
             compute_on_idle_cores()
-            run(options, painter)
+            run(given)
 
     return exit_status(PROGRAM, measure)
 
 
-def run(options: Options, painter: Path | None) -> None:
-    """Measure every segmenter and print a line for each. Raises UserError."""
+def run(given: Namespace) -> None:
+    """Measure every segmenter on the images that were made, and print a line for each. Raises UserError."""
+    from itertools import islice
+
     from tqdm import tqdm  # late, as the others: --help must not wait for them
 
     from seg2any.data.shapes import ShapesDataset
-    from seg2any.evaluation.shapes.bench import Bench, Stopwatch
-    from seg2any.evaluation.shapes.sources import open_session
-    from seg2any.generate.folder import open_folder
+    from seg2any.evaluation.generated import Generated
     from seg2any.system.device import choose_device
 
-    open_folder(options.output, "--output")
-    device, clock = choose_device(options.device), Stopwatch()
-    session, recipe = open_session(options.model, options.lora, options.weight_dtype, device)
     scenes = ShapesDataset("test", SCENES["normal"], "normal")
-    bench = Bench(options, session, recipe, clock)
-    made = bench.generate(scenes, "normal")
-    finds = {JUDGE: by_judge} | segmenters(options, painter, device)
+    made = Generated.read(given.output / "normal")
+    finds = {JUDGE: by_judge} | segmenters(given, choose_device(given.device))
     values: dict[str, dict[str, list[np.ndarray]]] = {name: {"rendered": [], "made": []} for name in finds}
-    for index, image in enumerate(tqdm(made, "scenes", bench.count("normal"), leave=False)):
+    for index, image in enumerate(tqdm(islice(made.images(0, scenes), given.limit), "scenes", leave=False)):
         sample = scenes[index]
         for name, find in finds.items():
             values[name]["rendered"].append(find(sample.image, sample.layout))
@@ -82,7 +86,7 @@ def run(options: Options, painter: Path | None) -> None:
     print(table({name: {at: np.concatenate(some) for at, some in own.items()} for name, own in values.items()}))
 
 
-def segmenters(options: Options, painter: Path | None, device) -> Mapping[str, Find]:
+def segmenters(given: Namespace, device: torch.device) -> Mapping[str, Find]:
     """Open what finds regions by phrases. Raises UserError."""
     from seg2any.evaluation.shapes.sources import open_session
     from seg2any.generate.model import read_adapter_card
@@ -92,13 +96,13 @@ def segmenters(options: Options, painter: Path | None, device) -> Mapping[str, F
     from seg2any.segment.probe import ProbeSettings
 
     found: dict[str, Find] = {}
-    pipe = open_session(options.model, None, options.weight_dtype, device)[0].pipeline
+    pipe = open_session(given.model, None, given.weight_dtype, device)[0].pipeline
     if (known := pipe.base.probing) is not None:
         settings = ProbeSettings(known.blocks, known.side)
         found["attention (Seg4Diff)"] = by_phrases_of(AttentionSegmenter(pipe.base, pipe.scheduler, settings))
-    if painter is not None:
-        card = check_painting(read_adapter_card(painter))
-        base = open_session(options.model, painter, options.weight_dtype, device)[0].pipeline.base
+    if given.coloring is not None:
+        card = check_painting(read_adapter_card(given.coloring))
+        base = open_session(given.model, given.coloring, given.weight_dtype, device)[0].pipeline.base
         found["painted colours (gen2seg)"] = by_phrases_of(ColoringSegmenter(Painter(base, card)))
     return found
 
