@@ -33,7 +33,11 @@ GOOD = 40
 def cluster():
     from ray.cluster_utils import Cluster
 
-    os.environ |= {"RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ |= {
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "300",
+    }
     memory = {"object_store_memory": 200 << 20, "num_cpus": 4}
     made = Cluster(initialize_head=True, head_node_args=memory)
     ray.init(address=made.address, log_to_driver=False, logging_level="error")

@@ -63,7 +63,7 @@ def test_top_level_masks_are_those_that_the_rule_leaves_when_it_is_read_word_by_
         inside = [(masks[number] & masks[other]).sum() / max(1, masks[number].sum()) for other in kept]
         if not any(share >= 0.7 for share in inside):
             kept.append(number)
-    assert nested.top_level([runs_of(mask) for mask in masks], 0.7) == sorted(kept) and len(kept) < 25
+    assert nested.top_level([runs_of(mask) for mask in masks], 0.7, 40) == sorted(kept) and len(kept) < 25
 
 
 def test_planted_masks_are_left_out_and_no_others():

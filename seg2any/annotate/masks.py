@@ -73,6 +73,7 @@ class SegmenterMasks:
             draft.regions = [
                 Region(number, compressed(np.array(encode_rle(mask)["counts"])), score, caption)
                 for number, (mask, score, caption) in enumerate(zip(masks, scores, found.captions, strict=True), 1)
+                if mask.any()  # what was not found
             ]
             draft.caption, draft.masks_by = found.caption, found.source or self.name
 

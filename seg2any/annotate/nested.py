@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,19 +33,30 @@ def shared(runs: np.ndarray, other: np.ndarray) -> int:
     return int(np.diff(at)[1::2].sum())
 
 
-def top_level(masks: Sequence[np.ndarray], inside: float) -> list[int]:
+def top_level(masks: Sequence[np.ndarray], inside: float, height: int) -> list[int]:
     """Return the numbers of the masks that lie in no other one, ascending.
 
     inside  share of a mask's pixels in a larger one from which it is nested
+    height  of the photo, in pixels
 
     The largest come first, so a mask is compared with those that are kept; of equal ones the first is kept.
     """
     areas = [area(runs) for runs in masks]
+    boxes = [box(runs, height) if own else (0, 0, 0, 0) for runs, own in zip(masks, areas, strict=True)]
     kept: list[int] = []
     for number in sorted(range(len(masks)), key=lambda one: (-areas[one], one)):
-        if not any(shared(masks[number], masks[other]) >= inside * areas[number] for other in kept):
+        least = inside * areas[number]
+        near = (other for other in kept if _common(boxes[number], boxes[other]) >= least)
+        if not any(shared(masks[number], masks[other]) >= least for other in near):
             kept.append(number)
     return sorted(kept)
+
+
+def _common(one: tuple[int, int, int, int], other: tuple[int, int, int, int]) -> int:
+    """Count the pixels that two boxes have in common."""
+    ends = zip(one[:2], other[:2], one[2:], other[2:], strict=True)
+    sides = (min(a + size, b + length) - max(a, b) for a, b, size, length in ends)
+    return math.prod(max(0, side) for side in sides)
 
 
 def _inside_before(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -82,7 +82,7 @@ def check_size(look: Look, rules: Rules) -> None:
 def keep_top_level(draft: Draft, rules: Rules) -> None:
     """Remove masks that lie inside larger ones."""
     if rules.nested <= 1:
-        draft.regions = [draft.regions[number] for number in top_level(draft.runs(), rules.nested)]
+        draft.regions = [draft.regions[number] for number in top_level(draft.runs(), rules.nested, draft.size[0])]
 
 
 def keep_large(draft: Draft, rules: Rules) -> None:
