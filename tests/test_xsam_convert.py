@@ -17,7 +17,7 @@ from seg2any.segment.xsam.convert import compare, config_of, wanted_shapes
 from seg2any.segment.xsam.folder import open_speaker
 from seg2any.segment.xsam.keys import our_name, published_name
 from seg2any.segment.xsam.memory import GIB, predict
-from tests.parity_xsam.recorded import ROOT, config, tensors_of, text, whole_model
+from tests.parity_xsam.recorded import ROOT, config, tensors_of, text, tokenizer, whole_model
 
 REAL = json.loads((ROOT / "real_keys.json").read_text(encoding="utf-8"))
 
@@ -165,3 +165,14 @@ def test_another_tokenizer_is_refused(published: Path, tmp_path: Path, capsys):
     status, _, errors = run(capsys, published, tmp_path / "out", "--tokenizer", tmp_path / "other")
     assert status == 2 and "the tokenizer has <SEG> at 392, and the model at 391" in errors
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("bits", "kind"), [("8", "Linear8bitLt"), ("4", "Linear4bit")])
+def test_only_layers_of_the_language_model_are_rounded(bits: str, kind: str, tmp_path: Path):
+    pytest.importorskip("bitsandbytes")
+    whole_model().save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    model = open_speaker(tmp_path, torch.device("cpu"), torch.float32, bits).model
+    rounded = {name for name, module in model.named_modules() if type(module).__name__ == kind}
+    layers = {f"llm.model.layers.{name}" for name, _ in model.llm.model.layers.named_modules() if "proj" in name}
+    assert rounded == layers and len(rounded) > 4
