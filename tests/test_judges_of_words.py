@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from seg2any.commands import evaluate_measure
+from seg2any.data.catalog import open_data_set
+from seg2any.evaluation.generated import write_run
 from seg2any.evaluation.judges.eomt import EomtJudge, windows
 from seg2any.evaluation.judges.kept import KeptConcepts, KeptMasks, KeptSegmenter
 from seg2any.evaluation.judges.mask2former import class_scores
-from seg2any.evaluation.judges.segmenters import SegmenterLabels
+from seg2any.evaluation.judges.segmenters import NamedSegmenter, SegmenterLabels
 from seg2any.evaluation.metrics.agreement import agreements, tau
 from seg2any.evaluation.metrics.bootstrap import interval
 from seg2any.evaluation.metrics.concept import NAME as CONCEPT
@@ -25,11 +28,15 @@ from seg2any.evaluation.metrics.order import ORDER, OVERLAP, order_of_regions
 from seg2any.evaluation.metrics.phrases import MISLEADING, SWAPPED, misleading
 from seg2any.evaluation.metrics.result import GENERATED, Result, mean
 from seg2any.evaluation.metrics.semantic import confusion, semantic_iou
+from seg2any.evaluation.report.results import read_run
+from seg2any.evaluation.runners.options import parse_options
+from seg2any.evaluation.runners.run import run
 from seg2any.layout import Layout
 from seg2any.segment.sam3 import Instances, Sam3Segmenter
 from seg2any.segment.segmenter import Prompt
 from seg2any.system.errors import UserError
-from tests.tiny_judges import save_sam3, tiny_eomt
+from tests.synthetic_data import make_ade20k
+from tests.tiny_judges import save_sam3, tiny_dinov3, tiny_eomt
 
 COLOURS = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 255, 0)}
 
@@ -304,3 +311,29 @@ def test_a_method_of_segment_is_opened_with_its_own_flags(tmp_path: Path, sam3: 
     words = ["sam3", f"sam3_model={sam3.name}", "sure_instance=0.25"]
     opened = evaluate_measure.open_segmenter(words, "categories", torch.device("cpu"))
     assert opened.segmenter.sure == 0.25 and '"method": "sam3"' in opened.name and len(opened.name) > 100
+
+
+def test_a_closed_set_is_measured_by_its_other_judges(tmp_path: Path):
+    data, out = make_ade20k(tmp_path, 4, "validation"), tmp_path / "out"
+    opened = open_data_set("ade20k", data.params)
+    (out / "group_0").mkdir(parents=True)
+    for number, truth in enumerate(data.truths):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 3), np.uint8)
+        Image.fromarray(pixels).save(out / "group_0" / f"{truth.key}.png")
+    told = {"type": "ade20k", "params": data.params, "fingerprint": opened.fingerprint()}
+    about = {"samples": 4, "groups": 1, "format": "png", "size": [32, 32], "seed": 0, "recipe": {}}
+    write_run(out, {"data": told, **about}, overwrite=False)
+    torch.manual_seed(0)
+    tiny_eomt(150).save_pretrained(tmp_path / "eomt")
+    tiny_dinov3().save_pretrained(tmp_path / "dinov3")
+    metrics = ["miou_eomt", "miou_segmenter", "fdd_dinov3"]
+    flags = [word for name in ("eomt", "dinov3") for word in (f"--{name}", str(tmp_path / name))]
+    options = parse_options([str(out), "--device", "cpu", "--metrics", *metrics, *flags])
+    ways = []
+    run(options, lambda words, way, device: ways.append(way) or NamedSegmenter("stub", SeesColours()))
+    found = read_run(out / "evaluation.json")
+    names = ["mIoU by EoMT", "mIoU by the segmenter"]
+    assert ways == ["categories"] and found.row("FDD by DINOv3").n == 4
+    assert all(found.row(name, source).n == 4 for name in names for source in ("generated", "grey images"))
+    assert found.row("mIoU by the segmenter").value == 0  # it sees no class anywhere
+    assert not any(row.name.startswith("rank agreement") for row in found.rows)  # such a judge orders nothing

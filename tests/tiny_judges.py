@@ -56,10 +56,7 @@ def save_judges(folder: Path) -> dict[str, Path]:
     tiny_sam2().save_pretrained(paths["sam2"])
     dino = Dinov2Config(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14)
     Dinov2Model(dino).save_pretrained(paths["dinov2"])
-    dino = DINOv3ViTConfig(
-        hidden_size=16, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, num_register_tokens=1
-    )
-    DINOv3ViTModel(dino).save_pretrained(paths["dinov3"])
+    tiny_dinov3().save_pretrained(paths["dinov3"])
     tiny_eomt(150).save_pretrained(paths["eomt"])
     save_sam3(paths["sam3"])
     save_clip(paths["clip"])
@@ -114,6 +111,11 @@ def tiny_sam2() -> Sam2Model:
     prompts = {"hidden_size": 16, "image_size": 64, "patch_size": 16}
     decoder = {"hidden_size": 16, "mlp_dim": 16, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
     return Sam2Model(Sam2Config(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder))
+
+
+def tiny_dinov3() -> DINOv3ViTModel:
+    narrow = {"hidden_size": 16, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    return DINOv3ViTModel(DINOv3ViTConfig(**narrow, num_register_tokens=1))
 
 
 def tiny_eomt(num_labels: int) -> EomtForUniversalSegmentation:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
 
 from seg2any.data.dataset import Annotation, Sample, SampleError
 from seg2any.data.layout_sets.records import (
@@ -66,15 +69,18 @@ class OverLayBenchDataset:
         return len(self._places)
 
     def __getitem__(self, index: int) -> Sample:
-        image = self._image(index)
-        return Sample(image, self._record(index, image.shape[:2]).annotation().layout)
+        with self._opened(index) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        return Sample(pixels, self._record(index, pixels.shape[:2]).annotation().layout)
 
     def key(self, index: int) -> str:
         """Return the image_id."""
         return self._places[index][3]
 
     def annotation(self, index: int) -> Annotation:
-        return self._record(index, self._image(index).shape[:2]).annotation()
+        with self._opened(index) as image:
+            width, height = image.size
+        return self._record(index, (height, width)).annotation()
 
     def photo_digest(self, index: int) -> str:
         """Return "": the benchmark's images never change."""
@@ -94,14 +100,15 @@ class OverLayBenchDataset:
                 for row, values in enumerate(table):
                     yield (number, group, row), str(values["image_id"] or ""), str(values["annotation"] or "")
 
-    def _image(self, index: int) -> np.ndarray:
+    @contextmanager
+    def _opened(self, index: int) -> Iterator[Image.Image]:
         number, group, row, key, _ = self._places[index]
         path = self.paths[number]
-        value = _opened(path).read_row_group(group, columns=COLUMNS[2:])["image"][row].as_py()
+        value = _images(path, group)[row].as_py()
         data = value.get("bytes") if isinstance(value, dict) else value
         try:
             with opened_image(BytesIO(data)) as image:
-                return np.asarray(image.convert("RGB"))
+                yield image
         except (ImageError, TypeError) as error:
             raise SampleError(f"{path}: image {key} cannot be read ({error}); download the file again") from None
 
@@ -121,6 +128,11 @@ class OverLayBenchDataset:
         caption = next((document[name] for name in CAPTIONS if isinstance(document.get(name), str)), None)
         stack, texts = stacked(where, masks, captions)
         return ordered(Record(key, size, stack, texts, caption), from_back_to_front(stack, _in_front(where, regions)))
+
+
+@functools.lru_cache(maxsize=2)  # samples are read in order, and a group holds many images
+def _images(path: Path, group: int) -> pa.ChunkedArray:
+    return _opened(path).read_row_group(group, columns=COLUMNS[2:])["image"]
 
 
 def _opened(path: Path) -> pq.ParquetFile:
