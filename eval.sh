@@ -5,6 +5,8 @@
 #   bash eval.sh shapes_masks                                masks out of images, by the same model
 #   COLORING=runs/shapes_coloring/checkpoint-2000 bash eval.sh shapes_coloring
 #   COLORING=ckpt/coloring/checkpoint-30000 bash eval.sh coco_points
+#   MODEL=my_xsam bash eval.sh xsam_shapes                   and xsam_refcoco, xsam_refcoco_plus, xsam_refcocog,
+#       xsam_reasoning, xsam_grounded, xsam_coco_panoptic, xsam_ade_panoptic
 #   LORA=ckpt/ade20k/checkpoint-20000 bash eval.sh ade20k
 #   LORA=ckpt/coco_stuff/checkpoint-20000 bash eval.sh coco_stuff
 #   LORA=ckpt/sacap_1m/checkpoint-20000 PROCESSES=4 bash eval.sh sacap
@@ -116,10 +118,42 @@ shapes_masks() {
     HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes.masks --model "${MODEL:-examples/shapes/model}" "$@"
 }
 
+# xsam BENCHMARK [arguments of seg2any.evaluation.words ...]
+xsam() {
+    local name=$1
+    shift
+    [ -n "${MODEL:-}" ] || fail "MODEL is not set; set it to the folder of an X-SAM model"
+    "$PYTHON" -m seg2any.evaluation.words "$name" --model "$MODEL" --output "${OUT:-result/xsam}" "$@"
+}
+
+# Phrases: --images train2014 --annotations finetune_refcoco_val.json
+xsam_refcoco() { xsam refcoco "$@"; }
+
+xsam_refcoco_plus() { xsam refcoco+ "$@"; }
+
+xsam_refcocog() { xsam refcocog "$@"; }
+
+# Questions: --images ReasonSeg/val
+xsam_reasoning() { xsam reasoning "$@"; }
+
+# Descriptions: --images GranDf --annotations MASKS.json --captions CAPTIONS.json
+xsam_grounded() { xsam grounded "$@"; }
+
+# Every pixel: --images val2017 --annotations panoptic_val2017.json --labels panoptic_val2017
+xsam_coco_panoptic() { xsam coco_panoptic "$@"; }
+
+# Likewise; open vocabulary, since X-SAM was not trained on ADE20K.
+xsam_ade_panoptic() { xsam ade_panoptic "$@"; }
+
+# 200 rendered scenes, with keywords and colours beside the phrases.
+xsam_shapes() { xsam shapes "$@"; }
+
 case "${1:-}" in
     ade20k | coco_stuff | sacap | overlaybench | sa_z | coco_mig | shapes | shapes_masks) "$@" ;;
     shapes_coloring | coco_points | ishape_points | pidray_points | dram_points | egohos_points) "$@" ;;
+    xsam_refcoco | xsam_refcoco_plus | xsam_refcocog | xsam_reasoning | xsam_grounded) "$@" ;;
+    xsam_coco_panoptic | xsam_ade_panoptic | xsam_shapes) "$@" ;;
     -h | --help) usage ;;
     "") usage >&2; exit 2 ;;
-    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes, shapes_masks, shapes_coloring or NAME_points" ;;
+    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes, shapes_masks, shapes_coloring, NAME_points or xsam_NAME" ;;
 esac

@@ -15,10 +15,10 @@ from typing import Protocol
 import numpy as np
 
 from seg2any.data.dataset import ClosedSet, DataSet
-from seg2any.data.shapes import ShapesDataset
+from seg2any.data.shapes import Scene, ShapesDataset
 from seg2any.data.shapes_answers import grounded_caption, questions
 from seg2any.data.shapes_draw import SHAPES
-from seg2any.data.shapes_words import clear_phrases, see
+from seg2any.data.shapes_words import Seen, clear_phrases, see
 
 BACKGROUND = "background"
 OWN = "captions"  # the kind of phrases of layouts
@@ -42,8 +42,7 @@ class Told:
     regions: tuple[int, ...]
 
 
-@dataclass(frozen=True, eq=False)
-class Worded:
+class Worded(Protocol):
     """An image uint8 [H, W, 3], its regions bool [N, H, W] with the category of each, and what can be asked of it.
 
     phrases, questions  by kind, those of one kind being alike; a kind has at least one
@@ -52,13 +51,60 @@ class Worded:
     image: np.ndarray
     masks: np.ndarray
     names: tuple[str, ...]
-    phrases: Mapping[str, Sequence[Asked]] = field(default_factory=dict)
-    questions: Mapping[str, Sequence[Asked]] = field(default_factory=dict)
-    told: Told | None = None
+    phrases: Mapping[str, Sequence[Asked]]
+    questions: Mapping[str, Sequence[Asked]]
+    told: Told | None
 
-    def mask(self, regions: Sequence[int]) -> np.ndarray:
-        """Join some regions: bool [H, W]."""
-        return self.masks[list(regions)].any(0)
+
+def joined(worded: Worded, regions: Sequence[int]) -> np.ndarray:
+    """Join some regions of an image: bool [H, W]."""
+    return worded.masks[list(regions)].any(0)
+
+
+@dataclass(frozen=True, eq=False)
+class WordedLayout:
+    """What the captions of a layout say; see `Worded`."""
+
+    image: np.ndarray
+    masks: np.ndarray
+    names: tuple[str, ...]
+    phrases: Mapping[str, Sequence[Asked]]
+    told: Told | None
+    questions: Mapping[str, Sequence[Asked]] = field(default_factory=dict)
+
+
+class WordedScene:
+    """What can be said of a scene of `shapes`, found when it is asked for; see `Worded`."""
+
+    def __init__(self, scene: Scene, seed: int):
+        self.scene, self.seed = scene, seed
+        self.image, self._masks = scene.render()
+        self.masks = np.concatenate([self._masks, ~self._masks.any(0, keepdims=True)])
+        self.names = (*(figure.shape for figure in scene.figures), BACKGROUND)
+
+    @cached_property
+    def _seen(self) -> list[Seen]:
+        return see(self.scene, self._masks)
+
+    @cached_property
+    def phrases(self) -> dict[str, list[Asked]]:
+        """The clear phrases."""
+        found = clear_phrases(self._seen)
+        return {kind: [Asked(one.text, one.figures) for one in phrases] for kind, phrases in found.items() if phrases}
+
+    @cached_property
+    def questions(self) -> dict[str, list[Asked]]:
+        """The questions with one answer."""
+        found: dict[str, list[Asked]] = {}
+        for one in questions(self._seen):
+            found.setdefault(one.kind, []).append(Asked(one.text, one.figures, one.reason))
+        return found
+
+    @cached_property
+    def told(self) -> Told | None:
+        """The description of a scene that is not crowded."""
+        found = grounded_caption(self.scene, self._seen, np.random.default_rng(self.seed))
+        return found and Told(found.text, found.spans, found.figures)
 
 
 class Words(Protocol):
@@ -94,22 +140,8 @@ class ShapesWords:
     def __len__(self) -> int:
         return len(self.data)
 
-    def __getitem__(self, index: int) -> Worded:
-        scene = self.data.scene(index)
-        image, masks = scene.render()
-        seen = see(scene, masks)
-        told = grounded_caption(scene, seen, np.random.default_rng(index))
-        asked: dict[str, list[Asked]] = {}
-        for one in questions(seen):
-            asked.setdefault(one.kind, []).append(Asked(one.text, one.figures, one.reason))
-        return Worded(
-            image,
-            np.concatenate([masks, ~masks.any(0, keepdims=True)]),
-            (*(figure.shape for figure in scene.figures), BACKGROUND),
-            {kind: [Asked(p.text, p.figures) for p in found] for kind, found in clear_phrases(seen).items() if found},
-            asked,
-            told and Told(told.text, told.spans, told.figures),
-        )
+    def __getitem__(self, index: int) -> WordedScene:
+        return WordedScene(self.data.scene(index), index)
 
     def key(self, index: int) -> str:
         return self.data.key(index)
@@ -141,7 +173,7 @@ class LayoutWords:
         captions, masks = sample.layout.captions, sample.layout.visible
         single = [Asked(one, (n,)) for n, one in enumerate(captions) if captions.count(one) == 1]
         told = _told(sample.layout.caption, captions)
-        return Worded(sample.image, masks, tuple(captions), {OWN: single} if single else {}, {}, told)
+        return WordedLayout(sample.image, masks, tuple(captions), {OWN: single} if single else {}, told)
 
     def key(self, index: int) -> str:
         return self.data.key(index)

@@ -98,7 +98,7 @@ def _match(image: Answers, area: tuple[float, float], most: int) -> _Matched:
 
 
 def _outside(masks: np.ndarray, area: tuple[float, float]) -> np.ndarray:
-    sizes = masks.reshape(len(masks), -1).sum(1)
+    sizes = masks.sum((1, 2))
     return (sizes < area[0]) | (sizes > area[1])
 
 

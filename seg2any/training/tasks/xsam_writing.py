@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seg2any.data.words import Asked, Worded
+from seg2any.data.words import Asked, Worded, joined
 from seg2any.segment.xsam.asking import (
     Turn,
     Wording,
@@ -106,8 +106,8 @@ ALONE = ("refseg", "reaseg")  # each phrase has a prediction of its own
 
 def offers(worded: Worded, kind: str) -> bool:
     """Tell whether an image can be asked so."""
-    wanted = {"refseg": worded.phrases, "reaseg": worded.questions, "gcgseg": worded.told}
-    return bool(wanted.get(kind, len(worded.names)))
+    wanted = {"genseg": "names", "refseg": "phrases", "reaseg": "questions", "gcgseg": "told"}
+    return bool(getattr(worded, wanted[kind]))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Writer:
     def written(self, worded: Worded, kind: str, spoken: Spoken) -> Written:
         """Encode what is spoken about an image."""
         frame = Frame.of(worded.image.shape[:2], self.side)
-        masks = seg_masks(np.stack([worded.mask(regions) for regions in spoken.regions]), frame)
+        masks = seg_masks(np.stack([joined(worded, regions) for regions in spoken.regions]), frame)
         whole = Target(masks, torch.tensor(spoken.phrases))
         rows = tuple(Target(*(part[n : n + 1] for part in whole)) for n in range(len(masks)))
         return Written(

@@ -1,0 +1,1 @@
+"""Benchmarks of segmenters that understand language, on photos and on rendered scenes."""
