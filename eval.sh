@@ -7,6 +7,7 @@
 #   COLORING=ckpt/coloring/checkpoint-30000 bash eval.sh coco_points
 #   MODEL=my_xsam bash eval.sh xsam_shapes                   and xsam_refcoco, xsam_refcoco_plus, xsam_refcocog,
 #       xsam_reasoning, xsam_grounded, xsam_coco_panoptic, xsam_ade_panoptic
+#   DATA=data/VOC2012 bash eval.sh voc20 --classes present all none    also coco_object, pc59, ade150, cityscapes
 #   LORA=ckpt/ade20k/checkpoint-20000 bash eval.sh ade20k
 #   LORA=ckpt/coco_stuff/checkpoint-20000 bash eval.sh coco_stuff
 #   LORA=ckpt/sacap_1m/checkpoint-20000 PROCESSES=4 bash eval.sh sacap
@@ -21,7 +22,7 @@
 #   OUT        folder for results (result/NAME)      PROCESSES  number of GPUs that generate (1)
 #   JUDGES     flags of `seg2any evaluate measure`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
 #   COLORING   folder of adapters of task coloring, or a published painter: reachomk/gen2seg-sd
-#   DATA       folder of the images and layouts of a benchmark of points (data/NAME)
+#   DATA       folder of the images and layouts of a benchmark of points (data/NAME), or of a label set such as voc20
 #   CONFIG     config to use instead of config/seg2any_NAME.yaml
 #   PYTHON     Python to run (.venv/bin/python if it exists)
 set -euo pipefail
@@ -148,12 +149,32 @@ xsam_ade_panoptic() { xsam ade_panoptic "$@"; }
 # 200 rendered scenes, with keywords and colours beside the phrases.
 xsam_shapes() { xsam shapes "$@"; }
 
+# Masks out of photos with known labels, by attention: open_vocabulary SET FOLDER. Nothing is generated.
+open_vocabulary() {
+    local set=$1
+    shift
+    [ -n "${DATA:-}" ] || fail "DATA is not set; set it to the folder of $set, see docs/segment.md"
+    "$PYTHON" -m seg2any.evaluation.segmentation "$set" --data "$DATA" --model "${MODEL:-black-forest-labs/FLUX.1-dev}" \
+        --output "${OUT:-result}/$set.json" ${LORA:+--lora "$LORA"} "$@"
+}
+
+voc20() { open_vocabulary voc20 "$@"; }
+
+coco_object() { open_vocabulary coco_object "$@"; }
+
+pc59() { open_vocabulary pc59 "$@"; }
+
+ade150() { open_vocabulary ade150 "$@"; }
+
+cityscapes() { open_vocabulary cityscapes "$@"; }
+
 case "${1:-}" in
     ade20k | coco_stuff | sacap | overlaybench | sa_z | coco_mig | shapes | shapes_masks) "$@" ;;
     shapes_coloring | coco_points | ishape_points | pidray_points | dram_points | egohos_points) "$@" ;;
     xsam_refcoco | xsam_refcoco_plus | xsam_refcocog | xsam_reasoning | xsam_grounded) "$@" ;;
     xsam_coco_panoptic | xsam_ade_panoptic | xsam_shapes) "$@" ;;
+    voc20 | coco_object | pc59 | ade150 | cityscapes) "$@" ;;
     -h | --help) usage ;;
     "") usage >&2; exit 2 ;;
-    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes, shapes_masks, shapes_coloring, NAME_points or xsam_NAME" ;;
+    *) fail "$1 is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes, shapes_masks, shapes_coloring, NAME_points, xsam_NAME, voc20, coco_object, pc59, ade150 or cityscapes" ;;
 esac

@@ -6,7 +6,7 @@ the classes that occur in either; pixels labelled IGNORED do not count.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -49,6 +49,13 @@ def semantic_iou(
     for item in items:
         matrix = _confusion_of(item, judge, len(names))
         of_sample[item.key] = of_sample.get(item.key, 0) + matrix
+    return pooled_confusions(name, of_sample, names, source)
+
+
+def pooled_confusions(
+    name: str, of_sample: Mapping[str, np.ndarray], names: Sequence[str], source: str = GENERATED
+) -> Result:
+    """Compute the mIoU of all samples together, from the `confusion` of each; `extra` as in `semantic_iou`."""
     parts = {key: _parts(matrix, names) for key, matrix in of_sample.items()}
     result = pooled(name, parts, source=source)
     return replace(result, extra=_table(sum(of_sample.values()), names))
