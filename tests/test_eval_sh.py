@@ -137,7 +137,7 @@ def test_wrong_calls_are_one_line(tmp_path: Path):
     done = shell(tmp_path / "out", "imagenet")
     assert done.returncode == 2 and done.stderr == (
         "eval.sh: imagenet is not a benchmark; choose ade20k, coco_stuff, sacap, overlaybench, sa_z, coco_mig, shapes, "
-        "shapes_masks, shapes_coloring, NAME_points or xsam_NAME\n"
+        "shapes_masks, shapes_coloring, NAME_points, xsam_NAME, voc20, coco_object, pc59, ade150 or cityscapes\n"
     )
     done = shell(tmp_path / "out", "ade20k", LORA="")
     assert done.returncode == 2 and done.stderr.startswith("eval.sh: LORA is not set") and not done.stdout

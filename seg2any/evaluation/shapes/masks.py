@@ -21,7 +21,7 @@ from seg2any.system.threads import compute_on_idle_cores
 
 PROGRAM = "seg2any.evaluation.shapes.masks"
 BACKGROUND = "background"
-TEXT_TOKENS = 128  # the names of eight figures fit; 512 would take three times as long
+TEXT_TOKENS = 64  # the names of eight figures fit; 512 would take three times as long
 EXAMPLES = """\
 examples:
     python -m seg2any.evaluation.shapes.masks --limit 8        a quick look at the model in this repository
