@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -20,6 +21,12 @@ def pytest_configure(config):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Forked processes share tqdm's lock: one that is killed while it holds it would stop the tests' process for ever.
     os.register_at_fork(after_in_child=lambda: tqdm.set_lock(threading.RLock()))
+
+
+def pytest_collection_finish():
+    """Keep what importing has made from the garbage collector, which every training run calls."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import sys
@@ -11,8 +12,10 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
+import seg2any.training.tasks.generation
+import seg2any.training.trainer  # noqa: F401 - here, or every forked run would import it again
 from seg2any.system.files import locked
-from tests.tiny_run import free_port
+from tests.tiny_run import forget_accelerate, free_port
 
 ZERO2 = {  # the environment that `accelerate launch --config_file config/deepspeed_stage2.yaml` sets
     "ACCELERATE_USE_DEEPSPEED": "true",
@@ -60,6 +63,8 @@ def holding(path: Path, shared: bool = False) -> Iterator[None]:
 
 def _be_a_child(function, rank, processes, port, log, environment) -> None:
     status = 1
+    gc.freeze()  # what the tests hold is not looked through by this process
+    forget_accelerate()
     try:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(descriptor, 1)

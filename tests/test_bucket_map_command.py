@@ -16,7 +16,7 @@ import prepare_dataset_bucket_map
 from seg2any.data.catalog import open_data_set
 from seg2any.training import config
 from seg2any.training.token_counts import open_map
-from tests import synthetic_data
+from tests import forked, synthetic_data
 from tests.golden_root import REPOSITORY
 from tests.test_bucket_map import MODEL
 
@@ -42,19 +42,35 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return prepare_dataset_bucket_map.main()
 
 
-def test_the_published_command_line_under_torchrun_equals_one_process(tmp_path: Path, monkeypatch, capsys):
-    made = synthetic_data.make_sacap_1m(tmp_path, 6)
-    path = published_config(tmp_path, made.params)
-    arguments = [str(path), "--data.train.params.is_group_bucket=True", "--workers", "1"]
+def forked_by_two(arguments: list[str], folder: Path) -> None:
+    """Count in two forked processes."""
+
+    def count(rank: int) -> None:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            assert run_main(monkeypatch, *arguments) == 0
+
+    assert forked.run(count, folder / "log.txt", 2) == [0, 0], (folder / "log.txt").read_text()
+
+
+def launched_by_torchrun(arguments: list[str], folder: Path) -> None:
+    """Count as the published command line does."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "prepare_dataset_bucket_map.py"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     subprocess.run([*command, *arguments], check=True, cwd=REPOSITORY, env=environment, capture_output=True)
+
+
+@pytest.mark.parametrize("by_two", [forked_by_two, pytest.param(launched_by_torchrun, marks=pytest.mark.long)])
+def test_two_processes_count_what_one_does(by_two, tmp_path: Path, monkeypatch, capsys):
+    made = synthetic_data.make_sacap_1m(tmp_path, 6)
+    path = published_config(tmp_path, made.params)
+    arguments = [str(path), "--data.train.params.is_group_bucket=True", "--workers", "1"]
+    by_two(arguments, tmp_path)
     found = Path(made.params["cache_root"]) / MAP_NAME
-    by_two = found.read_bytes()
+    counted = found.read_bytes()
     found.unlink()
     assert run_main(monkeypatch, *arguments) == 0
     assert f"{found}: 6 rows" in capsys.readouterr().out
-    assert found.read_bytes() == by_two
+    assert found.read_bytes() == counted
     data = open_data_set("sacap_1m", made.params)
     settings = config.load(arguments[:2])
     tokenizer = AutoTokenizer.from_pretrained(MODEL, subfolder="tokenizer_2")

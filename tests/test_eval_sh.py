@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from seg2any.evaluation import generate_image
 from seg2any.evaluation.generated import Generated
 from seg2any.evaluation.judges import clip, deeplab, features, mask2former
 from seg2any.evaluation.labels.label_maps import ClassTable, squashed
 from seg2any.evaluation.report.results import Run, read_run
+from seg2any.evaluation.runners import __main__ as runners
 from seg2any.evaluation.runners.items import Benchmark
 from seg2any.evaluation.runners.options import DEFAULTS, JUDGES, parse_options
 from seg2any.segment import sam2
@@ -45,6 +50,18 @@ def shell(out: Path, *arguments: object, judges: dict[str, Path] | None = None, 
     return subprocess.run(command, env=environment, cwd=out.parent, capture_output=True, text=True, timeout=290)
 
 
+def in_process(out: Path, name: str, *arguments: object, judges: dict[str, Path]) -> subprocess.CompletedProcess:
+    """Call the two commands of a benchmark as eval.sh starts them, which saves seconds of imports for each."""
+    known = {"INCEPTION_SHA256": file_digest(judges["inception"])} if judges["inception"].is_file() else {}
+    places = ["--pretrained_model_name_or_path", PIPELINE / "model", "--lora_ckpt_path", PIPELINE / "checkpoint"]
+    generating = [REPOSITORY / "config" / f"seg2any_{name}.yaml", *places, "--output_path", out, *arguments]
+    measuring = [out, "--device", "cpu", *(word for flag, path in judges.items() for word in (f"--{flag}", path))]
+    told, errors = io.StringIO(), io.StringIO()
+    with mock.patch.dict(os.environ, known), redirect_stdout(told), redirect_stderr(errors):
+        status = generate_image.main([*map(str, generating)]) or runners.main([*map(str, measuring)])
+    return subprocess.CompletedProcess(generating, status, told.getvalue(), errors.getvalue())
+
+
 def tiny(data: Synthetic, **flags: object) -> list[object]:
     """Return flags that make a benchmark small without changing what it measures."""
     flags = {"limit": SAMPLES, "num_inference_steps": 1, "batch_size": 4, "device": "cpu", **flags}
@@ -70,15 +87,17 @@ def checked(done: subprocess.CompletedProcess, out: Path, metrics: tuple[str, ..
 
 
 @pytest.mark.parametrize(
-    ("name", "make", "labelled"),
+    ("name", "make", "labelled", "start"),
     [
-        ("ade20k", lambda root: make_ade20k(root, 4, "validation"), "mIoU"),
-        pytest.param(*("coco_stuff", lambda root: make_coco_stuff(root, 4, "val2017"), "mIoU"), marks=pytest.mark.long),
+        ("ade20k", lambda root: make_ade20k(root, 4, "validation"), "mIoU", in_process),
+        pytest.param(
+            *("coco_stuff", lambda root: make_coco_stuff(root, 4, "val2017"), "mIoU", shell), marks=pytest.mark.long
+        ),
     ],
 )
-def test_closed_set_benchmarks(name: str, make, labelled: str, tmp_path: Path, judges: dict[str, Path]):
+def test_closed_set_benchmarks(name: str, make, labelled: str, start, tmp_path: Path, judges: dict[str, Path]):
     data, out = make(tmp_path), tmp_path / "out"
-    done = shell(out, name, *tiny(data, num_images_per_prompt=GROUPS), judges=judges)
+    done = start(out, name, *tiny(data, num_images_per_prompt=GROUPS), judges=judges)
     run = checked(done, out, DEFAULTS[name])
     assert {row.source for row in run.rows if row.name == labelled} == {
         *("generated", "real images", "grey images", "shuffled images")
@@ -126,7 +145,7 @@ def test_shapes(tmp_path: Path):
 def test_missing_judges_are_listed_together_before_anything_is_measured(tmp_path: Path):
     data, out = make_ade20k(tmp_path, 4, "validation"), tmp_path / "out"
     nowhere = {flag: tmp_path / "nowhere" / flag for flag in JUDGES}
-    done = shell(out, "ade20k", *tiny(data, limit=1), "--num_images_per_prompt", 1, judges=nowhere)
+    done = in_process(out, "ade20k", *tiny(data, limit=1), "--num_images_per_prompt", 1, judges=nowhere)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     told = [line for line in done.stderr.splitlines() if line.startswith("seg2any.evaluation.runners: ")]
     assert len(told) == 4 and all("download" in line for line in told), told
@@ -144,13 +163,37 @@ def test_wrong_calls_are_one_line(tmp_path: Path):
     assert "bash eval.sh shapes" in shell(tmp_path / "out", "--help").stdout
 
 
-def test_several_processes_meet_without_a_port_that_unpickles(tmp_path: Path):
-    """The rendezvous of --standalone unpickles a key that anybody who reaches its port may set; static ones do not."""
-    stub, notes = tmp_path / "python", tmp_path / "notes"
+def started(folder: Path, *arguments: object, **more: object) -> list[str]:
+    """Return the command lines that eval.sh starts."""
+    stub, notes = folder / "python", folder / "notes"
     stub.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$*" >> "$NOTES"\n[ "$1" != -c ] || exec "$REAL" "$@"\n')
     stub.chmod(0o755)
-    assert shell(tmp_path / "out", "sacap", PYTHON=stub, NOTES=notes, REAL=sys.executable, PROCESSES=2).returncode == 0
-    (launch,) = (line for line in notes.read_text().splitlines() if "torch.distributed.run" in line)
+    done = shell(folder / "out", *arguments, PYTHON=stub, NOTES=notes, REAL=sys.executable, **more)
+    assert done.returncode == 0, done.stderr
+    return notes.read_text().splitlines()
+
+
+def test_each_benchmark_starts_its_commands(tmp_path: Path):
+    places = f"--pretrained_model_name_or_path {PIPELINE / 'model'} --lora_ckpt_path {PIPELINE / 'checkpoint'}"
+    out = tmp_path / "out"
+    for name, config, images in (("ade20k", "ade20k", 4), ("coco_stuff", "coco_stuff", 4), ("sacap", "sacap_1m", 1)):
+        generating, measuring = started(tmp_path, name, "--limit", 3)[-2:]
+        assert generating == (
+            f"-m seg2any.evaluation.generate_image config/seg2any_{config}.yaml {places} --output_path {out} "
+            f"--num_images_per_prompt {images} --limit 3"
+        )
+        assert measuring == f"-m seg2any.evaluation.runners {out} --device cpu"
+    (*_, drawn) = started(tmp_path, "shapes", "--limit", 3)
+    own = f"--model {PIPELINE / 'model'} --lora {PIPELINE / 'checkpoint'} --output {out}"
+    assert drawn == f"-m seg2any.evaluation.shapes {own} --limit 3"
+    (*_, masks) = started(tmp_path, "shapes_masks", "--limit", 3)
+    assert masks == f"-m seg2any.evaluation.shapes.masks --model {PIPELINE / 'model'} --limit 3"
+
+
+def test_several_processes_meet_without_a_port_that_unpickles(tmp_path: Path):
+    """The rendezvous of --standalone unpickles a key that anybody who reaches its port may set; static ones do not."""
+    lines = started(tmp_path, "sacap", PROCESSES=2)
+    (launch,) = (line for line in lines if "torch.distributed.run" in line)
     assert "--rdzv_backend static --master_addr 127.0.0.1 --master_port " in launch and "--standalone" not in launch
     port = int(launch.split("--master_port ")[1].split()[0])
     assert 1024 < port < 65536 and "--nproc_per_node 2 -m seg2any.evaluation.generate_image" in launch

@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from io import BytesIO
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from seg2any.generate.recipe import read_recipe
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE, Process
+from tests import forked
 from tests.golden_root import REPOSITORY
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,6 @@ pytestmark = pytest.mark.slow
 MODEL, LORA = REPOSITORY / "examples" / "shapes" / "model", REPOSITORY / "examples" / "shapes" / "lora"
 SIDE, SAMPLES, GROUPS, BATCH = 64, 5, 2, 3
 SEED = 11
-LAUNCHER = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
 
 
 def arguments(out: Path, *more: object, **flags: object) -> list[str]:
@@ -42,10 +41,6 @@ def arguments(out: Path, *more: object, **flags: object) -> list[str]:
     config = [str(REPOSITORY / "config" / "seg2any_shapes.yaml"), f"--resolution={SIDE}", f"--seed={SEED}"]
     data = ["--data.val.params.split=test", "--data.val.params.n_scenes=8"]
     return [*config, *data, "--output_path", str(out), *named, *map(str, more)]
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -105,12 +100,15 @@ def test_seeds_depend_on_each_of_seed_sample_and_number():
 
 @pytest.mark.same_numbers("images of two processes, and of one | equal")
 def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
-    out = tmp_path / "out"
-    command = [sys.executable, "-m", *LAUNCHER, "-m", "seg2any.evaluation.generate_image", *arguments(out)]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
+    out, log = tmp_path / "out", tmp_path / "log.txt"
+
+    def make(rank: int) -> None:
+        assert main(arguments(out)) == 0
+
+    assert forked.run(make, log, 2) == [0, 0], log.read_text()
     # 10 images in 4 blocks of 3: the first process has blocks 0 and 2, the second 1 and 3.
-    assert "process 1 of 2: 6 images to make" in done.stdout and "process 2 of 2: 4 images to make" in done.stdout
+    assert "process 1 of 2: 6 images to make" in log.read_text()
+    assert "process 2 of 2: 4 images to make" in log.read_text()
     assert content(out) == content(made)
 
 
@@ -118,25 +116,24 @@ def test_two_processes_make_the_images_of_one(made: Path, tmp_path: Path):
 @pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_killed_and_started_again_the_folder_is_the_same(made: Path, tmp_path: Path, processes: int):
     """Kill all processes of a run and continue it with one."""
-    out = tmp_path / "out"
-    command = [sys.executable, *(["-m", *LAUNCHER] if processes > 1 else []), "-m", "seg2any.evaluation.generate_image"]
-    process = subprocess.Popen(
-        [*command, *arguments(out)],
-        cwd=REPOSITORY,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    deadline = time.monotonic() + 240
-    while not list(out.glob("group_*/[!.]*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.002)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait(30)
+    out, log, replace = tmp_path / "out", tmp_path / "log.txt", os.replace
+
+    def die_with_the_first_image(source: Path, target: Path) -> None:
+        replace(source, target)
+        if Path(target).suffix == ".png":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def make(rank: int) -> None:
+        if rank == processes - 1:
+            os.replace = die_with_the_first_image
+        main(arguments(out))
+
+    assert forked.run(make, log, processes)[-1] == -signal.SIGKILL, log.read_text()
     survived = {name for name in content(out) if ".tmp." not in name}
-    assert 0 < len(survived) < SAMPLES * GROUPS, "the kill came too late to interrupt anything"
+    assert 0 < len(survived) < SAMPLES * GROUPS, "a killed run has a part of its images"
     broken = sorted(survived)[0]
     (out / broken).write_bytes((out / broken).read_bytes()[:-30])
+    (out / "group_0").mkdir(exist_ok=True)
     (out / "group_0" / ".half.tmp.png").write_bytes(b"half")
     assert main(arguments(out)) == 0
     assert content(out) == content(made)

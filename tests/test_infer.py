@@ -71,7 +71,7 @@ class TestGoodRuns:
         assert third.returncode == 0 and "a.png: was made with another seed and is left alone" in third.stderr
         assert (out / "a.png").read_bytes() == before["a.png"]
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGUSR1])
+    @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.long)])
     def test_an_interrupted_run_leaves_whole_files(self, folder: Path, tmp_path: Path, number: signal.Signals):
         out = tmp_path / "out"
         flags = {"seg_mask_path": folder / "a.json", "output_path": out, "num_images_per_prompt": 400}

@@ -7,7 +7,9 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -56,8 +58,30 @@ def pixels(folder: Path) -> dict[str, np.ndarray]:
     return {path.name: np.asarray(Image.open(path)) for path in paths}
 
 
+def forked_rest(words: list[str], folder: Path) -> str:
+    """Run a command line in two forked processes and return what they printed."""
+
+    def make(rank: int) -> None:
+        assert main() == 0
+
+    with mock.patch.object(sys, "argv", words[1:]):
+        assert forked.run(make, folder / "rest", processes=2) == [0, 0], (folder / "rest").read_text()
+    return (folder / "rest").read_text()
+
+
+def launched_rest(words: list[str], folder: Path) -> str:
+    """Run a command line by accelerate's launcher and return what its two processes printed."""
+    words = [*ACCELERATE, *words[1:]]
+    rest = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment())
+    assert rest.returncode == 0, rest.stderr
+    return rest.stdout
+
+
 @pytest.mark.same_numbers("a run or a folder after a kill, and in one go | equal")
-def test_after_a_kill_two_processes_make_the_rest_and_each_image_once(masks: Path, tmp_path: Path, call, monkeypatch):
+@pytest.mark.parametrize("rest", [forked_rest, pytest.param(launched_rest, marks=pytest.mark.long)])
+def test_after_a_kill_two_processes_make_the_rest_and_each_image_once(
+    masks: Path, tmp_path: Path, call, monkeypatch, rest: Callable[[list[str], Path], str]
+):
     flags, two = {"seg_mask_path": masks, "batch_size": 2}, tmp_path / "two"
     call(output_path=tmp_path / "one", **flags)
     expected = pixels(tmp_path / "one")
@@ -73,10 +97,8 @@ def test_after_a_kill_two_processes_make_the_rest_and_each_image_once(masks: Pat
     there = pixels(two)
     assert "l2.png" not in there, "the share of the second process"
 
-    words = [*ACCELERATE, *command(output_path=two, **flags)[1:]]
-    rest = subprocess.run(words, capture_output=True, text=True, timeout=240, env=environment())
-    assert rest.returncode == 0, rest.stderr
-    told = re.findall(r"process (\d) of 2: (\d) images to make on cpu in float32, (\d) are there already", rest.stdout)
+    printed = rest(command(output_path=two, **flags), tmp_path)
+    told = re.findall(r"process (\d) of 2: (\d) images to make on cpu in float32, (\d) are there already", printed)
     shares = {who: (int(to_do), int(done)) for who, to_do, done in told}
     assert shares.keys() == {"1", "2"} and shares["2"] == (1, 0), "batches l0 l1, l2, l3 l4 in turn"
     assert sum(shares["1"]) == 4 and sum(to_do for to_do, _ in shares.values()) == 5 - len(there)

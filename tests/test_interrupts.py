@@ -35,6 +35,7 @@ def run():
 
 run_command(lambda: exit_status("it", run, "go on"))
 """
+SOON = "from seg2any.system import interrupts; interrupts.PATIENCE = 0.5\n"
 WAIT = "threading.Event().wait(60); print('not interrupted')"
 BODIES = {
     "plain code": f"ctrl_c(); {WAIT}",
@@ -58,12 +59,11 @@ BODIES = {
             f"try:\n    ctrl_c(); {WAIT}\nfinally:\n    stopped.set()",
         ]
     ),
-    "code that loses it and goes on": f"try:\n    ctrl_c(); time.sleep(0)\nexcept BaseException:\n    pass\n{WAIT}",
-    "a shutdown that hangs": f"atexit.register(threading.Event().wait, 60); ctrl_c(); {WAIT}",
-    "a teardown that outlasts the patience": (
-        "from seg2any.system import interrupts; interrupts.PATIENCE = 0.5\n"
-        f"sys.modules['slow'] = Slow(); ctrl_c(); {WAIT}"
+    "code that loses it and goes on": (
+        f"{SOON}try:\n    ctrl_c(); time.sleep(0)\nexcept BaseException:\n    pass\n{WAIT}"
     ),
+    "a shutdown that hangs": f"{SOON}atexit.register(threading.Event().wait, 60); ctrl_c(); {WAIT}",
+    "a teardown that outlasts the patience": f"{SOON}sys.modules['slow'] = Slow(); ctrl_c(); {WAIT}",
     "the interpreter's shutdown": "atexit.register(time.sleep, 60); atexit.register(ctrl_c)",
 }
 

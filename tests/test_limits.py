@@ -50,6 +50,18 @@ def ragged(points: int) -> list[float]:
     return np.stack([np.arange(points) % 7, np.arange(points) // 7 % 7], 1).astype(float).reshape(-1).tolist()
 
 
+def soft_edges(folder: Path) -> Path:
+    """Draw bars of 30 colours that pass softly into each other."""
+    count, side, width = 30, 1080, 36
+    colors = np.stack([np.arange(count) % 3 * 120, np.arange(count) // 3 % 3 * 120, np.arange(count) // 9 * 80], -1)
+    bars = colors[np.arange(side) // width]
+    bars[::width] = (bars[::width] + np.roll(bars, 1, 0)[::width]) // 2
+    Image.fromarray(np.tile(bars.astype(np.uint8), (side, 1, 1))).save(folder / "x.png")
+    regions = [{"color": color.tolist(), "text": "a"} for color in colors]
+    (folder / "x.json").write_text(json.dumps({"segments_info": regions}))
+    return folder / "x.json"
+
+
 FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "json_bytes": (lambda folder: document(folder, [SQUARE], note="x" * STRICT.json_bytes), "is larger than 2 MiB"),
     "depth": (lambda folder: document(folder, [SQUARE], note=json.loads("[" * 40 + "]" * 40)), "nested too deeply"),
@@ -62,6 +74,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "pixels": (lambda folder: document(folder, [SQUARE], width=4096, height=1025), "more than 4 megapixels"),
     "mask_bytes": (lambda folder: masks_of(folder, 40, 1840), "40 masks of 1840x1840 need more than 128 MiB"),
     "colors": (lambda folder: picture(folder, colors(2**13 + 1)), "8193 colours, more than 8192, as a photo"),
+    "snapped": (soft_edges, "soft edges of 1080x1080 pixels to the nearest of 30 colours takes too long"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -252,3 +253,14 @@ def test_safetensors_files_load(tmp_path: Path, tiny_deeplab: DeepLabV3):
 
     save_file(tiny_deeplab.state_dict(), tmp_path / "judge.safetensors")
     assert state_dict(tmp_path / "judge.safetensors", "judge", "url").keys() == tiny_deeplab.state_dict().keys()
+
+
+def test_a_file_is_what_the_digest_in_its_name_says(tiny_deeplab, tmp_path: Path):
+    torch.save(tiny_deeplab.state_dict(), tmp_path / "judge.pth")
+    digest = hashlib.sha256((tmp_path / "judge.pth").read_bytes()).hexdigest()
+    for name in ("judge_20210709-20210709.pth", f"judge-{digest[:24]}.pth", f"judge-{digest}.pth"):
+        (tmp_path / name).symlink_to("judge.pth")
+        assert state_dict(tmp_path / name, "judge", "url").keys() == tiny_deeplab.state_dict().keys()
+    (tmp_path / "judge-0123abcd.pth").symlink_to("judge.pth")
+    with pytest.raises(UserError, match="0123abcd.pth has another sha256 than the end of its name says; download"):
+        state_dict(tmp_path / "judge-0123abcd.pth", "judge", "url")

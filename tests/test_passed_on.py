@@ -16,6 +16,7 @@ from seg2any.layout.images import load_image
 from seg2any.system.console import exit_status, warn
 from seg2any.system.errors import UserError, printable
 from tests.golden_root import REPOSITORY
+from tests.infer_command import infer, three_layouts
 
 ESCAPES = "a\x1b]0;title\x07\x1b[2Jb\u202ec\r"
 
@@ -52,6 +53,31 @@ def test_recipes_in_images_name_no_folders(tmp_path: Path):
             assert b"/home" not in path.read_bytes() and "/" not in json.dumps(written).replace("owner/name", "")
             assert differences(written, given) == [] or "panel" in given
     assert written == {"model": {"id": "owner/name"}, "adapter": None}
+
+
+def held(path: Path) -> dict:
+    """Return what an image file holds beside its pixels and its format's own numbers."""
+    with Image.open(path) as image:
+        image.load()
+        told = {key: value for key, value in image.info.items() if key not in ("jfif", "jfif_version", "jfif_unit")}
+        return {**told, **image.getexif()}
+
+
+@pytest.mark.slow
+def test_without_recipes_images_hold_nothing_but_pixels(tmp_path: Path):
+    flags = {"seg_mask_path": three_layouts(tmp_path), "output_path": tmp_path / "out"}
+    first = infer("--no_recipe", "--save_panels", **flags)
+    assert first.returncode == 0 and first.stdout.startswith("3 images to make"), first.stderr
+    made = sorted((tmp_path / "out").iterdir())
+    assert len(made) == 6 and all(held(path) == {} and read_recipe(path) is None for path in made)
+    again = infer("--no_recipe", **flags)
+    assert again.stdout.startswith("0 images to make") and "left alone" not in again.stderr
+    infer("--overwrite", **flags)
+    assert all("seg2any" in held(path) for path in made if "panel" not in path.name), "the comparison can fail"
+    numbers = {"jfif_density", "dpi", "loop", "background", "timestamp", "duration"}
+    for suffix in ("jpg", "webp"):
+        save_image(Image.new("RGB", (8, 8)), None, tmp_path / f"x.{suffix}")
+        assert held(tmp_path / f"x.{suffix}").keys() <= numbers
 
 
 def test_output_folders_are_read_as_pictures_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

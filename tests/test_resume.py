@@ -28,9 +28,11 @@ VALIDATION = (
     *("--trainer.validation_loss_steps=1", "--trainer.num_validation_images=0"),
 )
 CASES = [  # options, processes, launcher, kills
-    pytest.param(VALIDATION, 1, forked.DDP, 4, id="alone"),
-    pytest.param(CACHES, 1, forked.DDP, 3, id="caches"),
-    pytest.param(CACHES, 2, forked.DDP, 3, id="ddp"),
+    pytest.param(VALIDATION, 1, forked.DDP, 2, id="alone"),
+    pytest.param(VALIDATION, 1, forked.DDP, 5, id="alone, often", marks=pytest.mark.long),
+    pytest.param(CACHES, 1, forked.DDP, 2, id="caches"),
+    pytest.param(CACHES, 2, forked.DDP, 2, id="ddp"),
+    pytest.param(CACHES, 2, forked.DDP, 4, id="ddp, often", marks=pytest.mark.long),
     pytest.param((), 2, forked.ZERO2, 2, id="zero2", marks=needs_deepspeed),
 ]
 

@@ -66,7 +66,7 @@ def test_rope_and_model_are_bit_for_bit_the_stock_ones():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("capability", ["default", "avx2"])
+@pytest.mark.parametrize("capability", ["default", pytest.param("avx2", marks=pytest.mark.long)])
 def test_rope_and_model_are_bit_for_bit_the_stock_ones_with_other_kernels(capability):
     code = (
         "import torch; from tests.test_stock_parity import differing_models, differing_rotations;"

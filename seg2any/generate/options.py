@@ -116,6 +116,11 @@ class Options:
     self_check: bool = flag(
         False, "write into each recipe how well the model's attention finds each region", action="store_true"
     )
+    no_recipe: bool = flag(
+        False,
+        "write nothing but pixels into the images: nobody learns captions and settings, and none can be made again",
+        action="store_true",
+    )
     overlap: str | None = flag(
         None,
         "of regions that overlap: hide: what is listed later lies on top; share: pixels belong to all "
@@ -191,6 +196,8 @@ def parse_options(arguments: Sequence[str] | None = None, program: str = "infer.
     options = options_of(vars(parser.parse_args(arguments)))
     if options.check and options.estimate:
         parser.error("--check and --estimate each make no images but a report of their own; give one of them")
+    if options.no_recipe and options.self_check:
+        parser.error("--self_check writes into recipes, which --no_recipe leaves out; give one of them")
     if options.strict and options.keep_going:
         parser.error("--strict stops at what --keep_going leaves out; give one of them")
     return options

@@ -50,8 +50,11 @@ def make_plan(layouts: Iterable[Surveyed], options: Options, shared_recipe: dict
         if job.path.is_dir():
             raise UserError(f"{job.path}: is a folder, and an image is to be called so; move it away")
         found = look_at(job.path, lambda job=job: job.recipe)
+        if options.no_recipe and found.state is State.FOREIGN:
+            found = Found(State.FINISHED)  # what such a run has made is known by its name only
         if options.overwrite or found.is_to_be_made:
-            check_recipe_fits(job.recipe, job.path)
+            if not options.no_recipe:
+                check_recipe_fits(job.recipe, job.path)
             to_do.append(job)
         else:
             finished.append(job)

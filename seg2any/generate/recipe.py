@@ -30,20 +30,23 @@ class BrokenImage(Exception):
     """A file that is not a complete image, such as one of an interrupted copy."""
 
 
-def save_image(image: Image.Image, recipe: dict, path: Path, quality: int = 95) -> None:
+def save_image(image: Image.Image, recipe: dict | None, path: Path, quality: int = 95) -> None:
     """Write a PNG, JPEG or WebP with its `recipe`, whole or not at all. PNG ignores `quality`.
 
     Of paths in the recipe only the last part is written: images are passed on, and whole paths often name a person.
+    Without a recipe nothing but the pixels is written.
     """
-    text = json.dumps(_without_folders(recipe))
+    text = None if recipe is None else json.dumps(_without_folders(recipe))
     with atomic_write(path) as temporary:
         if path.suffix == ".png":
             info = PngInfo()
-            info.add_text(KEY, text)
+            if text is not None:
+                info.add_text(KEY, text)
             image.save(temporary, pnginfo=info)
             return
         encoded = BytesIO()  # on a full disk Pillow writes a part of a JPEG, and no error
-        image.save(encoded, Image.registered_extensions()[path.suffix], quality=quality, exif=_exif(text, path))
+        held = {} if text is None else {"exif": _exif(text, path)}
+        image.save(encoded, Image.registered_extensions()[path.suffix], quality=quality, **held)
         temporary.write_bytes(encoded.getbuffer())
 
 

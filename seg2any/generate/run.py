@@ -143,7 +143,7 @@ def carry_out(
                     raise
                 failed(job, error)
             else:
-                save_panel(job, layout, load_image(job.path))
+                save_panel(options, job, layout, load_image(job.path))
 
 
 def layout_of(options: Options, job: Job) -> Layout:
@@ -152,16 +152,17 @@ def layout_of(options: Options, job: Job) -> Layout:
 
 
 def save(options: Options, job: Job, layout: Layout, image: Image.Image) -> None:
-    """Write an image with its recipe, and its panel if one is asked for."""
+    """Write an image with its recipe, unless none is wanted, and its panel if one is asked for."""
     discard_panel(job)
-    save_image(image, job.recipe, job.path)
+    save_image(image, None if options.no_recipe else job.recipe, job.path)
     if options.save_panels:
-        save_panel(job, layout, image)
+        save_panel(options, job, layout, image)
 
 
-def save_panel(job: Job, layout: Layout, image: Image.Image) -> None:
-    """Write contour, masks and image side by side, with the recipe of the image."""
-    save_image(panel(with_overlaps(layout, job.recipe), image), {"panel": job.recipe}, job.panel_path)
+def save_panel(options: Options, job: Job, layout: Layout, image: Image.Image) -> None:
+    """Write contour, masks and image side by side, with the recipe of the image unless none is wanted."""
+    recipe = None if options.no_recipe else {"panel": job.recipe}
+    save_image(panel(with_overlaps(layout, job.recipe), image), recipe, job.panel_path)
 
 
 def discard_panel(job: Job) -> None:

@@ -73,6 +73,14 @@ def check_colors(where: str, count: int) -> None:
         raise LayoutError(f"{where}: has {count} colours, more than {most}, as a photo; paint regions in flat colours")
 
 
+def check_snapping(where: str, colors: int, shape: Sequence[int]) -> None:
+    """Raise LayoutError if comparing every pixel [H, W] of a picture with `colors` colours would take too long."""
+    height, width = shape
+    if colors * height * width > limits().snapped:
+        told = f"giving soft edges of {width}x{height} pixels to the nearest of {colors} colours takes too long"
+        raise LayoutError(f"{where}: {told}; paint hard edges, or scale it down")
+
+
 def check_caption(where: str, text: object) -> None:
     """Raise LayoutError unless `text` is a string that is not blank, not too long and that UTF-8 can encode."""
     if not isinstance(text, str):

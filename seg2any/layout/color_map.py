@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from seg2any.layout.checks import LayoutError, LayoutWarning, check_mask_shape
+from seg2any.layout.checks import LayoutError, LayoutWarning, check_mask_shape, check_snapping
 from seg2any.layout.entries import Color, Region
 from seg2any.layout.overlap import shared_pixels
 from seg2any.layout.palette import NEAR, Palette, nearest, read_palette
@@ -40,7 +40,7 @@ def read_color_map(path: Path, regions: Sequence[Region], snap_colors: bool | No
                  without, they are background with a LayoutWarning; None: if all listed colours are there and the strays
                  are soft edges or JPEG noise of them
 
-    Raises LayoutError for a listed colour that no pixel has.
+    Raises LayoutError for a listed colour that no pixel has, and where giving strays away would take too long.
     """
     palette = read_palette(path)
     check_mask_shape(str(path), (len(regions), *palette.index.shape))
@@ -51,6 +51,7 @@ def read_color_map(path: Path, regions: Sequence[Region], snap_colors: bool | No
         snap_colors = is_drawing(palette, split, owner, listed)
     labels = np.append(owner, -1)[palette.index]  # index -1, invisible, reads the last entry
     if len(split.strays) and snap_colors:
+        check_snapping(str(path), len(split.anchors), palette.index.shape)
         labels, farthest = snapped(palette, split)
         notes.append(_snapped(palette, split, farthest))
     elif len(split.strays):

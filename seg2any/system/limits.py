@@ -25,6 +25,7 @@ class Limits:
     regions        of a layout
     points         of all polygons of a layout
     colors         of a picture whose colours are regions
+    snapped        pixels of such a picture, times the colours that its soft edges are compared with
     characters     of a caption
     rank           of an adapter
     depth          of lists and objects inside each other in a JSON text
@@ -42,6 +43,7 @@ class Limits:
     regions: int
     points: int
     colors: int
+    snapped: int
     characters: int
     rank: int
     depth: int
@@ -60,6 +62,7 @@ OWN = Limits(
     regions=4096,
     points=2**20,
     colors=2**18,
+    snapped=2**34,
     characters=10_000,
     rank=4096,
     depth=100,
@@ -77,6 +80,7 @@ STRICT = Limits(
     regions=63,
     points=2**15,
     colors=2**13,
+    snapped=2**25,
     characters=2_000,
     rank=512,
     depth=32,

@@ -7,6 +7,7 @@ line says how to get them. In every function `what` names the network in message
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -19,8 +20,11 @@ from safetensors.torch import load_file
 
 from seg2any.system.errors import UserError
 from seg2any.system.hub import split_revision
+from seg2any.system.weights import file_digest
 
 Loaded = TypeVar("Loaded")
+# As mmsegmentation and torchvision name files; without a letter it may be a date.
+NAMED_DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.pth$")
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, RGB, 0..255
 
 
@@ -35,9 +39,13 @@ def weights_file(path: str | Path, what: str, source: str) -> Path:
 def state_dict(path: str | Path, what: str, source: str) -> dict[str, torch.Tensor]:
     """Read the tensors of a .safetensors or .pth file by name.
 
-    Raises UserError if the file is missing, or if it holds more than tensors and plain values.
+    Raises UserError if the file is missing, if it is not what the digest at the end of its name promises, or if it
+    holds more than tensors and plain values.
     """
     path = weights_file(path, what, source)
+    named = NAMED_DIGEST.search(path.name)
+    if named and not file_digest(path).startswith(named[1]):
+        raise UserError(f"{what}: {path} has another sha256 than the end of its name says; download {source} again")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -7,6 +7,7 @@ what differs from the defaults below. `train.py --help` prints every key with it
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import json
 import re
@@ -269,7 +270,7 @@ def load(arguments: Sequence[str]) -> Config:
             if content.get("mixed_precision") is False:  # yaml reads an unquoted `no` as false
                 content["mixed_precision"] = "no"
             _drop_params_of_another_set(merged.data, content.get("data", {}))
-            merged = OmegaConf.merge(merged, content)
+            merged.merge_with(content)  # in place: OmegaConf.merge copies the whole config for every flag
         except OmegaConfBaseException as error:
             raise UserError(f"{source}: {error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
     check_values(merged)
@@ -318,6 +319,7 @@ def _translate_memory(content: dict[str, Any], source: str) -> None:
     content.setdefault("trainer", {})["base_quantization"] = IN_TRAINING[mode]
 
 
+@functools.cache
 def _published_types(schema: type, section: str = "") -> dict[str, Any]:
     """Map every published key to its type, and every section to such a mapping."""
     types = {}
