@@ -182,10 +182,11 @@ def test_each_benchmark_starts_its_commands(tmp_path: Path):
             f"-m seg2any.evaluation.generate_image config/seg2any_{config}.yaml {places} --output_path {out} "
             f"--num_images_per_prompt {images} --limit 3"
         )
-        assert measuring == f"-m seg2any.evaluation.runners {out} --device cpu"
-    (*_, drawn) = started(tmp_path, "shapes", "--limit", 3)
+        assert measuring == f"-m seg2any evaluate measure {out} --device cpu"
+    *_, drawn, found = started(tmp_path, "shapes", "--limit", 3)
     own = f"--model {PIPELINE / 'model'} --lora {PIPELINE / 'checkpoint'} --output {out}"
     assert drawn == f"-m seg2any.evaluation.shapes {own} --limit 3"
+    assert found == f"-m seg2any.evaluation.shapes.segmenters {own} --limit 3"
     (*_, masks) = started(tmp_path, "shapes_masks", "--limit", 3)
     assert masks == f"-m seg2any.evaluation.shapes.masks --model {PIPELINE / 'model'} --limit 3"
 
