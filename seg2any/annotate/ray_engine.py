@@ -27,6 +27,7 @@ from seg2any.annotate.stages import CPU, MODEL, Outcome, Stage, Work
 from seg2any.system.errors import UserError
 
 INSTALL = "pip install -r requirements-ray.txt"
+REFUSED = "refused"  # state of an outcome that ends the run: a wrong setting, a full disk
 BATCH = 8  # photos of one call of an operator
 BLOCKS = 20_000  # pieces of the list of photos at most
 
@@ -51,7 +52,7 @@ class RayCluster:
         if not photos:
             return
         rows = ray.data.from_items([asdict(one) for one in photos], override_num_blocks=_blocks(len(photos)))
-        for row in _rows(ray, rows.map_batches(_look, batch_size=BATCH)):
+        for row in _rows(rows.map_batches(_look, batch_size=BATCH)):
             found = json.loads(row["found"])
             yield {
                 row["key"]: found
@@ -75,8 +76,11 @@ class RayCluster:
             data = data.map_batches(
                 Operator, batch_size=BATCH, compute=pool, fn_constructor_kwargs=arguments, num_gpus=gpus
             )
-        for row in _rows(ray, data):
-            yield Outcome(**json.loads(row["outcome"]))
+        for row in _rows(data):
+            outcome = Outcome(**json.loads(row["outcome"]))
+            if outcome.state == REFUSED:
+                raise UserError(outcome.detail)
+            yield outcome
 
     def _connected(self) -> Any:
         """Import Ray and connect to the cluster. Raises UserError."""
@@ -106,23 +110,10 @@ def _blocks(count: int) -> int:
     return max(1, min(BLOCKS, math.ceil(count / BATCH)))
 
 
-def _rows(ray: Any, data: Any) -> Iterator[dict[str, Any]]:
-    """Yield rows as they are finished. Raises the UserError of a stage."""
-    try:
-        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from batch.to_pylist()
-    except ray.exceptions.RayTaskError as error:
-        cause = _user_error(error)
-        if cause is None:
-            raise
-        raise UserError(str(cause)) from None
-
-
-def _user_error(error: BaseException | None) -> UserError | None:
-    """Find the UserError that Ray's errors wrap."""
-    while error is not None and not isinstance(error, UserError):
-        error = getattr(error, "cause", None) or error.__cause__
-    return error
+def _rows(data: Any) -> Iterator[dict[str, Any]]:
+    """Yield rows as they are finished."""
+    for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from batch.to_pylist()
 
 
 def _look(batch: dict[str, Any]) -> dict[str, list[str]]:
@@ -146,7 +137,10 @@ class Operator:
         if ended:
             return "", ended
         draft = Draft.from_json(text)
-        outcome = self.work.finish(draft) if self.is_last else self.work.advance(draft)
+        try:
+            outcome = self.work.finish(draft) if self.is_last else self.work.advance(draft)
+        except (UserError, OSError) as error:  # Ray would wrap it until nobody can tell what it was
+            outcome = Outcome(draft.photo.key, REFUSED, detail=str(error))
         return ("", json.dumps(outcome.to_dict())) if outcome else (draft.to_json(), "")
 
 
