@@ -118,15 +118,17 @@ def config() -> XSamConfig:
 
 @functools.cache
 def whole_model() -> XSam:
-    model = XSam(config())
-    model.load_state_dict({our_name(name): value for name, value in tensors_of("model_tiny_stage3").items()})
+    with torch.inference_mode(False):  # whoever asks first, losses need its gradients
+        model = XSam(config())
+        model.load_state_dict({our_name(name): value for name, value in tensors_of("model_tiny_stage3").items()})
     return model.eval()
 
 
 @functools.cache
 def closed_model() -> XSamSegmentor:
-    model = XSamSegmentor(XSamSegmentorConfig(**segmentor_parts()))
-    model.load_state_dict({our_name(name): value for name, value in tensors_of("model_tiny_stage1").items()})
+    with torch.inference_mode(False):
+        model = XSamSegmentor(XSamSegmentorConfig(**segmentor_parts()))
+        model.load_state_dict({our_name(name): value for name, value in tensors_of("model_tiny_stage1").items()})
     return model.eval()
 
 
