@@ -44,7 +44,7 @@ class Listener(nn.Module):
         model = self.model
         with torch.autocast(tokens.ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             seen = model.see(pictures)
-            spliced = model.splice(tokens, list(seen.tokens))
+            spliced = model.splice(tokens, seen)
             logits, states = model(spliced)
             phrases, segs = pooled(states, spliced.cond_ids), pooled(states, spliced.seg_ids)
             conditions = conditions_of(kind, phrases, segs, model.bg_embeds.weight)
