@@ -82,6 +82,7 @@ tables: $(VENV)/.installed-dev ## write the tables of README and docs/ that repe
 lock: .venv-lock/.installed ## write all packages' versions and hashes into locks/; newer ones: ARGS=--upgrade
 	$(COMPILE) -o locks/run.txt $(RUN)
 	$(COMPILE) -o locks/test.txt -c locks/run.txt $(RUN) requirements-dev.txt requirements-train.txt
+	$(COMPILE) -o locks/ray.txt -c locks/run.txt $(RUN) requirements-ray.txt
 	$(COMPILE) -o locks/docs.txt requirements-docs.txt
 	$(COMPILE) -o locks/lock.txt requirements-lock.txt
 

@@ -17,6 +17,7 @@ PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 INPUTS = {
     "run": ("", "-build"),
     "test": ("", "-build", "-dev", "-train"),
+    "ray": ("", "-build", "-ray"),
     "docs": ("-docs",),
     "lock": ("-lock",),
 }
@@ -74,8 +75,9 @@ def test_the_pins_are_those_of_the_requirements(lock: str, python: str):
 
 
 @pytest.mark.parametrize("python", PYTHONS)
-def test_the_tests_run_with_the_versions_that_users_get(python: str):
-    assert locked("run", python).items() <= locked("test", python).items()
+@pytest.mark.parametrize("lock", ["test", "ray"])
+def test_tests_and_clusters_run_with_the_versions_that_users_get(lock: str, python: str):
+    assert locked("run", python).items() <= locked(lock, python).items()
 
 
 def required(names: set[str]) -> set[str]:
@@ -119,4 +121,4 @@ def test_make_installs_by_hash_all_but_torch_and_this_package():
         "-c constraints.txt torch",
         "--no-deps --no-build-isolation -e .",
     ]
-    assert {re.search(r"-r locks/(\w+)\.txt$", line)[1] for line in lines if line not in others} == {*INPUTS}
+    assert {re.search(r"-r locks/(\w+)\.txt$", line)[1] for line in lines if line not in others} == {*INPUTS} - {"ray"}
