@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from transformers import CLIPImageProcessorPil, CLIPModel
+from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPTokenizerFast
 
 from examples.shapes.make.build import build_clip_tokenizer
 from seg2any.evaluation.judges.clip import Clip
@@ -16,6 +18,7 @@ from seg2any.evaluation.metrics.captions import clip_score
 from seg2any.evaluation.metrics.item import Item
 from seg2any.layout import Layout
 from seg2any.system.errors import UserError
+from seg2any.system.pretrained import pretrained_processor
 from tests.tiny_judges import save_clip
 
 SHORT, LONG = "a red circle", "a red circle " * 30
@@ -92,3 +95,32 @@ def test_missing_files_are_named(clip: Clip, tmp_path: Path):
         clip_score([Item("a", np.zeros((4, 4, 3), np.uint8))], clip)
     with pytest.raises(UserError, match="hf download openai/clip-vit-base-patch16"):
         Clip(str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", [CLIPTokenizerFast, AutoTokenizer])
+@pytest.mark.parametrize(
+    ("kept", "lacking"),
+    [
+        ([], "tokenizer.json, vocab.json, merges.txt"),
+        (["vocab.json"], "tokenizer.json, merges.txt"),
+        (["merges.txt"], "tokenizer.json, vocab.json"),
+        (["vocab.json", "merges.txt"], None),
+        (["tokenizer.json"], None),
+    ],
+)
+def test_a_tokenizer_without_its_vocabulary_is_refused_by_the_names_of_files(folder, tmp_path, kind, kept, lacking):
+    tokenizer = build_clip_tokenizer()
+    tokenizer.save_pretrained(tmp_path / "all")
+    (tmp_path / "all" / "vocab.json").write_text(json.dumps(tokenizer.get_vocab()))
+    (tmp_path / "all" / "merges.txt").write_text("#version: 0.2\n")
+    (tmp_path / "some").mkdir()
+    for name in ("tokenizer_config.json", *kept):
+        shutil.copy(tmp_path / "all" / name, tmp_path / "some")
+    shutil.copy(folder / "config.json", tmp_path / "some")
+    if lacking is None:
+        assert pretrained_processor(kind, tmp_path / "some", "it", "a/b").get_vocab() == tokenizer.get_vocab()
+        return
+    with pytest.raises(UserError) as refused:
+        pretrained_processor(kind, tmp_path / "some", "it", "a/b")
+    assert str(tmp_path / "some") in str(refused.value) and "hf download a/b" in str(refused.value)
+    assert kind is AutoTokenizer or f"lacks {lacking}, the files of a tokenizer" in str(refused.value)

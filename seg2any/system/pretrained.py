@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from transformers import PreTrainedTokenizerBase
 
 from seg2any.system.errors import UserError
 from seg2any.system.hub import split_revision
@@ -25,6 +26,7 @@ from seg2any.system.weights import file_digest
 Loaded = TypeVar("Loaded")
 # As mmsegmentation and torchvision name files; without a letter it may be a date.
 NAMED_DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.pth$")
+WHOLE = "tokenizer.json"  # holds all of a tokenizer, whatever other files there are
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, RGB, 0..255
 
 
@@ -86,8 +88,34 @@ def pretrained_model(
 
 
 def pretrained_processor(cls: type[Loaded], name: str | Path, what: str, source: str) -> Loaded:
-    """Load a tokenizer or image processor of transformers. Raises as `pretrained_model`."""
-    return _fetch(cls, name, what, source)
+    """Load a tokenizer or image processor of transformers.
+
+    Raises as `pretrained_model`, and for a tokenizer without its vocabulary, which transformers would make up.
+    """
+    there = _vocabulary(cls, str(name))
+    if any(there.values()) and not there[WHOLE] and not all([*there.values()][1:]):
+        raise _lacking(there, name, what, source)
+    loaded = _fetch(cls, name, what, source)
+    if isinstance(loaded, PreTrainedTokenizerBase):
+        special = {*loaded.all_special_tokens, *loaded.get_added_vocab()}
+        if {*loaded.get_vocab()} <= special:
+            raise _lacking(_vocabulary(type(loaded), str(name)), name, what, source)
+    return loaded
+
+
+def _vocabulary(kind: type, name: str) -> dict[str, bool]:
+    """Tell which files of a tokenizer's vocabulary are in a folder; the first one stands for all others."""
+    folder = Path(split_revision(name)[0]).expanduser()
+    files = (WHOLE, *getattr(kind, "vocab_files_names", {}).values())
+    return {file: (folder / file).is_file() for file in files if file}
+
+
+def _lacking(there: Mapping[str, bool], name: str | Path, what: str, source: str) -> UserError:
+    lacking = ", ".join(file for file, is_there in there.items() if not is_there)
+    return UserError(
+        f"{what}: {name} lacks {lacking}, the files of a tokenizer; fetch them with `hf download {source}`, or give "
+        "the folder that holds them"
+    )
 
 
 def _fetch(cls: type, name: str | Path, what: str, source: str, **options: object) -> object:
