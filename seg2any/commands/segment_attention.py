@@ -92,18 +92,15 @@ def open_segmenter(given: Namespace, machine: Machine) -> AttentionSegmenter:
 
 
 def probe_settings(given: Namespace, base: Base, learned: Learned | None = None) -> ProbeSettings:
-    """Complete the flags by what adapters learned and what is known about the model. Raises UserError if nothing is."""
-    from seg2any.segment.probe import ProbeSettings
+    """Complete the flags, see `seg2any.segment.probe.completed`. Raises UserError."""
+    from seg2any.segment.probe import ProbeSettings, completed
 
-    known = base.probing
-    for name, found in (("blocks", learned or known), ("side", known)):
-        if getattr(given, name) is None and found is None:
-            raise UserError(f"--{name}: nobody has measured this model; give it, --sweep LAYOUTS measures all blocks")
-    return ProbeSettings(
-        blocks=tuple(given.blocks or (learned or known).blocks),
-        side=given.side or known.side,
+    asked = ProbeSettings(
+        blocks=tuple(given.blocks or ()),
+        side=given.side or 0,
         noise_level=given.noise_level,
         seeds=tuple(given.seeds),
         guidance_scale=given.guidance_scale,
-        text_tokens=min(given.text_tokens, (known and known.tokens) or given.text_tokens),
+        text_tokens=given.text_tokens,
     )
+    return completed(asked, base, learned)

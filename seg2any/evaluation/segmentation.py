@@ -106,7 +106,7 @@ def _segmenter(given: Namespace):
     from seg2any.segment.attention import AttentionSegmenter
     from seg2any.segment.mask_head import read_head, read_learned
     from seg2any.segment.open_sd3 import open_sd3
-    from seg2any.segment.probe import ProbeSettings
+    from seg2any.segment.probe import ProbeSettings, completed
     from seg2any.system.device import choose_device
     from seg2any.system.precision import choose_dtype
 
@@ -117,13 +117,8 @@ def _segmenter(given: Namespace):
     else:
         session, _ = open_session(given.model, given.lora, given.weight_dtype, device)
         base, scheduler, learned = session.pipeline.base, session.pipeline.scheduler, read_learned(given.lora)
-    known = base.probing
-    for name, found in (("blocks", learned or known), ("side", known)):
-        if getattr(given, name) is None and found is None:
-            raise UserError(f"--{name}: nobody has measured this model; give it")
-    tokens = min(given.text_tokens, (known and known.tokens) or given.text_tokens)
-    blocks, side = tuple(given.blocks or (learned or known).blocks), given.side or known.side
-    settings = ProbeSettings(blocks, side, given.noise_level, text_tokens=tokens)
+    asked = ProbeSettings(tuple(given.blocks or ()), given.side or 0, given.noise_level, text_tokens=given.text_tokens)
+    settings = completed(asked, base, learned)
     return AttentionSegmenter(base, scheduler, settings, head=learned and read_head(given.lora, learned))
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from seg2any.diffusion.flow import interpolate
 from seg2any.diffusion.noise import packed_noise
 from seg2any.diffusion.prepare import EncodedLayout, as_image, assemble
 from seg2any.segment.attention_maps import AttentionMaps
-from seg2any.segment.mask_head import MaskHead, masks_of
+from seg2any.segment.mask_head import Learned, MaskHead, masks_of
 from seg2any.segment.phrase_scores import Columns, PhraseScores
 from seg2any.system.errors import UserError
 
@@ -61,6 +61,25 @@ class MaskReader:
 
     head: MaskHead
     settings: ProbeSettings
+
+
+def completed(asked: ProbeSettings, base: Base, learned: Learned | None = None) -> ProbeSettings:
+    """Fill in blocks () and side 0 by what adapters learned and what is known about the model.
+
+    Its text is cut to the tokens that the model is known to read. Raises UserError if nothing is known.
+    """
+    known = base.probing
+    for name, found in (("blocks", learned or known), ("side", known)):
+        if not getattr(asked, name) and found is None:
+            raise UserError(
+                f"--{name}: nobody has measured this model; give it, `seg2any segment --sweep` measures all blocks"
+            )
+    return replace(
+        asked,
+        blocks=asked.blocks or tuple((learned or known).blocks),
+        side=asked.side or known.side,
+        text_tokens=min(asked.text_tokens, (known and known.tokens) or asked.text_tokens),
+    )
 
 
 def check_probe(settings: ProbeSettings, base: Base) -> None:
