@@ -56,7 +56,9 @@ def outcomes(root: Path) -> list[str]:
 
 def test_planted_violations_are_dropped_and_everything_else_is_kept(photos, tmp_path, capsys):
     assert verbs.main(words(photos, tmp_path / "set")) == 1  # three files cannot be used
-    said = capsys.readouterr().err
+    told = capsys.readouterr()
+    assert "no photo is scored" in told.out.splitlines()[0]
+    said = told.err
     assert "3 photos failed" in said and "no_json.json: cannot be opened" in said and "Traceback" not in said
     assert left_out(tmp_path / "set") == annotate_set.plant(tmp_path / "again")
     data = SACap1MDataset(tmp_path / "set" / TABLE, tmp_path / "set" / RAW)

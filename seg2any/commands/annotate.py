@@ -81,6 +81,8 @@ def run(given: Namespace, rest: Sequence[str]) -> None:
     from seg2any.commands.annotate_plan import engine_of, plan_of
 
     plan = plan_of(given, rest)
+    if plan.predictor is None:
+        print("aesthetics: no photo is scored or dropped by score; give --aesthetic_head for that", flush=True)
     if given.overwrite:
         start_anew(given.output)
     report(plan, make_set(plan, given.images, engine_of(given, plan)))
