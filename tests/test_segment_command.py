@@ -102,7 +102,8 @@ def test_photos_that_cannot_be_used_are_named_and_others_go_on(call, opened, tmp
     )
     made = ["alpha", "deep", "flat", "good", "grey", "wide"]
     assert [name for name in files(tmp_path / "out") if name.endswith(".json")] == [f"{name}.json" for name in made]
-    assert json.loads((tmp_path / "out" / "flat.json").read_text())["segments_info"] == []
+    flat = Layout.read(tmp_path / "out" / "flat.json")
+    assert flat.masks.shape == (0, 48, 64) and flat.captions == () and flat.source == "attention of blocks 0 3"
     assert not list((tmp_path / "out").rglob("*.tmp*"))
 
 
@@ -156,6 +157,19 @@ def painter(monkeypatch) -> ModuleType:
     monkeypatch.setattr(segment_methods, "METHODS", {**segment_methods.METHODS, "paint": row})
     monkeypatch.setattr(segment, "METHODS", segment_methods.METHODS)
     return module
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("json", ".json"), ("npz", ".npz"), ("coco", ".json")])
+def test_an_empty_layout_is_read_again_and_says_why_in_the_words_of_its_method(form, suffix, painter, tmp_path, capsys):
+    none = Layout(np.zeros((0, 40, 56), bool), (), caption="a wall", scores=np.zeros(0), notes=("the paint is dry",))
+    painter.open_segmenter = lambda given, machine: SimpleNamespace(segment=lambda image, prompt: none)
+    picture, out = str(photo(tmp_path / "in" / "a.png")), tmp_path / "out"
+    words = [picture, "--method", "paint", "--output_path", str(out), "--format", form, "--device", "cpu"]
+    assert segment.main(words, "segment.py") == 0
+    assert "a.png: no region was found, the paint is dry; the layout is empty" in capsys.readouterr().err
+    layout = Layout.read(out / f"a{suffix}")
+    assert layout.masks.shape == (0, 40, 56) and layout.captions == () and layout.caption == "a wall"
+    assert segment.main(words, "segment.py") == 0 and "to segment" not in capsys.readouterr().out
 
 
 def test_another_method_brings_its_flags_and_its_segmenter(painter, tmp_path: Path, capsys):

@@ -158,6 +158,15 @@ def test_answers_are_told_without_marks(text: str, said: str | None, phrases: li
     assert XSamSegmenter(speaker, "tiny").said(answer) == said and answer.phrases == phrases
 
 
+def test_an_answer_without_regions_says_why(speaker: Speaker, monkeypatch):
+    segmenter = XSamSegmenter(speaker, "tiny")
+    silent = Answer([], "A wall.", [], torch.zeros(0, 1), torch.zeros(0, 1))
+    monkeypatch.setattr(segmenter, "_ask", lambda seen, questions: ([silent] * len(questions), [None] * len(questions)))
+    for prompt, why in ((Prompt(describe=True), "marks no phrase"), (Prompt(phrases=("a dog",)), "passes the thresh")):
+        found = segmenter.segment(IMAGE, prompt)
+        assert not found.masks.any() and len(found.notes) == 1 and why in found.notes[0]
+
+
 def test_turns_that_are_read_can_be_segmented(speaker: Speaker):
     side = speaker.model.segmentor.side
     seen = XSamSegmenter(speaker, "tiny").see(IMAGE, Frame.of(IMAGE.shape[:2], side))

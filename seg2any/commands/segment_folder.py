@@ -22,7 +22,6 @@ from seg2any.layout import Layout
 from seg2any.layout.carried import fitted
 from seg2any.layout.convert import write_coco
 from seg2any.layout.draw import overlay_picture
-from seg2any.segment.regions import is_flat
 from seg2any.segment.segmenter import Prompt, Segmenter
 from seg2any.system.console import warn
 from seg2any.system.device import choose_device, device_name
@@ -186,9 +185,9 @@ def write(job: Job, found: Layout, image: np.ndarray, form: str) -> list[str]:
     if found.masks.any():
         layout, remarks = fitted(found, form, {})
     else:
-        why = "the photo has one colour" if is_flat(image) else "no map stands out"
-        layout = replace(found, masks=found.masks[:0], captions=(), scores=found.scores[:0])
-        remarks = [f"{job.photo}: no region was found, {why}; the layout is empty"]
+        scores = None if found.scores is None else found.scores[:0]
+        layout = replace(found, masks=found.masks[:0], captions=(), scores=scores)
+        remarks = [f"{job.photo}: {', '.join(['no region was found', *found.notes])}; the layout is empty"]
     (write_coco if form == "coco" else Layout.write)(layout, job.path)
     about = [
         {"caption": text, "score": round(float(score), 3), "share": round(float(mask.mean()), 4)}

@@ -186,7 +186,7 @@ def _write(layout: Layout, file: Path, form: str, names: Names) -> None:
 
 
 def write_coco(layout: Layout, path: Path) -> None:
-    """Write run lengths, with a category for each different caption; every mask has a pixel."""
+    """Write run lengths, with a category for each different caption; every mask has a pixel. There may be no mask."""
     ids = {text: number for number, text in enumerate(dict.fromkeys(layout.captions), start=1)}
     annotations = []
     for number, (text, mask) in enumerate(zip(layout.captions, layout.masks, strict=True), start=1):
@@ -210,6 +210,7 @@ def write_coco(layout: Layout, path: Path) -> None:
         "images": [{"id": 1, "file_name": f"{path.stem}.png", "width": width, "height": height}],
         "categories": [{"id": number, "name": text} for text, number in ids.items()],
         "annotations": annotations,
+        **({} if annotations else {"empty": []}),
     }
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(document, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -47,9 +47,13 @@ def read_annotation(path: Path) -> Annotation:
         near = misspelt(document, ("segments_info", "annotations"), DOCUMENT_KEYS, IMAGE_MEANT)
         state = f"is {kind(entries)}" if field in document else f"is missing{near}"
         raise LayoutError(f"{path}: {field} {state}; write a list of regions, each with color and text")
+    if not entries and document.get("empty") != []:
+        raise LayoutError(
+            f'{path}: {field} is empty; a layout needs at least one region, or "empty": [] if none is meant'
+        )
     if not entries:
-        raise LayoutError(f"{path}: {field} is empty; a layout needs at least one region")
-    if field == "annotations":
+        annotation = Annotation((), None, None, size=image.size)
+    elif field == "annotations":
         annotation = read_annotations(path, document, entries, image, numbers)
     else:
         names, picture = read_names(path, document), document.get("file_name")
@@ -142,7 +146,8 @@ def decode_json(data: bytes) -> object:
 def write_annotation(layout: LayoutParts, colors: Sequence[Color], path: Path) -> None:
     """Write the published JSON for a colour map with these colours, one line per region.
 
-    Scores and source of a segmenter are keys of their own, which the published code does not read.
+    Scores, source and `empty`, of a layout without regions, are keys of their own, which the published code does not
+    read.
     """
     head = {name: value for name in ("caption", "seed", "source") if (value := getattr(layout, name)) not in (None, "")}
     regions = [{"color": color, "text": text} for color, text in zip(colors, layout.captions, strict=True)]
@@ -150,7 +155,7 @@ def write_annotation(layout: LayoutParts, colors: Sequence[Color], path: Path) -
         regions = [region | {"score": round(float(one), 4)} for region, one in zip(regions, layout.scores, strict=True)]
     fields = [f'  "{name}": {json.dumps(value, ensure_ascii=False)}' for name, value in head.items()]
     entries = ",\n".join(f"    {json.dumps(region, ensure_ascii=False)}" for region in regions)
-    fields.append(f'  "segments_info": [\n{entries}\n  ]')
+    fields.append(f'  "segments_info": [\n{entries}\n  ]' if regions else '  "segments_info": [],\n  "empty": []')
     with atomic_write(path) as temporary:
         temporary.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
 

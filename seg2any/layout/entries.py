@@ -20,7 +20,7 @@ PLACES = ("color", "mask", "segmentation")
 # Read, or known to stand in files of COCO, SA-1B and LVIS without a meaning for images.
 DOCUMENT_KEYS = (
     *("caption", "seed", "source", "segments_info", "annotations", "images", "image", "categories", "file_name"),
-    *("width", "height", "image_id", "id", "info", "licenses", "license", "type"),
+    *("empty", "width", "height", "image_id", "id", "info", "licenses", "license", "type"),
 )
 ENTRY_KEYS = (
     *("text", "caption", *PLACES, "id", "image_id", "category_id", "bbox", "area", "iscrowd", "isthing", "score"),

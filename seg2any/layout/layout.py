@@ -41,7 +41,8 @@ class Layout:
               regions whose masks hold it, as in COCO, SA-1B and the published code. Data sets and segmenters, whose
               masks have no order, say "share"
     colors    N triples (red, green, blue) in which the regions were drawn; None if they were not
-    notes     lines about what a reader made of the file, such as which colour it took for paper
+    notes     lines about what a reader made of the file, such as which colour it took for paper; or the reason why a
+              segmenter found no region
 
     N = 0 is a layout of background only; data sets and segmenters make them.
 

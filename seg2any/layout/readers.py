@@ -13,6 +13,8 @@ mask          a picture of its own, named relative to the JSON; pixels brighter 
 segmentation  COCO / SA-1B run lengths, compressed or not, or polygons in pixels; in `annotations`, see docs/layouts.md
               {"annotations": [{"segmentation": {"size": [2, 3], "counts": [0, 2, 4]}, "text": "the left column"}]}
 
+A JSON without regions has `"empty": []`, which says that none are meant, and the size of the image or NAME.png.
+
 `NAME.npz` has `masks` bool [N, H, W], `captions` [N] and optionally `caption`, `seed`, `scores` float [N], `source` and
 `empty`, the numbers of masks that have no pixel on purpose; other masks without a pixel are refused as mistakes.
 `masks` may also be one map of labels, int [H, W]: caption k is that of label k, from 1 on, or of the k-th of `labels`.
@@ -112,7 +114,7 @@ def _read_json(path: Path, name: str, snap_colors: bool | None) -> LayoutParts:
         check_mask_shape(str(path), (len(masks), *masks[n].shape))
         compare_with_mask(region, masks[n])
     return LayoutParts(
-        _stack(masks, annotation),
+        _stack(masks, annotation) if masks else np.zeros((0, *_size_without_regions(path, annotation)), bool),
         annotation.texts,
         annotation.caption,
         annotation.seed,
@@ -120,7 +122,7 @@ def _read_json(path: Path, name: str, snap_colors: bool | None) -> LayoutParts:
         None if annotation.scores is None else np.array(annotation.scores, np.float32),
         annotation.source,
         annotation.overlap,
-        colors=tuple(region.color for region in annotation.regions) if len(colored) == len(masks) else None,
+        colors=tuple(region.color for region in annotation.regions) if colored and len(colored) == len(masks) else None,
         notes=notes,
     )
 
@@ -134,6 +136,13 @@ def _read_region(region: Region, path: Path, size: tuple[int, int] | None) -> np
         check_mask_shape(str(path), (1, *size))
         return draw_polygons(region.where, region.segmentation, size)
     return decode_rle(region.where, region.segmentation)
+
+
+def _size_without_regions(path: Path, annotation: Annotation) -> tuple[int, int]:
+    """Return (H, W) of a layout of background only: as the JSON says, else that of its colour map."""
+    height, width = annotation.size or read_colors(_beside(path, SUFFIXES))[0].shape[:2]
+    check_mask_shape(str(path), (0, height, width))
+    return height, width
 
 
 def _stack(masks: list[np.ndarray], annotation: Annotation) -> np.ndarray:

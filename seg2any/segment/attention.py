@@ -10,7 +10,7 @@ A background phrase joins the phrases or categories; pixels where its map is gre
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -86,7 +86,7 @@ class AttentionSegmenter:
         names = prompt.phrases or prompt.categories or ()
         if is_flat(image):
             masks, scores = np.zeros((len(names), *image.shape[:2]), dtype=bool), np.zeros(len(names), np.float32)
-            return self._layout(masks, names, scores)
+            return replace(self._layout(masks, names, scores), notes=("the photo has one colour",))
         if not prompt.given:
             return self._unsupervised(image)
         background = [one for one in (self.choices.background,) if one is not None]
@@ -149,4 +149,5 @@ class AttentionSegmenter:
     def _layout(self, masks: np.ndarray, captions: Sequence[str], scores: np.ndarray) -> Layout:
         source = f"attention of blocks {' '.join(map(str, self.settings.blocks))}"
         source += "" if self.head is None else ", read by a trained CNN"
-        return Layout(masks, tuple(captions), scores=scores, source=source, overlap="share")
+        notes = () if masks.any() else ("no map stands out",)
+        return Layout(masks, tuple(captions), scores=scores, source=source, overlap="share", notes=notes)

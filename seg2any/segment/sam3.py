@@ -66,6 +66,7 @@ class Sam3Segmenter:
             scores=np.array([one.scores.max(initial=0) for one in found], np.float32),
             source=f"SAM 3 ({self.name})",
             overlap="share",
+            notes=() if any(one.masks.any() for one in found) else ("no instance is sure",),
         )
 
     @torch.inference_mode()

@@ -92,6 +92,7 @@ class AutomaticSam:
             scores=scores[kept].float().clamp(0, 1).cpu().numpy(),
             source=self.name,
             overlap="share",
+            notes=() if masks else ("no mask is sure and stable",),
         )
 
     def _candidates(self, embeddings: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:

@@ -108,7 +108,8 @@ class Segmenter(Protocol):
 
         The layout has one region per entry of the prompt, in its order, with an empty mask where nothing was found;
         captions are the phrases or categories, else `Prompt.captions`; `scores` say how sure the method is, if it
-        tells; `source` names the method. Masks have the method's own resolution, stretched over the image.
+        tells; `source` names the method; if no mask has a pixel, `notes` hold the reason. Masks have the method's own
+        resolution, stretched over the image.
 
         Raises UserError for a prompt of a kind that the method does not take.
         """

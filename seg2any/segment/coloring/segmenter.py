@@ -124,7 +124,8 @@ class ColoringSegmenter:
 
     def _layout(self, image: np.ndarray, captions: Sequence[str], masks: np.ndarray, scores: np.ndarray) -> Layout:
         large = resize_masks(masks, image.shape[:2])
-        return Layout(large, tuple(captions), scores=scores, source=self.source, overlap="share")
+        notes = () if large.any() else ("no painted colour stands out",)
+        return Layout(large, tuple(captions), scores=scores, source=self.source, overlap="share", notes=notes)
 
 
 def connected_to(mask: np.ndarray, points: Sequence[tuple[int, int]]) -> np.ndarray:

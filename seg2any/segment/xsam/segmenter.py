@@ -30,6 +30,8 @@ from seg2any.segment.xsam.wordings import SPECIAL_TOKENS
 
 METHOD = "xsam"
 TAKEN = (("phrases",), ("categories",), ("points",), ("boxes",), ("masks",), ("describe",), ("question",))
+NO_PHRASE = "the answer marks no phrase that it shows"
+NO_MASK = "the answers show none that passes the threshold"
 # The end of an answer that shows its regions.
 ENDING = re.compile(r"(Sure, )?((and )?(it|the segmentation (mask|result)) is|and)?\s*<SEG>\s*\.?", re.I)
 
@@ -173,7 +175,12 @@ class XSamSegmenter:
     def _layout(
         self, masks: np.ndarray, scores: np.ndarray, captions: Sequence[str], caption: str | None = None
     ) -> Layout:
-        scores = np.clip(scores, 0, 1)
         return Layout(
-            masks, tuple(captions), caption=caption, scores=scores, source=f"X-SAM ({self.name})", overlap="share"
+            masks,
+            tuple(captions),
+            caption=caption,
+            scores=np.clip(scores, 0, 1),
+            source=f"X-SAM ({self.name})",
+            overlap="share",
+            notes=() if masks.any() else (NO_MASK if captions else NO_PHRASE,),
         )
