@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from seg2any.data.pictures import read_photo
@@ -21,6 +20,7 @@ from seg2any.evaluation.metrics.result import GENERATED, RegionMean, Result
 from seg2any.evaluation.runners.finish import Gallery
 from seg2any.generate.session import ImageOptions, Session
 from seg2any.layout import Layout
+from seg2any.layout.images import load_image
 from seg2any.segment.segmenter import Prompt, Segmenter
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write
@@ -107,7 +107,7 @@ class Loop:
             yield REAL, read_photo(start.photo)
 
     def _made(self, start: Start) -> np.ndarray:
-        return np.asarray(Image.open(_file(self.output, IMAGES, start, ".png")).convert("RGB"))
+        return np.asarray(load_image(_file(self.output, IMAGES, start, ".png")).convert("RGB"))
 
     def _again(self, start: Start, image: np.ndarray) -> Again:
         return find_again(image, WAYS[self.way](start.layout), self.segmenter)
