@@ -157,6 +157,7 @@ def test_panoptic_sets_number_segments_by_colours(folder, scenes):
         ("{", "refs.json: the file is no JSON"),
         ('{"images": [], "annotations": 3}', "refs.json: has no list 'annotations'"),
         ('{"images": [{"id": 1}], "annotations": []}', r"images\[0\]: has no 'height'"),
+        ('{"images": [{"id": 1, "height": "x"}], "annotations": []}', r"images\[0\]: height is 'x'"),
     ],
 )
 def test_damaged_annotations_are_one_line(document, message, tmp_path):
@@ -164,6 +165,23 @@ def test_damaged_annotations_are_one_line(document, message, tmp_path):
     with pytest.raises(UserError, match=message) as caught:
         list(sets.read_refcoco(tmp_path, tmp_path / "refs.json"))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("category", "parts", "message"),
+    [
+        ({"id": 1}, [], "categories: has no 'name'"),
+        ({"id": 1, "name": "a"}, 3, r"annotations\[0\]: has no list 'segments_info'"),
+        ({"id": 1, "name": "a"}, [{"id": 1}], r"annotations\[0\]: has no 'category_id'"),
+        ({"id": 1, "name": "a"}, [{"id": 1, "category_id": 2}], "a category_id is not among categories"),
+    ],
+)
+def test_damaged_segments_are_one_line(category, parts, message, tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    entry = {"file_name": "x.png", "image_id": 1, "segments_info": parts}
+    path = write(tmp_path / "p.json", {"categories": [category], "images": [], "annotations": [entry]})
+    with pytest.raises(UserError, match=message):
+        list(sets.read_panoptic(tmp_path, path, tmp_path))
 
 
 def test_scenes_ask_each_kind_and_keywords_find_colours_only():

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from seg2any.evaluation.metrics.panoptic import Segments
 from seg2any.evaluation.words.photos import AskedPhrase, Categories, Photo
+from seg2any.layout.entries import read_count
 from seg2any.layout.images import load_image
 from seg2any.layout.polygons import draw_polygons
 from seg2any.layout.rle import decode_runs, draw_runs
@@ -89,13 +89,19 @@ def read_categories(annotations: Path) -> Categories:
 def read_panoptic(images: Path, annotations: Path, labels: Path) -> Iterator[Photo]:
     """Yield the photos of a panoptic set; `labels` is the folder of its label pictures."""
     document = _document(annotations)
-    names = {one["id"]: str(one["name"]) for one in _entries(annotations, document, "categories")}
+    where = f"{annotations}: categories"
+    names = {
+        _value(where, one, "id"): str(_value(where, one, "name"))
+        for one in _entries(annotations, document, "categories")
+    }
     files = {_value(str(annotations), one, "id"): one for one in _entries(annotations, document, "images")}
     for number, entry in enumerate(_entries(annotations, document, "annotations")):
         where = f"{annotations}: annotations[{number}]"
         colors = np.asarray(load_image(labels / _value(where, entry, "file_name")).convert("RGB")).astype(np.int64)
-        parts = _value(where, entry, "segments_info")
-        classes = {one["id"]: names[one["category_id"]] for one in parts}
+        parts = _entries(where, entry, "segments_info")
+        classes = {_value(where, one, "id"): names.get(_value(where, one, "category_id")) for one in parts}
+        if None in classes.values():
+            raise UserError(f"{where}: a category_id is not among categories; get the file again")
         crowds = frozenset(one["id"] for one in parts if one.get("iscrowd"))
         photo = files.get(_value(where, entry, "image_id"))
         if photo is None:
@@ -116,10 +122,10 @@ def _document(path: Path) -> dict[str, Any]:
     return found
 
 
-def _entries(path: Path, document: Mapping[str, Any], name: str) -> list[Any]:
+def _entries(where: Path | str, document: Mapping[str, Any], name: str) -> list[Any]:
     found = document.get(name)
     if not isinstance(found, list):
-        raise UserError(f"{path}: has no list '{name}'; give the file of the set")
+        raise UserError(f"{where}: has no list '{name}'; give the file of the set")
     return found
 
 
@@ -130,7 +136,8 @@ def _value(where: str, entry: Any, name: str) -> Any:
 
 
 def _size(where: str, entry: Mapping[str, Any]) -> tuple[int, int]:
-    return int(_value(where, entry, "height")), int(_value(where, entry, "width"))
+    height, width = (read_count(f"{where}: {side}", _value(where, entry, side)) for side in ("height", "width"))
+    return height, width
 
 
 def _by_image(path: Path, document: Mapping[str, Any]) -> dict[Any, list[Any]]:
@@ -158,7 +165,6 @@ def _reader(images: Path, where: str, entry: Mapping[str, Any]):
     def read() -> np.ndarray:
         if not path.is_file():
             raise UserError(f"{path}: there is no such photo; give the folder of the photos with --images")
-        opened: Image.Image = load_image(path)
-        return np.asarray(opened.convert("RGB"))
+        return np.asarray(load_image(path).convert("RGB"))
 
     return read
