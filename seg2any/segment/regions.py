@@ -57,3 +57,16 @@ def confidence(large: Tensor, inside: Tensor) -> float:
         return 0.5
     within, without = float(large[inside].mean()), float(large[~inside].mean())
     return within / (within + without)
+
+
+def boxes_of(masks: Tensor) -> Tensor:
+    """Return left, top, right and bottom of masks bool [N, H, W], ends excluded: float32 [N, 4].
+
+    A mask without a pixel has a box of zeros.
+    """
+    ends = []
+    for axis in (1, 2):
+        inside = masks.any(axis).byte()
+        ends.append((inside.argmax(1), inside.shape[1] - inside.flip(1).argmax(1)))
+    (left, right), (top, bottom) = ends
+    return torch.stack([left, top, right, bottom], 1).float() * masks.flatten(1).any(1, keepdim=True)

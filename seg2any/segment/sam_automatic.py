@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AutoConfig, Sam2Model, Sam3TrackerModel
 
 from seg2any.layout import Layout
+from seg2any.segment.regions import boxes_of
 from seg2any.segment.segmenter import Prompt
 from seg2any.system.errors import UserError
 from seg2any.system.pretrained import for_inference, imagenet_normalised, pretrained_model, pretrained_processor
@@ -84,7 +85,7 @@ class AutomaticSam:
         found = list(self._candidates(embeddings))
         logits, scores = (torch.cat(parts) for parts in zip(*found, strict=True))
         order = scores.argsort(descending=True, stable=True)
-        kept = order[different(boxes_of(logits[order] > 0), self.settings.same_box)]
+        kept = order[different(boxes_of(logits[order] > 0).long().cpu().numpy(), self.settings.same_box)]
         masks = [self._enlarged(logits[number], image.shape[:2]) for number in kept.tolist()]
         return Layout(
             np.array(masks, dtype=bool).reshape(-1, *image.shape[:2]),
@@ -111,16 +112,6 @@ class AutomaticSam:
     def _enlarged(logits: Tensor, size: tuple[int, int]) -> np.ndarray:
         large = F.interpolate(logits[None, None].float(), size, mode="bilinear", align_corners=False)
         return (large[0, 0] > 0).cpu().numpy()
-
-
-def boxes_of(masks: Tensor) -> np.ndarray:
-    """Return left, top, right and bottom of masks bool [N, h, w] that are not empty: int64 [N, 4], ends excluded."""
-    boxes = []
-    for axis in (1, 2):
-        inside = masks.any(axis).cpu().numpy()
-        boxes.append((inside.argmax(1), inside.shape[1] - inside[:, ::-1].argmax(1)))
-    (left, right), (top, bottom) = boxes
-    return np.stack([left, top, right, bottom], 1)
 
 
 def different(boxes: np.ndarray, most: float) -> list[int]:

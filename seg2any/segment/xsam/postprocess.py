@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from seg2any.segment.regions import boxes_of
 from seg2any.segment.xsam.pictures import Frame
 
 TINY = 1e-6
@@ -149,19 +150,6 @@ def painted(masks: Tensor, values: Tensor, outside: int) -> Tensor:
     for mask, value in zip(masks, values.tolist(), strict=True):
         found[mask] = value
     return found
-
-
-def boxes_of(masks: Tensor) -> Tensor:
-    """Return left, top, right and bottom of masks bool [N, H, W], the last two being behind the last pixel: [N, 4].
-
-    A mask without a pixel has a box of zeros.
-    """
-    boxes = torch.zeros(len(masks), 4)
-    for number, mask in enumerate(masks):
-        if mask.any():
-            rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
-            boxes[number] = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])
-    return boxes
 
 
 def box_iou(boxes: Tensor, other: Tensor) -> Tensor:
