@@ -1,4 +1,4 @@
-"""What a run has finished, in a file of JSON lines: a killed run goes on from it.
+"""Keep what a run has finished, in a file of JSON lines: a killed run goes on from it.
 
 A line is on the disk when `add` returns, and of two lines about one photo the later counts, so no record is lost or
 doubled. A line that a killed process left unfinished counts as not written.

@@ -1,4 +1,4 @@
-"""What a run does to every photo: its rules, its sources of masks and captions, and the stages they become."""
+"""Plan a run: its rules, its sources of masks and captions, and the stages that they become for every photo."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Captions:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What the captions depend on."""
+        """All that the captions depend on."""
         prompts = {"protocol": VERSION, "prompts": PROMPTS_SHA256} if self.kind in (ENDPOINT, LOCAL) else {}
         return {"kind": self.kind, "model": self.model, "file": self.file and self.file.name, **prompts}
 
@@ -77,7 +77,7 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the records depend on, by name: a run with others is another set."""
+        """All that the records depend on, by name: a run with others is another set."""
         predictor = self.predictor and {"head": self.predictor.head.name, "clip": self.predictor.clip}
         sources = {"masks": self.masks_are, "captions": self.captions.identity, "aesthetics": predictor}
         return {**asdict(self.rules), **sources, "photos": self.photos}

@@ -34,7 +34,12 @@ ROUNDS = 3  # of an engine over what it has lost
 
 @dataclass(frozen=True)
 class Summary:
-    """What became of all photos: number of kept ones, rule -> number of dropped ones, and those that failed."""
+    """The ends of all photos.
+
+    kept     number of photos in the set
+    dropped  rule -> number of photos
+    failed   outcomes of those that could not be used
+    """
 
     kept: int
     dropped: Counter[str]

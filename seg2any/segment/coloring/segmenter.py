@@ -34,7 +34,7 @@ TAKEN = (("phrases",), ("points",), ("boxes",), ())
 
 
 class Paints(Protocol):
-    """What paints a photo: adapters of a flow model, or one of the published networks."""
+    """A painter of photos: adapters of a flow model, or one of the published networks."""
 
     def colors(self, image: np.ndarray, words: str = "") -> np.ndarray:
         """Paint a photo uint8 [H, W, 3]: uint8 [h, w, 3]."""

@@ -26,7 +26,7 @@ FIRST_SCALE = 1 / 0.07
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a segmentor looks for, a row for each prediction.
+    """The conditions that a segmentor looks for, a row for each prediction.
 
     embeddings  [R, K, D] of the classes, the background last
     seg         [R, 1, D] added to the queries
@@ -46,7 +46,7 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Predictions:
-    """What each layer of the decoder says, the last one being the answer.
+    """The logits of each layer of the decoder, the last one being the answer.
 
     classes  logits [R, Q, K] of each layer
     masks    logits [R, Q, h, w] of each layer

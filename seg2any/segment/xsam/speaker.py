@@ -35,7 +35,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model says.
+    """The words of the model, with the states of its phrases and <SEG> tokens.
 
     phrases  marked in the text, without the marks
     found    [N, D] of the phrases to segment: those of the answer, else those of the question
