@@ -70,6 +70,9 @@ def test_unsure_and_unstable_masks_and_repeated_boxes_are_left_out(folder):
         assert 0 < len(found.masks) == int(wanted.sum()) < 48, settings
     found = AutomaticSam(str(folder), settings=GridSettings(4, 0, 0, same_box=0.5)).segment(IMAGE, Prompt())
     assert 0 < len(found.masks) < 48
+    none = AutomaticSam(str(folder), settings=GridSettings(4, 1, 1)).segment(IMAGE, Prompt())
+    assert none.masks.shape == (0, *IMAGE.shape[:2]) and none.notes == ("no mask is sure and stable",)
+    assert not found.notes
 
 
 def test_boxes_and_their_choice_are_those_of_a_plain_reading():
