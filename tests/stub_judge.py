@@ -81,14 +81,12 @@ class _Handler(BaseHTTPRequestHandler):
             server.headers.append(dict(self.headers))
             server.open += 1
             server.most_open = max(server.most_open, server.open)
-        try:
-            time.sleep(server.delay)
-            fault = server.faults[turn] if turn < len(server.faults) else None
-            reply = self._reply(body, text["text"])
-            self._misbehave(fault, reply) if fault else self._send(200, reply)
-        finally:
-            with server.lock:
-                server.open -= 1
+        time.sleep(server.delay)
+        fault = server.faults[turn] if turn < len(server.faults) else None
+        reply = self._reply(body, text["text"])
+        with server.lock:
+            server.open -= 1  # before the reply: its reader may ask again before this thread goes on
+        self._misbehave(fault, reply) if fault else self._send(200, reply)
 
     def _reply(self, body: dict, text: str) -> bytes:
         said = self.server.said.get(text, "yes")

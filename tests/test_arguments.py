@@ -93,7 +93,7 @@ def test_keys_pass_beside_flags(tmp_path):
 def test_every_synonym_leads_to_something_that_exists():
     sections = Config().to_dict()
     keys = {*sections, *(key for value in sections.values() if isinstance(value, dict) for key in value)}
-    flags = {field.name for field in dataclasses.fields(Options)} | {"model", "lora", "output", "workers"}
+    flags = {field.name for field in dataclasses.fields(Options)} | {"model", "lora", "output", "workers", "masks"}
     assert not {word: names for word, names in SYNONYMS.items() if not {*names} <= keys | flags}
 
 

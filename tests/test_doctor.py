@@ -103,7 +103,7 @@ def test_disks(tmp_path, monkeypatch):
 
 def test_models(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(doctor_model, "_cached", lambda name: None)
+    monkeypatch.setattr(doctor_model, "cached_folder", lambda *names: None)
     assert doctor_model.model(str(MODEL), True).state == GOOD
     assert doctor_model.model("nobody/nothing", False).state == POOR
     missing = doctor_model.model("nobody/nothing", True)

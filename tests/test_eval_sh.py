@@ -136,8 +136,9 @@ def test_shapes(tmp_path: Path):
         assert "rendered (ceiling)" in sources and "grey image (floor)" in sources and len(sources) == 5
         assert run.row("IoU").low <= run.row("IoU").value <= run.row("IoU").high
         assert (out / f"{kind}.html").is_file() and f"{kind}: 2 unseen scenes" in done.stdout
-    assert read_run(out / "judges.json").row("attention, absolute error", "as asked").n == 1
-    assert "errors of the judges" in done.stdout and "attention    as asked" in done.stdout
+    assert read_run(out / "judges.json").row("pixels, absolute error", "as asked").n == 1
+    assert "errors of the judges" in done.stdout and "pixels       as asked" in done.stdout
+    assert "attention    not measured" in done.stdout
     assert "generated, 95 %" in done.stdout and "[" in done.stdout and "bars, on the normal scenes" in done.stdout
     assert "masks -> image -> masks" in done.stdout and "the judge" in done.stdout and "off the judge by" in done.stdout
 

@@ -1,4 +1,4 @@
-"""Only bases/flux1 knows FLUX.1: other rooms see `Base` and call its network by `velocity`."""
+"""Only the rooms of bases know their networks: other rooms see `Base` and call its network by `velocity`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ import pytest
 
 from tests.golden_root import REPOSITORY
 
-HOME = "seg2any/bases/flux1/"
+HOMES = ("seg2any/bases/flux1/", "seg2any/bases/sd3/")
 NAMES = re.compile(
     r"\bT5|\bCLIP|pooled_prompt_embeds|text_encoder_2|tokenizer_2"
     r"|\bFlux(Pipeline|Transformer2DModel)\b|\b(Flux|Regional)\w*Block\b"
 )
 CALLS = re.compile(r"(?<!\w)hidden_states=|joint_attention_kwargs")
 
-# CLIP is a judge of images there, another network than FLUX.1's text encoder.
-CLIP_IS_A_JUDGE = "seg2any/evaluation/"
+# CLIP is another network there than FLUX.1's text encoder: a judge of images, or the encoder of SAM 3 and gen2seg.
+OTHER_CLIP = (
+    "seg2any/evaluation/",
+    "seg2any/annotate/",
+    "seg2any/commands/annotate.py",
+    "seg2any/segment/sam3.py",
+    "seg2any/segment/coloring/published.py",
+    "seg2any/system/clip_images.py",
+)
 # Benchmarks measure FLUX.1 and may name it; these two also call a transformer without `velocity`.
 OTHER_CALLS = {
     "benchmarks/published_scheme.py": "replaces parts of the blocks by the published code's scheme",
@@ -26,15 +33,15 @@ OTHER_CALLS = {
 
 
 def found(pattern: re.Pattern, root: Path, *packages: str) -> list[str]:
-    """List `file:line name` for every match of the pattern outside bases/flux1."""
+    """List `file:line name` for every match of the pattern outside the rooms of bases."""
     paths = sorted(path for package in packages for path in (root / package).rglob("*.py"))
     lines = []
     for path, file in ((path, path.relative_to(root).as_posix()) for path in paths):
-        if file.startswith(HOME):
+        if file.startswith(HOMES):
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             names = {match.group() for match in pattern.finditer(line)}
-            if file.startswith(CLIP_IS_A_JUDGE):
+            if file.startswith(OTHER_CLIP):
                 names -= {"CLIP"}
             lines += [f"{file}:{number} {name}" for name in sorted(names)]
     return lines

@@ -68,7 +68,9 @@ def held(wheel: Path) -> set[str]:
 @pytest.mark.slow
 def test_the_wheel_holds_the_package_with_its_data_and_configs_and_nothing_else(source: Path, wheels: dict[str, Path]):
     package = {path.relative_to(source).as_posix() for path in source.glob("seg2any/**/*") if path.is_file()}
-    configs = {f"seg2any/{path.relative_to(source).as_posix()}" for path in source.glob("config/*")}
+    configs = {
+        f"seg2any/{path.relative_to(source).as_posix()}" for path in source.glob("config/**/*") if path.is_file()
+    }
     assert held(wheels["seg2any"]) == package | configs
     assert "seg2any/py.typed" in package and "seg2any/config/memory_24gb.yaml" in configs
 

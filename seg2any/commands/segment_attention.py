@@ -81,7 +81,7 @@ def open_segmenter(given: Namespace, machine: Machine) -> AttentionSegmenter:
 
     choices = Choices(given.background, given.threshold, given.merging)
     if given.base == "sd3":
-        from seg2any.segment.open_sd3 import open_sd3
+        from seg2any.bases.sd3.open import open_sd3
 
         base, scheduler = open_sd3(given.pretrained_model_name_or_path, given.masks_lora, machine.dtype, machine.device)
         return AttentionSegmenter(base, scheduler, probe_settings(given, base), choices)

@@ -25,6 +25,11 @@ def add_flags(parser: Parser) -> None:
         "--legend", metavar="TEXT", help='phrases with colours of your choice: "a red star: blue; a ring: green"'
     )
     parser.add_argument(
+        "--painter",
+        metavar="MODEL",
+        help="a published network instead of adapters: reachomk/gen2seg-sd, reachomk/gen2seg-mae-h, or its folder",
+    )
+    parser.add_argument(
         "--point_width", type=real(0), default=0.01, help="width of a point, share of a side (default: 0.01)"
     )
     parser.add_argument(

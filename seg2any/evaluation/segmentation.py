@@ -102,10 +102,10 @@ def run(given: Namespace) -> None:
 
 def _segmenter(given: Namespace):
     """Load the model and build its probe. Raises UserError for a model whose blocks nobody knows."""
+    from seg2any.bases.sd3.open import open_sd3
     from seg2any.evaluation.shapes.sources import open_session
     from seg2any.segment.attention import AttentionSegmenter
     from seg2any.segment.mask_head import read_head, read_learned
-    from seg2any.segment.open_sd3 import open_sd3
     from seg2any.segment.probe import ProbeSettings, completed
     from seg2any.system.device import choose_device
     from seg2any.system.precision import choose_dtype

@@ -36,4 +36,7 @@ def measure_judges(session: Session, count: int, recipe: dict, path: Path) -> st
         "shapes, judges", found, recipe | {"scenes": count}, {"model": recipe["model"]}, session.pipeline.vae.device
     )
     write_run(run, path)
-    return f"{WORDS.format(count=count)}\n{table(run, judges)}"
+    unknown = (
+        "" if "attention" in judges else "\nattention    not measured: which blocks to read is not known of this model"
+    )
+    return f"{WORDS.format(count=count)}\n{table(run, judges)}{unknown}"
