@@ -9,7 +9,9 @@ from seg2any.annotate.captions import Known
 from seg2any.annotate.draft import Draft
 from seg2any.data.caption_table import CaptionTable
 from seg2any.system.errors import UserError, shown
-from seg2any.system.json_text import parse_json
+from seg2any.system.json_text import lines_of, parse_json
+
+BOM = b"\xef\xbb\xbf"  # some editors begin a file with it
 
 
 def open_captions(path: Path) -> Callable[[Draft], Known | None]:
@@ -24,13 +26,17 @@ def open_captions(path: Path) -> Callable[[Draft], Known | None]:
     if path.suffix == ".parquet":
         return _open_table(path)
     lines: dict[str, Known] = {}
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                key, known = _read_line(f"{path}: line {number}", line)
+    try:
+        for number, (_, line) in enumerate(lines_of(path), start=1):
+            if text := line.removeprefix(BOM).strip():
+                key, known = _read_line(f"{path}: line {number}", text)
                 if key in lines:
                     raise UserError(f"{path}: line {number}: {shown(key)} has captions already; keep one line")
                 lines[key] = known
+    except UserError:
+        raise
+    except ValueError as error:
+        raise UserError(f"{path}: {error}; split it") from None
     return lambda draft: lines.get(draft.photo.key)
 
 
@@ -51,7 +57,7 @@ def _open_table(path: Path) -> Callable[[Draft], Known | None]:
     return known
 
 
-def _read_line(where: str, line: str) -> tuple[str, Known]:
+def _read_line(where: str, line: bytes) -> tuple[str, Known]:
     try:
         entry = parse_json(line)
         key, caption, regions = entry["image"], entry.get("caption"), entry["regions"]

@@ -14,8 +14,10 @@ from typing import Any
 
 from seg2any.annotate.rules import Look
 from seg2any.annotate.stages import DROPPED, KEPT, Outcome
-from seg2any.system.errors import UserError, shown
+from seg2any.system.errors import UserError, brief, shown
 from seg2any.system.files import append_lines
+from seg2any.system.json_text import lines_of, parse_json
+from seg2any.system.limits import limits
 
 FORMAT = 1
 
@@ -68,36 +70,58 @@ class Journal:
         with open(self.path, "rb") as file:
             for key in keys:
                 file.seek(self._places[key][2])
-                yield Outcome(**json.loads(file.readline())["outcome"])
+                yield _outcome(parse_json(file.readline(limits().json_bytes)))
 
     def _note(self, about: dict, place: int) -> None:
-        outcome = about["outcome"]
-        self._places[outcome["key"]] = outcome["state"], about["bytes"], place
-        if outcome["state"] == KEPT:
-            self.names[outcome["key"]] = outcome["record"]["name"]
+        outcome = _outcome(about)
+        self._places[outcome.key] = outcome.state, about["bytes"], place
+        if outcome.state == KEPT:
+            self.names[outcome.key] = outcome.record["name"]
 
     def _read(self, header: dict) -> None:
-        with open(self.path, "rb") as file:
-            _check_header(self.path, file.readline(), header)
-            place = file.tell()
-            for line in file:
+        first = True
+        try:
+            for place, line in lines_of(self.path):
                 about = _parsed(line)
-                if "look" in about:
-                    self.looks[about["look"]] = Look(tuple(about["size"]), about["hash"], about["bytes"])
+                if first:
+                    _check_header(self.path, about, header)
+                elif "look" in about:
+                    self.looks[about["look"]] = _look(about)
                 elif "outcome" in about:
                     self._note(about, place)
-                place += len(line)
+                first = False
+        except UserError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{self.path}: is damaged ({brief(error)}); start anew with --overwrite") from None
 
 
 def _parsed(line: bytes) -> dict:
     try:
-        return json.loads(line) if line.endswith(b"\n") else {}
+        found = parse_json(line) if line.endswith(b"\n") else {}
     except ValueError:  # a killed process left it
         return {}
+    return found if isinstance(found, dict) else {}
 
 
-def _check_header(path: Path, line: bytes, header: dict) -> None:
-    found = _parsed(line)
+def _look(about: Mapping[str, Any]) -> Look:
+    numbers = [*about["size"], about["hash"], about["bytes"]]
+    if len(numbers) != 4 or not all(type(one) is int for one in numbers) or not isinstance(about["look"], str):
+        raise ValueError("a look at a photo is none")
+    return Look(tuple(about["size"]), about["hash"], about["bytes"])
+
+
+def _outcome(about: Mapping[str, Any]) -> Outcome:
+    outcome = Outcome(**about["outcome"])
+    texts = [outcome.key, outcome.state, outcome.reason, outcome.detail]
+    if outcome.state == KEPT:
+        texts.append(outcome.record["name"])
+    if not all(isinstance(text, str) for text in texts) or outcome.state not in (KEPT, DROPPED):
+        raise ValueError("an outcome is none")
+    return outcome
+
+
+def _check_header(path: Path, found: dict, header: dict) -> None:
     if found.get("format") != FORMAT or not isinstance(found.get("settings"), dict):
         raise UserError(f"{path}: this is no journal of this program; choose another --output")
     known, asked = found["settings"], header["settings"]

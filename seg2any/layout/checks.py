@@ -67,6 +67,14 @@ def check_mask_shape(where: str, shape: Sequence[int]) -> None:
         raise LayoutError(f"{where}: {size}; scale the masks down")
 
 
+def check_pictures(where: str, count: int, shape: Sequence[int]) -> None:
+    """Raise LayoutError if decoding so many pictures of masks [H, W] would take too long."""
+    height, width = shape
+    if count * height * width > (most := limits().mask_pixels):
+        told = f"{count} pictures of masks of {width}x{height} are more than {most >> 20} megapixels together"
+        raise LayoutError(f"{where}: {told}; give one colour map, or scale them down")
+
+
 def check_colors(where: str, count: int) -> None:
     """Raise LayoutError for a picture of regions with so many colours that it is a photo."""
     if count > (most := limits().colors):

@@ -66,7 +66,7 @@ def parse_caption(where: str, text: str, size: tuple[int, int], name: str) -> tu
     parts = split_caption(text)
     if parts is None or not parts[1]:
         raise LayoutError(f"{where}: does not end in a JSON array of boxes; give a layout caption of FLUX 3")
-    paragraph, rows = parts
+    paragraph, rows = " ".join(parts[0].split()), parts[1]
     check_mask_shape(where, (len(rows), *size))
     regions: dict[str, tuple[str, np.ndarray]] = {}
     left_out = []

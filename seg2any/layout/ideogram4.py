@@ -32,7 +32,10 @@ QUOTED = re.compile(r'^(?P<desc>.*?),? the text "(?P<text>.+)"$', re.DOTALL)
 
 def is_ideogram4(document: object) -> bool:
     """Tell whether a JSON is such a caption, or the body of a request with one."""
-    return isinstance(document, dict) and (PARTS in document or PARTS in (document.get(WRAPPER) or ()))
+    if not isinstance(document, dict):
+        return False
+    inner = document.get(WRAPPER)
+    return PARTS in document or (isinstance(inner, dict) and PARTS in inner)
 
 
 def write_json_caption(layout: Layout) -> dict:

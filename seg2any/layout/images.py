@@ -191,6 +191,8 @@ def _brightness(where: str, colors: np.ndarray, alpha: np.ndarray) -> np.ndarray
     visible = colors[alpha > 0]
     if (alpha < 255).any() and len(visible) and np.ptp(visible, axis=0).max() <= SAME_COLOR:
         return alpha
+    if (alpha == 255).all() and not np.ptp(colors, axis=2).any():
+        return colors[..., 0]  # grey, as nearly all masks
     faded = (colors * (alpha[..., None] / 255)).round()
     brightness = faded.max(axis=2)
     shade = faded[brightness > brightness.max() / 2].mean(axis=0) if brightness.any() else np.ones(3)

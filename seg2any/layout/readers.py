@@ -30,7 +30,7 @@ from pathlib import Path
 
 import numpy as np
 
-from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape
+from seg2any.layout.checks import LayoutError, LayoutParts, check_mask_shape, check_pictures
 from seg2any.layout.coco import compare_with_mask, read_segments
 from seg2any.layout.collection import split_reference
 from seg2any.layout.color_map import SUFFIXES, read_color_map, region_colors, write_color_map
@@ -108,10 +108,13 @@ def _read_json(path: Path, name: str, snap_colors: bool | None) -> LayoutParts:
     if annotation.size is not None:
         polygons = [region.segmentation for region in annotation.regions if isinstance(region.segmentation, list)]
         check_work(str(path), [polygon for several in polygons for polygon in several], annotation.size)
+    pictures = sum(region.mask is not None for region in annotation.regions)
     for n, region in enumerate(annotation.regions):
         if masks[n] is None:
             masks[n] = _read_region(region, path, annotation.size)
         check_mask_shape(str(path), (len(masks), *masks[n].shape))
+        if region.mask is not None:
+            check_pictures(str(path), pictures, masks[n].shape)
         compare_with_mask(region, masks[n])
     return LayoutParts(
         _stack(masks, annotation) if masks else np.zeros((0, *_size_without_regions(path, annotation)), bool),

@@ -15,11 +15,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, brief
 from seg2any.system.files import atomic_write
+from seg2any.system.json_text import parse_json
+from seg2any.system.limits import bounded_bytes, limits
 
 CARD, WEIGHTS = "masks.json", "masks.safetensors"
 CHANNELS = 64
+MOST_BLOCKS = 1000  # of a transformer
 
 
 class MaskHead(nn.Module):
@@ -69,11 +72,12 @@ def read_learned(folder: Path | None) -> Learned | None:
         return None
     path = Path(folder) / CARD
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(bounded_bytes(path, limits().json_bytes))
         blocks, background, n_maps = tuple(found["blocks"]), found["background"], found["n_maps"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: is damaged ({error}); copy the file again") from None
-    if not (all(type(one) is int for one in blocks) and type(n_maps) is int and 0 <= n_maps <= 4096):
+        raise UserError(f"{path}: is damaged ({brief(error)}); copy the file again") from None
+    numbers = all(type(one) is int and 0 <= one < MOST_BLOCKS for one in blocks) and len(blocks) <= MOST_BLOCKS
+    if not (numbers and type(n_maps) is int and 0 <= n_maps <= 4096):
         raise UserError(f"{path}: holds other values than train writes; copy the file again")
     if not (background is None or isinstance(background, str)):
         raise UserError(f"{path}: its background is no text; copy the file again")
@@ -89,7 +93,7 @@ def read_head(folder: Path, learned: Learned) -> MaskHead | None:
     try:
         found = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); copy the file again") from None
+        raise UserError(f"{path}: cannot be read ({brief(error)}); copy the file again") from None
     wanted = {name: tensor.shape for name, tensor in head.state_dict().items()}
     if {name: tensor.shape for name, tensor in found.items()} != wanted:
         raise UserError(f"{path}: holds other tensors than {CARD} beside it says; copy both files again")

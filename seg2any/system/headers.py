@@ -6,7 +6,6 @@ Folders are those of diffusers and transformers: one file, or shards with an ind
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import BinaryIO
 from seg2any.system.errors import UserError, brief, shown
 from seg2any.system.json_text import check_depth, parse_json
 from seg2any.system.limits import limits
+from seg2any.system.pickled import load_pickled
 
 SAFETENSORS = (".safetensors", ".sft")  # endings
 
@@ -72,14 +72,14 @@ def _of_safetensors(path: Path) -> dict[str, TensorHeader]:
 def _of_pickle(path: Path) -> dict[str, TensorHeader]:
     import torch  # late: the files of today are safetensors
 
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
     try:
-        content = torch.load(path, map_location="meta", mmap=True, weights_only=True)
-        names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+        content = load_pickled(path, "meta", mapped=True)
         return {
             name: TensorHeader(names.get(tensor.dtype, str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape))
             for name, tensor in content.items()
         }
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, TypeError) as error:
         raise UserError(f"{path}: cannot be read ({brief(error)}); fetch it again, as .safetensors") from None
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,20 @@ def parse_json(data: bytes | str) -> Any:
     """Parse JSON. Raises ValueError, also for a text that is too long or nested too deeply."""
     check_text(data)
     return json.loads(data)
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield place and bytes of each line of a file of JSON lines. Raises ValueError for a file or line too long."""
+    most = limits()
+    if path.stat().st_size > most.lines_bytes:
+        raise ValueError(f"it is larger than {most.lines_bytes >> 20} MiB")
+    place = 0
+    with open(path, "rb") as file:
+        while line := file.readline(most.json_bytes + 1):
+            if len(line) > most.json_bytes:
+                raise ValueError(f"a line is longer than {most.json_bytes >> 20} MiB")
+            yield place, line
+            place += len(line)
 
 
 def check_text(data: bytes | str) -> None:

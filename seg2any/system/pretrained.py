@@ -6,7 +6,6 @@ line says how to get them. In every function `what` names the network in message
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from seg2any.system.errors import UserError
 from seg2any.system.hub import split_revision
+from seg2any.system.pickled import load_pickled
 from seg2any.system.weights import file_digest
 
 Loaded = TypeVar("Loaded")
@@ -51,8 +51,8 @@ def state_dict(path: str | Path, what: str, source: str) -> dict[str, torch.Tens
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, ValueError):
+        content = load_pickled(path)
+    except (SafetensorError, OSError, ValueError):
         raise UserError(
             f"{what}: {path} is damaged, or holds objects that are not loaded for safety; download {source} again, or "
             "save its state_dict alone as .safetensors"

@@ -19,6 +19,7 @@ from seg2any.system.errors import UserError, shown
 from seg2any.system.limits import limits
 from seg2any.system.shipped import input_path, model_name
 from seg2any.system.words import probably_meant
+from seg2any.system.yaml_text import check_yaml
 from seg2any.training.tasks.table import TASKS
 
 EXAMPLES = {
@@ -209,6 +210,7 @@ def _read(path: Path) -> DictConfig:
         raise UserError(
             f"{path}: is larger than {most >> 10} KiB, no config; give one such as config/seg2any_shapes.yaml"
         )
+    _parse(str(path), lambda: check_yaml(path.read_bytes(), most))  # whose aliases may stand for more than memory holds
     return _parse(str(path), lambda: OmegaConf.load(path))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import torch
 from diffusers import SD3Transformer2DModel
 from torch import Tensor
 
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, brief
+from seg2any.system.pickled import load_pickled
 
 BEFORE, NAMED = "backbone.transformer.", ".default."  # what the published training put into the names
 ADAPTER = "masks"
@@ -19,10 +19,9 @@ ADAPTER = "masks"
 def read_lora(path: Path) -> dict[str, Tensor]:
     """Read the file without running anything that it may hold. Raises UserError if it holds more than tensors."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: cannot be read as tensors only ({reason[:200]}); copy the published file") from None
+        found = load_pickled(path)
+    except ValueError as error:
+        raise UserError(f"{path}: cannot be read as tensors only ({brief(error)}); copy the published file") from None
     weights = found.get("model", found) if isinstance(found, Mapping) else None
     if not isinstance(weights, Mapping) or not all(isinstance(one, Tensor) for one in weights.values()):
         raise UserError(f"{path}: holds no tensors by name; give the published lora_weights.pth")

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from seg2any.data.dataset import Annotation, Sample, SampleError
-from seg2any.data.layout_sets.records import Record, box_of, draw_box, from_back_to_front, ordered, stacked
+from seg2any.data.layout_sets.records import Record, box_of, check_count, draw_box, from_back_to_front, ordered, stacked
 from seg2any.data.left_out import LeftOut, check_left_out
-from seg2any.system.errors import UserError, shown
-from seg2any.system.limits import limits
+from seg2any.system.errors import UserError, brief, shown
+from seg2any.system.limits import bounded_bytes, limits
+from seg2any.system.yaml_text import parse_yaml
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one is ten times as fast
+CONFIGS = 4  # whose size the file may have
 
 
 class COCOMIGDataset:
@@ -77,6 +77,7 @@ class COCOMIGDataset:
                 continue
             if not isinstance(boxes, list):
                 raise SampleError(f"{where}: {shown(caption)} has {shown(boxes)}; write a list of boxes")
+            check_count(where, len(captions) + len(boxes), self.size)
             for box in boxes:
                 captions.append(caption)
                 masks.append(draw_box(where, box_of(where, box, "xyxy", self.size), self.size))
@@ -87,13 +88,13 @@ class COCOMIGDataset:
 
 def _entries(path: Path) -> Mapping:
     try:
-        if path.stat().st_size > (most := limits().json_bytes):
-            raise UserError(f"{path}: is larger than {most >> 20} MiB; give the benchmark's yaml file")
-        content = yaml.load(path.read_bytes(), LOADER)  # noqa: S506 a safe loader
+        most = CONFIGS * limits().yaml_bytes
+        content = parse_yaml(bounded_bytes(path, most), most)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give the benchmark's yaml file") from None
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"{path}: is not valid YAML; download bench_file/mig_bench_anno.yaml again") from None
+    except ValueError as error:
+        told = f"is not valid YAML ({brief(error)})"
+        raise UserError(f"{path}: {told}; download bench_file/mig_bench_anno.yaml again") from None
     if not isinstance(content, Mapping) or not content:
         raise UserError(f"{path}: holds no entries; give the benchmark's yaml file")
     return content

@@ -19,6 +19,7 @@ from seg2any.data.layout_sets.records import (
     FORMS,
     Record,
     box_of,
+    check_count,
     draw_box,
     from_back_to_front,
     ordered,
@@ -27,10 +28,12 @@ from seg2any.data.layout_sets.records import (
 from seg2any.data.left_out import LeftOut, check_left_out
 from seg2any.layout.document import decode_json
 from seg2any.layout.images import ImageError, opened_image
-from seg2any.system.errors import UserError, shown
+from seg2any.system.errors import UserError, brief, shown
+from seg2any.system.limits import EXPANSION, limits
 
 SPLITS = ("simple", "medium", "hard")
 COLUMNS = ("image_id", "annotation", "image")
+PIECE = 16  # rows that are unpacked at once
 # Names under which the JSON of an annotation may hold each part; the card documents the columns only.
 CAPTIONS = ("caption", "prompt", "global_caption", "global_prompt", "image_caption")
 LISTS = ("annos", "instances", "objects", "annotations", "regions")
@@ -96,15 +99,16 @@ class OverLayBenchDataset:
         for number, path in enumerate(self.paths):
             file = _opened(path)
             for group in range(file.num_row_groups):
-                table = file.read_row_group(group, columns=COLUMNS[:2]).to_pylist()
-                for row, values in enumerate(table):
+                table = _read_group(path, file, group, COLUMNS[:2])
+                for row, values in enumerate(_plain(path, table)):
                     yield (number, group, row), str(values["image_id"] or ""), str(values["annotation"] or "")
 
     @contextmanager
     def _opened(self, index: int) -> Iterator[Image.Image]:
         number, group, row, key, _ = self._places[index]
         path = self.paths[number]
-        value = _images(path, group)[row].as_py()
+        images = _images(path, group)
+        value = images[row].as_py() if row < len(images) else None
         data = value.get("bytes") if isinstance(value, dict) else value
         try:
             with opened_image(BytesIO(data)) as image:
@@ -120,6 +124,7 @@ class OverLayBenchDataset:
         except ValueError:
             raise SampleError(f"{where}: its annotation is not JSON; download the file again") from None
         regions = _first(where, document, LISTS, list)
+        check_count(where, len(regions), size)
         masks, captions = [], []
         for number, region in enumerate(regions, start=1):
             at = f"{where}: region {number}"
@@ -132,15 +137,39 @@ class OverLayBenchDataset:
 
 @functools.lru_cache(maxsize=2)  # samples are read in order, and a group holds many images
 def _images(path: Path, group: int) -> pa.ChunkedArray:
-    return _opened(path).read_row_group(group, columns=COLUMNS[2:])["image"]
+    return _read_group(path, _opened(path), group, COLUMNS[2:])["image"]
+
+
+def _read_group(path: Path, file: pq.ParquetFile, group: int, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a row group, a few rows at once, until they are more than the limits say."""
+    most, size, pieces = limits().table_bytes + EXPANSION * path.stat().st_size, 0, []
+    try:
+        for piece in file.iter_batches(PIECE, row_groups=[group], columns=list(columns)):
+            pieces.append(piece)
+            if (size := size + piece.nbytes) > most:
+                raise UserError(f"{path}: its rows unpack to more than {most >> 20} MiB; download it again")
+        return pa.Table.from_batches(pieces, file.schema_arrow.empty_table().select(list(columns)).schema)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{path}: is damaged ({brief(error)}); download it again") from None
+
+
+def _plain(path: Path, table: pa.Table) -> list[dict]:
+    try:
+        return table.to_pylist()
+    except (ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path}: is damaged ({brief(error)}); download it again") from None
 
 
 def _opened(path: Path) -> pq.ParquetFile:
     try:
         file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: is no parquet file ({shown(str(error))}); download it again") from None
-    lacking = [name for name in COLUMNS if name not in file.schema_arrow.names]
+    try:
+        names = file.schema_arrow.names
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: is damaged ({brief(error)}); download it again") from None
+    lacking = [name for name in COLUMNS if name not in names]
     if lacking:
         raise UserError(f"{path}: lacks the column {lacking[0]}; give the files of OverLayBench_Eval")
     return file
@@ -164,7 +193,7 @@ def _in_front(where: str, regions: Sequence[Mapping]) -> np.ndarray | None:
     hides = np.zeros((len(regions),) * 2, bool)
     for number, region in enumerate(regions):
         for word in str(region.get("occludes") or "").replace(",", " ").split():
-            if not word.isdecimal() or not 1 <= int(word) <= len(regions):
+            if not word.isdecimal() or len(word) > 9 or not 1 <= int(word) <= len(regions):
                 raise SampleError(f"{where}: region {number + 1} occludes {shown(word)}; write numbers from 1")
             hides[number, int(word) - 1] = True
     return hides

@@ -83,11 +83,21 @@ def draw_box(where: str, box: tuple[float, float, float, float], size: tuple[int
     return mask
 
 
+def check_count(where: str, count: int, size: tuple[int, int]) -> None:
+    """Raise SampleError if so many masks of `size` (H, W) are too many or too large; call this before drawing them."""
+    try:
+        check_mask_shape(where, (count, *size))
+    except LayoutError as error:
+        raise SampleError(str(error)) from None
+
+
 def stacked(where: str, masks: Sequence[np.ndarray], captions: Iterable[object]) -> tuple[np.ndarray, tuple[str, ...]]:
     """Check captions and stack masks. Raises SampleError."""
     captions = tuple(captions)
     if not masks:
         raise SampleError(f"{where}: it has no region")
+    if any(mask.shape != masks[0].shape for mask in masks):
+        raise SampleError(f"{where}: its masks differ in size; store them again")
     try:
         check_mask_shape(where, (len(masks), *masks[0].shape))
         for number, caption in enumerate(captions, start=1):

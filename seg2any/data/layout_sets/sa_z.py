@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from seg2any.data.dataset import Annotation, Sample, SampleError
-from seg2any.data.layout_sets.records import Record, box_of, draw_box, from_back_to_front, ordered, stacked
+from seg2any.data.layout_sets.records import Record, box_of, check_count, draw_box, from_back_to_front, ordered, stacked
 from seg2any.data.left_out import LeftOut, check_left_out
 from seg2any.data.pictures import check_stored_photo, in_words, read_stored_photo
 from seg2any.layout.checks import LayoutError
@@ -40,7 +41,7 @@ class SAZDataset:
         self._records, left_out = {}, []
         for key, record in content.items():
             photo = self._photo(key, record)
-            if photo is None or not photo.is_file():
+            if photo is None or not os.path.isfile(photo):  # Path.is_file raises for a name that is too long
                 left_out.append(LeftOut(key, f"{photo or self.path}: no such photo"))
             else:
                 self._records[key] = record
@@ -89,7 +90,10 @@ class SAZDataset:
             raise SampleError(f"{where}: mask_annotation is {shown(found)}; write a list of regions")
         prompt = record.get("prompt")
         size = check_stored_photo(self._photo(key, record)) if self.regions == "boxes" else None
-        masks = [self._mask(f"{where}: region {number + 1}", one, size) for number, one in enumerate(found)]
+        masks = []
+        for number, one in enumerate(found, start=1):
+            check_count(where, len(found), size or (masks[0].shape if masks else (1, 1)))
+            masks.append(self._mask(f"{where}: region {number}", one, size))
         stack, captions = stacked(where, masks, [one.get("caption") for one in found])
         if prompt is not None:
             stacked(where, masks[:1], [prompt])

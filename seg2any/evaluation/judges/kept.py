@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from seg2any.layout.checks import LayoutError
+from seg2any.layout.checks import check_mask_shape
+from seg2any.layout.entries import is_number
 from seg2any.layout.rle import decode_runs, draw_runs, encode_rle
 from seg2any.segment.sam3 import Instances
 from seg2any.segment.segmenter import Prompt, Segmenter
 from seg2any.system.errors import UserError
 from seg2any.system.files import append_lines
-from seg2any.system.json_text import parse_json
+from seg2any.system.json_text import lines_of, parse_json
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,20 +65,32 @@ class KeptMasks:
 
     def _read(self) -> dict[str, dict]:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        lines = self.path.read_bytes().splitlines() if self.path.exists() else []
+        if not self.path.exists():
+            return {}
         try:
             # A line that a killed process left unfinished is found again.
-            read = [parse_json(line) for line in _whole(lines)]
+            whole = (line.strip() for _, line in lines_of(self.path))
+            read = [parse_json(line) for line in whole if line.endswith(b"}")]
             for line in read:
-                for runs in line["runs"]:
-                    decode_runs(str(self.path), {"size": line["size"], "counts": runs})
+                _check(str(self.path), line)
             return {line["id"]: {name: line[name] for name in ("size", "runs", "scores")} for line in read}
-        except (ValueError, KeyError, TypeError, LayoutError):
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError):
             raise UserError(f"{self.path}: the file does not hold found masks; remove it, and evaluate again") from None
 
 
-def _whole(lines: Iterable[bytes]) -> Iterable[bytes]:
-    return (line for line in lines if line.endswith(b"}"))
+def _check(where: str, line: dict) -> None:
+    """Raise ValueError, KeyError or TypeError for a line that does not hold masks and their scores."""
+    scores = line["scores"]
+    if not isinstance(line["id"], str) or not isinstance(line["runs"], list):
+        raise ValueError("no masks")
+    if scores is not None and not (len(scores) == len(line["runs"]) and all(map(is_number, scores))):
+        raise ValueError("no scores")
+    _, size = decode_runs(where, {"size": line["size"], "counts": [math.prod(line["size"][:2])]})
+    check_mask_shape(where, (len(line["runs"]), *size))
+    for runs in line["runs"]:
+        if not isinstance(runs, list):
+            raise ValueError("no runs")
+        decode_runs(where, {"size": line["size"], "counts": runs})
 
 
 class KeptSegmenter:

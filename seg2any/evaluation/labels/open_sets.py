@@ -14,7 +14,8 @@ import numpy as np
 from seg2any.data.label_maps import read_class_captions
 from seg2any.data.pictures import read_label_map
 from seg2any.evaluation.metrics.semantic import IGNORED
-from seg2any.system.errors import UserError
+from seg2any.system.errors import UserError, brief, shown
+from seg2any.system.limits import bounded_bytes, limits
 
 VOC = (
     "aeroplane,bicycle,bird,boat,bottle,bus,car,cat,chair,cow,table,dog,horse,motorbike,person,plant,sheep,sofa,train,"
@@ -66,11 +67,11 @@ class OpenSet:
             listing = folder / self.listing
             if not listing.is_file():
                 raise UserError(f"{listing}: is missing; --data names the set's folder, see docs/segment.md")
-            wanted = listing.read_text(encoding="utf-8").split()
+            wanted = _listed(listing)
             of_name = {path.stem: path for path in found}
             if lacking := [name for name in wanted if name not in of_name]:
                 raise UserError(
-                    f"{folder}: has no label map of {lacking[0]}, which {self.listing} lists; unpack it again"
+                    f"{folder}: has no label map of {shown(lacking[0])}, which {self.listing} lists; unpack it again"
                 )
             found = [of_name[name] for name in sorted(wanted)]
         if not found:
@@ -95,6 +96,13 @@ class OpenSet:
                 f"{path}: holds label {labels[moved >= count].min()}, but the set has {self.first} to {most}"
             )
         return np.where(moved < 0, count, moved).astype(np.uint8)
+
+
+def _listed(listing: Path) -> list[str]:
+    try:
+        return bounded_bytes(listing, limits().json_bytes).decode("utf-8-sig").split()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{listing}: cannot be read ({brief(error)}); unpack the set again") from None
 
 
 def _names(text: str) -> tuple[str, ...]:

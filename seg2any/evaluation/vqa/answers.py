@@ -14,6 +14,7 @@ from typing import Protocol
 from seg2any.evaluation.vqa.questions import Question
 from seg2any.system.errors import UserError
 from seg2any.system.files import append_lines
+from seg2any.system.json_text import parse_json
 from seg2any.system.patience import NoAnswer, Patience, patiently
 
 
@@ -67,7 +68,7 @@ class Answers:
             with open(self.path, "r+b") as file:
                 file.truncate(len(whole))
         try:
-            return {line["id"]: dict(line["answer"]) for line in map(json.loads, whole.decode().splitlines())}
+            return {line["id"]: dict(line["answer"]) for line in map(parse_json, whole.decode().splitlines())}
         except (ValueError, KeyError, TypeError):
             raise UserError(f"{self.path}: the file does not hold answers; give another path, or remove it") from None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,9 @@ from transformers import PreTrainedConfig
 from seg2any.segment.xsam.config import PHI3_MINI, XSamConfig, XSamSegmentorConfig
 from seg2any.segment.xsam.keys import our_name, published_name
 from seg2any.segment.xsam.model import XSam, XSamSegmentor
-from seg2any.system.errors import UserError, brief
+from seg2any.system.errors import UserError, brief, printable, shown
 from seg2any.system.headers import weights_files
+from seg2any.system.pickled import load_pickled
 
 STEMS = ("pytorch_model", "model")
 SHARD = 2**30  # bytes
@@ -58,7 +58,9 @@ class Comparison:
         """Name the first weights of each kind that do not fit."""
         kinds = {"missing": self.missing, "unexpected": self.unexpected}
         kinds["reshaped"] = tuple(f"{name} {list(found)} for {list(wanted)}" for name, found, wanted in self.reshaped)
-        return "; ".join(f"{kind}: {', '.join(names[:SHOWN])}" for kind, names in kinds.items() if names)
+        return "; ".join(
+            f"{kind}: {', '.join(map(printable, names[:SHOWN]))}" for kind, names in kinds.items() if names
+        )
 
 
 def compare(found: Mapping[str, Shape], wanted: Mapping[str, Shape]) -> Comparison:
@@ -84,9 +86,11 @@ def config_of(shapes: Mapping[str, Shape], where: str) -> XSamConfig | XSamSegme
     if queries is None:
         what = "only projectors, as the second stage" if "visual_projector.model.0.weight" in shapes else "no X-SAM"
         raise UserError(f"{where}: holds {what}; give pytorch_model.bin of s3_mixed_finetune or s1_seg_finetune")
+    classes = shapes.get("segmentor.class_predictor.bias", (1,))
+    if not (queries and classes and rows != ()):
+        raise UserError(f"{where}: holds single numbers where rows belong; fetch it again")
     if rows is None:
-        classes = shapes.get("segmentor.class_predictor.bias", (1,))[0] - 1
-        return XSamSegmentorConfig(mask_config={"num_queries": queries[0], "num_labels": classes})
+        return XSamSegmentorConfig(mask_config={"num_queries": queries[0], "num_labels": classes[0] - 1})
     return XSamConfig(
         mask_config={"num_queries": queries[0], "num_labels": 133},
         text_config={"model_type": "phi3", **PHI3_MINI, "vocab_size": rows[0], "pad_token_id": None},
@@ -124,10 +128,13 @@ def convert(
 ) -> None:
     """Write the folder of a model: config.json, weights in a precision, and its tokenizer if it has one.
 
-    The folder appears when it is complete. Raises UserError if it exists with something in it.
+    The folder appears when it is complete. Raises UserError if it exists with something in it, and for tensors that
+    lack numbers.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists; choose another folder, or remove it")
+    if hollow := next((name for name, value in tensors.items() if not _is_whole(value)), None):
+        raise UserError(f"{shown(hollow)}: has fewer numbers than its shape says; fetch the published file again")
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
     try:
@@ -149,15 +156,25 @@ def _open_file(file: Path) -> dict[str, Tensor]:
     if file.suffix == ".safetensors":
         raise UserError(f"{file}: is safetensors already; give pytorch_model.bin")
     try:
-        content = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        content = load_pickled(file, mapped=True)
+    except ValueError as error:
         raise UserError(
             f"{file}: is damaged, or holds objects that are not loaded for safety ({brief(error)}); fetch it again"
         ) from None
     content = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not content or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not content or not all(map(_is_named, content.items())):
         raise UserError(f"{file}: holds no dict of tensors; fetch pytorch_model.bin of hao9610/X-SAM")
     return content
+
+
+def _is_named(entry: tuple[object, object]) -> bool:
+    return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
+
+
+def _is_whole(value: Tensor) -> bool:
+    """Tell whether a tensor has each of its numbers; one number that stands for many would fill the disk."""
+    plain = value.layout == torch.strided and not value.is_quantized and value.device.type == "cpu"
+    return plain and value.nbytes <= value.untyped_storage().nbytes()
 
 
 def _write_shards(tensors: Mapping[str, Tensor], folder: Path, dtype: torch.dtype) -> None:

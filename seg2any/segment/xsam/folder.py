@@ -15,6 +15,8 @@ from seg2any.segment.xsam.speaker import Speaker
 from seg2any.segment.xsam.wordings import SPECIAL_TOKENS
 from seg2any.system.errors import UserError, brief, shown
 from seg2any.system.hub import problem
+from seg2any.system.json_text import parse_json
+from seg2any.system.limits import bounded_bytes, limits
 from seg2any.system.pretrained import for_inference, pretrained_model, pretrained_processor
 
 WHAT, SOURCE = "X-SAM", "hao9610/X-SAM` and convert it by `seg2any convert-xsam"
@@ -45,9 +47,10 @@ def open_speaker(name: str | Path, device: torch.device, dtype: torch.dtype, bit
 
 def read_config(name: str | Path, *kinds: type[PreTrainedConfig]) -> PreTrainedConfig:
     """Read a model's config.json, which describes one of `kinds`. Raises UserError."""
+    _check_json(Path(name) / "config.json")
     try:
         found, _ = PreTrainedConfig.get_config_dict(str(name))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise UserError(f"{WHAT}: {name}: {problem(str(name), error)}") from None
     kind = next((one for one in kinds if one.model_type == found.get("model_type")), None)
     if kind is None:
@@ -57,8 +60,20 @@ def read_config(name: str | Path, *kinds: type[PreTrainedConfig]) -> PreTrainedC
         )
     try:
         return kind.from_dict(found)
-    except (TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers' classes check their values, each by errors of its own
         raise UserError(f"{WHAT}: {name}: config.json is damaged ({brief(error)}); convert the model again") from None
+
+
+def _check_json(path: Path) -> None:
+    """Raise UserError for a file that is larger or nested more deeply than the limits say, or holds no object."""
+    if not path.is_file():
+        return
+    try:
+        found = parse_json(bounded_bytes(path, limits().json_bytes))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{WHAT}: {path}: is damaged ({brief(error)}); convert the model again") from None
+    if not isinstance(found, dict):
+        raise UserError(f"{WHAT}: {path}: is {shown(found)}, no object; convert the model again")
 
 
 def check_tokenizer(tokenizer: object, config: XSamConfig, where: str) -> None:
