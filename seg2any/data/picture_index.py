@@ -110,7 +110,10 @@ def _read(path: Path, rule: str) -> dict[tuple[str, int, int], Checked]:
         return {}
     if (table.schema.metadata or {}).get(b"rule") != _versioned(rule):
         return {}
-    rows = zip(*(table[column].to_pylist() for column in SCHEMA.names), strict=True)
+    try:
+        rows = zip(*(table[column].to_pylist() for column in SCHEMA.names), strict=True)
+    except (KeyError, UnicodeDecodeError):  # texts are decoded only here
+        return {}
     return {
         (name, size, mtime): Checked(digest, (height, width), error)
         for name, size, mtime, digest, height, width, error in rows

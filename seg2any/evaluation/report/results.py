@@ -137,7 +137,7 @@ def read_run(path: str | os.PathLike) -> Run:
         run = Run(rows=rows, parts=parts, per_sample=per_sample, resamples=resamples, **content)
         _check_types(run)
         return run
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: the file is damaged ({type(error).__name__}: {error}); evaluate again") from None
 
 
