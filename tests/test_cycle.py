@@ -122,6 +122,14 @@ def test_layouts_and_photos_close_the_loop_on_one_page(call, tmp_path: Path):
     assert Layout.read(tmp_path / "out" / "layouts" / "alone.npz").caption == ", ".join(NAMES)
 
 
+def test_a_colour_map_is_no_photo(tmp_path: Path):
+    known().write(tmp_path / "given.json")
+    assert cycle_folder.find_layouts_and_photos(tmp_path) == ([tmp_path / "given.json"], [])
+    Image.new("RGB", (80, 60), "grey").save(tmp_path / "other.jpg")
+    layouts, photos = cycle_folder.find_layouts_and_photos(tmp_path)
+    assert [path.name for path in photos] == ["other.jpg"]
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -17,7 +17,7 @@ from seg2any.generate.folder import open_folder
 from seg2any.generate.model import known_adapter, known_model
 from seg2any.generate.session import ImageOptions, Loading, Session
 from seg2any.layout import Layout
-from seg2any.layout.find import layout_files_in, masks_of, only_json
+from seg2any.layout.find import layout_files_in, only_json, pictures_of
 from seg2any.segment.segmenter import Prompt
 from seg2any.system.console import warn
 from seg2any.system.errors import UserError
@@ -59,7 +59,7 @@ def find_layouts_and_photos(folder: Path) -> tuple[list[Path], list[Path]]:
         raise UserError(f"{folder}: is no folder; give one of layouts, photos, or both")
     layouts = Layout.find(folder) if layout_files_in(folder) else []
     files = [layout if layout.is_file() else only_json(layout) for layout in layouts]
-    masks = {mask.resolve() for file in files for mask in masks_of(file)}
+    masks = {picture.resolve() for file in files for picture in pictures_of(file)}
     pictures = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES and path.name[0] != "."]
     photos = [path for path in pictures if path.resolve() not in masks]
     stems = [layout.stem for layout in layouts]

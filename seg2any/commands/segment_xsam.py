@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from seg2any.system.arguments import Parser
 from seg2any.system.console import real, whole
+from seg2any.system.errors import UserError
 from seg2any.system.shipped import model_name
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
 
 SCORE = "The score is the model's probability that a region is what its name says; 0 was not found."
 OWN = ("threshold", "bits", "batch", "max_new_tokens")
-EMBEDDED = "examples/shapes/xsam"
 
 
 def add_flags(parser: Parser) -> None:
@@ -24,8 +24,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--pretrained_model_name_or_path",
         type=model_name,
-        default=EMBEDDED,
-        help=f"folder that convert-xsam or training has written (default: {EMBEDDED})",
+        help="folder that convert-xsam or training has written; this method needs it",
     )
     parser.add_argument("--threshold", type=real(0, 1), default=0.5, help="of masks and categories (default: 0.5)")
     parser.add_argument(
@@ -36,7 +35,12 @@ def add_flags(parser: Parser) -> None:
 
 
 def check(given: Namespace, way: str) -> None:
-    """Accept every combination of the method's flags."""
+    """Raise UserError without a model."""
+    if given.pretrained_model_name_or_path is None:
+        raise UserError(
+            "--pretrained_model_name_or_path: --method xsam needs a model; give the folder that `seg2any convert-xsam` "
+            "writes of the published weights, or that training has written"
+        )
 
 
 def identity(given: Namespace, machine: Machine) -> dict:

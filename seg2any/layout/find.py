@@ -10,6 +10,7 @@ from seg2any.layout.checks import LayoutError, LayoutWarning
 from seg2any.layout.collection import split_reference
 from seg2any.layout.color_map import SUFFIXES
 from seg2any.layout.document import open_collection, read_annotation
+from seg2any.layout.entries import Annotation
 from seg2any.system.errors import shown
 from seg2any.system.files import user_path
 
@@ -90,17 +91,44 @@ def masks_of(annotation: Path) -> set[Path]:
 
     The set is empty if the JSON is invalid, which its reader reports.
     """
+    found = _read_quietly(annotation)
+    return set() if found is None else _named_by(found, annotation)
+
+
+def pictures_of(annotation: Path) -> set[Path]:
+    """Return the pictures that belong to a JSON: those of `masks_of`, and its colour map."""
+    found = _read_quietly(annotation)
+    if found is None:
+        return set()
+    has_colors = any(region.color is not None for region in found.regions)
+    return _named_by(found, annotation) | ({beside(annotation, SUFFIXES)} if has_colors else set())
+
+
+def _read_quietly(annotation: Path) -> Annotation | None:
+    """Read a JSON without the warnings and errors that its reader repeats."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its reader repeats them
-            found = read_annotation(annotation)
+            warnings.simplefilter("ignore")
+            return read_annotation(annotation)
     except LayoutError:
-        return set()
+        return None
+
+
+def _named_by(found: Annotation, annotation: Path) -> set[Path]:
     masks = {annotation.parent / user_path(region.mask) for region in found.regions if region.mask is not None}
     try:
         return masks | ({panoptic_picture(annotation, found.panoptic)} if found.panoptic else set())
     except LayoutError:
         return masks
+
+
+def beside(path: Path, suffixes: Sequence[str]) -> Path:
+    """Find the file named like `path` with one of these suffixes, in small letters or capitals.
+
+    Earlier suffixes come first; if there is no such file, the path with the first suffix is returned.
+    """
+    candidates = [path.with_suffix(spelt) for suffix in suffixes for spelt in (suffix, suffix.upper())]
+    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
 
 
 def panoptic_picture(annotation: Path, name: str) -> Path:

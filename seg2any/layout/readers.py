@@ -25,7 +25,6 @@ collection. The report of `infer.py --check` is not counted.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ from seg2any.layout.collection import split_reference
 from seg2any.layout.color_map import SUFFIXES, read_color_map, region_colors, write_color_map
 from seg2any.layout.document import open_collection, read_annotation, write_annotation
 from seg2any.layout.entries import Annotation, Region
-from seg2any.layout.find import find_layouts, only_json, panoptic_picture, picture_below
+from seg2any.layout.find import beside, find_layouts, only_json, panoptic_picture, picture_below
 from seg2any.layout.images import read_colors, read_mask
 from seg2any.layout.npz import read_npz, write_npz
 from seg2any.layout.polygons import check_work, draw_polygons
@@ -68,7 +67,7 @@ def read_layout(path: Path, snap_colors: bool | None = None) -> LayoutParts:
     if path.suffix.lower() == ".json":
         return _read_json(path, path.stem, snap_colors)
     if path.suffix.lower() in SUFFIXES:
-        annotation = _beside(path, (".json",))
+        annotation = beside(path, (".json",))
         if not annotation.is_file():
             raise LayoutError(f"{path}: {annotation.name}, with the captions, is missing; put it beside the picture")
         return _read_json(annotation, path.stem, snap_colors)
@@ -96,7 +95,7 @@ def _read_json(path: Path, name: str, snap_colors: bool | None) -> LayoutParts:
     colored = [n for n, region in enumerate(annotation.regions) if region.color is not None]
     if colored:
         regions = [annotation.regions[n] for n in colored]
-        found, notes = read_color_map(_beside(path, SUFFIXES), regions, snap_colors)
+        found, notes = read_color_map(beside(path, SUFFIXES), regions, snap_colors)
         for n, mask in zip(colored, found, strict=True):
             masks[n] = mask
     numbered = [n for n, region in enumerate(annotation.regions) if region.segment is not None]
@@ -143,7 +142,7 @@ def _read_region(region: Region, path: Path, size: tuple[int, int] | None) -> np
 
 def _size_without_regions(path: Path, annotation: Annotation) -> tuple[int, int]:
     """Return (H, W) of a layout of background only: as the JSON says, else that of its colour map."""
-    height, width = annotation.size or read_colors(_beside(path, SUFFIXES))[0].shape[:2]
+    height, width = annotation.size or read_colors(beside(path, SUFFIXES))[0].shape[:2]
     check_mask_shape(str(path), (0, height, width))
     return height, width
 
@@ -163,12 +162,3 @@ def _stack(masks: list[np.ndarray], annotation: Annotation) -> np.ndarray:
             f"{annotation.regions[0].where}: mask is {width}x{height}, but the image {said_width}x{said_height}; {hint}"
         )
     return np.stack(masks)
-
-
-def _beside(path: Path, suffixes: Sequence[str]) -> Path:
-    """Find the file named like `path` with one of these suffixes, in small letters or capitals.
-
-    Earlier suffixes come first; if there is no such file, the path with the first suffix is returned.
-    """
-    candidates = [path.with_suffix(spelt) for suffix in suffixes for spelt in (suffix, suffix.upper())]
-    return next((candidate for candidate in candidates if candidate.is_file()), candidates[0])
