@@ -13,15 +13,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from seg2any.system.allocator import let_segments_grow
+from seg2any.evaluation.program import add_machine_flags, measured_status
 from seg2any.system.arguments import Parser
-from seg2any.system.console import exit_status, plain_messages, real, whole
+from seg2any.system.console import real, whole
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, user_path
 from seg2any.system.interrupts import run_command
-from seg2any.system.precision import PRECISIONS
 from seg2any.system.shipped import input_path, model_name
-from seg2any.system.threads import compute_on_idle_cores
 
 PROGRAM = "seg2any.evaluation.segmentation"
 SETS = ("voc20", "coco_object", "pc59", "ade150", "cityscapes")
@@ -51,17 +49,9 @@ def main(arguments: Sequence[str] | None = None, program: str = f"python -m {PRO
     parser.add_argument("--side", type=whole(1), help="images count as about SIDE x SIDE pixels (default: 1024)")
     parser.add_argument("--noise_level", type=real(0, 1), help="0 to 1 (default: of step 21 of 28)")
     parser.add_argument("--text_tokens", type=whole(2, 512), default=512, help="read at a time (default: 512)")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
-    parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device computes in it")
+    add_machine_flags(parser)
     given = parser.parse_args(arguments)
-
-    def measure() -> None:
-        with plain_messages():
-            let_segments_grow()
-            compute_on_idle_cores()
-            run(given)
-
-    return exit_status(PROGRAM, measure)
+    return measured_status(PROGRAM, lambda: run(given))
 
 
 def run(given: Namespace) -> None:

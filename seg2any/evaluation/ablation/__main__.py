@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from seg2any.evaluation.ablation.options import parse_options
-from seg2any.system.allocator import let_segments_grow
-from seg2any.system.console import exit_status, plain_messages
+from seg2any.evaluation.program import measured_status
 from seg2any.system.interrupts import run_command
-from seg2any.system.threads import compute_on_idle_cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,14 +17,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(arguments)
 
     def measure() -> None:
-        with plain_messages():
-            let_segments_grow()
-            compute_on_idle_cores()
-            from seg2any.evaluation.ablation.run import run  # late: the import takes seconds, which --help must not
+        from seg2any.evaluation.ablation.run import run  # late: the import takes seconds, which --help must not
 
-            run(options)
+        run(options)
 
-    return exit_status("seg2any.evaluation.ablation", measure, "finished rows are kept, start again to go on")
+    return measured_status("seg2any.evaluation.ablation", measure, "finished rows are kept, start again to go on")
 
 
 if __name__ == "__main__":

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from seg2any.evaluation.program import measured_status
 from seg2any.evaluation.runners.options import parse_options
-from seg2any.system.allocator import let_segments_grow
-from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.interrupts import run_command
-from seg2any.system.threads import compute_on_idle_cores
 
 if TYPE_CHECKING:
     from seg2any.evaluation.judges.segmenters import OpenSegmenter
@@ -25,16 +23,13 @@ def main(arguments: Sequence[str] | None = None, open_segmenter: OpenSegmenter |
     options = parse_options(arguments)
 
     def measure() -> None:
-        with plain_messages():
-            let_segments_grow()
-            compute_on_idle_cores()
-            # Late: the import takes seconds, which --help must not.
-            from seg2any.evaluation.judges.segmenters import no_segmenter
-            from seg2any.evaluation.runners.run import run
+        # Late: the import takes seconds, which --help must not.
+        from seg2any.evaluation.judges.segmenters import no_segmenter
+        from seg2any.evaluation.runners.run import run
 
-            run(options, open_segmenter or no_segmenter)
+        run(options, open_segmenter or no_segmenter)
 
-    return exit_status("seg2any.evaluation.runners", measure, "the images are kept, start again to measure them")
+    return measured_status("seg2any.evaluation.runners", measure, "the images are kept, start again to measure them")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from seg2any.evaluation.program import measured_status
 from seg2any.evaluation.shapes.options import parse_options
-from seg2any.system.allocator import let_segments_grow
-from seg2any.system.console import exit_status, plain_messages
 from seg2any.system.interrupts import run_command
-from seg2any.system.threads import compute_on_idle_cores
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,14 +21,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_options(arguments, __doc__.split("\n\n")[1])
 
     def measure() -> None:
-        with plain_messages():
-            let_segments_grow()
-            compute_on_idle_cores()
-            from seg2any.evaluation.shapes.bench import run  # late: the import takes seconds, which --help must not
+        from seg2any.evaluation.shapes.bench import run  # late: the import takes seconds, which --help must not
 
-            run(options)
+        run(options)
 
-    return exit_status("seg2any.evaluation.shapes", measure)
+    return measured_status("seg2any.evaluation.shapes", measure)
 
 
 if __name__ == "__main__":

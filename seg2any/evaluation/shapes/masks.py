@@ -10,14 +10,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from seg2any.evaluation.program import add_machine_flags, measured_status
 from seg2any.evaluation.shapes.options import SCENES
-from seg2any.system.allocator import let_segments_grow
 from seg2any.system.arguments import Parser
-from seg2any.system.console import exit_status, plain_messages, whole
+from seg2any.system.console import whole
 from seg2any.system.interrupts import run_command
-from seg2any.system.precision import PRECISIONS
 from seg2any.system.shipped import input_path, model_name
-from seg2any.system.threads import compute_on_idle_cores
 
 PROGRAM = "seg2any.evaluation.shapes.masks"
 BACKGROUND = "background"
@@ -40,17 +38,9 @@ def main(arguments: Sequence[str] | None = None, program: str = f"python -m {PRO
     )
     parser.add_argument("--lora", type=input_path, help="adapters whose attention learned masks (default: none)")
     parser.add_argument("--limit", type=whole(1), default=SCENES["normal"], help="scenes (default: %(default)s)")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
-    parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device computes in it")
+    add_machine_flags(parser)
     given = parser.parse_args(arguments)
-
-    def measure() -> None:
-        with plain_messages():
-            let_segments_grow()
-            compute_on_idle_cores()
-            run(given)
-
-    return exit_status(PROGRAM, measure)
+    return measured_status(PROGRAM, lambda: run(given))
 
 
 def run(given: Namespace) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from seg2any.evaluation.program import add_machine_flags
 from seg2any.system.arguments import Parser
 from seg2any.system.console import whole
 from seg2any.system.files import user_path
-from seg2any.system.precision import PRECISIONS
 from seg2any.system.shipped import input_path, model_name
 
 SCENES = {"normal": 200, "crowded": 40}  # kind -> number of scenes of the test split
@@ -123,10 +123,7 @@ def shapes_flags(output: str, batch_size: int) -> Parser:
     parser.add_argument(
         "--batch_size", type=whole(1), default=batch_size, help="images per batch (default: %(default)s)"
     )
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
-    parser.add_argument(
-        "--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device computes in it, else fp32"
-    )
+    add_machine_flags(parser)
     parser.add_argument("--overwrite", action="store_true", help="make finished images again")
     return parser
 

@@ -9,13 +9,11 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from seg2any.system.allocator import let_segments_grow
+from seg2any.evaluation.program import add_machine_flags, measured_status
 from seg2any.system.arguments import Parser
-from seg2any.system.console import exit_status, plain_messages, whole
+from seg2any.system.console import whole
 from seg2any.system.files import user_path
 from seg2any.system.interrupts import run_command
-from seg2any.system.precision import PRECISIONS
-from seg2any.system.threads import compute_on_idle_cores
 
 PROGRAM = "seg2any.evaluation.words"
 PANOPTIC = ("coco_panoptic", "ade_panoptic")
@@ -49,20 +47,12 @@ def main(arguments: Sequence[str] | None = None, program: str = f"python -m {PRO
     parser.add_argument("--captions", type=user_path, help="JSON of grounded captions")
     parser.add_argument("--limit", type=whole(1), help="largest number of photos (default: all; 200 scenes)")
     parser.add_argument("--output", type=user_path, default="result/words", help="folder (default: %(default)s)")
-    parser.add_argument("--device", help="cuda, mps or cpu (default: the best one present)")
-    parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16 where the device computes in it")
+    add_machine_flags(parser)
     given = parser.parse_args(arguments)
     missing = [f"--{name}" for name in NEEDED[given.benchmark] if getattr(given, name) is None]
     if missing:
         parser.error(f"{given.benchmark} needs {' and '.join(missing)}; see --help")
-
-    def measure() -> None:
-        with plain_messages():
-            let_segments_grow()
-            compute_on_idle_cores()
-            run(given)
-
-    return exit_status(PROGRAM, measure)
+    return measured_status(PROGRAM, lambda: run(given))
 
 
 def run(given: Namespace) -> None:
