@@ -63,7 +63,7 @@ def joined(worded: Worded, regions: Sequence[int]) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class WordedLayout:
-    """What the captions of a layout say; see `Worded`."""
+    """An image with the words of its layout's captions; see `Worded`."""
 
     image: np.ndarray
     masks: np.ndarray
@@ -74,7 +74,7 @@ class WordedLayout:
 
 
 class WordedScene:
-    """What can be said of a scene of `shapes`, found when it is asked for; see `Worded`."""
+    """A scene of `shapes` with all that can be said of it, found when it is asked for; see `Worded`."""
 
     def __init__(self, scene: Scene, seed: int):
         self.scene, self.seed = scene, seed

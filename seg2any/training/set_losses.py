@@ -26,14 +26,14 @@ NOTHING = 0.1  # weight of the last class, which unpaired queries should have
 
 
 class Prediction(NamedTuple):
-    """What one layer says: logits of masks [B, Q, h, w] and of classes [B, Q, K + 1], "nothing" last."""
+    """The answer of one layer: logits of masks [B, Q, h, w] and of classes [B, Q, K + 1], "nothing" last."""
 
     masks: Tensor
     classes: Tensor
 
 
 class Target(NamedTuple):
-    """What one image shows: masks bool or 0 and 1 [M, H, W], and their classes int64 [M]."""
+    """The truth of one image: masks bool or 0 and 1 [M, H, W], and their classes int64 [M]."""
 
     masks: Tensor
     classes: Tensor

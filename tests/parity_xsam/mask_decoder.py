@@ -29,7 +29,6 @@ def segmentor(head: type) -> Segmentor:
         **{name: about[name] for name in NAMES if name in about}, activation_function=about["activation"]
     )
     model = Segmentor(config().sam_config, mask_config, about["feature_channels"], head)
-    model.side = 64
     if head is CosineHead:
         weights["class_predictor.logit_scale"] = weights["logit_scale"]
     missing, unexpected = model.load_state_dict(weights, strict=False)

@@ -7,8 +7,9 @@ from collections.abc import Collection, Iterator
 import torch
 
 from seg2any.segment.xsam import postprocess
+from seg2any.segment.xsam.conditions import TOGETHER
 from seg2any.segment.xsam.pictures import Frame
-from tests.parity_xsam.recorded import Case, close, same, tensors_of
+from tests.parity_xsam.recorded import Case, close, parameters, same, tensors_of
 
 FILE = "postprocess"
 SCORE = 2e-6  # scores are recorded with six digits
@@ -154,14 +155,20 @@ def interactive_case(case: Case) -> None:
 
 def run_lengths_case(case: Case) -> None:
     """Published: run lengths by default, one list for each value of the map; masks are given here, so count them."""
-    source = Case(FILE, case.about["inputs"], {})
-    for number, count in enumerate(case.about["number"]):
-        assert len(source.x[f"segmentation_{number}"].unique()) == count
+    name = case.about["inputs"]
+    source = Case(FILE, name, parameters()[FILE][name])
+    for classes, masks, frame, number in pictures_of(source):
+        found = postprocess.instances(classes, postprocess.fitted(masks, frame), source.about["threshold"])
+        order = [int((found.scores - one["score"]).abs().argmin()) for one in source.about["segments_info"][number]]
+        painted = postprocess.painted(found.masks[order], torch.arange(len(order)), -1)
+        count = case.about["number"][number]
+        assert len(painted.unique()) == len(source.x[f"segmentation_{number}"].unique()) == count
 
 
 def name_case(case: Case) -> None:
-    """Published: refuses a task that its own configuration names; here tasks are functions."""
+    """Published: refuses a task that its own configuration names; here it is a task like the others."""
     assert "not supported" in case.about["error"]
+    assert "genseg" in TOGETHER
 
 
 CHECKS = {

@@ -81,12 +81,17 @@ def same(mine: torch.Tensor, recorded: torch.Tensor) -> None:
     assert mine.shape == recorded.shape and torch.equal(mine.long(), recorded.long())
 
 
-@functools.cache
-def tokenizer() -> PreTrainedTokenizerFast:
+def language_tokenizer() -> PreTrainedTokenizerFast:
+    """Make the tokenizer of the language model, without the tokens that X-SAM adds."""
     ending = "<|endoftext|>"
-    found = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_file=str(ROOT / "tokenizer.json"), bos_token="<s>", eos_token=ending, pad_token=ending
     )
+
+
+@functools.cache
+def tokenizer() -> PreTrainedTokenizerFast:
+    found = language_tokenizer()
     found.add_tokens(text()["special_tokens"], special_tokens=True)
     return found
 

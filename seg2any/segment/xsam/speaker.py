@@ -17,7 +17,7 @@ from seg2any.segment.xsam.conversation import Encoder, collate
 from seg2any.segment.xsam.generation import MOST, Generated, generate
 from seg2any.segment.xsam.model import Seen, XSam
 from seg2any.segment.xsam.spans import means
-from seg2any.segment.xsam.splice import Spliced, Tokens, splice
+from seg2any.segment.xsam.splice import Spliced, splice
 
 
 @dataclass(frozen=True)
@@ -123,9 +123,7 @@ class Speaker:
 
     def _spliced(self, seen: Seen, questions: Sequence[Question], answered: bool) -> Spliced:
         tokens = collate([self.encoder.encode(question.turns, answered) for question in questions])
-        device = seen.tokens.device
-        fields = (tokens.ids, tokens.mask, tokens.labels, tokens.cond_ids, tokens.seg_ids)
-        tokens = Tokens(*(None if values is None else values.to(device) for values in fields))
+        tokens = tokens.to(seen.tokens.device)
         own = [seen.tokens[question.picture] for question in questions]
         regions = [
             None if question.regions is None else seen.regions_of(question.picture, question.regions)

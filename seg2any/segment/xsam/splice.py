@@ -31,6 +31,10 @@ class Tokens:
     cond_ids: Tensor | None = None
     seg_ids: Tensor | None = None
 
+    def to(self, device: torch.device) -> Tokens:
+        """Return these tokens on a device."""
+        return Tokens(*(None if values is None else values.to(device) for values in vars(self).values()))
+
 
 @dataclass(frozen=True)
 class Spliced:

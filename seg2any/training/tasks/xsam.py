@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from seg2any.data.words import Worded
+from seg2any.segment.xsam.conditions import ALONE
 from seg2any.segment.xsam.conversation import CHATS, Encoder, collate
 from seg2any.segment.xsam.model import Pictures
 from seg2any.segment.xsam.pictures import Frame
@@ -22,7 +23,7 @@ from seg2any.training.set_losses import Prediction, RandomPoints, Share, Target,
 from seg2any.training.tasks.xsam_data import Picture
 from seg2any.training.tasks.xsam_networks import Listener, build_model, model_folder, open_tokenizer
 from seg2any.training.tasks.xsam_task import FOLDER, XSamTask
-from seg2any.training.tasks.xsam_writing import ALONE, SPEAKING, Writer, Written, speak_categories
+from seg2any.training.tasks.xsam_writing import SPEAKING, Writer, Written, speak_categories
 
 
 class MixedTask(XSamTask):
@@ -37,7 +38,7 @@ class MixedTask(XSamTask):
 
     @property
     def mix(self) -> Mapping[str, int]:
-        """How often an image is asked in each way in an epoch."""
+        """The number of times that an epoch asks an image in each way."""
         return {kind: count for kind, count in self.options.mix.items() if count}
 
     def build(self, resumes: bool) -> nn.Module:
@@ -83,9 +84,7 @@ class MixedTask(XSamTask):
     def _batch(self, written: Sequence[Written]) -> tuple[Pictures, Tokens]:
         device = self.strategy.device
         pictures = Pictures(*(torch.stack([getattr(one, x) for one in written]).to(device) for x in ("seg", "visual")))
-        tokens = collate([one.encoded for one in written])
-        fields = (tokens.ids, tokens.mask, tokens.labels, tokens.cond_ids, tokens.seg_ids)
-        return pictures, Tokens(*(None if values is None else values.to(device) for values in fields))
+        return pictures, collate([one.encoded for one in written]).to(device)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, share: Share) -> Tensor:

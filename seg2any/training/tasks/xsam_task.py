@@ -1,4 +1,4 @@
-"""What the two tasks of X-SAM share: data, files, validation and facts; the network is trained whole, without adapters.
+"""Hold what the two tasks of X-SAM share: data, files, validation, facts. The network is trained whole, no adapters.
 
 A task has no velocity and no cache: there is no frozen network whose output could be kept.
 """
@@ -54,7 +54,7 @@ class XSamTask:
 
     @property
     def mix(self) -> Mapping[str, int]:
-        """How often an image is asked in each way."""
+        """The number of times that an epoch asks an image in each way."""
         raise NotImplementedError
 
     def build(self, resumes: bool) -> nn.Module:

@@ -23,6 +23,7 @@ from seg2any.segment.xsam.asking import (
     ask_phrases,
     ask_questions,
 )
+from seg2any.segment.xsam.conditions import ALONE
 from seg2any.segment.xsam.conversation import Encoded, Encoder
 from seg2any.segment.xsam.pictures import Frame, jittered, seg_masks, seg_picture, visual_picture
 from seg2any.training.set_losses import Target
@@ -101,7 +102,6 @@ SPEAKING: dict[str, Speak] = {
     "reaseg": speak_question,
     "gcgseg": speak_description,
 }
-ALONE = ("refseg", "reaseg")  # each phrase has a prediction of its own
 
 
 def offers(worded: Worded, kind: str) -> bool:
