@@ -189,12 +189,12 @@ def _colors_of(where: str | Path, image: Image.Image) -> tuple[np.ndarray, np.nd
 def _brightness(where: str, colors: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Return uint8 [H, W]: how much a pixel of a mask's picture is inside. Raises LayoutError for several colours."""
     visible = colors[alpha > 0]
-    if (alpha < 255).any() and len(visible) and np.ptp(visible, axis=0).max() <= SAME_COLOR:
+    if (alpha < 255).any() and len(visible) and max(np.ptp(channel) for channel in visible.T) <= SAME_COLOR:
         return alpha
     if (alpha == 255).all() and not np.ptp(colors, axis=2).any():
         return colors[..., 0]  # grey, as nearly all masks
     faded = (colors * (alpha[..., None] / 255)).round()
-    brightness = faded.max(axis=2)
+    brightness = np.maximum(np.maximum(faded[..., 0], faded[..., 1]), faded[..., 2])  # max(axis=2) is slow
     shade = faded[brightness > brightness.max() / 2].mean(axis=0) if brightness.any() else np.ones(3)
     shade /= np.linalg.norm(shade)
     off_shade = np.linalg.norm(faded - (faded @ shade)[..., None] * shade, axis=2) > SAME_COLOR

@@ -156,9 +156,10 @@ def _nearest_beside(
     chosen, off = np.full(len(colors), -1), np.full(len(colors), np.inf)
     square = np.ones((2 * width + 1,) * 2, dtype=np.uint8)
     for n in range(len(anchors) if len(colors) else 0):
-        beside = cv2.dilate((solid == n).astype(np.uint8), square)[places] > 0
-        distance = np.where(beside, np.linalg.norm(colors - anchors[n], axis=1), np.inf)
-        chosen[distance < off], off = n, np.minimum(off, distance)
+        beside = np.flatnonzero(cv2.dilate((solid == n).astype(np.uint8), square)[places])
+        distance = np.linalg.norm(colors[beside] - anchors[n], axis=1)
+        closer = distance < off[beside]
+        chosen[beside[closer]], off[beside[closer]] = n, distance[closer]
     return chosen, off
 
 

@@ -161,11 +161,11 @@ class XSam:
 
 @dataclass
 class Coloring:
-    """What task coloring paints, and what its loss compares."""
+    """The paintings of task coloring, and the numbers that its loss compares."""
 
     loss: str = "instances"  # of gen2seg, on decoded pixels; paintings: latents of paintings, without the VAE's decoder
     photo: str = "condition"  # the photo is the condition stream; image: it takes the place of the noise, as published
-    color_range: str = "own"  # of each image; published_training: of a whole batch, as published
+    color_range: str = "own"  # own: of each image; fixed: -1 to 1, as photos; published_training: of a whole batch
     crop: int | None = None  # train on windows of this side in pixels, a multiple of a token's; null: on whole photos
     partly_labelled: bool | None = None  # background pixels may be unlabelled instances; null: true for sacap_1m
     legend_share: float = 0.0  # share of samples whose colours are named in words

@@ -107,7 +107,7 @@ class PhotoEncoder:
 
 @dataclass(frozen=True, eq=False)
 class Wish:
-    """What a painting should be.
+    """A painting to make.
 
     words  of a legend; "" where the model chooses the colours
     masks  bool [N, H, W] and colors uint8 [N, 3]: the regions to paint; without words, near the photo's own colours

@@ -20,7 +20,7 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.base import Base, Condition, Grid, Posterior
 from seg2any.bases.text import EncodedText, TextCache, encode_texts
 from seg2any.diffusion.prepare import CondTokens, EncodedLayout, assemble
-from seg2any.segment.coloring.ranges import RANGES
+from seg2any.segment.coloring.ranges import RANGES, as_pixels
 from seg2any.segment.probe import encode_image
 from seg2any.system.errors import UserError, shown
 
@@ -110,8 +110,7 @@ class Painter:
         with torch.no_grad():
             found = predict_paintings(self._velocity, [Scene(latents[0].cpu(), grid, text)], self.settings)
             decoded = base.decode(found, grid)
-        pixels = RANGES[range_name](decoded.float()).clamp(0, 255).round()
-        return pixels[0].permute(1, 2, 0).to("cpu", torch.uint8).numpy()
+        return as_pixels(RANGES[range_name](decoded.float()))
 
     def _velocity(self, x: Tensor, s: Tensor, condition: Condition) -> Tensor:
         device, dtype = self.base.device, self.base.dtype

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer, ViTMAEForPreTraining
 
 from seg2any.diffusion.prepare import as_image
-from seg2any.segment.coloring.ranges import published_mae, published_pipeline
+from seg2any.segment.coloring.ranges import as_pixels, published_mae, published_pipeline
 from seg2any.segment.coloring.segmenter import Paints
 from seg2any.system.errors import UserError
 from seg2any.system.hub import fetch_folder
@@ -59,7 +59,7 @@ class UnetPainter:
         pixels = _resized(image, LONGEST, unit)
         scale = self.vae.config.scaling_factor
         latents = self.vae.encode(as_image(pixels).to(self.device)).latent_dist.mean * scale
-        return _as_colors(published_pipeline(self.vae.decode(self.clean(latents) / scale).sample))
+        return as_pixels(published_pipeline(self.vae.decode(self.clean(latents) / scale).sample))
 
     def clean(self, latents: Tensor) -> Tensor:
         """Return x0 for latents [1, C, h, w] at the last time step of training."""
@@ -94,7 +94,7 @@ class MaePainter:
         pixels = Image.fromarray(image).resize((sizes.image_size,) * 2, Image.Resampling.BILINEAR)
         in_order = torch.arange((sizes.image_size // sizes.patch_size) ** 2, device=self.device)[None].float()
         found = self.model(imagenet_normalised(np.asarray(pixels)).to(self.device), noise=in_order).logits
-        return _as_colors(published_mae(self.model.unpatchify(found)))
+        return as_pixels(published_mae(self.model.unpatchify(found)))
 
 
 def open_published(name: str, device: torch.device | str) -> Paints:
@@ -138,7 +138,3 @@ def _resized(image: np.ndarray, longest: int, unit: int) -> np.ndarray:
     scale = longest / max(image.shape[:2])
     height, width = (max(unit, round(edge * scale / unit) * unit) for edge in image.shape[:2])
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-
-
-def _as_colors(found: Tensor) -> np.ndarray:
-    return found[0].clamp(0, 255).round().permute(1, 2, 0).to("cpu", torch.uint8).numpy()

@@ -7,11 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 GAMMA = 0.7  # of the published pipeline of ViT-MAE
 TINY = 1e-5  # added to the published divisors
+
+
+def as_pixels(colors: Tensor) -> np.ndarray:
+    """Round the first picture of a batch in 0..255: uint8 [H, W, 3]."""
+    return colors[0].clamp(0, 255).round().permute(1, 2, 0).to("cpu", torch.uint8).numpy()
 
 
 def own_range(decoded: Tensor) -> Tensor:

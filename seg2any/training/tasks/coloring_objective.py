@@ -19,7 +19,7 @@ from seg2any.bases.base import Base
 from seg2any.bases.text import TextCache, encode_texts
 from seg2any.diffusion.prepare import as_image
 from seg2any.segment.coloring.painter import Predict, Scene, predict_paintings
-from seg2any.segment.coloring.ranges import RANGES, fixed_range
+from seg2any.segment.coloring.ranges import RANGES, as_pixels, fixed_range
 from seg2any.training.coloring_loss import coloring_loss
 from seg2any.training.config import Coloring
 from seg2any.training.painting import Photo, Wish, random_numbers, wish_in_words, wish_without_words
@@ -65,7 +65,7 @@ class Objective:
         wish = wish or wish_without_words(photo.read)
         name = "fixed" if wish.words or self.options.loss == "paintings" else self.options.color_range
         decoded = self.base.decode(self.predict(predict, [photo], [wish]), photo.grid).float()
-        return RANGES[name](decoded)[0].clamp(0, 255).round().permute(1, 2, 0).to("cpu", torch.uint8).numpy()
+        return as_pixels(RANGES[name](decoded))
 
     def _wish(self, photo: Photo, generator: torch.Generator) -> Wish:
         share, number = torch.rand(2, generator=generator).tolist()
