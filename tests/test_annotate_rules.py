@@ -141,8 +141,9 @@ def test_a_journal_goes_on_behind_a_half_written_line(tmp_path):
         again = Journal(path, {"min_area": 0.01})
         assert [again.state(key) for key in "abc"] == [KEPT, None, None] and again.names == {"a": "a"}
         again.add(Outcome("b", DROPPED, "min_side", "z"))
-        (one, other) = Journal(path, {"min_area": 0.01}).outcomes("ab")
-        assert (one.key, other.reason) == ("a", "min_side")
+        for reader in (again, Journal(path, {"min_area": 0.01})):
+            (one, other) = reader.outcomes("ab")
+            assert (one.key, other.reason) == ("a", "min_side")
     again.add_looks({"a": Look((1, 2), 3, 5)})  # the photo has changed
     assert Journal(path, {"min_area": 0.01}).state("a") is None
     with pytest.raises(UserError, match="was made with min_area 0.01, and now it is 0.02; choose another --output"):

@@ -50,11 +50,9 @@ class Journal:
 
     def add(self, outcome: Outcome) -> None:
         """Keep an outcome. One that failed is not kept: the next run tries again."""
-        place = self.path.stat().st_size
         if outcome.state in (KEPT, DROPPED):
             about = {"outcome": outcome.to_dict(), "bytes": self.looks[outcome.key].bytes}
-            append_lines(self.path, json.dumps(about))
-            self._note(about, place)
+            self._note(about, append_lines(self.path, json.dumps(about)))
 
     def state(self, key: str) -> str | None:
         """Return the state of a photo that is finished and has not changed since, else None."""

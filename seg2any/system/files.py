@@ -60,10 +60,11 @@ def check_folder(folder: Path, flag: str) -> None:
         raise UserError(f"{flag} {folder}: is a file or below one; give a folder that can be written to")
 
 
-def append_lines(path: Path, text: str) -> None:
+def append_lines(path: Path, text: str) -> int:
     """Add whole lines to a file: all of `text` or nothing, and on the disk when this returns.
 
-    A line that a killed process left unfinished stays, on a line of its own. For one writer at a time.
+    A line that a killed process left unfinished stays, on a line of its own. For one writer at a time. Returns the
+    byte of the file at which `text` begins.
     """
     file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
     try:
@@ -77,6 +78,7 @@ def append_lines(path: Path, text: str) -> None:
         except OSError:
             os.ftruncate(file, size)
             raise
+        return size + len(start)
     finally:
         os.close(file)
 

@@ -35,7 +35,7 @@ class Measure:
 
 
 class Loading:
-    """What the loaders of metrics may use.
+    """The benchmark, judges and device that the loaders of metrics share.
 
     judges  flag of a judge -> its value on the command line
     """
