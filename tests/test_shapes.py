@@ -27,12 +27,12 @@ def test_scene_depends_on_its_index_only(kind):
     assert not np.array_equal(first.image, large[3].image)
 
 
-def test_scenes_are_those_of_drawing_1():
+def test_scenes_are_those_of_drawing_2():
     """Compare fingerprints of fixed scenes.
 
     When the scenes change on purpose, raise DRAWING and update these numbers.
     """
-    assert DRAWING == 1
+    assert DRAWING == 2
     sample = ShapesDataset("test", 20, "mixed")[8]
     expected = (
         "a red dotted heart, a cyan badge with the letter S, a purple checkered ring, a purple badge with the letter"
@@ -64,6 +64,13 @@ def test_long_images_hold_whole_figures_over_their_length(size: tuple[int, int])
     assert np.array_equal(both[3].image, data[3].image)
     assert both[2].layout.digest() == ShapesDataset("test", 4)[2].layout.digest()
     assert len({both.fingerprint(), data.fingerprint(), ShapesDataset("test", 4).fingerprint()}) == 3
+
+
+def test_captions_have_the_right_article():
+    figures = [Figure("circle", colour, "striped", (0, 0), 1) for colour in COLOURS]
+    articles = {figure.colour: figure.caption.split()[0] for figure in figures}
+    assert articles.pop("orange") == "an" and set(articles.values()) == {"a"}
+    assert Figure("badge", "orange", "plain", (0, 0), 1, letter="A").caption == "an orange badge with the letter A"
 
 
 def test_splits_and_seeds_show_different_scenes():

@@ -33,7 +33,7 @@ from seg2any.layout import Layout
 from seg2any.layout.overlap import visible_masks
 from seg2any.system.errors import UserError
 
-DRAWING = 1  # raise it when scenes of the same parameters come out differently: fingerprints contain it
+DRAWING = 2  # raise it when scenes of the same parameters come out differently: fingerprints contain it
 SPLITS = ("train", "val", "test")
 MIN_VISIBLE = 0.55  # of a figure's own area, after everything above it is drawn
 MIXED = ("normal",) * 8 + ("thin", "crowded")  # scene i of kind "mixed" is of kind MIXED[i % 10]

@@ -64,10 +64,11 @@ class Figure:
     @property
     def caption(self) -> str:
         """Description of the figure: colour, pattern and shape, or colour and letter of a badge."""
+        article = "an" if self.colour[0] in "aeiou" else "a"
         if self.shape == "badge":
-            return f"a {self.colour} badge with the letter {self.letter}"
+            return f"{article} {self.colour} badge with the letter {self.letter}"
         texture = "" if self.pattern == "plain" else f" {self.pattern}"
-        return f"a {self.colour}{texture} {self.shape}"
+        return f"{article} {self.colour}{texture} {self.shape}"
 
 
 def draw_alpha(figure: Figure, size: Size) -> np.ndarray:

@@ -127,6 +127,7 @@ def build_t5_tokenizer() -> T5TokenizerFast:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
     pieces += [(f"▁{word}", -3.0) for word in vocabulary()] + [(",", -4.0), (".", -4.0)]
     pieces += [(c, -9.0) for c in characters if c not in ",."]
+    pieces.append(("▁an", -3.0))  # last, so that the tokens of models without it keep their numbers
     return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
 
 

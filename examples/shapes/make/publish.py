@@ -36,7 +36,7 @@ from seg2any.system.files import atomic_write, user_path
 from seg2any.system.interrupts import run_command
 from seg2any.training import config
 
-GRAMMAR = ("a", "and", "on", "background", "many", "figures", "with", "the", "letter")  # besides, in captions
+GRAMMAR = ("a", "an", "and", "on", "background", "many", "figures", "with", "the", "letter")  # besides, in captions
 
 LARGEST = 640  # pixels of a side
 

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from examples.shapes.make import loop
-from examples.shapes.make.build import GLOBAL_TOKENS, REGION_TOKENS, build_pipeline
+from examples.shapes.make.build import GLOBAL_TOKENS, REGION_TOKENS, build_pipeline, build_t5_tokenizer
 from examples.shapes.make.curriculum import STAGES, Stage, crowd_caption, scenes_of
 from seg2any.bases.flux1.latents import encode_images
 from seg2any.data.shapes import Scene
@@ -136,10 +136,24 @@ def start_from(folder: str) -> FluxPipeline:
 
 
 def open_base(folder: str) -> FluxPipeline:
-    """Load a pipeline folder in fp32. Raises UserError for a folder without one."""
+    """Load a pipeline folder in fp32, with all words of captions. Raises UserError for a folder without one."""
     if not (Path(folder) / "model_index.json").is_file():
         raise UserError(f"{folder}: has no model_index.json; give the folder of a pipeline")
-    return FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    pipeline = FluxPipeline.from_pretrained(folder, torch_dtype=torch.float32)
+    add_words(pipeline)
+    return pipeline
+
+
+def add_words(pipeline: FluxPipeline) -> None:
+    """Give a pipeline that was made before the article "an" the tokenizer that has it; it starts as "a"."""
+    tokenizer, old = build_t5_tokenizer(), len(pipeline.tokenizer_2)
+    if len(tokenizer) == old:
+        return
+    encoder = pipeline.text_encoder_2
+    encoder.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        encoder.shared.weight[old:] = encoder.shared.weight[tokenizer.convert_tokens_to_ids("▁a")]
+    pipeline.register_modules(tokenizer_2=tokenizer)
 
 
 def choose(rng: np.random.Generator, weights: dict):
