@@ -35,7 +35,8 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 PATTERNS = ("plain", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "badge")
 LETTERS = "ABEHKMRSTX"
-PERIOD = 18.0  # pixels per repeat of a pattern; a token is 16 px
+PERIOD = 16  # pixels per repeat of a pattern along both axes of the image: a token of the embedded model
+LETTER = 24.0  # radius in pixels from which a badge has room for a letter that fills 2 x 2 tokens
 Size = tuple[int, int]  # height and width in pixels
 
 
@@ -115,7 +116,7 @@ def _canvases(figure: Figure, size: Size) -> list[np.ndarray]:
 
 def draw_texture(figure: Figure, size: Size, window: tuple[slice, slice]) -> np.ndarray:
     """Draw colour and pattern in a window (rows, columns): float32 [h, w, 3] in 0..255."""
-    x, y = _own_axes(figure, window)
+    y, x = np.mgrid[window].astype(np.float32)
     ink = INK_SHARE[figure.pattern](x, y)
     if figure.shape == "badge":
         ink = np.maximum(ink, _letter(figure, size)[window])
@@ -150,13 +151,6 @@ def _outline(figure: Figure, scale: float = 1.0) -> np.ndarray:
     return points @ np.array([[cos, sin], [-sin, cos]]) + figure.centre
 
 
-def _own_axes(figure: Figure, window: tuple[slice, slice]) -> tuple[np.ndarray, np.ndarray]:
-    y, x = np.mgrid[window].astype(np.float32)
-    x, y = x - figure.centre[0], y - figure.centre[1]
-    cos, sin = np.float32(np.cos(figure.angle)), np.float32(np.sin(figure.angle))
-    return cos * x + sin * y, cos * y - sin * x
-
-
 def _soft_step(distance: np.ndarray) -> np.ndarray:
     return np.clip(0.5 + distance, 0, 1)
 
@@ -172,25 +166,32 @@ def _dots(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def _checks(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    a, b = _triangle_wave(x, 1.4 * PERIOD), _triangle_wave(y, 1.4 * PERIOD)
+    a, b = _triangle_wave(x, PERIOD), _triangle_wave(y, PERIOD)
     return _soft_step(np.sign(a * b) * np.minimum(np.abs(a), np.abs(b)))
 
 
 INK_SHARE = {
     "plain": lambda x, y: np.zeros_like(x),
-    "striped": lambda x, y: _soft_step(_triangle_wave(x, PERIOD) - 1.0),
+    "striped": lambda x, y: _soft_step(_triangle_wave(x + y, PERIOD) - 1.0),
     "dotted": _dots,
     "checkered": _checks,
 }
 
 
 def _letter(figure: Figure, size: Size) -> np.ndarray:
-    """Draw an upright capital, about half of the badge: share of ink, float32 [H, W]."""
+    """Draw an upright capital in the middle of the badge: share of ink, float32 [H, W].
+
+    It fills the 2 x 2 tokens nearest to the centre, so that all letters of a kind look alike to the embedded model; in
+    a small badge it is as high as the radius.
+    """
     canvas = np.zeros(size, np.uint8)
-    font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(2, round(figure.radius / 6))
-    (width, height), _ = cv2.getTextSize(figure.letter, font, 1.0, 1)
-    scale = figure.radius / height
-    corner = (round(figure.centre[0] - width * scale / 2), round(figure.centre[1] + height * scale / 2))
+    middle, height = figure.centre, figure.radius
+    if figure.radius >= LETTER:
+        middle, height = [PERIOD * round(at / PERIOD) for at in figure.centre], 1.6 * PERIOD
+    font, thickness = cv2.FONT_HERSHEY_SIMPLEX, max(2, round(height / 6))
+    (wide, high), _ = cv2.getTextSize(figure.letter, font, 1.0, 1)
+    scale = height / high
+    corner = (round(middle[0] - wide * scale / 2), round(middle[1] + high * scale / 2))
     cv2.putText(canvas, figure.letter, corner, font, scale, 255, thickness, cv2.LINE_AA)
     return canvas.astype(np.float32) / 255
 

@@ -8,13 +8,14 @@ scene     whole scenes
 from __future__ import annotations
 
 import functools
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from seg2any.data.shapes import Scene, ShapesDataset, held_out
-from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, LETTERS, PATTERNS, SHAPES, Figure, Size
+from seg2any.data.shapes_draw import BACKGROUNDS, COLOURS, LETTERS, PATTERNS, PERIOD, SHAPES, Figure, Size, draw_texture
 from seg2any.diffusion.flow import TimestepWeighting
 
 
@@ -56,7 +57,20 @@ KINDS = {
     "normal": {"kind": "normal"},
     "crowded": {"kind": "crowded"},
 }
-BADGES, PLAIN = 0.3, 0.12  # shares of the large figures; the rest has a pattern
+BADGES, PLAIN = 0.2, 0.1  # shares of the large figures; the rest has a pattern
+TILED = 0.25  # share of images that are covered with one letter
+
+
+@dataclass(frozen=True)
+class Tiled(Scene):
+    """A badge that is larger than the image, with its letter again and again, so that all tokens show it."""
+
+    def render(self) -> tuple[np.ndarray, np.ndarray]:
+        """Draw image uint8 [H, W, 3] and mask bool [1, H, W], both covered by the badge."""
+        (badge,), step, everything = self.figures, 2 * PERIOD, tuple(slice(0, side) for side in self.size)
+        middles = itertools.product(*(range(PERIOD, side, step) for side in self.size))
+        drawn = [draw_texture(replace(badge, centre=(x, y)), self.size, everything) for y, x in middles]
+        return np.round(np.min(drawn, 0)).astype(np.uint8), np.ones((1, *self.size), bool)
 
 
 def scenes_of(kind: str, n: int, size: Size) -> list[Scene]:
@@ -71,6 +85,9 @@ def large(index: int, size: Size) -> Scene:
     """Make a scene of one figure about as large as a square image, of a combination that training may contain."""
     rng = np.random.default_rng((17, size[0], index))
     while True:
+        if rng.random() < TILED:
+            letter = Figure("badge", str(rng.choice(list(COLOURS))), "plain", (0, 0), size[0], letter=_letter(rng))
+            return Tiled((letter,), str(rng.choice(list(BACKGROUNDS))), size)
         figure = _large_figure(rng, size[0])
         if not held_out(figure):
             return Scene((figure,), str(rng.choice(list(BACKGROUNDS))), size)
@@ -81,12 +98,16 @@ def _large_figure(rng: np.random.Generator, size: int) -> Figure:
     if kind < BADGES:
         radius = size * rng.uniform(0.22, 0.48)
         centre = tuple(rng.uniform(0.9 * radius, size - 0.9 * radius, 2))
-        return Figure("badge", colour, "plain", centre, radius, letter=str(rng.choice(list(LETTERS))))
+        return Figure("badge", colour, "plain", centre, radius, letter=_letter(rng))
     pattern = "plain" if kind < BADGES + PLAIN else str(rng.choice(PATTERNS[1:]))
     shape = str(rng.choice([shape for shape in SHAPES if shape != "badge"]))
     centre = tuple(size * rng.uniform(0.25, 0.75, 2))
     turn, stretch = rng.uniform(-math.pi, math.pi), rng.uniform(0.75, 1.33)
     return Figure(shape, colour, pattern, centre, size * rng.uniform(0.3, 0.7), turn, stretch)
+
+
+def _letter(rng: np.random.Generator) -> str:
+    return str(rng.choice(list(LETTERS)))
 
 
 @functools.lru_cache

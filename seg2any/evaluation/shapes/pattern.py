@@ -5,6 +5,7 @@ The renderer's own patterns are fitted over rotation and phase, its 26 capitals 
 
 from __future__ import annotations
 
+import itertools
 import string
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 
 from seg2any.data import shapes_draw
-from seg2any.data.shapes_draw import COLOURS, PERIOD, Figure, draw_texture
+from seg2any.data.shapes_draw import COLOURS, LETTER, PERIOD, Figure, draw_texture
 from seg2any.evaluation.shapes.drawn import INK_SHARE, ink_share
 
 WINDOW = 32  # pixels around the middle of a figure: a small error of the angle stays small
@@ -21,6 +22,7 @@ EXPLAINED = 0.3  # share of the variance that a pattern has to explain, else the
 STEPS = np.arange(6) / 6
 ALPHABET = string.ascii_uppercase  # more letters than badges have, so that a scrawl is seldom taken for the right one
 REACH = 4  # pixels by which a letter may be off its place, along each axis
+UNSURE = 2  # pixels by which the centre of a badge that is partly hidden may be off
 SMALL = 24  # radius in pixels below which the shifts are single pixels, above it pairs
 
 
@@ -44,6 +46,8 @@ def detect_letter(image: np.ndarray, core: np.ndarray, tone: np.ndarray, mask: n
     y, x = np.nonzero(mask)
     centre, radius = cv2.minEnclosingCircle(np.stack([x, y], 1).astype(np.float32))
     y, x = np.nonzero(core)
+    near = np.hypot(x - centre[0], y - centre[1]) <= LETTER + REACH
+    y, x = y[near], x[near]
     ink = ink_share(np.float32(image[y, x]), tone)
     return _best(ink, _letters(x, y, centre, radius))
 
@@ -71,8 +75,8 @@ def _points(core: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _rendered(name: str, x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the pattern at the points, once per angle: ink shares [phases, P]."""
-    quarter, period = name != "striped", PERIOD * (1.4 if name == "checkered" else 1.0)
-    u, v = (phase.ravel()[:, None] * period for phase in np.meshgrid(STEPS, STEPS if quarter else STEPS[:1]))
+    quarter = name != "striped"
+    u, v = (phase.ravel()[:, None] * PERIOD for phase in np.meshgrid(STEPS, STEPS if quarter else STEPS[:1]))
     for angle in np.deg2rad(np.arange(0, 90 if quarter else 180, 5)):
         along, across = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
         yield shapes_draw.INK_SHARE[name](along + u, across + v)
@@ -81,14 +85,23 @@ def _rendered(name: str, x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
 def _letters(
     x: np.ndarray, y: np.ndarray, centre: tuple[float, float], radius: float
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield every letter at the points, at shifts around the centre: ink shares [shifts, P]."""
+    """Yield every letter at the points, at shifts around its place: ink shares [shifts, P]."""
     shifts = range(-REACH, REACH + 1, 1 if radius < SMALL else 2)
-    # The letter is drawn on a small canvas, moved by an even number of pixels: coordinates are rounded half to even.
-    left, top = (int(low - REACH) // 2 * 2 for low in (x.min(), y.min()))
+    # The letter is drawn on a small canvas, moved by whole tokens: a letter's place is rounded to tokens.
+    left, top = (int(low - REACH) // PERIOD * PERIOD for low in (x.min(), y.min()))
     size = (int(y.max()) - top + 1 + REACH, int(x.max()) - left + 1 + REACH)
     down, right = (shift.reshape(-1, 1) for shift in np.meshgrid(shifts, shifts, indexing="ij"))
     rows, columns = y - top + down, x - left + right
-    for letter in ALPHABET:
-        badge = Figure("badge", "yellow", "plain", (centre[0] - left, centre[1] - top), radius, letter=letter)
-        share = ink_share(draw_texture(badge, size, np.s_[: size[0], : size[1]]), np.float32(COLOURS["yellow"]))
-        yield f"letter {letter}", share[rows, columns]
+    for place in _places((centre[0] - left, centre[1] - top), radius):
+        for letter in ALPHABET:
+            badge = Figure("badge", "yellow", "plain", place, radius, letter=letter)
+            share = ink_share(draw_texture(badge, size, np.s_[: size[0], : size[1]]), np.float32(COLOURS["yellow"]))
+            yield f"letter {letter}", share[rows, columns]
+
+
+def _places(centre: tuple[float, float], radius: float) -> list[tuple[float, float]]:
+    """List where a badge may be whose circle is seen there: one centre for each place of its letter."""
+    if radius < LETTER:
+        return [centre]
+    axes = ({PERIOD * round((at + off) / PERIOD) for off in (-UNSURE, 0, UNSURE)} for at in centre)
+    return list(itertools.product(*axes))
