@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,25 +36,32 @@ from seg2any.system.interrupts import run_command
 from seg2any.training.samples import Captions, EncodedSample, Texts, encode_latents, latents_entry, latents_of_entry
 from seg2any.training.tasks.flow_matching import Objective, Velocity
 
-ALONE = 5  # every so many steps the base is trained without its adapters, on texture
+ALONE = 5  # every so many steps the base is trained without its adapters
+ALONE_SCENES = 1500
 PATTERNS = TimestepWeighting("logit_normal", logit_mean=-1.5, logit_std=1.1)
 OUTLINES = TimestepWeighting("logit_normal", logit_mean=-0.3, logit_std=1.3)
 
 
 @dataclass(frozen=True)
 class Layouts:
-    """A part of the training: sizes (H, W) in turn, steps, images per step, shares of the kinds of scenes."""
+    """A part of the training.
+
+    sizes, steps, batch_size  (H, W) in turn, number, images per step
+    kinds                     shares of the kinds of scenes
+    alone                     stage of `curriculum` whose scenes the base sees without its adapters
+    """
 
     sizes: tuple[Size, ...]
     steps: int
     batch_size: int
     kinds: dict[str, float]
+    alone: str
     learning_rate: float
 
 
 PARTS = {
-    "small": Layouts(((128, 128), (128, 128), (96, 160)), 1500, 16, {"single": 0.35, "few": 0.65}, 7e-4),
-    "large": Layouts(((256, 256), (256, 256), (192, 320)), 250, 12, {"normal": 0.8, "crowded": 0.2}, 5e-4),
+    "small": Layouts(((128, 128), (128, 128), (96, 160)), 1500, 16, {"single": 0.35, "few": 0.65}, "texture", 7e-4),
+    "large": Layouts(((256, 256), (256, 256), (192, 320)), 250, 12, {"normal": 0.8, "crowded": 0.2}, "scene", 5e-4),
 }
 
 
@@ -86,8 +93,9 @@ def train(args: argparse.Namespace) -> None:
     for encoder in pipeline.base.text_encoders:
         encoder.requires_grad_(False)
     pools = {size: encode(pipeline, part, size, args.scenes, output, args.lora) for size in dict.fromkeys(part.sizes)}
-    texture = STAGES["texture"]
-    alone = train_base.encode_pool(pipeline, texture, texture.sizes[0], 3000, output)
+    stage = STAGES[part.alone]
+    stage = replace(stage, sizes=stage.sizes[:1], batch_size=part.batch_size)
+    alone = train_base.encode_pool(pipeline, stage, stage.sizes[0], ALONE_SCENES, output)
     pipeline.load_adapters(args.lora)
     network = pipeline.transformer.train().requires_grad_(True)
     steps = part.steps if args.steps is None else args.steps
