@@ -8,12 +8,16 @@ from seg2any.data.shapes_draw import (
     BACKGROUNDS,
     COLOURS,
     INK,
+    LETTER,
+    LETTERS,
     PATTERNS,
+    PERIOD,
     SHAPES,
     Figure,
     covers_any,
     draw_alpha,
     draw_mask,
+    draw_texture,
 )
 from seg2any.layout.overlap import visible_masks
 from seg2any.system.errors import UserError
@@ -71,6 +75,26 @@ def test_captions_have_the_right_article():
     articles = {figure.colour: figure.caption.split()[0] for figure in figures}
     assert articles.pop("orange") == "an" and set(articles.values()) == {"a"}
     assert Figure("badge", "orange", "plain", (0, 0), 1, letter="A").caption == "an orange badge with the letter A"
+
+
+@pytest.mark.parametrize("pattern", ["striped", "dotted", "checkered"])
+def test_patterns_repeat_along_the_axes_of_the_image_however_the_figure_is_turned(pattern: str):
+    turned, upright = (
+        draw_texture(Figure("heart", "lime", pattern, (31.0, 47.0), 40.0, angle), (96, 96), np.s_[:96, :96])
+        for angle in (0.7, 0.0)
+    )
+    assert np.array_equal(turned, upright)
+    np.testing.assert_allclose(turned[PERIOD:], turned[:-PERIOD], atol=1e-3)
+    np.testing.assert_allclose(turned[:, PERIOD:], turned[:, :-PERIOD], atol=1e-3)
+
+
+@pytest.mark.parametrize("letter", LETTERS)
+def test_the_letter_of_a_badge_lies_in_the_tokens_next_to_its_centre(letter: str):
+    badge = Figure("badge", "yellow", "plain", (70.0, 43.0), LETTER, letter=letter)
+    inked = (draw_texture(badge, (96, 128), np.s_[:96, :128]) < np.float32(COLOURS["yellow"]) - 9).any(-1)
+    rows, columns = np.flatnonzero(inked.any(1)), np.flatnonzero(inked.any(0))
+    # 48 is the multiple of 16 next to 43, and 64 that next to 70
+    assert 32 <= rows[0] < 45 < 52 < rows[-1] < 64 and 48 <= columns[0] < 60 < 68 < columns[-1] < 80
 
 
 def test_splits_and_seeds_show_different_scenes():

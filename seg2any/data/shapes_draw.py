@@ -36,7 +36,7 @@ PATTERNS = ("plain", "striped", "dotted", "checkered")
 SHAPES = ("circle", "square", "triangle", "star", "heart", "ring", "badge")
 LETTERS = "ABEHKMRSTX"
 PERIOD = 16  # pixels per repeat of a pattern along both axes of the image: a token of the embedded model
-LETTER = 24.0  # radius in pixels from which a badge has room for a letter that fills 2 x 2 tokens
+LETTER = 24.0  # radius in pixels from which a badge has room for a letter in 2 x 2 tokens
 Size = tuple[int, int]  # height and width in pixels
 
 
@@ -181,8 +181,8 @@ INK_SHARE = {
 def _letter(figure: Figure, size: Size) -> np.ndarray:
     """Draw an upright capital in the middle of the badge: share of ink, float32 [H, W].
 
-    It fills the 2 x 2 tokens nearest to the centre, so that all letters of a kind look alike to the embedded model; in
-    a small badge it is as high as the radius.
+    It lies in the 2 x 2 tokens around the centre, rounded to tokens, so that a letter looks alike to the embedded model
+    everywhere; in a small badge, which has no room for that, it is about as high as the radius.
     """
     canvas = np.zeros(size, np.uint8)
     middle, height = figure.centre, figure.radius
