@@ -56,6 +56,7 @@ KINDS = {
     "few": {"kind": "normal", "entities": (2, 3)},
     "normal": {"kind": "normal"},
     "crowded": {"kind": "crowded"},
+    "badges": {"kind": "badges", "entities": (2, 5)},
 }
 BADGES, PLAIN = 0.2, 0.1  # shares of the large figures; the rest has a pattern
 TILED = 0.25  # share of images that are covered with one letter

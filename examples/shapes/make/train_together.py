@@ -61,7 +61,9 @@ class Layouts:
 
 PARTS = {
     "small": Layouts(((128, 128), (128, 128), (96, 160)), 1500, 16, {"single": 0.35, "few": 0.65}, "texture", 7e-4),
-    "large": Layouts(((256, 256), (256, 256), (192, 320)), 250, 12, {"normal": 0.8, "crowded": 0.2}, "scene", 5e-4),
+    "large": Layouts(
+        ((256, 256), (256, 256), (192, 320)), 280, 12, {"normal": 0.6, "crowded": 0.15, "badges": 0.25}, "scene", 5e-4
+    ),
 }
 
 
