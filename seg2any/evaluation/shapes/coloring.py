@@ -59,13 +59,13 @@ def run(given: Namespace) -> None:
     from seg2any.evaluation.shapes.sources import open_session
     from seg2any.generate.model import read_adapter_card
     from seg2any.segment.coloring.painter import Painter, check_painting
-    from seg2any.segment.coloring.segmenter import ColoringSegmenter
+    from seg2any.segment.coloring.segmenter import Choices, ColoringSegmenter
     from seg2any.system.device import choose_device
 
     card = check_painting(read_adapter_card(given.lora))
     device = choose_device(given.device)
     session, _ = open_session(given.model, given.lora, given.weight_dtype, device)
-    segmenter = ColoringSegmenter(Painter(session.pipeline.base, card))
+    segmenter = ColoringSegmenter(Painter(session.pipeline.base, card), Choices(entries=card.legend_entries))
     others = without_training() | probe(open_session(given.model, None, given.weight_dtype, device)[0].pipeline)
     scenes = ShapesDataset("test", SCENES[given.kind], given.kind)
     means: dict[str, RegionMean] = {}
