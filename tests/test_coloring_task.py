@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -214,11 +215,17 @@ def test_a_run_writes_adapters_that_segment_takes_and_generation_names(tiny_mode
         *("--data.train.params={n_scenes: 4}", "--data.val.type=shapes", "--data.val.params={n_scenes: 2, split: val}"),
         *(f"--model.pretrained_model_name_or_path={tiny_model}", "--model.rank=2", "--mixed_precision=no"),
         *("--trainer.max_train_steps=2", "--trainer.train_batch_size=2", "--trainer.num_validation_images=1"),
-        *("--coloring.legend_share=0.5", "--model.max_sequence_length=32", "--trainer.num_validation_samples=2"),
+        *(
+            "--coloring.legend_share=0.5",
+            "--coloring.legend_entries=2",
+            "--model.max_sequence_length=32",
+            "--trainer.num_validation_samples=2",
+        ),
     ]
     assert train.main(words, "train.py") == 0, capsys.readouterr().err
     assert "segment photo.png --method coloring --lora_ckpt_path" in capsys.readouterr().out
     assert len(list((run / "gen_imgs").rglob("000.png"))) == 1
+    assert json.loads((run / "checkpoint-2" / "adapter.json").read_text())["legend_entries"] == 2
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)).save(tmp_path / "a.png")
     asked = [str(tmp_path / "a.png"), "--output_path", str(tmp_path / "out"), "--method", "coloring", "--device", "cpu"]
     model = ["--pretrained_model_name_or_path", str(tiny_model), "--lora_ckpt_path", str(run / "checkpoint-2")]
@@ -229,8 +236,11 @@ def test_a_run_writes_adapters_that_segment_takes_and_generation_names(tiny_mode
 def test_adapters_that_make_images_are_refused(painting_pipe):
     with pytest.raises(UserError, match="these adapters make images and paint nothing"):
         check_painting(AdapterCard())
-    card = AdapterCard(photo="condition", color_range="own", resolution=32)
-    assert check_painting(AdapterCard.from_json(card.to_json(), "card")).photo == "condition"
+    card = AdapterCard(photo="condition", color_range="own", resolution=32, legend_entries=1)
+    again = check_painting(AdapterCard.from_json(card.to_json(), "card"))
+    assert (again.photo, again.legend_entries) == ("condition", 1) and "legend_entries" not in AdapterCard().to_json()
+    with pytest.raises(UserError, match="legend_entries is 0"):
+        AdapterCard.from_json(card.to_json().replace('"legend_entries": 1', '"legend_entries": 0'), "card")
     assert Painter(painting_pipe.base, card).colors(np.zeros((40, 70, 3), np.uint8)).shape == (32, 48, 3)
     with pytest.raises(UserError, match="which this version does not know"):
         check_painting(replace(card, photo="elsewhere"))

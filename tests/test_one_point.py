@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +15,10 @@ from seg2any.commands import one_point, segment_methods
 from seg2any.commands.segment_methods import Method
 from seg2any.evaluation.shapes.segmenters import JUDGE, table
 from seg2any.layout import Layout
+from seg2any.segment.at_points import AtPoints
 from seg2any.segment.coloring.segmenter import ColoringSegmenter
+from seg2any.segment.segmenter import Prompt
+from seg2any.system.errors import UserError
 from tests.test_coloring import COLORS, planted
 
 
@@ -115,3 +118,20 @@ def test_the_table_of_segmenters_measures_the_distance_from_the_judge():
     assert judge.split()[-2:] == ["1.000", "0.500"]
     assert echo.split()[-2:] == ["0.050", "1.00"] and constant.split()[-2:] == ["0.267", "none"]
     assert note.startswith("3 regions")
+
+
+def test_of_all_regions_those_at_a_point_are_kept_and_those_beside_taken_away():
+    regions = np.zeros((2, 8, 12), bool)
+    regions[0, 1:4, 1:4] = regions[0, 1:4, 8:11] = True  # one region in two parts
+    regions[1, 6:, :] = True
+    everything = SimpleNamespace(segment=lambda image, prompt: Layout(regions, ("a", "b"), source="all"))
+
+    def at(*points: tuple[int, int, int]) -> np.ndarray:
+        shares = [((x + 0.5) / 12, (y + 0.5) / 8, label) for x, y, label in points]
+        return AtPoints(everything).segment(np.zeros((8, 12, 3), np.uint8), Prompt(points=np.array([shares]))).masks[0]
+
+    assert at((2, 2, 1)).sum() == 9 and at((2, 2, 1))[2, 2] and not at((2, 2, 1))[2, 9]
+    assert at((2, 2, 1), (9, 2, 1)).sum() == 18 and (at((2, 2, 1), (9, 2, 1), (2, 3, 0)) == at((9, 2, 1))).all()
+    assert at((2, 2, 1), (5, 7, 1)).sum() == 9 + 24 and not at((6, 5, 1)).any() and not at((2, 2, -1)).any()
+    with pytest.raises(UserError, match="a region at a point: the prompt holds nothing"):
+        AtPoints(everything).segment(np.zeros((8, 12, 3), np.uint8), Prompt())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -11,12 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from seg2any.annotate import plan, prompts
+from seg2any.annotate.captions import Describe
+from seg2any.annotate.layouts import captioned
 from seg2any.commands import segment, segment_attention, segment_methods
 from seg2any.commands.segment_methods import NOTHING, Method
 from seg2any.commands.segment_sweep import heat_map
+from seg2any.data.catalog import open_data_set
 from seg2any.layout import Layout
 from seg2any.segment.sweep import Swept, region_iou
+from seg2any.system.patience import Patience
 from tests.infer_command import files
+from tests.stub_judge import stub_judge
 
 RNG = np.random.default_rng(0)
 PHRASES = ("a red star", "a ring")
@@ -76,6 +83,61 @@ def test_a_folder_becomes_layouts_that_can_be_read_and_is_done_once(call, opened
     assert len(opened) == 2 and len(errors) == 2 and "made with another segment.categories" in errors[0]
 
 
+def test_captions_make_a_folder_of_photos_a_set_that_trains(call, opened, tmp_path: Path):
+    for name in ("a.png", "b.png", "c.png"):
+        photo(tmp_path / "in" / name)
+    texts = {name: {"1": f"{name} 1", "2": f"{name} 2"} for name in "ab"}
+    lines = [{"image": f"{name}.png", "caption": name, "regions": regions} for name, regions in texts.items()]
+    file, names = tmp_path / "texts.jsonl", ("--categories", *PHRASES, "--captions")
+    file.write_text("\n".join(map(json.dumps, lines)))
+    status, output, errors = call(tmp_path / "in", *names, "file", "--caption_file", file)
+    assert status == 2 and len(errors) == 1 and "it has no captions of c.png; add them" in errors[0]
+    (command,) = [line.split() for line in output.splitlines() if line.startswith("train: ")]
+    assert command[1:4] == ["seg2any", "train", "config/seg2any_folder.yaml"]
+    data = open_data_set("folder", dict(word.removeprefix("--data.train.params.").split("=") for word in command[4:]))
+    found = [(data[n].layout.caption, data[n].layout.captions) for n in range(len(data))]
+    assert found == [("a", ("a 1", "a 2")), ("b", ("b 1", "b 2"))]
+    status, _, errors = call(tmp_path / "in" / "a.png", *names, "phrases")
+    assert status == 0 and "made with another captions" in errors[0]
+    status, _, errors = call(tmp_path / "in" / "a.png", *names, "phrases", "--overwrite")
+    kept = Layout.read(tmp_path / "out" / "a.json")
+    assert status == 0 and kept.captions == PHRASES and kept.caption == "a red star and a ring"
+
+
+def test_a_model_names_what_was_found_and_one_that_fails_leaves_no_file(call, opened, tmp_path, monkeypatch):
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(plan, "Describe", partial(Describe, patience=Patience(1, 0.01, 0.01)))
+    photo(tmp_path / "in" / "a.png")
+    with stub_judge() as server:
+        server.said |= {prompts.PROMPTS["image"]: "a street at noon", prompts.PROMPTS["region"]: "a red car"}
+        asked = [tmp_path / "in", "--captions", "endpoint", "--endpoint", server.url, "--caption_model", "stub"]
+        status, _, _ = call(*asked)
+        found = Layout.read(tmp_path / "out" / "a.json")
+        assert status == 0 and found.caption == "a street at noon" and {*found.captions} == {"a red car"}
+        assert server.requests == 1 + len(found.captions) and found.source == "attention of blocks 0 3"
+    (tmp_path / "out" / "a.json").unlink()
+    with stub_judge(*["no json"] * 99) as server:
+        asked[asked.index("--endpoint") + 1] = server.url
+        status, _, errors = call(*asked, "--overwrite")
+    assert status == 2 and "a.png: got no captions: " in errors[-1] and not (tmp_path / "out" / "a.json").exists()
+
+
+def test_regions_without_a_pixel_get_no_caption():
+    masks = np.zeros((3, 20, 30), bool)
+    masks[0, :5], masks[2, 10:] = True, True
+    found = Layout(masks, ("a", "b", "c"), scores=np.array([0.9, 0.0, 0.7], np.float32), source="s", overlap="share")
+
+    def write(draft) -> None:
+        for region, mask in zip(draft.regions, draft.masks(), strict=True):
+            region.caption = f"{region.caption}, {mask.sum()} pixels"
+
+    made = captioned(found, Path("a.png"), np.zeros((40, 60, 3), np.uint8), write)
+    assert (
+        made.captions == ("a, 600 pixels", "c, 1200 pixels") and made.scores.tolist() == found.scores[[0, 2]].tolist()
+    )
+    assert made.masks.sum((1, 2)).tolist() == [600, 1200] and made.size == (40, 60)
+
+
 @pytest.mark.parametrize(("form", "name"), [("npz", "a.npz"), ("coco", "a.json")])
 def test_other_formats_keep_what_they_hold(form: str, name: str, call, opened, tmp_path: Path):
     status, _, _ = call(photo(tmp_path / "in" / "a.png"), "--phrases", *PHRASES, "--format", form)
@@ -122,6 +184,8 @@ def test_photos_that_cannot_be_used_are_named_and_others_go_on(call, opened, tmp
         (["--phrases", " "], "prompt: phrases entry 1 is empty"),
         (["--categories", "names.txt"], "names.txt: holds no name; write one a line"),
         (["--phrases", "a star " * 500], "has .* tokens, and 23 are read; shorten it"),
+        (["--captions", "phrases"], "--captions phrases: nothing names the regions; give --phrases"),
+        (["--endpoint", "http://x"], "--endpoint: is read with --captions endpoint only; give that, too"),
         (["--phrases", "x", "--format", "npz", "nowhere"], "nowhere: no such file or folder"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -13,13 +14,18 @@ from safetensors.torch import load_file
 from seg2any.data.shapes import ShapesDataset
 from seg2any.data.words import Words, words_of
 from seg2any.segment.xsam.conversation import CHATS, Encoder
+from seg2any.segment.xsam.pictures import Frame, seg_masks
+from seg2any.segment.xsam.regions import POINTS
 from seg2any.segment.xsam.spans import Marks
+from seg2any.segment.xsam.splice import REGION
 from seg2any.system.errors import UserError
 from seg2any.training import config as configs
 from seg2any.training.state_file import read_state
 from seg2any.training.tasks.choose import describe_task, make_task
 from seg2any.training.tasks.xsam import joined_targets, next_token_loss
-from seg2any.training.tasks.xsam_writing import SPEAKING, Writer, closed_target, offers, speak_categories
+from seg2any.training.tasks.xsam_networks import build_segmentor
+from seg2any.training.tasks.xsam_prompts import FORMS, draw_prompts
+from seg2any.training.tasks.xsam_writing import SHOWN, SPEAKING, Writer, closed_target, offers, speak_categories
 from tests import forked, tiny_xsam
 from tests.tiny_run import forget_accelerate, losses, same
 
@@ -132,7 +138,7 @@ def test_the_whole_model_starts_with_a_trained_segmentor(model, tmp_path):
     assert len(shared) > 40 and all(torch.allclose(found[name], learned[name], atol=1e-6) for name in shared)
 
 
-@pytest.mark.parametrize("kind", SPEAKING)
+@pytest.mark.parametrize("kind", [kind for kind in SPEAKING if kind != SHOWN])
 def test_a_conversation_marks_what_its_masks_show(kind, words):
     """Independent of the writer: phrases are cut out of the ids, and masks are compared with the scene's figures."""
     write, seen = writer(words), 0
@@ -163,6 +169,33 @@ def test_a_conversation_marks_what_its_masks_show(kind, words):
     assert seen > 10
 
 
+def test_visual_prompts_ask_for_the_regions_that_they_lie_in(words):
+    write, inside = writer(words), []
+    for index in range(len(words)):
+        written = write(words[index], SHOWN, generator(index))
+        (target,) = written.targets
+        assert (written.encoded.ids.count(REGION), target.classes.tolist()) == (
+            len(written.shown),
+            [*range(len(written.shown))],
+        )
+        assert same(written.shown, write(words[index], SHOWN, generator(index)).shown)
+        pairs = zip(target.masks, written.shown, strict=True)
+        inside += [(mask & one).sum().item() / one.sum().item() for mask, one in pairs]
+    assert len(inside) > 12 and sum(inside) / len(inside) > 0.6
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_prompt_of_each_form_touches_its_region_and_the_model_reads_all_of_it(form, monkeypatch):
+    monkeypatch.setattr("seg2any.training.tasks.xsam_prompts.FORMS", (form,))
+    masks = np.zeros((3, 200, 100), bool)
+    masks[0, 20:180, 10:60], masks[1, 150:158, 70:90], masks[2, 199, 99] = True, True, True
+    frame = Frame.of((200, 100), 64)
+    shown = draw_prompts(masks, frame, random.Random(0))
+    wide = seg_masks(np.stack([cv2.dilate(one.astype(np.uint8), np.ones((13, 13))) for one in masks]), frame)
+    assert shown.shape == (3, 64, 64) and not (shown & ~wide).any()
+    assert shown.flatten(1).any(1).all() and shown.flatten(1).sum(1).max() <= POINTS
+
+
 def test_categories_that_an_image_lacks_are_asked_for_half_of_the_time(words):
     worded, counts = words[0], []
     for seed in range(60):
@@ -179,6 +212,14 @@ def test_phrases_of_a_batch_are_classes_of_all_of_it(words):
     assert found == list(range(sum(len(one.targets) for one in written)))
     together = joined_targets([write(words[index], "genseg", generator(index)) for index in range(3)], "genseg")
     assert len(together) == 3 and all(0 in one.classes or 1 in one.classes or len(one.classes) for one in together)
+
+
+def test_a_model_without_weights_starts_with_positions_that_differ(model, tmp_path):
+    settings = configs.load(tiny_xsam.arguments("xsam_segmentor", model, tmp_path))
+    table = build_segmentor(settings, 3).segmentor.encoder.pos_embed.detach().flatten(1, 2)[0]
+    apart = torch.cdist(table, table) + 10 * torch.eye(len(table))
+    side = 4  # of the grid
+    assert apart.min() > 0.05 and apart[0, 1] < apart[0, side - 1] and apart[0, side] < apart[0, -side]
 
 
 def test_only_the_labels_that_follow_count():
@@ -209,7 +250,7 @@ def test_a_drawn_scale_moves_masks_with_the_picture(words):
         ("--xsam.model=null", "^xsam.model: not set; give a folder"),
         ("--xsam.model=/tmp", "^xsam.model: /tmp has no config.json"),
         ("--xsam.mix={paint: 1}", "^xsam.mix: 'paint' is no way to ask; give counts"),
-        ("--xsam.mix={genseg: 0, refseg: 0, reaseg: 0, gcgseg: 0}", "^xsam.mix: nothing is asked"),
+        ("--xsam.mix={genseg: 0, refseg: 0, reaseg: 0, gcgseg: 0, vgdseg: 0}", "^xsam.mix: nothing is asked"),
         ("--xsam.points=0", "^xsam.points: 0 is not possible"),
         ("--data.train.type=null", "^data.train.type: no data set chosen"),
     ],
@@ -223,7 +264,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(option, message, model, t
 
 def test_a_dry_run_names_images_and_ways(model, tmp_path):
     told = describe_task(configs.load(tiny_xsam.arguments("xsam", model, tmp_path, "--xsam.mix={refseg: 3}")))
-    assert "12 images, each as 1 x genseg, 3 x refseg, 1 x reaseg, 1 x gcgseg" in told
+    assert "12 images, each as 1 x genseg, 3 x refseg, 1 x reaseg, 1 x gcgseg, 1 x vgdseg" in told
 
 
 def test_layouts_of_other_data_sets_have_words_as_far_as_captions_go():

@@ -29,6 +29,7 @@ class AdapterCard:
     overlap:            overlap of the training layouts, see `Layout`; "" = unknown, and not written
     photo, color_range: of adapters that paint instances, where the photo goes and how their colours are read, see
                         `seg2any.segment.coloring`; "" = they make images, and not written
+    legend_entries:     of adapters that paint instances, phrases at most in a legend of training
     seg2any_version:    version of seg2any that wrote the card
     assumed:            True if the folder has no card, so that these are the defaults; not written to files
     """
@@ -44,6 +45,7 @@ class AdapterCard:
     overlap: str = ""
     photo: str = ""
     color_range: str = ""
+    legend_entries: int = 4
     seg2any_version: str = ""
     assumed: bool = False
 
@@ -63,6 +65,8 @@ class AdapterCard:
         for name in ("overlap", "photo", "color_range"):
             if not own[name]:
                 del own[name]
+        if not self.photo:
+            del own["legend_entries"]
         return json.dumps({**own, **condition, "seg2any_version": package_version()}, indent=2)
 
     @classmethod
@@ -98,7 +102,7 @@ def _check_types(card: AdapterCard) -> None:
         is_right = type(value) is type(default) or (type(value), type(default)) == (int, float)
         if each.name != "condition" and not is_right:
             raise TypeError(f"{each.name} is {shown(value)}")
-    for name, least in (("rank", 1), ("resolution", 1), ("step", 0)):
+    for name, least in (("rank", 1), ("resolution", 1), ("step", 0), ("legend_entries", 1)):
         if not least <= getattr(card, name) < 2**31:
             raise ValueError(f"{name} is {getattr(card, name)}")
     if not math.isfinite(card.alpha):

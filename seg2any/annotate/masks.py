@@ -11,6 +11,7 @@ import numpy as np
 
 from seg2any.annotate.draft import Draft, Region
 from seg2any.data.dataset import SampleError
+from seg2any.layout import Layout
 from seg2any.layout.contour import resize_masks
 from seg2any.layout.document import read_json
 from seg2any.layout.rle import compressed, decode_runs, encode_rle
@@ -68,13 +69,18 @@ class SegmenterMasks:
 
         def find(draft: Draft) -> None:
             found = segmenter.segment(draft.image, self.prompt)
-            masks = resize_masks(found.masks, draft.size)
-            scores = [None] * len(masks) if found.scores is None else found.scores.tolist()
-            draft.regions = [
-                Region(number, compressed(np.array(encode_rle(mask)["counts"])), score, caption)
-                for number, (mask, score, caption) in enumerate(zip(masks, scores, found.captions, strict=True), 1)
-                if mask.any()  # what was not found
-            ]
+            draft.regions = regions_of(found, draft.size)
             draft.caption, draft.masks_by = found.caption, found.source or self.name
 
         return find
+
+
+def regions_of(found: Layout, size: tuple[int, int]) -> list[Region]:
+    """Return the regions of a layout that have a pixel, at (H, W) pixels; ids are their places, from 1 on."""
+    masks = resize_masks(found.masks, size)
+    scores = [None] * len(masks) if found.scores is None else found.scores.tolist()
+    return [
+        Region(number, compressed(np.array(encode_rle(mask)["counts"])), score, caption)
+        for number, (mask, score, caption) in enumerate(zip(masks, scores, found.captions, strict=True), 1)
+        if mask.any()  # what was not found
+    ]

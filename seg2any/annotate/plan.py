@@ -95,7 +95,7 @@ def stages_of(plan: Plan) -> list[Stage]:
     for name, rule in (("top level", keep_top_level), ("area", keep_large), ("number", check_number)):
         found.append(Stage(name, CPU, partial(_with_rules, rule, plan.rules)))
     place = {ENDPOINT: ENDPOINT, LOCAL: MODEL}.get(plan.captions.kind, CPU)
-    found.append(Stage("captions", place, partial(_open_captions, plan.captions)))
+    found.append(Stage("captions", place, partial(open_writer, plan.captions)))
     found.append(Stage("files", CPU, partial(_open_files, plan.root, plan.photos)))
     return found
 
@@ -120,7 +120,11 @@ def _open_predictor(plan: Plan) -> Callable[[Draft], None]:
     return partial(check_aesthetic, rules=plan.rules, predictor=predictor)
 
 
-def _open_captions(captions: Captions) -> Callable[[Draft], None]:
+def open_writer(captions: Captions) -> Callable[[Draft], None]:
+    """Open a source of captions: a function that fills in those of a draft.
+
+    Raises UserError for a file or a model that cannot be read; the function raises what `FAULTS` lists.
+    """
     if captions.kind == PHRASES:
         return take_phrases
     if captions.kind == FILE:

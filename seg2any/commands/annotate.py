@@ -6,6 +6,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from seg2any.commands.caption_flags import ENDPOINT, PHRASES, add_caption_flags, check_captions
 from seg2any.commands.segment_methods import METHODS
 from seg2any.system.arguments import Parser, call_of
 from seg2any.system.console import exit_status, plain_messages, real, whole
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from seg2any.annotate.plan import Plan
     from seg2any.annotate.run import Summary
 
-SA1B, ENDPOINT, LOCAL, PHRASES, FILE = "sa1b", "endpoint", "local", "phrases", "file"
+SA1B = "sa1b"
 ADVICE = "the photos annotated so far are kept, start again to go on"
 DESCRIPTION = """\
 Photos in, a data set as SACap-1M out: masks and captions of regions, chosen by the rules of its paper.
@@ -114,12 +115,7 @@ def check(given: Namespace, rest: Sequence[str]) -> None:
         raise UserError(f"-- {rest[0]}: --masks {SA1B} takes no flags of segment; leave them out, or choose a method")
     if given.captions == PHRASES and given.masks == SA1B:
         raise UserError(f"--captions {PHRASES}: the masks of --masks {SA1B} have no names; choose other captions")
-    wanted = {ENDPOINT: ("endpoint", "caption_model"), FILE: ("caption_file",)}.get(given.captions, ())
-    if lacking := [name for name in wanted if getattr(given, name) is None]:
-        raise UserError(f"--captions {given.captions}: --{lacking[0]} is missing; give it")
-    for name, kinds in {"endpoint": (ENDPOINT,), "caption_model": (ENDPOINT, LOCAL), "caption_file": (FILE,)}.items():
-        if getattr(given, name) is not None and given.captions not in kinds:
-            raise UserError(f"--{name}: --captions {given.captions} does not read it; leave it out")
+    check_captions(given)
     if given.min_masks > given.max_masks:
         raise UserError(f"--min_masks {given.min_masks}: is more than --max_masks {given.max_masks}; change one")
     inside = [one for one in given.images if given.output.resolve().is_relative_to(one.resolve())]
@@ -140,7 +136,7 @@ def parser_of(program: str) -> Parser:
         "--photos", choices=("copy", "link"), default="copy", help="how photos get into raw/ (default: %(default)s)"
     )
     _add_rules(parser)
-    _add_captions(parser)
+    add_caption_flags(parser, ENDPOINT, "phrases: those of the method of --masks (default: endpoint)")
     _add_engine(parser)
     return parser
 
@@ -172,20 +168,6 @@ def _add_rules(parser: Parser) -> None:
     )
     rules.add_argument("--min_masks", type=whole(1, 63), default=1, help="published: 1 (default: 1)")
     rules.add_argument("--max_masks", type=whole(1, 63), default=20, help="published: 20 (default: 20)")
-
-
-def _add_captions(parser: Parser) -> None:
-    captions = parser.add_argument_group("captions", "the key of an endpoint is read from OPENAI_API_KEY")
-    captions.add_argument(
-        "--captions",
-        choices=(ENDPOINT, LOCAL, PHRASES, FILE),
-        default=ENDPOINT,
-        help="phrases: those of the method of --masks (default: %(default)s)",
-    )
-    captions.add_argument("--endpoint", metavar="URL", help="OpenAI-compatible, such as http://localhost:8000/v1")
-    captions.add_argument("--caption_model", type=model_name, help="name at the endpoint; or folder or hub id")
-    captions.add_argument("--caption_file", type=input_path, help=".parquet as SACap's, or .jsonl")
-    captions.add_argument("--concurrency", type=whole(1), default=16, help="questions open at a time (default: 16)")
 
 
 def _add_engine(parser: Parser) -> None:

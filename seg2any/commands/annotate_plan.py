@@ -6,16 +6,17 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
-from seg2any.annotate.captions import SOURCE
 from seg2any.annotate.engine import Engine, OneMachine
 from seg2any.annotate.masks import SA1B, SegmenterMasks
-from seg2any.annotate.plan import ENDPOINT, LOCAL, Captions, Plan, Predictor
+from seg2any.annotate.plan import ENDPOINT, Plan, Predictor
 from seg2any.annotate.ray_engine import RayCluster
 from seg2any.annotate.rules import Rules
+from seg2any.commands.caption_flags import captions_of
 from seg2any.commands.segment import parser_of
 from seg2any.commands.segment_methods import METHODS
 from seg2any.segment.segmenter import Segmenter
 from seg2any.system.cores import n_processes_at_a_time
+from seg2any.system.errors import UserError
 from seg2any.system.processes import ALONE
 
 RAY = "ray"
@@ -43,14 +44,7 @@ def plan_of(given: Namespace, rest: Sequence[str]) -> Plan:
         rules=Rules(**{field.name: getattr(given, field.name) for field in fields(Rules)}),
         masks=masks,
         masks_are=masks_are,
-        captions=Captions(
-            kind=given.captions,
-            model=given.caption_model or (SOURCE if given.captions == LOCAL else ""),
-            url=given.endpoint or "",
-            file=given.caption_file,
-            device=given.device,
-            concurrency=max(1, given.concurrency // _questioners(given)),
-        ),
+        captions=captions_of(given, _questioners(given)),
         predictor=None if head is None else Predictor(head, given.aesthetic_clip, given.device),
         photos=given.photos,
     )
@@ -62,6 +56,8 @@ def _masks_of(given: Namespace, rest: Sequence[str]) -> tuple[SegmenterMasks | N
         return None, {"method": SA1B}
     parser = parser_of(f"annotate --masks {given.masks} --", given.masks)
     flags = parser.parse_args(["photos", f"--method={given.masks}", *rest])
+    if flags.captions is not None:
+        raise UserError(f"-- --captions {flags.captions}: annotate has a flag of that name; give it before the --")
     if flags.device is None:
         flags.device = given.device
     method = METHODS[given.masks]

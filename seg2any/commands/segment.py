@@ -6,6 +6,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from seg2any.commands.caption_flags import add_caption_flags
+from seg2any.commands.segment_captions import check_captions_of
 from seg2any.commands.segment_methods import DEFAULT, METHODS, MethodParser, method_in
 from seg2any.commands.segment_prompt import points
 from seg2any.system.allocator import let_segments_grow
@@ -36,6 +38,9 @@ examples:
     {call} my_photos --pretrained_model_name_or_path examples/shapes/model --phrases "a red star" "a ring"
   FLUX.1-dev, every pixel named, what is none of it left out
     {call} my_photos --categories classes.txt --background background --output_path found
+  photos become a set for training: what names name, or all regions with texts by a model that vLLM serves
+    {call} my_photos --phrases "a red star" "a ring" --captions phrases
+    {call} my_photos --method sam --captions endpoint --endpoint http://localhost:8000/v1 --caption_model NAME
   which blocks and noise levels follow the regions of known layouts best
     {call} my_photos --sweep my_layouts
 
@@ -57,7 +62,9 @@ def main(arguments: Sequence[str], program: str) -> int:
 def run(given: Namespace) -> None:
     """Find the regions of every image, or measure blocks and noise levels. Raises UserError."""
     method = METHODS[given.method]
-    method.load().check(given, method.check(given.method, given))
+    way = method.check(given.method, given)
+    method.load().check(given, way)
+    check_captions_of(given, way)
     let_segments_grow()
     compute_on_idle_cores()
     if getattr(given, "sweep", None) is not None:
@@ -88,5 +95,6 @@ def parser_of(program: str, method: str = DEFAULT) -> Parser:
     parser.add_argument("--overwrite", action="store_true", help="find regions again where they are known")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu (default: the best one present)")
     parser.add_argument("--weight_dtype", choices=PRECISIONS, help="default: bf16, on a CPU fp32")
+    add_caption_flags(parser, None, "for training: texts in place of the names of regions (default: the names)")
     METHODS[method].load().add_flags(parser.add_argument_group(f"--method {method}"))
     return parser

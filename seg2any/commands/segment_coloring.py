@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from seg2any.commands.segment_flow import add_flow_flags, flow_identity, open_session
@@ -87,4 +88,5 @@ def open_segmenter(given: Namespace, machine: Machine) -> ColoringSegmenter:
         return ColoringSegmenter(open_published(given.painter, machine.device), choices, f"colours of {given.painter}")
     card = check_painting(read_adapter_card(given.lora_ckpt_path))
     painter = Painter(open_session(given, machine).pipeline.base, card, given.side, given.guidance_scale)
+    choices = replace(choices, entries=card.legend_entries)
     return ColoringSegmenter(painter, choices, f"colours of {given.lora_ckpt_path}")

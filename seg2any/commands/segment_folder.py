@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 from argparse import Namespace
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from seg2any.commands.segment_captions import captions_identity, how_to_train, open_captions
 from seg2any.commands.segment_methods import MethodModule
 from seg2any.commands.segment_prompt import prompt_of
+from seg2any.data.dataset import SampleError
 from seg2any.data.pictures import SUFFIXES, check_photo, photo_digest, read_photo
 from seg2any.generate.choices import LIBRARIES, Machine
 from seg2any.generate.folder import State, look_at, open_folder
@@ -27,9 +31,13 @@ from seg2any.system.console import warn
 from seg2any.system.device import choose_device, device_name
 from seg2any.system.errors import UserError
 from seg2any.system.files import atomic_write, check_name
+from seg2any.system.patience import NoAnswer
 from seg2any.system.precision import choose_dtype
 from seg2any.system.processes import Process
 from seg2any.system.provenance import versions
+
+if TYPE_CHECKING:
+    from seg2any.annotate.draft import Draft
 
 OVERLAYS, REPORT = "overlays", "report.md"
 SMALLEST = 16  # pixels of an edge: a token of FLUX.1
@@ -73,10 +81,14 @@ def run_folder(given: Namespace, method: MethodModule) -> None:
     if todo:
         open_folder(given.output_path)
         print(f"{process}{len(todo)} images to segment on {machine}, {len(jobs) - len(todo)} are done", flush=True)
+        write_captions = open_captions(given)
         segmenter = method.open_segmenter(given, machine)
-        problems += carry_out(todo, segmenter, asked, given.format, process.is_first)
+        find = partial(found_in, segmenter=segmenter, prompt=asked.prompt, write_captions=write_captions)
+        problems += carry_out(todo, find, given.format, process.is_first)
     if jobs:
         print(f"{process}report: {write_report(given.output_path, method.SCORE)}")
+        if given.captions and (command := how_to_train([job.photo for job in jobs], given.output_path)):
+            print(f"{process}train: {command}")
     if problems:
         raise UserError("\n".join(problems))
 
@@ -97,6 +109,7 @@ def asked_of(given: Namespace, method: MethodModule, machine: Machine) -> Asked:
         {
             **known,
             "segment": flags,
+            **captions_identity(given),
             "weight_dtype": machine.precision,
             "device": machine.device.type,
             "versions": versions(LIBRARIES),
@@ -165,8 +178,8 @@ def unfinished(jobs: Sequence[Job], overwrite: bool) -> tuple[list[Job], list[st
     return todo, remarks
 
 
-def carry_out(jobs: Sequence[Job], segmenter: Segmenter, asked: Asked, form: str, shown_bar: bool) -> list[str]:
-    """Find and write the regions of every job; return a line for each photo that turned out to be damaged."""
+def carry_out(jobs: Sequence[Job], find: Callable[[Path, np.ndarray], Layout], form: str, shown_bar: bool) -> list[str]:
+    """Find and write the regions of every job; return a line for each photo that is damaged or got no captions."""
     problems = []
     for job in tqdm(jobs, desc="images", unit="image", disable=not shown_bar):
         try:
@@ -174,9 +187,35 @@ def carry_out(jobs: Sequence[Job], segmenter: Segmenter, asked: Asked, form: str
         except UserError as error:
             problems.append(str(error))
             continue
-        found = replace(segmenter.segment(image, asked.prompt), name=job.photo.stem)
+        try:
+            found = find(job.photo, image)
+        except SampleError as error:
+            problems.append(str(error))
+            continue
+        except NoAnswer as error:
+            problems.append(f"{job.photo}: got no captions: {error}; start again to ask again")
+            continue
         warn(write(job, found, image, form))
     return problems
+
+
+def found_in(
+    photo: Path,
+    image: np.ndarray,
+    segmenter: Segmenter,
+    prompt: Prompt,
+    write_captions: Callable[[Draft], None] | None,
+) -> Layout:
+    """Find the regions of a photo, with the method's captions or those of another source.
+
+    Raises SampleError and NoAnswer for captions that the source lacks.
+    """
+    found = replace(segmenter.segment(image, prompt), name=photo.stem)
+    if write_captions is None:
+        return found
+    from seg2any.annotate.layouts import captioned  # late: it takes a second to import
+
+    return captioned(found, photo, image, write_captions)
 
 
 def write(job: Job, found: Layout, image: np.ndarray, form: str) -> list[str]:

@@ -151,8 +151,8 @@ class XSam:
 
     model: str | None = None  # folder with config.json, for xsam a tokenizer, too; training starts from weights in it
     segmentor: str | None = None  # what task xsam_segmentor saved: the segmentor of xsam starts with it
-    mix: dict[str, int] = field(  # how often an epoch asks an image for categories, phrases, a question, a description
-        default_factory=lambda: {"genseg": 1, "refseg": 1, "reaseg": 1, "gcgseg": 1}
+    mix: dict[str, int] = field(  # how often an epoch asks an image in each way; vgdseg: by visual prompts
+        default_factory=lambda: {"genseg": 1, "refseg": 1, "reaseg": 1, "gcgseg": 1, "vgdseg": 1}
     )
     points: int = 12544  # at which masks are compared, drawn for each mask
     encoder_rate: float = 0.1  # learning rate of the image encoders, as a factor of trainer.learning_rate

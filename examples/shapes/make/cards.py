@@ -76,6 +76,20 @@ Licence: Apache-2.0. `adapter.json` holds the settings that generation follows.
 ![loss curves](loss.png)
 """
 
+COLORING_CARD = """# Adapters that paint every instance in a colour of its own
+
+LoRA of rank {rank} on `examples/shapes/model`, for `seg2any segment --method coloring`. The last of their runs was made
+by `train.py config/seg2any_shapes.yaml config/seg2any_shapes_coloring.yaml`: {scenes} rendered training scenes, {steps}
+steps of {batch}, learning rate {rate}, about {hours:.2f} hours on {machine}, seed {seed}, commit {commit}. Weights are
+the moving average, in 16 bit. Licence: Apache-2.0. `adapter.json` holds where the photo is and the range of colours.
+
+| step | training loss | validation loss (fixed words) |
+|---|---|---|
+{rows}
+
+![loss curves](loss.png)
+"""
+
 
 def losses_of(logs: dict[str, tuple[dict, list[dict]]]) -> dict[str, list[float]]:
     """Return the losses of logged runs, by the run's name."""

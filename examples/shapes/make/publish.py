@@ -2,6 +2,8 @@
 
     python -m examples.shapes.make.publish --base runs/base_texture runs/together_small runs/together_large
     python -m examples.shapes.make.publish --lora runs/shapes/checkpoint-2400   # adapters that train.py trained
+    python -m examples.shapes.make.publish --lora runs/shapes_coloring/checkpoint-2000 \\
+        --lora_output examples/shapes/lora_coloring
 
 A model card holds settings, times and loss curves.
 """
@@ -17,6 +19,7 @@ import torch
 from diffusers import AutoencoderKL, FluxPipeline
 
 from examples.shapes.make.cards import (
+    COLORING_CARD,
     LORA_CARD,
     TOGETHER_CARD,
     losses_of,
@@ -131,7 +134,8 @@ def publish_lora(checkpoint: Path, model: Path, output: Path) -> None:
     curves = {key: [row[key] for row in rows if key in row] for key in ("loss", "val_loss")}
     speeds = [row["images_per_s"] for row in rows if "images_per_s" in row]
     batch = settings.trainer.train_batch_size
-    text = LORA_CARD.format(
+    card = COLORING_CARD if pipeline.card.photo else LORA_CARD
+    text = card.format(
         rank=settings.model.rank,
         scenes=settings.data.train.params["n_scenes"],
         steps=pipeline.card.step,

@@ -82,7 +82,7 @@ def segmenters(given: Namespace, device: torch.device) -> Mapping[str, Find]:
     from seg2any.generate.model import read_adapter_card
     from seg2any.segment.attention import AttentionSegmenter
     from seg2any.segment.coloring.painter import Painter, check_painting
-    from seg2any.segment.coloring.segmenter import ColoringSegmenter
+    from seg2any.segment.coloring.segmenter import Choices, ColoringSegmenter
     from seg2any.segment.probe import ProbeSettings
 
     found: dict[str, Find] = {}
@@ -93,7 +93,8 @@ def segmenters(given: Namespace, device: torch.device) -> Mapping[str, Find]:
     if given.coloring is not None:
         card = check_painting(read_adapter_card(given.coloring))
         base = open_session(given.model, given.coloring, given.weight_dtype, device)[0].pipeline.base
-        found["painted colours (gen2seg)"] = by_phrases_of(ColoringSegmenter(Painter(base, card)))
+        segmenter = ColoringSegmenter(Painter(base, card), Choices(entries=card.legend_entries))
+        found["painted colours (gen2seg)"] = by_phrases_of(segmenter)
     return found
 
 

@@ -154,8 +154,8 @@ class PaintingTask:
     def save(self, folder: Path, step: int) -> None:
         """Write the adapters and their card."""
         range_name = "fixed" if self.options.loss == "paintings" else self.options.color_range
-        card = replace(build.adapter_card(self.config, step), photo=self.options.photo, color_range=range_name)
-        save_adapters(self.pipeline.transformer, folder, card)
+        own = {"photo": self.options.photo, "color_range": range_name, "legend_entries": self.options.legend_entries}
+        save_adapters(self.pipeline.transformer, folder, replace(build.adapter_card(self.config, step), **own))
 
 
 def _names(config: Config) -> tuple[str | None, str | None]:

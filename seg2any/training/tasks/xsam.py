@@ -1,4 +1,4 @@
-"""Train the whole X-SAM on categories, phrases, questions and descriptions together: the published stage 3."""
+"""Train the whole X-SAM on all that words and visual prompts can ask: the published stage 3."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class MixedTask(XSamTask):
         """Compute the loss of the language model and that of the segmentor, whose weights are equal."""
         kind = samples[0].kind
         written = [self.writer(one.worded, kind, g) for one, g in zip(samples, generators, strict=True)]
-        logits, spliced, found = network(*self._batch(written), kind)
+        logits, spliced, found = network(*self._batch(written), kind, self._shown(written))
         language = next_token_loss(logits, spliced.labels, share)
         predictions = [Prediction(*two) for two in zip(found.masks, found.classes, strict=True)]
         rows = [g for one, g in zip(written, generators, strict=True) for _ in one.targets]
@@ -66,9 +66,11 @@ class MixedTask(XSamTask):
 
     def found(self, worded: Worded) -> tuple[Tensor, list[str]]:
         """Find the segments of an image's own categories, the answer being given."""
-        spoken = speak_categories(worded, (), random.Random(0))
+        chance = random.Random(0)
+        spoken = speak_categories(worded, (), chance)
         names = list(spoken.names)
-        *_, answer = self.network(*self._batch([self.writer.written(worded, "genseg", spoken)]), "genseg")
+        written = [self.writer.written(worded, "genseg", spoken, chance)]
+        *_, answer = self.network(*self._batch(written), "genseg", self._shown(written))
         classes, masks = answer.answer(self.sam.image_size)
         frame = Frame.of(worded.image.shape[:2], self.sam.image_size)
         stuff = [names.index(name) for name in self.words.stuff if name in names]
@@ -85,6 +87,10 @@ class MixedTask(XSamTask):
         device = self.strategy.device
         pictures = Pictures(*(torch.stack([getattr(one, x) for one in written]).to(device) for x in ("seg", "visual")))
         return pictures, collate([one.encoded for one in written]).to(device)
+
+    def _shown(self, written: Sequence[Written]) -> list[Tensor | None]:
+        device = self.strategy.device
+        return [None if one.shown is None else one.shown.to(device) for one in written]
 
 
 def next_token_loss(logits: Tensor, labels: Tensor, share: Share) -> Tensor:

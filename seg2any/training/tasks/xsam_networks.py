@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -28,6 +29,11 @@ UNUSED = (
     "visual_encoder.vision_model.head.",
 )
 
+# Parts whose weights are drawn well enough, and layers that must start as transformers starts them.
+DRAWN_BY_LIBRARY = ("llm.", "visual_encoder.")
+DEFORMABLE = ("sampling_offsets", "attention_weights")
+WAVE = 0.5  # amplitude of the first positions
+
 
 class Listener(nn.Module):
     """The whole model: pictures and conversations in, next tokens and masks out.
@@ -39,12 +45,18 @@ class Listener(nn.Module):
         super().__init__()
         self.model, self.dtype = model, dtype
 
-    def forward(self, pictures: Pictures, tokens: Tokens, kind: str) -> tuple[Tensor, Spliced, Predictions]:
-        """Return logits of the next token [B, L, V], the spliced conversations, and the predictions of a task."""
+    def forward(
+        self, pictures: Pictures, tokens: Tokens, kind: str, shown: Sequence[Tensor | None]
+    ) -> tuple[Tensor, Spliced, Predictions]:
+        """Return logits of the next token [B, L, V], the spliced conversations, and the predictions of a task.
+
+        shown  visual prompts bool [N, S, S] of each conversation, or None
+        """
         model = self.model
         with torch.autocast(tokens.ids.device.type, self.dtype, enabled=self.dtype != torch.float32):
             seen = model.see(pictures)
-            spliced = model.splice(tokens, seen)
+            regions = [None if one is None else seen.regions_of(row, one) for row, one in enumerate(shown)]
+            spliced = model.splice(tokens, seen, regions)
             logits, states = model(spliced)
             phrases, segs = pooled(states, spliced.cond_ids), pooled(states, spliced.seg_ids)
             conditions = conditions_of(kind, phrases, segs, model.bg_embeds.weight)
@@ -81,7 +93,35 @@ def build_segmentor(config: Config, classes: int, frozen: bool = False) -> XSamS
     described.mask_config.num_labels = classes
     if (folder / WEIGHTS).is_file():
         return _fp32(XSamSegmentor.from_pretrained(folder, config=described))
-    return XSamSegmentor(described)
+    return started(XSamSegmentor(described))
+
+
+@torch.no_grad()
+def started(model: XSamSegmentor | XSam) -> XSamSegmentor | XSam:
+    """Give a model without weights a start from which a small one learns within hours.
+
+    Transformers draws weights as for wide layers, and begins SAM's table of positions with zeros: here layers of the
+    segmentor, its connector and the projectors have torch's own start, and the table holds waves.
+    """
+    for part, module in model.named_modules():
+        is_drawn = isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)) and not part.startswith(DRAWN_BY_LIBRARY)
+        if is_drawn and not part.endswith(DEFORMABLE):
+            module.reset_parameters()
+    table = model.segmentor.encoder.pos_embed
+    if table is not None:
+        table.copy_(WAVE * waves(*table.shape[1:]))
+    return model
+
+
+def waves(height: int, width: int, channels: int) -> Tensor:
+    """Make a table of positions [1, height, width, channels]: sines and cosines from a quarter to four waves a side."""
+    count = channels // 4
+    rates = 2 * torch.pi * 2 ** (torch.arange(count) * (4 / count) - 2)
+    y, x = (((torch.arange(side) + 0.5) / side)[:, None] * rates for side in (height, width))
+    rows, columns = (torch.cat([one.sin(), one.cos()], 1) for one in (y, x))
+    table = torch.zeros(1, height, width, channels)
+    table[..., : 2 * count], table[..., 2 * count : 4 * count] = rows[:, None], columns[None]
+    return table
 
 
 def build_model(config: Config, resumes: bool) -> XSam:
@@ -92,7 +132,7 @@ def build_model(config: Config, resumes: bool) -> XSam:
     folder = model_folder(config)
     with_weights = (folder / WEIGHTS).is_file()
     described = XSamConfig.from_pretrained(folder)
-    model = _fp32(XSam.from_pretrained(folder)) if with_weights else XSam(described)
+    model = _fp32(XSam.from_pretrained(folder)) if with_weights else started(XSam(described))
     if config.xsam.segmentor is not None and not resumes:
         _take_over(model, Path(config.xsam.segmentor))
     return model

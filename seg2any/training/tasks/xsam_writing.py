@@ -22,13 +22,17 @@ from seg2any.segment.xsam.asking import (
     ask_description,
     ask_phrases,
     ask_questions,
+    ask_regions,
 )
 from seg2any.segment.xsam.conditions import ALONE
 from seg2any.segment.xsam.conversation import Encoded, Encoder
 from seg2any.segment.xsam.pictures import Frame, jittered, seg_masks, seg_picture, visual_picture
 from seg2any.training.set_losses import Target
+from seg2any.training.tasks.xsam_prompts import draw_prompts
 
 MOST_PHRASES = 4  # of one image, a turn for each
+MOST_SHOWN = 4  # regions of one image that visual prompts show
+SHOWN = "vgdseg"  # asks by visual prompts
 ALL = 0.5  # share of samples that are asked for all categories, not for a drawn number of those they lack
 
 
@@ -38,12 +42,14 @@ class Written:
 
     targets  a row for each prediction: one for categories and descriptions, one for each phrase otherwise; classes are
              numbers of the sample's own phrases
+    shown    bool [N, S, S], the visual prompts, or None where words ask
     """
 
     seg: Tensor
     visual: Tensor
     encoded: Encoded
     targets: tuple[Target, ...]
+    shown: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,17 +102,26 @@ def speak_description(worded: Worded, categories: Sequence[str], chance: random.
     return Spoken(turns, [(region,) for region in told.regions], range(len(told.regions)))
 
 
+def speak_regions(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
+    """Ask for up to MOST_SHOWN regions that visual prompts show."""
+    seen = [n for n, mask in enumerate(worded.masks) if mask.any()]
+    some = chance.sample(seen, min(len(seen), chance.randint(1, MOST_SHOWN)))
+    turns = ask_regions(len(some), Wording.drawn(chance), answered=True)
+    return Spoken(turns, [(n,) for n in some], range(len(some)))
+
+
 SPEAKING: dict[str, Speak] = {
     "genseg": speak_categories,
     "refseg": speak_phrases,
     "reaseg": speak_question,
     "gcgseg": speak_description,
+    SHOWN: speak_regions,
 }
 
 
 def offers(worded: Worded, kind: str) -> bool:
     """Tell whether an image can be asked so."""
-    wanted = {"genseg": "names", "refseg": "phrases", "reaseg": "questions", "gcgseg": "told"}
+    wanted = {"genseg": "names", "refseg": "phrases", "reaseg": "questions", "gcgseg": "told", SHOWN: "names"}
     return bool(getattr(worded, wanted[kind]))
 
 
@@ -125,13 +140,14 @@ class Writer:
 
     def __call__(self, worded: Worded, kind: str, generator: torch.Generator) -> Written:
         """Write one conversation."""
-        spoken = SPEAKING[kind](worded, self.categories, chance_of(generator))
-        return self.written(worded, kind, spoken)
+        chance = chance_of(generator)
+        return self.written(worded, kind, SPEAKING[kind](worded, self.categories, chance), chance)
 
-    def written(self, worded: Worded, kind: str, spoken: Spoken) -> Written:
-        """Encode what is spoken about an image."""
+    def written(self, worded: Worded, kind: str, spoken: Spoken, chance: random.Random) -> Written:
+        """Encode what is spoken about an image; `chance` draws visual prompts."""
         frame = Frame.of(worded.image.shape[:2], self.side)
-        masks = seg_masks(np.stack([joined(worded, regions) for regions in spoken.regions]), frame)
+        wanted = np.stack([joined(worded, regions) for regions in spoken.regions])
+        masks = seg_masks(wanted, frame)
         whole = Target(masks, torch.tensor(spoken.phrases))
         rows = tuple(Target(*(part[n : n + 1] for part in whole)) for n in range(len(masks)))
         return Written(
@@ -139,6 +155,7 @@ class Writer:
             visual_picture(worded.image, self.visual),
             self.encoder.encode(spoken.turns, answered=True),
             rows if kind in ALONE else (whole,),
+            draw_prompts(wanted, frame, chance) if kind == SHOWN else None,
         )
 
 
