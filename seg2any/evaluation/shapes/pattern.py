@@ -1,6 +1,7 @@
 """The pattern or the letter that fills a figure of the `shapes` world.
 
-The renderer's own patterns are fitted over rotation and phase, its 26 capitals at the place and in the size of a badge.
+The renderer's own patterns are fitted over rotation and phase, its 26 capitals at the place and in the size that the
+letter of a badge has.
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ STEPS = np.arange(6) / 6
 ALPHABET = string.ascii_uppercase  # more letters than badges have, so that a scrawl is seldom taken for the right one
 REACH = 4  # pixels by which a letter may be off its place, along each axis
 UNSURE = 2  # pixels by which the centre of a badge that is partly hidden may be off
-SMALL = 24  # radius in pixels below which the shifts are single pixels, above it pairs
 
 
 def detect_pattern(image: np.ndarray, core: np.ndarray, tone: np.ndarray) -> str:
@@ -47,6 +47,8 @@ def detect_letter(image: np.ndarray, core: np.ndarray, tone: np.ndarray, mask: n
     centre, radius = cv2.minEnclosingCircle(np.stack([x, y], 1).astype(np.float32))
     y, x = np.nonzero(core)
     near = np.hypot(x - centre[0], y - centre[1]) <= LETTER + REACH
+    if not near.any():  # another figure hides the middle
+        return "unclear"
     y, x = y[near], x[near]
     ink = ink_share(np.float32(image[y, x]), tone)
     return _best(ink, _letters(x, y, centre, radius))
@@ -86,7 +88,7 @@ def _letters(
     x: np.ndarray, y: np.ndarray, centre: tuple[float, float], radius: float
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yield every letter at the points, at shifts around its place: ink shares [shifts, P]."""
-    shifts = range(-REACH, REACH + 1, 1 if radius < SMALL else 2)
+    shifts = range(-REACH, REACH + 1, 1 if radius < LETTER else 2)
     # The letter is drawn on a small canvas, moved by whole tokens: a letter's place is rounded to tokens.
     left, top = (int(low - REACH) // PERIOD * PERIOD for low in (x.min(), y.min()))
     size = (int(y.max()) - top + 1 + REACH, int(x.max()) - left + 1 + REACH)
