@@ -48,7 +48,7 @@ class Layouts:
 
     sizes, steps, batch_size  (H, W) in turn, number, images per step
     kinds                     shares of the kinds of scenes
-    alone                     stage of `curriculum` whose scenes the base sees without its adapters
+    alone                     stage of `curriculum` whose scenes the base sees without its adapters; "": it is frozen
     """
 
     sizes: tuple[Size, ...]
@@ -59,11 +59,12 @@ class Layouts:
     learning_rate: float
 
 
+LARGE = {"normal": 0.6, "crowded": 0.15, "badges": 0.25}
+LARGE_SIZES = ((256, 256), (256, 256), (192, 320))
 PARTS = {
     "small": Layouts(((128, 128), (128, 128), (96, 160)), 1500, 16, {"single": 0.35, "few": 0.65}, "texture", 7e-4),
-    "large": Layouts(
-        ((256, 256), (256, 256), (192, 320)), 280, 12, {"normal": 0.6, "crowded": 0.15, "badges": 0.25}, "scene", 5e-4
-    ),
+    "large": Layouts(LARGE_SIZES, 280, 12, LARGE, "scene", 5e-4),
+    "adapters": Layouts(LARGE_SIZES, 320, 12, LARGE, "", 8e-4),
 }
 
 
@@ -95,11 +96,11 @@ def train(args: argparse.Namespace) -> None:
     for encoder in pipeline.base.text_encoders:
         encoder.requires_grad_(False)
     pools = {size: encode(pipeline, part, size, args.scenes, output, args.lora) for size in dict.fromkeys(part.sizes)}
-    stage = STAGES[part.alone]
-    stage = replace(stage, sizes=stage.sizes[:1], batch_size=part.batch_size)
-    alone = train_base.encode_pool(pipeline, stage, stage.sizes[0], ALONE_SCENES, output)
+    alone = encode_alone(pipeline, part, output) if part.alone else None
     pipeline.load_adapters(args.lora)
-    network = pipeline.transformer.train().requires_grad_(True)
+    network = pipeline.transformer.train()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(alone is not None or "lora_" in name)
     steps = part.steps if args.steps is None else args.steps
     rate = args.learning_rate or part.learning_rate
     settings = loop.LoopSettings(
@@ -111,7 +112,7 @@ def train(args: argparse.Namespace) -> None:
 
     def loss_at(step: int) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng((args.seed, step))
-        if step % ALONE == ALONE - 1:
+        if alone and step % ALONE == ALONE - 1:
             network.disable_adapters()
             kind, indices = alone.draw(rng)
             loss = train_base.flow_loss(pipeline, alone, kind, indices, rng)
@@ -125,6 +126,13 @@ def train(args: argparse.Namespace) -> None:
 
     loop.run(network, loss_at, settings)
     save(pipeline, args.start_from, pipeline.card, output)
+
+
+def encode_alone(pipeline: Seg2AnyPipeline, part: Layouts, folder: Path) -> train_base.Pool:
+    """Draw and encode the scenes that the base sees without its adapters, or read their latents in `folder`."""
+    stage = STAGES[part.alone]
+    stage = replace(stage, sizes=stage.sizes[:1], batch_size=part.batch_size)
+    return train_base.encode_pool(pipeline, stage, stage.sizes[0], ALONE_SCENES, folder)
 
 
 def muon(network: nn.Module) -> tuple[str, ...]:
