@@ -64,9 +64,9 @@ class MaskReader:
 
 
 def completed(asked: ProbeSettings, base: Base, learned: Learned | None = None) -> ProbeSettings:
-    """Fill in blocks () and side 0 by what adapters learned and what is known about the model.
+    """Fill in blocks (), side 0 and noise level None by what adapters learned and what is known about the model.
 
-    Its text is cut to the tokens that the model is known to read. Raises UserError if nothing is known.
+    Its text is cut to the tokens that model and adapters are known to read. Raises UserError if nothing is known.
     """
     known = base.probing
     for name, found in (("blocks", learned or known), ("side", known)):
@@ -74,11 +74,13 @@ def completed(asked: ProbeSettings, base: Base, learned: Learned | None = None) 
             raise UserError(
                 f"--{name}: nobody has measured this model; give it, `seg2any segment --sweep` measures all blocks"
             )
+    read = [known.tokens if known else None, learned.text_tokens if learned else None]
     return replace(
         asked,
         blocks=asked.blocks or tuple((learned or known).blocks),
         side=asked.side or known.side,
-        text_tokens=min(asked.text_tokens, (known and known.tokens) or asked.text_tokens),
+        noise_level=learned.noise_level if learned and asked.noise_level is None else asked.noise_level,
+        text_tokens=min([asked.text_tokens, *(most for most in read if most)]),
     )
 
 

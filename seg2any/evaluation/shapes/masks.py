@@ -53,15 +53,12 @@ def run(given: Namespace) -> None:
     from seg2any.evaluation.shapes.sources import open_session
     from seg2any.segment.attention import AttentionSegmenter, Choices
     from seg2any.segment.mask_head import read_head, read_learned
-    from seg2any.segment.probe import ProbeSettings
+    from seg2any.segment.probe import ProbeSettings, completed
     from seg2any.system.device import choose_device
-    from seg2any.system.errors import UserError
 
     session, _ = open_session(given.model, given.lora, given.weight_dtype, choose_device(given.device))
     pipe, learned = session.pipeline, read_learned(given.lora)
-    if (known := pipe.base.probing) is None:
-        raise UserError(f"--model {given.model}: nobody has measured which of its blocks follow regions; see --sweep")
-    settings = ProbeSettings((learned or known).blocks, known.side, text_tokens=TEXT_TOKENS)
+    settings = completed(ProbeSettings((), 0, text_tokens=TEXT_TOKENS), pipe.base, learned)
     head = learned and read_head(given.lora, learned)
     segmenter = AttentionSegmenter(pipe.base, pipe.scheduler, settings, Choices(BACKGROUND), head)
     scenes = ShapesDataset("test", SCENES["normal"], "normal")
