@@ -124,7 +124,7 @@ def probe(base: Base, x0: Tensor, grid: Grid, text: EncodedText, level: float, s
     x0     latents [1, I, D] of the image
     level  noise level s
     """
-    found = [read_attention(base, *given, settings) for given in _inputs(base, x0, grid, text, level, settings)]
+    found = [read_attention(base, *given, settings) for given in inputs(base, x0, grid, text, level, settings)]
     return torch.stack(found).mean(0)[:, 0]
 
 
@@ -138,14 +138,14 @@ def probe_masks(
     """
     text, columns = chunk
     found = []
-    for x, s, condition in _inputs(base, x0, grid, text, level, reader.settings):
+    for x, s, condition in inputs(base, x0, grid, text, level, reader.settings):
         tap = PhraseScores(reader.settings.blocks, [columns])
         run_tapped(base, x, s, condition, reader.settings, tap)
         found.append(masks_of(reader.head, [of_block[0] for of_block in tap.of_blocks()], grid))
     return torch.stack(found).mean(0)
 
 
-def _inputs(
+def inputs(
     base: Base, x0: Tensor, grid: Grid, text: EncodedText, level: float, settings: ProbeSettings
 ) -> Iterator[tuple[Tensor, float, Condition]]:
     """Yield the noisy latents of each seed, the noise level and the condition."""
