@@ -15,7 +15,7 @@ from seg2any.attention.settings import PLAIN, ConditionSettings
 from seg2any.bases.text import encode_texts
 from seg2any.commands.segment_attention import probe_settings
 from seg2any.data.shapes import ShapesDataset
-from seg2any.diffusion.prepare import EncodedLayout, assemble, encode_layouts
+from seg2any.diffusion.prepare import EncodedLayout, assemble, draw_layout, encode_layouts
 from seg2any.layout.overlap import iou
 from seg2any.segment.attention import AttentionSegmenter, Choices
 from seg2any.segment.mask_head import CARD, WEIGHTS, Learned, MaskHead, read_head, read_learned, save_learned
@@ -25,8 +25,16 @@ from seg2any.segment.segmenter import Prompt
 from seg2any.system.errors import UserError
 from seg2any.training import config
 from seg2any.training.named_regions import NamedRegions, joined_names
+from seg2any.training.reading import Preparation
 from seg2any.training.samples import Captions
-from seg2any.training.tasks.alignment_loss import AlignmentLoss, Tapped, every_token, spans_of_layout, spans_of_names
+from seg2any.training.tasks.alignment_loss import (
+    AlignmentLoss,
+    Tapped,
+    TappedAlone,
+    every_token,
+    spans_of_layout,
+    spans_of_names,
+)
 from seg2any.training.tasks.flow_matching import Velocity
 from tests import tiny_run
 from tests.tiny_pipeline import SIZE, THREE, fresh_pipe
@@ -93,6 +101,46 @@ def test_spans_of_names_merge_regions_of_one_name_and_find_the_background(pipe):
     assert joined == list(range(len(pipe.base.tokenizer(sample.captions.caption).input_ids) - 1))
     cut = spans_of_names(sample, "background", pipe.base.tokenizer, len(target.columns[0]))
     assert cut.columns == target.columns[:1] and len(cut.masks) == 1
+
+
+def test_plain_attention_learns_the_share_of_each_token_that_a_region_covers(pipe):
+    """A mask of 3 columns of 4, on tokens of 2 x 2 pixels, covers half of the second column of tokens."""
+    sample = named_sample(pipe, ("a ring",))
+    pixels = np.zeros((1, 2 * GRID[0], 2 * GRID[1]), dtype=bool)
+    pixels[:, :, :3] = True
+    settings = config.load(["--model.attention_mask_method=none", "--model.is_use_cond_token=false"]).model.condition
+    drawing = Preparation(64, "stretch", 2, settings).drawing
+    drawn = draw_layout(pixels, (2 * GRID[0], 2 * GRID[1]), 2, drawing)
+    layout = replace(sample.layout, masks=drawn.masks, coverage=drawn.coverage)
+    sample = SimpleNamespace(layout=layout, captions=sample.captions)
+    ring, background = spans_of_names(sample, "background", pipe.base.tokenizer, 24).masks
+    assert ring[0, :3].tolist() == [1, 0.5, 0]
+    assert torch.equal(background, 1 - ring)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_masks_alone_stop_the_network_at_their_last_block_with_the_same_gradients(checkpointing: bool, stock_pipe):
+    pipe = fresh_pipe(stock_pipe)
+    adapters.add_adapters(pipe.transformer, 4, is_use_cond_token=False, init_lora_weights="gaussian")
+    sample = named_sample(pipe, ("a ring", "a heart"))
+    condition, columns = assemble([sample.layout], PLAIN24), [[[0, 1], [2]]]
+    x, s = torch.randn(1, GRID[0] * GRID[1], 64), torch.tensor([0.4])
+    ran, found = [], []
+    for number, block in enumerate(pipe.transformer.blocks):
+        block.register_forward_pre_hook(lambda *_, number=number: ran.append(number))
+    if checkpointing:
+        pipe.transformer.enable_gradient_checkpointing()
+    for tapped in (Tapped, TappedAlone):
+        pipe.transformer.train().zero_grad()
+        ran.clear()
+        prediction, maps = tapped(Velocity(pipe.base, 1.0), (0, 2), None)(x, s, condition, columns)
+        assert max(ran) == (4 if tapped is Tapped else 2)
+        loss = torch.stack([one.square().sum() for block in maps for one in block]).sum()
+        (loss + 0 * prediction.sum()).backward()
+        found.append({name: p.grad for name, p in pipe.transformer.named_parameters() if p.requires_grad})
+    assert not prediction.any() and all(grad is not None for grad in found[1].values())
+    assert all(torch.allclose(found[0][name], grad, atol=1e-6) for name, grad in found[1].items())
+    assert any(grad.any() for grad in found[1].values())
 
 
 def test_matched_pairing_offers_all_tokens_but_padding_and_the_largest_masks(pipe):
@@ -188,7 +236,12 @@ def test_the_probe_reads_the_blocks_that_an_adapter_learned(pipe):
     assert probe_settings(given, pipe.base, Learned((1, 3))).blocks == (1, 3)
     given.blocks = [2]
     assert probe_settings(given, pipe.base, Learned((1, 3))).blocks == (2,)
-    given.blocks = None
+    given.blocks, given.text_tokens = None, 512
+    learned = Learned((1, 3), noise_level=0.25, text_tokens=24)
+    found = probe_settings(given, pipe.base, learned)
+    assert (found.noise_level, found.text_tokens) == (0.25, 24)
+    given.noise_level = 0.0
+    assert probe_settings(given, pipe.base, learned).noise_level == 0
     with pytest.raises(UserError, match="--blocks: nobody has measured this model"):
         probe_settings(given, pipe.base)
 
@@ -224,7 +277,21 @@ def test_settings_are_checked(words: list[str], message: str):
         config.load(["--task=mask_alignment", *words])
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"blocks": ["a"], "background": null, "n_maps": 0}', '{"blocks": [1]}'])
+OLD = '{"blocks": [1], "background": null, "n_maps": 0'
+
+
+def test_a_card_without_noise_level_is_read(tmp_path):
+    (tmp_path / CARD).write_text(OLD + "}")
+    assert read_learned(tmp_path) == Learned((1,))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("{", "[]", '{"blocks": ["a"], "background": null, "n_maps": 0}', '{"blocks": [1]}'),
+        *(OLD + ', "noise_level": 2}', OLD + ', "text_tokens": 1e9}'),
+    ],
+)
 def test_a_damaged_card_is_one_line(text: str, tmp_path):
     (tmp_path / CARD).write_text(text)
     with pytest.raises(UserError, match=CARD):
@@ -233,8 +300,9 @@ def test_a_damaged_card_is_one_line(text: str, tmp_path):
 
 def test_a_head_is_read_as_it_was_written_or_refused(tmp_path):
     head = MaskHead(6)
-    save_learned(tmp_path, Learned((2, 4), "background", 6), head)
-    assert read_learned(tmp_path) == Learned((2, 4), "background", 6)
+    learned = Learned((2, 4), "background", 6, 0.25, 64)
+    save_learned(tmp_path, learned, head)
+    assert read_learned(tmp_path) == learned
     maps = torch.randn(2, 6, 4, 4)
     assert torch.equal(read_head(tmp_path, read_learned(tmp_path))(maps), head(maps).detach())
     with pytest.raises(UserError, match="holds other tensors"):
@@ -287,7 +355,8 @@ def test_a_run_saves_what_segment_reads_and_resumes_exactly(arguments, tmp_path)
     averages = dict(zip(whole, trainer.average.values, strict=True))  # what a checkpoint publishes
     assert resumed.keys() == whole.keys() and all(torch.equal(resumed[name], whole[name]) for name in whole)
     folder = tmp_path / "whole" / "checkpoint-2"
-    assert json.loads((folder / CARD).read_text()) == {"blocks": [1, 3], "background": "background", "n_maps": 4}
+    card = {"blocks": [1, 3], "background": "background", "n_maps": 4, "noise_level": 0.5, "text_tokens": 64}
+    assert json.loads((folder / CARD).read_text()) == card
     learned = read_learned(folder)
     head = read_head(folder, learned).state_dict()
     assert all(torch.equal(averages[f"mask_head.{name}"], tensor) for name, tensor in head.items())

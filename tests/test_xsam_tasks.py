@@ -51,6 +51,13 @@ def writer(words: Words) -> Writer:
     return Writer(encoder, words.categories, 32, 16)
 
 
+class Lone:
+    """The strategy of one process on a CPU, as far as a loss asks it."""
+
+    device, dtype = torch.device("cpu"), torch.float32
+    process = type("One", (), {"count": 1})
+
+
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
@@ -95,11 +102,6 @@ def test_two_processes_make_the_updates_of_one(task, mix, model, tmp_path):
 def test_every_way_of_asking_reaches_all_that_is_trained_and_nothing_else(model, tmp_path):
     settings = configs.load(tiny_xsam.arguments("xsam", model, tmp_path))
     task = make_task(settings)
-
-    class Lone:
-        device, dtype = torch.device("cpu"), torch.float32
-        process = type("One", (), {"count": 1})
-
     torch.manual_seed(0)
     task.load(Lone(), None, None)
     named = task.trainable()
@@ -115,6 +117,18 @@ def test_every_way_of_asking_reaches_all_that_is_trained_and_nothing_else(model,
         task.network.zero_grad(set_to_none=True)
     encoders = [name.startswith(("segmentor.encoder", "visual_encoder")) for name in named]
     assert encoders == sorted(encoders) and set(task.rates().values()) == {0.1}
+
+
+def test_the_language_counts_as_much_as_is_asked_for(model, tmp_path):
+    torch.manual_seed(0)
+    task = make_task(configs.load(tiny_xsam.arguments("xsam", model, tmp_path)))
+    task.load(Lone(), None, None)
+    samples = [task.data[0]]
+    total = []
+    for weight in (0.0, 1.0, 3.0):
+        task.options.language = weight
+        total.append(task.loss(task.network, samples, [generator(1)]).item())
+    assert total[1] - total[0] > 1 and total[2] - total[0] == pytest.approx(3 * (total[1] - total[0]), rel=1e-4)
 
 
 def test_the_encoders_learn_at_a_rate_of_their_own(model, tmp_path):

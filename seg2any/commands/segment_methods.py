@@ -95,6 +95,12 @@ METHODS: Mapping[str, Method] = {
         takes=("phrases", "categories", "points", "describe", "ask"),
         lacks="must be asked for something",
     ),
+    "edges": Method(
+        module="seg2any.commands.segment_edges",
+        text="instances without names, parted where self-attention diverges (TRACE's idea); nothing is trained",
+        takes=(NOTHING,),
+        lacks="finds instances by itself",
+    ),
     "sam": Method(
         module="seg2any.commands.segment_sam",
         text="all regions by SAM 2 or SAM 3, without names",

@@ -58,6 +58,11 @@ class TimestepWeighting:
             u = 1 - u - self.mode_scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u)
         return u
 
+    @property
+    def median(self) -> float:
+        """Return the noise level s above which half of the draws lie."""
+        return 1 - 1 / (1 + math.exp(-self.logit_mean)) if self.scheme == "logit_normal" else 0.5
+
     def loss_weight(self, s: Tensor) -> Tensor:
         """Return the loss weight w(s), elementwise."""
         if self.scheme == "sigma_sqrt":

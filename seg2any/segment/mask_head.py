@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from seg2any.attention.settings import MOST_TEXT_TOKENS
 from seg2any.system.errors import UserError, brief
 from seg2any.system.files import atomic_write
 from seg2any.system.json_text import parse_json
@@ -47,14 +48,18 @@ class MaskHead(nn.Module):
 class Learned:
     """Where adapters learned masks.
 
-    blocks      numbers of the blocks
-    background  the name that they learned for what is no region; None: none
-    n_maps      maps that the CNN reads, blocks x heads; 0: there is none
+    blocks       numbers of the blocks
+    background   the name that they learned for what is no region; None: none
+    n_maps       maps that the CNN reads, blocks x heads; 0: there is none
+    noise_level  half of the training was above it; None: unknown
+    text_tokens  most tokens of their texts; None: unknown
     """
 
     blocks: tuple[int, ...]
     background: str | None = None
     n_maps: int = 0
+    noise_level: float | None = None
+    text_tokens: int | None = None
 
 
 def save_learned(folder: Path, learned: Learned, head: MaskHead | None) -> None:
@@ -74,14 +79,17 @@ def read_learned(folder: Path | None) -> Learned | None:
     try:
         found = parse_json(bounded_bytes(path, limits().json_bytes))
         blocks, background, n_maps = tuple(found["blocks"]), found["background"], found["n_maps"]
+        level, tokens = found.get("noise_level"), found.get("text_tokens")  # not in older cards
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: is damaged ({brief(error)}); copy the file again") from None
     numbers = all(type(one) is int and 0 <= one < MOST_BLOCKS for one in blocks) and len(blocks) <= MOST_BLOCKS
-    if not (numbers and type(n_maps) is int and 0 <= n_maps <= 4096):
+    fits = level is None or (type(level) in (int, float) and 0 <= level <= 1)
+    fits &= tokens is None or (type(tokens) is int and 2 <= tokens <= MOST_TEXT_TOKENS)
+    if not (numbers and fits and type(n_maps) is int and 0 <= n_maps <= 4096):
         raise UserError(f"{path}: holds other values than train writes; copy the file again")
     if not (background is None or isinstance(background, str)):
         raise UserError(f"{path}: its background is no text; copy the file again")
-    return Learned(blocks, background, n_maps)
+    return Learned(blocks, background, n_maps, level, tokens)
 
 
 def read_head(folder: Path, learned: Learned) -> MaskHead | None:

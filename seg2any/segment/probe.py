@@ -64,9 +64,9 @@ class MaskReader:
 
 
 def completed(asked: ProbeSettings, base: Base, learned: Learned | None = None) -> ProbeSettings:
-    """Fill in blocks () and side 0 by what adapters learned and what is known about the model.
+    """Fill in blocks (), side 0 and noise level None by what adapters learned and what is known about the model.
 
-    Its text is cut to the tokens that the model is known to read. Raises UserError if nothing is known.
+    Its text is cut to the tokens that model and adapters are known to read. Raises UserError if nothing is known.
     """
     known = base.probing
     for name, found in (("blocks", learned or known), ("side", known)):
@@ -74,11 +74,13 @@ def completed(asked: ProbeSettings, base: Base, learned: Learned | None = None) 
             raise UserError(
                 f"--{name}: nobody has measured this model; give it, `seg2any segment --sweep` measures all blocks"
             )
+    read = [known.tokens if known else None, learned.text_tokens if learned else None]
     return replace(
         asked,
         blocks=asked.blocks or tuple((learned or known).blocks),
         side=asked.side or known.side,
-        text_tokens=min(asked.text_tokens, (known and known.tokens) or asked.text_tokens),
+        noise_level=learned.noise_level if learned and asked.noise_level is None else asked.noise_level,
+        text_tokens=min([asked.text_tokens, *(most for most in read if most)]),
     )
 
 
@@ -122,7 +124,7 @@ def probe(base: Base, x0: Tensor, grid: Grid, text: EncodedText, level: float, s
     x0     latents [1, I, D] of the image
     level  noise level s
     """
-    found = [read_attention(base, *given, settings) for given in _inputs(base, x0, grid, text, level, settings)]
+    found = [read_attention(base, *given, settings) for given in inputs(base, x0, grid, text, level, settings)]
     return torch.stack(found).mean(0)[:, 0]
 
 
@@ -136,14 +138,14 @@ def probe_masks(
     """
     text, columns = chunk
     found = []
-    for x, s, condition in _inputs(base, x0, grid, text, level, reader.settings):
+    for x, s, condition in inputs(base, x0, grid, text, level, reader.settings):
         tap = PhraseScores(reader.settings.blocks, [columns])
         run_tapped(base, x, s, condition, reader.settings, tap)
         found.append(masks_of(reader.head, [of_block[0] for of_block in tap.of_blocks()], grid))
     return torch.stack(found).mean(0)
 
 
-def _inputs(
+def inputs(
     base: Base, x0: Tensor, grid: Grid, text: EncodedText, level: float, settings: ProbeSettings
 ) -> Iterator[tuple[Tensor, float, Condition]]:
     """Yield the noisy latents of each seed, the noise level and the condition."""

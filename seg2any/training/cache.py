@@ -145,7 +145,7 @@ def latents_fingerprint(data: str, preparation: Preparation, base: Base) -> str:
     drawn = ("is_use_cond_token", "is_filter_cond_token", "cond_scale_factor", "region_assignment", "vae_posterior")
     soft = settings.attention_mask_method == "place"
     parts = [preparation.resolution, preparation.aspect, *(getattr(settings, name) for name in drawn), soft]
-    plain = settings.is_plain and "regions drawn"
+    plain = settings.is_plain and "regions and coverage drawn"
     digest = _digest(data, parts, plain, *base.geometry.latent_scaling)
     return _extended(digest, base.identity("images"))
 

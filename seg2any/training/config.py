@@ -154,6 +154,7 @@ class XSam:
     mix: dict[str, int] = field(  # how often an epoch asks an image in each way; vgdseg: by visual prompts
         default_factory=lambda: {"genseg": 1, "refseg": 1, "reaseg": 1, "gcgseg": 1, "vgdseg": 1}
     )
+    language: float = 1.0  # weight of the language model's loss beside that of the masks
     points: int = 12544  # at which masks are compared, drawn for each mask
     encoder_rate: float = 0.1  # learning rate of the image encoders, as a factor of trainer.learning_rate
     jitter: list[float] = field(default_factory=list)  # of xsam_segmentor: bounds of a drawn scale, published 0.1 and 2

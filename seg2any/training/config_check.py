@@ -58,7 +58,13 @@ AT_LEAST_ZERO = (
     *("optimizer.adam_weight_decay", "trainer.guidance_scale", "eval.guidance_scale", "scheduler.lr_power"),
     *("model.logit_std", "coloring.legends_per_photo"),
 )
-POSITIVE = ("xsam.encoder_rate", "trainer.learning_rate", "optimizer.adam_epsilon", "optimizer.max_grad_norm")
+POSITIVE = (
+    "xsam.encoder_rate",
+    "xsam.language",
+    "trainer.learning_rate",
+    "optimizer.adam_epsilon",
+    "optimizer.max_grad_norm",
+)
 PATHS = ("project.output_dir", "project.logging_dir", "project.gen_image_dir", "trainer.cache_dir")
 PATHS_READ = (
     *("model.pretrained_model_name_or_path", "model.base_parts", "model.lora_ckpt_path", "resume_from_checkpoint"),

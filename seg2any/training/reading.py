@@ -39,10 +39,11 @@ class Preparation:
 
     @property
     def drawing(self) -> ConditionSettings:
-        """Return settings that draw regions: plain ones condition on none, but a loss may read them."""
+        """Return settings that draw regions: a loss may read them, and their coverage, also under plain settings."""
         if not self.settings.is_plain:
             return self.settings
-        return self.settings.override({"attention_mask_method": "base", "is_use_cond_token": False})
+        soft = {"attention_mask_method": "place", "attention_backend": "auto"}
+        return self.settings.override({**soft, "is_use_cond_token": False})
 
     def size(self, stored: tuple[int, int]) -> tuple[int, int]:
         """Return the (H, W) at which a photo of size `stored` is trained."""

@@ -22,7 +22,7 @@ from seg2any.system.weights import module_samples, vocabulary
 # Both by (double blocks, single blocks, width).
 PROBING = {
     (19, 38, 3072): Probing((12, 17), 1024),  # FLUX.1-dev, arXiv 2509.18096
-    (3, 5, 192): Probing((0,), 256),  # examples/shapes, by `seg2any segment --sweep`
+    (3, 5, 192): Probing((0,), 256, parting=(2,)),  # examples/shapes, by `seg2any segment --sweep` and docs/segment.md
 }
 # Measured by `python -m benchmarks.step_cache --calibrate`.
 MAG_RATIOS = {

@@ -1,6 +1,6 @@
 """Masks out of rendered scenes of the `shapes` world, by the attention of a model that makes images.
 
-Prints the mIoU of three ways to ask, with 95 % intervals, below what the grid of tokens can reach.
+Prints the mIoU of three ways to ask and of instances by their edges, with 95 % intervals, below what tokens can reach.
 """
 
 from __future__ import annotations
@@ -52,23 +52,28 @@ def run(given: Namespace) -> None:
     from seg2any.evaluation.metrics.result import RegionMean
     from seg2any.evaluation.shapes.sources import open_session
     from seg2any.segment.attention import AttentionSegmenter, Choices
+    from seg2any.segment.edges import EdgeSegmenter
     from seg2any.segment.mask_head import read_head, read_learned
-    from seg2any.segment.probe import ProbeSettings
+    from seg2any.segment.probe import ProbeSettings, completed
     from seg2any.system.device import choose_device
-    from seg2any.system.errors import UserError
 
     session, _ = open_session(given.model, given.lora, given.weight_dtype, choose_device(given.device))
     pipe, learned = session.pipeline, read_learned(given.lora)
-    if (known := pipe.base.probing) is None:
-        raise UserError(f"--model {given.model}: nobody has measured which of its blocks follow regions; see --sweep")
-    settings = ProbeSettings((learned or known).blocks, known.side, text_tokens=TEXT_TOKENS)
+    settings = completed(ProbeSettings((), 0, text_tokens=TEXT_TOKENS), pipe.base, learned)
     head = learned and read_head(given.lora, learned)
     segmenter = AttentionSegmenter(pipe.base, pipe.scheduler, settings, Choices(BACKGROUND), head)
+    parting = pipe.base.probing and pipe.base.probing.parting
+    edges = (
+        EdgeSegmenter(pipe.base, ProbeSettings(parting, settings.side, text_tokens=TEXT_TOKENS)) if parting else None
+    )
     scenes = ShapesDataset("test", SCENES["normal"], "normal")
     means: dict[str, RegionMean] = {}
     for index in tqdm(range(min(given.limit, len(scenes))), "scenes", leave=False):
         sample = scenes[index]
-        for name, values in measured(segmenter, sample.image, sample.layout).items():
+        found = measured(segmenter, sample.image, sample.layout)
+        if edges:
+            found["instances by their edges"] = by_edges(edges, sample.image, sample.layout)
+        for name, values in found.items():
             for value in values:
                 means.setdefault(name, RegionMean()).add(sample.layout.name or str(index), value)
     for name, mean in means.items():
@@ -106,6 +111,15 @@ def measured(segmenter, image: np.ndarray, layout) -> dict[str, np.ndarray]:
         "phrases": np.array([iou(a, b) for a, b in zip(masks, by_phrase, strict=True)]),
         "without names": matched_iou(truth, unnamed)[1],
     }
+
+
+def by_edges(segmenter, image: np.ndarray, layout) -> np.ndarray:
+    """Return the IoU of every instance of a scene, and of its background, with the regions found, paired one to one."""
+    from seg2any.segment.merge import matched_iou
+    from seg2any.segment.segmenter import Prompt
+
+    truth = np.concatenate([layout.visible, layout.background[None]])
+    return matched_iou(truth, segmenter.segment(image, Prompt()).masks)[1]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Compare the attention of chosen blocks with the masks of a layout (Seg4Diff, arXiv 2509.18096).
 
-Masks lie on the token grid, as regions do everywhere in training. Scores are those before the mask of regions and the
-softmax: with regions kept apart, weights would repeat the masks that they are given.
+Masks lie on the token grid, with plain attention as the share of each token that a region covers. Scores are those
+before the mask of regions and the softmax: with regions kept apart, weights would repeat the masks that they are given.
 
 Shape suffixes: B batch, n phrases, I image tokens, h w token grid, T text tokens.
 """
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from seg2any.attention.tokens import Kind, TokenLayout
 from seg2any.bases.base import Base, Condition
+from seg2any.diffusion.prepare import EncodedLayout
 from seg2any.segment.mask_head import MaskHead
 from seg2any.segment.phrase_scores import Columns, PhraseScores
 from seg2any.segment.phrases import columns_in
@@ -31,7 +32,7 @@ LEAST_SHARE, MOST_MASKS = 0.005, 32  # masks to pair with maps, as published: of
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """The masks of a sample, float32 [n, h, w], and the text tokens of their names.
+    """The masks of a sample, float32 [n, h, w] in 0..1, and the text tokens of their names.
 
     columns  of each mask; for matched pairing of each text token, whatever it says
     """
@@ -55,12 +56,40 @@ class Tapped(nn.Module):
         Maps are [n, heads, h, w], with a head [n, h, w] in place of those of all blocks.
         """
         tap = PhraseScores(self.blocks, columns)
-        prediction = self.velocity(x, s, condition, tap)
+        prediction = self.predict(x, s, condition, tap)
         grid = grid_of(condition.tokens)
         maps = [[one.unflatten(2, grid) for one in block] for block in tap.of_blocks()]
         if self.head is not None:
             maps = [[self.head(torch.cat(of_blocks, 1)) for of_blocks in zip(*maps, strict=True)]]
         return prediction, maps
+
+    def predict(self, x: Tensor, s: Tensor, condition: Condition, tap: PhraseScores) -> Tensor:
+        """Run the whole network."""
+        return self.velocity(x, s, condition, tap)
+
+
+class TappedAlone(Tapped):
+    """A `Tapped` network that stops in the last block that learns masks: its velocity is 0 everywhere."""
+
+    def predict(self, x: Tensor, s: Tensor, condition: Condition, tap: PhraseScores) -> Tensor:
+        """Run the network as far as the tap needs; every trained parameter still gets a gradient, for DDP."""
+        last = max(self.blocks)
+
+        def stopping(block: int, *given: object) -> None:
+            tap(block, *given)
+            if block == last:
+                raise _Reached
+
+        try:
+            self.velocity(x, s, condition, stopping)
+        except _Reached:
+            trained = [p.sum() for p in self.velocity.parameters() if p.requires_grad]
+            return torch.zeros_like(x) + 0 * torch.stack(trained).sum().to(x.device)
+        raise UserError(f"attention of block {last}: the network did not run it; choose another block")
+
+
+class _Reached(Exception):  # noqa: N818 - no error: it ends a pass
+    """The last block that learns masks has been reached."""
 
 
 def grid_of(tokens: TokenLayout) -> tuple[int, int]:
@@ -82,7 +111,7 @@ def spans_of_names(sample: EncodedSample, background: str | None, tokenizer: obj
 
     Regions of one name count together.
     """
-    captions, drawn = sample.captions.regions, torch.from_numpy(sample.layout.masks)
+    captions, drawn = sample.captions.regions, shares_of(sample.layout)
     names, text = joined_names(captions, background)
     found = columns_in(text, names, tokenizer)
     if found is None:
@@ -91,10 +120,15 @@ def spans_of_names(sample: EncodedSample, background: str | None, tokenizer: obj
     for name, places in zip(names, found, strict=True):
         if any(place >= room for place in places):
             continue
-        own = np.array([one == name for one in captions], dtype=bool)
-        masks.append(drawn[torch.from_numpy(own)].any(0) if own.any() else ~drawn.any(0))
+        own = torch.tensor([one == name for one in captions], dtype=torch.bool)
+        masks.append((drawn[own].sum(0) if own.any() else 1 - drawn.sum(0)).clamp(0, 1))
         columns.append(places)
-    return Target(columns, torch.stack(masks).float() if masks else drawn[:0].float())
+    return Target(columns, torch.stack(masks) if masks else drawn[:0])
+
+
+def shares_of(layout: EncodedLayout) -> Tensor:
+    """Return the share of each token that each region covers, float32 [N, h, w]; 0 or 1 where only masks are known."""
+    return torch.from_numpy(layout.masks if layout.coverage is None else layout.coverage).float()
 
 
 def every_token(tokens: TokenLayout, row: int, masks: np.ndarray) -> Target:

@@ -23,7 +23,7 @@ from seg2any.training.named_regions import NamedRegions
 from seg2any.training.open_data import Planned, RawData, open_data
 from seg2any.training.samples import EncodedSample
 from seg2any.training.strategy import Strategy
-from seg2any.training.tasks.alignment_loss import AlignmentLoss, Tapped
+from seg2any.training.tasks.alignment_loss import AlignmentLoss, Tapped, TappedAlone
 from seg2any.training.tasks.generation import Generation
 
 HEAD = "mask_head."  # before the names of the CNN's parameters
@@ -70,9 +70,11 @@ class MaskAlignment(Generation):
         blocks = learned_blocks(self.config, base)
         n_maps = len(blocks) * base.geometry.n_heads if options.target == "head" else 0
         background = options.background if self.settings.is_plain and options.pairing == "spans" else None
-        self.learned = Learned(blocks, background, n_maps)
+        tokens = self.settings.max_sequence_length if self.settings.is_plain else None
+        self.learned = Learned(blocks, background, n_maps, self.objective.weighting.median, tokens)
         self.alignment = AlignmentLoss(options.pairing, options.background, options.focal, base)
-        self.network = Tapped(self.network, blocks, MaskHead(n_maps).to(strategy.device) if n_maps else None)
+        tapped = Tapped if options.flow_weight else TappedAlone
+        self.network = tapped(self.network, blocks, MaskHead(n_maps).to(strategy.device) if n_maps else None)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """Name the adapters' parameters as in the transformer, and those of the CNN."""
@@ -92,7 +94,7 @@ class MaskAlignment(Generation):
             found.append(self.alignment(maps, targets))
             return prediction
 
-        flow = self.objective(predict, samples, generators)  # at weight 0 it still gives every layer a gradient
+        flow = self.objective(predict, samples, generators)  # at weight 0 of zeros: it only draws noise
         return options.flow_weight * flow + options.weight * found[0]
 
     def validation_losses(self) -> Mapping[str, float]:

@@ -54,11 +54,11 @@ class MixedTask(XSamTask):
     def batch_loss(
         self, network: nn.Module, samples: Sequence[Picture], generators: Sequence[torch.Generator], share: Share
     ) -> Tensor:
-        """Compute the loss of the language model and that of the segmentor, whose weights are equal."""
+        """Compute the loss of the language model, weighted by xsam.language, and that of the segmentor."""
         kind = samples[0].kind
         written = [self.writer(one.worded, kind, g) for one, g in zip(samples, generators, strict=True)]
         logits, spliced, found = network(*self._batch(written), kind, self._shown(written))
-        language = next_token_loss(logits, spliced.labels, share)
+        language = self.options.language * next_token_loss(logits, spliced.labels, share)
         predictions = [Prediction(*two) for two in zip(found.masks, found.classes, strict=True)]
         rows = [g for one, g in zip(written, generators, strict=True) for _ in one.targets]
         points = RandomPoints(rows, self.options.points)
