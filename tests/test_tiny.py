@@ -11,7 +11,6 @@ from diffusers import FluxPipeline
 from torch import nn
 
 from examples.shapes.make import (
-    blend,
     build,
     cards,
     curriculum,
@@ -21,9 +20,10 @@ from examples.shapes.make import (
     train_base,
     train_together,
     train_vae,
+    transfer,
 )
 from examples.shapes.make.muon import orthogonal
-from seg2any.adapters.files import read_adapters
+from seg2any.adapters.files import read_adapters, save_adapters
 from seg2any.data.shapes import KINDS, ShapesDataset, held_out
 from seg2any.data.shapes_draw import LETTERS, PATTERNS
 from seg2any.generate.pipeline import Seg2AnyPipeline
@@ -218,24 +218,34 @@ def test_base_and_adapters_trained_together_are_saved_apart(tmp_path):
         assert "| 1 | 0.1 | 2.00 | abacus | 5 | 2.0000 | c |" in (tmp_path / folder / "README.md").read_text()
 
 
-def test_a_blend_lies_between_two_bases(tmp_path):
-    folders = [tmp_path / name for name in ("first", "second", "blend")]
-    bases = [build.build_pipeline(seed) for seed in (1, 2)]
-    for base, folder in zip(bases, folders[:2], strict=True):
-        base.save_pretrained(folder)
-    assert blend.main([str(folders[0]), str(folders[1]), "--share", "0.25", "--output", str(folders[2])]) == 0
-    found = FluxPipeline.from_pretrained(folders[2])
-    for name in ("transformer", "text_encoder", "text_encoder_2", "vae"):
-        first, second, third = (getattr(pipeline, name).state_dict() for pipeline in (*bases, found))
-        share = 0.0 if name == "vae" else 0.25
-        for key, value in third.items():
-            if value.is_floating_point():
-                wanted = (1 - share) * first[key] + share * second[key]
-                torch.testing.assert_close(value.float(), wanted.half().float(), atol=1e-3, rtol=2e-3, msg=key)
+def test_adapters_receive_what_a_further_training_changed(tmp_path):
+    """Transfer the way from a to b onto c, all random: c + (b - a), with b's settings."""
+    folders = {name: tmp_path / name for name in "abcd"}
+    pipeline = Seg2AnyPipeline.from_pretrained("examples/shapes/model", dtype=torch.float32)
+    pipeline.load_adapters("examples/shapes/lora")
+    values = {}
+    for seed, name in enumerate("abc"):
+        generator = torch.Generator().manual_seed(seed)
+        for key, parameter in pipeline.transformer.named_parameters():
+            if "lora_" in key:
+                parameter.data = values[name, key] = torch.randn(parameter.shape, generator=generator).half().float()
+        attention = pipeline.card.condition.override({"cond_attention": "isolated"})
+        card = replace(pipeline.card, condition=attention) if name == "b" else pipeline.card
+        save_adapters(pipeline.transformer, folders[name], card, dtype=torch.float16)
+    words = [str(folders["c"]), "--before", str(folders["a"]), "--after", str(folders["b"])]
+    assert transfer.main([*words, "--output", str(folders["d"])]) == 0
+    found = Seg2AnyPipeline.from_pretrained("examples/shapes/model", dtype=torch.float32)
+    found.load_adapters(str(folders["d"]))
+    assert found.card.condition.cond_attention == "isolated" and found.card.step == pipeline.card.step
+    changed = {key: value for key, value in found.transformer.named_parameters() if "lora_" in key}
+    assert changed
+    for key, value in changed.items():
+        wanted = (values["c", key] + values["b", key] - values["a", key]).half().float()
+        torch.testing.assert_close(value.detach(), wanted, atol=0, rtol=0, msg=key)
 
 
 def test_layouts_are_encoded_once_and_with_their_captions(tmp_path):
-    part = train_together.Layouts(((64, 96),), 1, 2, {"single": 0.5, "few": 0.5}, 1e-3)
+    part = train_together.Layouts(((64, 96),), 1, 2, {"single": 0.5, "few": 0.5}, "", 1e-3)
     pipeline = Seg2AnyPipeline.from_pretrained("examples/shapes/model", dtype=torch.float32)
     found = [train_together.encode(pipeline, part, (64, 96), 4, tmp_path, "examples/shapes/lora") for _ in range(2)]
     assert [sample.image.mean.shape for sample in found[0]] == [(24, 64)] * 4
@@ -292,7 +302,7 @@ def test_log_of_a_resumed_run_counts_each_step_once(tmp_path):
         (train_base, ["texture", "--vae", "{file}", "--output_dir", "{file}/run"]),
         (train_together, ["small", "--start_from", "{file}", "--lora", "{file}", "--output_dir", "{file}/run"]),
         (picture, ["{file}", "{file}/demo.png"]),
-        (blend, ["{file}", "{file}"]),
+        (transfer, ["{file}", "--before", "{file}", "--after", "{file}", "--output", "{file}/run"]),
         (train_base, ["figure", "--start_from", "{file}", "--output_dir", "{file}/run"]),
         (publish, ["--vae", "{file}"]),
         (publish, ["--lora", "{file}"]),
