@@ -5,8 +5,9 @@
 #   bash eval.sh shapes_masks                                masks out of images, by the same model
 #   COLORING=runs/shapes_coloring/checkpoint-2000 bash eval.sh shapes_coloring
 #   COLORING=ckpt/coloring/checkpoint-30000 bash eval.sh coco_points
-#   MODEL=my_xsam bash eval.sh xsam_shapes                   and xsam_refcoco, xsam_refcoco_plus, xsam_refcocog,
-#       xsam_reasoning, xsam_grounded, xsam_coco_panoptic, xsam_ade_panoptic
+#   bash eval.sh xsam_shapes                                 what understands words, by the small model of examples/shapes/xsam
+#   MODEL=my_xsam bash eval.sh xsam_refcoco                  and xsam_refcoco_plus, xsam_refcocog, xsam_reasoning,
+#       xsam_grounded, xsam_coco_panoptic, xsam_ade_panoptic
 #   DATA=data/VOC2012 bash eval.sh voc20 --classes present all none    also coco_object, pc59, ade150, cityscapes
 #   LORA=ckpt/ade20k/checkpoint-20000 bash eval.sh ade20k
 #   LORA=ckpt/coco_stuff/checkpoint-20000 bash eval.sh coco_stuff
@@ -147,7 +148,7 @@ xsam_coco_panoptic() { xsam coco_panoptic "$@"; }
 xsam_ade_panoptic() { xsam ade_panoptic "$@"; }
 
 # 200 rendered scenes, with keywords and colours beside the phrases.
-xsam_shapes() { xsam shapes "$@"; }
+xsam_shapes() { MODEL=${MODEL:-examples/shapes/xsam} xsam shapes "$@"; }
 
 # Masks out of photos with known labels, by attention: open_vocabulary SET FOLDER. Nothing is generated.
 open_vocabulary() {

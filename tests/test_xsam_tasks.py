@@ -25,7 +25,7 @@ from seg2any.training.tasks.choose import describe_task, make_task
 from seg2any.training.tasks.xsam import joined_targets, next_token_loss
 from seg2any.training.tasks.xsam_networks import build_segmentor
 from seg2any.training.tasks.xsam_prompts import FORMS, draw_prompts
-from seg2any.training.tasks.xsam_writing import SHOWN, SPEAKING, Writer, closed_target, offers, speak_categories
+from seg2any.training.tasks.xsam_writing import CHAT, SHOWN, SPEAKING, Writer, closed_target, offers, speak_categories
 from tests import forked, tiny_xsam
 from tests.tiny_run import forget_accelerate, losses, same
 
@@ -131,6 +131,27 @@ def test_the_language_counts_as_much_as_is_asked_for(model, tmp_path):
     assert total[1] - total[0] > 1 and total[2] - total[0] == pytest.approx(3 * (total[1] - total[0]), rel=1e-4)
 
 
+def test_chat_trains_words_alone(model, words, tmp_path):
+    torch.manual_seed(0)
+    task = make_task(configs.load(tiny_xsam.arguments("xsam", model, tmp_path)))
+    task.load(Lone(), None, None)
+    (number,) = (way for way, kind in enumerate(task.data.ways) if kind == CHAT)
+    sample = task.data[number]
+    task.loss(task.network, [sample], [generator(1)]).backward()
+    moved = {name for name, one in task.trainable().items() if one.grad.abs().max() > 0}
+    assert {name.split(".")[0] for name in moved} == {
+        "llm",
+        "visual_encoder",
+        "visual_projector",
+        "seg_projector",
+        "segmentor",
+    }
+    assert all(name.startswith("segmentor.encoder.") for name in moved if name.startswith("segmentor."))
+    encoded = task.writer(sample.worded, CHAT, generator(1)).encoded
+    said = task.tokenizer.decode([one for one in encoded.labels if one >= 0])
+    assert said.removesuffix("<|end|>") == sample.worded.told.text and encoded.cond_ids is None
+
+
 def test_the_encoders_learn_at_a_rate_of_their_own(model, tmp_path):
     words = tiny_xsam.arguments("xsam_segmentor", model, tmp_path, "--trainer.max_train_steps=1")
     trainer = tiny_xsam.fit([*words, "--xsam.encoder_rate=0.25"])
@@ -152,7 +173,7 @@ def test_the_whole_model_starts_with_a_trained_segmentor(model, tmp_path):
     assert len(shared) > 40 and all(torch.allclose(found[name], learned[name], atol=1e-6) for name in shared)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SPEAKING if kind != SHOWN])
+@pytest.mark.parametrize("kind", [kind for kind in SPEAKING if kind not in (SHOWN, CHAT)])
 def test_a_conversation_marks_what_its_masks_show(kind, words):
     """Independent of the writer: phrases are cut out of the ids, and masks are compared with the scene's figures."""
     write, seen = writer(words), 0
@@ -264,7 +285,10 @@ def test_a_drawn_scale_moves_masks_with_the_picture(words):
         ("--xsam.model=null", "^xsam.model: not set; give a folder"),
         ("--xsam.model=/tmp", "^xsam.model: /tmp has no config.json"),
         ("--xsam.mix={paint: 1}", "^xsam.mix: 'paint' is no way to ask; give counts"),
-        ("--xsam.mix={genseg: 0, refseg: 0, reaseg: 0, gcgseg: 0, vgdseg: 0}", "^xsam.mix: nothing is asked"),
+        (
+            "--xsam.mix={genseg: 0, refseg: 0, reaseg: 0, gcgseg: 0, vgdseg: 0, imgconv: 0}",
+            "^xsam.mix: nothing is asked",
+        ),
         ("--xsam.points=0", "^xsam.points: 0 is not possible"),
         ("--data.train.type=null", "^data.train.type: no data set chosen"),
     ],
@@ -278,7 +302,7 @@ def test_what_cannot_be_trained_is_refused_in_one_line(option, message, model, t
 
 def test_a_dry_run_names_images_and_ways(model, tmp_path):
     told = describe_task(configs.load(tiny_xsam.arguments("xsam", model, tmp_path, "--xsam.mix={refseg: 3}")))
-    assert "12 images, each as 1 x genseg, 3 x refseg, 1 x reaseg, 1 x gcgseg, 1 x vgdseg" in told
+    assert "12 images, each as 1 x genseg, 3 x refseg, 1 x reaseg, 1 x gcgseg, 1 x vgdseg, 1 x imgconv" in told
 
 
 def test_layouts_of_other_data_sets_have_words_as_far_as_captions_go():

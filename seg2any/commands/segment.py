@@ -36,6 +36,8 @@ EXAMPLES = """\
 examples:
   the model in this repository: runs on any machine, offline
     {call} my_photos --pretrained_model_name_or_path examples/shapes/model --phrases "a red star" "a ring"
+  a language model that segments, small and offline too: phrases, --describe, or --ask with a question
+    {call} my_photos --method xsam --pretrained_model_name_or_path examples/shapes/xsam --phrases "the largest star"
   FLUX.1-dev, every pixel named, what is none of it left out
     {call} my_photos --categories classes.txt --background background --output_path found
   photos become a set for training: what names name, or all regions with texts by a model that vLLM serves

@@ -24,7 +24,7 @@ def add_flags(parser: Parser) -> None:
     parser.add_argument(
         "--pretrained_model_name_or_path",
         type=model_name,
-        help="folder that convert-xsam or training has written; this method needs it",
+        help="folder that convert-xsam or training has written, or examples/shapes/xsam; this method needs it",
     )
     parser.add_argument("--threshold", type=real(0, 1), default=0.5, help="of masks and categories (default: 0.5)")
     parser.add_argument(
@@ -39,7 +39,7 @@ def check(given: Namespace, way: str) -> None:
     if given.pretrained_model_name_or_path is None:
         raise UserError(
             "--pretrained_model_name_or_path: --method xsam needs a model; give the folder that `seg2any convert-xsam` "
-            "writes of the published weights, or that training has written"
+            "writes of the published weights or that training has written, or examples/shapes/xsam, a small one"
         )
 
 

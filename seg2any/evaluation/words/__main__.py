@@ -27,7 +27,7 @@ NEEDED = {  # benchmark -> flags it cannot do without
 }
 EXAMPLES = """\
 examples:
-    python -m seg2any.evaluation.words shapes --model runs/xsam/checkpoint-16000/xsam
+    python -m seg2any.evaluation.words shapes --model runs/xsam/checkpoint-5000/xsam
     python -m seg2any.evaluation.words refcoco --model my_xsam --images train2014 --annotations finetune_refcoco_val.json
     python -m seg2any.evaluation.words coco_panoptic --model my_xsam --images val2017 --annotations panoptic_val2017.json --labels panoptic_val2017
 """  # noqa: E501

@@ -23,7 +23,7 @@ from seg2any.training.set_losses import Prediction, RandomPoints, Share, Target,
 from seg2any.training.tasks.xsam_data import Picture
 from seg2any.training.tasks.xsam_networks import Listener, build_model, model_folder, open_tokenizer
 from seg2any.training.tasks.xsam_task import FOLDER, XSamTask
-from seg2any.training.tasks.xsam_writing import SPEAKING, Writer, Written, speak_categories
+from seg2any.training.tasks.xsam_writing import CHAT, SPEAKING, Writer, Written, speak_categories
 
 
 class MixedTask(XSamTask):
@@ -54,11 +54,13 @@ class MixedTask(XSamTask):
     def batch_loss(
         self, network: nn.Module, samples: Sequence[Picture], generators: Sequence[torch.Generator], share: Share
     ) -> Tensor:
-        """Compute the loss of the language model, weighted by xsam.language, and that of the segmentor."""
+        """Compute the loss of the language model, weighted by xsam.language, and that of the segmentor but for chat."""
         kind = samples[0].kind
         written = [self.writer(one.worded, kind, g) for one, g in zip(samples, generators, strict=True)]
         logits, spliced, found = network(*self._batch(written), kind, self._shown(written))
         language = self.options.language * next_token_loss(logits, spliced.labels, share)
+        if kind == CHAT:
+            return language + 0 * sum(one.sum() for one in (*found.masks, *found.classes))
         predictions = [Prediction(*two) for two in zip(found.masks, found.classes, strict=True)]
         rows = [g for one, g in zip(written, generators, strict=True) for _ in one.targets]
         points = RandomPoints(rows, self.options.points)

@@ -17,6 +17,7 @@ from seg2any.segment.xsam.segmentor import Predictions
 from seg2any.segment.xsam.splice import Spliced, Tokens
 from seg2any.system.errors import UserError
 from seg2any.training.config import Config
+from seg2any.training.tasks.xsam_writing import CHAT
 
 WEIGHTS = "model.safetensors"
 ENCODERS = ("segmentor.encoder.", "visual_encoder.")  # learn at a rate of their own
@@ -59,6 +60,8 @@ class Listener(nn.Module):
             spliced = model.splice(tokens, seen, regions)
             logits, states = model(spliced)
             phrases, segs = pooled(states, spliced.cond_ids), pooled(states, spliced.seg_ids)
+            if kind == CHAT:  # its loss takes nothing of the masks, but every parameter needs a gradient
+                phrases = segs = list(states[:, :1])
             conditions = conditions_of(kind, phrases, segs, model.bg_embeds.weight)
             return logits, spliced, model.segmentor(seen.maps, conditions)
 

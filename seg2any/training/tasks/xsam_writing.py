@@ -23,16 +23,20 @@ from seg2any.segment.xsam.asking import (
     ask_phrases,
     ask_questions,
     ask_regions,
+    chat,
 )
 from seg2any.segment.xsam.conditions import ALONE
 from seg2any.segment.xsam.conversation import Encoded, Encoder
 from seg2any.segment.xsam.pictures import Frame, jittered, seg_masks, seg_picture, visual_picture
+from seg2any.segment.xsam.wordings import PICTURE
 from seg2any.training.set_losses import Target
 from seg2any.training.tasks.xsam_prompts import draw_prompts
 
 MOST_PHRASES = 4  # of one image, a turn for each
 MOST_SHOWN = 4  # regions of one image that visual prompts show
 SHOWN = "vgdseg"  # asks by visual prompts
+CHAT = "imgconv"  # asks for words alone
+CHATS_OPEN = ("What does the image show?", "What can be seen here?", "Describe the image in one sentence.")
 ALL = 0.5  # share of samples that are asked for all categories, not for a drawn number of those they lack
 
 
@@ -40,8 +44,8 @@ ALL = 0.5  # share of samples that are asked for all categories, not for a drawn
 class Written:
     """A conversation about an image, encoded, with the pictures of both encoders and what it means.
 
-    targets  a row for each prediction: one for categories and descriptions, one for each phrase otherwise; classes are
-             numbers of the sample's own phrases
+    targets  a row for each prediction: none for chat, one for categories, descriptions and visual prompts, one for each
+             phrase otherwise; classes are numbers of the sample's own phrases
     shown    bool [N, S, S], the visual prompts, or None where words ask
     """
 
@@ -110,18 +114,32 @@ def speak_regions(worded: Worded, categories: Sequence[str], chance: random.Rand
     return Spoken(turns, [(n,) for n in some], range(len(some)))
 
 
+def speak_chat(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
+    """Ask what the image shows; nothing is segmented."""
+    question = f"{PICTURE}\n{chance.choice(CHATS_OPEN)}"
+    return Spoken(chat([("human", question), ("gpt", worded.told.text)]), (), ())
+
+
 SPEAKING: dict[str, Speak] = {
     "genseg": speak_categories,
     "refseg": speak_phrases,
     "reaseg": speak_question,
     "gcgseg": speak_description,
     SHOWN: speak_regions,
+    CHAT: speak_chat,
 }
 
 
 def offers(worded: Worded, kind: str) -> bool:
     """Tell whether an image can be asked so."""
-    wanted = {"genseg": "names", "refseg": "phrases", "reaseg": "questions", "gcgseg": "told", SHOWN: "names"}
+    wanted = {
+        "genseg": "names",
+        "refseg": "phrases",
+        "reaseg": "questions",
+        "gcgseg": "told",
+        SHOWN: "names",
+        CHAT: "told",
+    }
     return bool(getattr(worded, wanted[kind]))
 
 
@@ -146,17 +164,16 @@ class Writer:
     def written(self, worded: Worded, kind: str, spoken: Spoken, chance: random.Random) -> Written:
         """Encode what is spoken about an image; `chance` draws visual prompts."""
         frame = Frame.of(worded.image.shape[:2], self.side)
+        pictures = seg_picture(worded.image, frame), visual_picture(worded.image, self.visual)
+        encoded = self.encoder.encode(spoken.turns, answered=True)
+        if kind == CHAT:
+            return Written(*pictures, encoded, ())
         wanted = np.stack([joined(worded, regions) for regions in spoken.regions])
         masks = seg_masks(wanted, frame)
         whole = Target(masks, torch.tensor(spoken.phrases))
         rows = tuple(Target(*(part[n : n + 1] for part in whole)) for n in range(len(masks)))
-        return Written(
-            seg_picture(worded.image, frame),
-            visual_picture(worded.image, self.visual),
-            self.encoder.encode(spoken.turns, answered=True),
-            rows if kind in ALONE else (whole,),
-            draw_prompts(wanted, frame, chance) if kind == SHOWN else None,
-        )
+        shown = draw_prompts(wanted, frame, chance) if kind == SHOWN else None
+        return Written(*pictures, encoded, rows if kind in ALONE else (whole,), shown)
 
 
 def closed_target(worded: Worded, categories: Sequence[str], side: int, scale: float | None) -> tuple[Tensor, Target]:
