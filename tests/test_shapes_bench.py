@@ -157,16 +157,17 @@ def test_numbers_are_means_over_regions_and_intervals_over_scenes():
 
 def a_run(**values: float):
     found = [mean(name.replace("_", " "), {"a": value}) for name, value in values.items()]
-    return make_run("shapes", [*found, mean("boundary IoU", {"a": 0.5}, source="VAE round trip")], {}, {})
+    return make_run("shapes", [*found, mean("boundary IoU", {"a": 0.1}, source="VAE round trip")], {}, {})
 
 
 def test_bars_are_those_of_the_generated_images():
-    exact = {"colour": 0.95, "IoU": 0.9, "boundary_IoU": 0.4, "leak": 0.02}
-    assert [bar.is_met for bar in bars(a_run(**exact))] == [True] * 4
-    for name, worse in {"colour": 0.949, "IoU": 0.899, "boundary_IoU": 0.399, "leak": 0.021}.items():
-        verdicts = bars(a_run(**{**exact, name: worse}))
+    exact = {"colour": 0.99, "pattern": 0.9, "letter": 0.8, "IoU": 0.95, "boundary_IoU": 0.75, "leak": 0.005}
+    assert [bar.is_met for bar in bars(a_run(**exact))] == [True] * 6
+    for name, value in exact.items():
+        verdicts = bars(a_run(**{**exact, name: value + (0.001 if name == "leak" else -0.001)}))
         assert [bar.name for bar in verdicts if not bar.is_met] == [name.replace("_", " ")]
         assert sum("MISSED" in line for line in bar_lines(verdicts)) == 1
+    assert [bar.name for bar in bars(a_run(colour=1.0))] == ["colour"]
 
 
 def test_the_table_has_a_line_per_number_and_a_column_per_source():
