@@ -49,6 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--limit", type=whole(1), default=MOST, help="scenes at most (default: %(default)s)")
     parser.add_argument("--coloring", type=input_path, help="adapters of task coloring to measure, too (default: none)")
+    parser.add_argument(
+        "--xsam", type=input_path, default="examples/shapes/xsam", help="X-SAM to measure, too (default: %(default)s)"
+    )
     add_machine_flags(parser)
     given = parser.parse_args(arguments)
     return measured_status(PROGRAM, lambda: run(given))
@@ -84,6 +87,9 @@ def segmenters(given: Namespace, device: torch.device) -> Mapping[str, Find]:
     from seg2any.segment.coloring.painter import Painter, check_painting
     from seg2any.segment.coloring.segmenter import Choices, ColoringSegmenter
     from seg2any.segment.probe import ProbeSettings
+    from seg2any.segment.xsam.folder import open_speaker
+    from seg2any.segment.xsam.segmenter import XSamSegmenter
+    from seg2any.system.precision import choose_dtype
 
     found: dict[str, Find] = {}
     pipe = open_session(given.model, None, given.weight_dtype, device)[0].pipeline
@@ -95,6 +101,8 @@ def segmenters(given: Namespace, device: torch.device) -> Mapping[str, Find]:
         base = open_session(given.model, given.coloring, given.weight_dtype, device)[0].pipeline.base
         segmenter = ColoringSegmenter(Painter(base, card), Choices(entries=card.legend_entries))
         found["painted colours (gen2seg)"] = by_phrases_of(segmenter)
+    speaker = open_speaker(str(given.xsam), device, choose_dtype(given.weight_dtype, device))
+    found["language (X-SAM)"] = by_phrases_of(XSamSegmenter(speaker, given.xsam.name))
     return found
 
 
