@@ -3,7 +3,7 @@
 #
 #   bash eval.sh shapes                                      offline on a CPU, with the model in examples/shapes
 #   bash eval.sh shapes_masks                                masks out of images, by the same model
-#   COLORING=runs/shapes_coloring/checkpoint-2000 bash eval.sh shapes_coloring
+#   bash eval.sh shapes_coloring                             instances painted by adapters, beside baselines
 #   COLORING=ckpt/coloring/checkpoint-30000 bash eval.sh coco_points
 #   bash eval.sh xsam_shapes                                 what understands words, by the small model of examples/shapes/xsam
 #   MODEL=my_xsam bash eval.sh xsam_refcoco                  and xsam_refcoco_plus, xsam_refcocog, xsam_reasoning,
@@ -22,7 +22,8 @@
 #   MODEL      folder or hub id of FLUX.1-dev        LORA       folder with default/ and cond/
 #   OUT        folder for results (result/NAME)      PROCESSES  number of GPUs that generate (1)
 #   JUDGES     flags of `seg2any evaluate measure`, such as "--sam2 /models/sam2.1" or "--metrics miou fid"
-#   COLORING   folder of adapters of task coloring, or a published painter: reachomk/gen2seg-sd
+#   COLORING   folder of adapters of task coloring, or a published painter: reachomk/gen2seg-sd; for the model in this
+#              repository examples/shapes/lora_coloring
 #   DATA       folder of the images and layouts of a benchmark of points (data/NAME), or of a label set such as voc20
 #   CONFIG     config to use instead of config/seg2any_NAME.yaml
 #   PYTHON     Python to run (.venv/bin/python if it exists)
@@ -78,13 +79,19 @@ coco_mig() { benchmark coco_mig config/seg2any_coco_mig.yaml --num_images_per_pr
 # 200 scenes with 1 to 8 figures and 40 crowded ones, minutes on two cores, then 40 of them by segmenters, which find the
 # regions again. --limit 8 is a quick look.
 shapes() {
+    own_painter
     local given=(--model "${MODEL:-examples/shapes/model}" --output "${OUT:-result/shapes}")
     HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes "${given[@]}" --lora "${LORA:-examples/shapes/lora}" "$@"
     HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes.segmenters "${given[@]}" ${COLORING:+--coloring "$COLORING"}
+    [ -z "${COLORING:-}" ] || shapes_coloring --limit 40
 }
+
+# The adapters in this repository fit the model in this repository only.
+own_painter() { [ -n "${MODEL:-}" ] || COLORING=${COLORING:-examples/shapes/lora_coloring}; }
 
 # Instances painted by adapters: one point, phrases, everything; beside baselines. --limit 8 is a quick look.
 shapes_coloring() {
+    own_painter
     [ -n "${COLORING:-}" ] || fail "COLORING is not set; set it to adapters of task coloring"
     HF_HUB_OFFLINE=1 "$PYTHON" -m seg2any.evaluation.shapes.coloring --model "${MODEL:-examples/shapes/model}" \
         --lora "$COLORING" "$@"

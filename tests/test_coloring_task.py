@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from seg2any.attention.settings import ConditionSettings
 from seg2any.bases.text import encode_texts
 from seg2any.commands import segment, train
 from seg2any.data.shapes import ShapesDataset
+from seg2any.evaluation.cycle.again import by_phrases, by_points, find_again
+from seg2any.evaluation.shapes.sources import open_session
+from seg2any.generate.model import read_adapter_card
 from seg2any.layout import Layout
 from seg2any.segment.coloring.painter import Painter, Scene, check_painting, painting_settings, predict_paintings
 from seg2any.segment.coloring.paints import COLORS, PAINTS, Legend, nearest_paints, painted
@@ -244,3 +248,15 @@ def test_adapters_that_make_images_are_refused(painting_pipe):
     assert Painter(painting_pipe.base, card).colors(np.zeros((40, 70, 3), np.uint8)).shape == (32, 48, 3)
     with pytest.raises(UserError, match="which this version does not know"):
         check_painting(replace(card, photo="elsewhere"))
+
+
+def test_the_shipped_adapters_find_the_figures_of_an_unseen_scene_and_one_by_its_words():
+    folder = Path("examples/shapes/lora_coloring")
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 8_000_000
+    card = check_painting(read_adapter_card(folder))
+    session, _ = open_session("examples/shapes/model", folder, None, torch.device("cpu"))
+    segmenter = ColoringSegmenter(Painter(session.pipeline.base, card), Choices(entries=card.legend_entries))
+    scene = ShapesDataset("test", 200)[64]
+    found = find_again(scene.image, by_points(scene.layout), segmenter)
+    assert found.iou.mean() > 0.7 and len(segmenter.segment(scene.image, Prompt()).masks) >= len(found.iou) - 1
+    assert find_again(scene.image, by_phrases(scene.layout), segmenter).iou.max() > 0.7

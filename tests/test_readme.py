@@ -239,7 +239,7 @@ def test_the_readme_is_short():
     assert len(README.splitlines()) <= 250
 
 
-@pytest.mark.parametrize("card", ["model", "lora", "lora_isolated", "xsam"])
+@pytest.mark.parametrize("card", ["model", "lora", "lora_isolated", "lora_coloring", "xsam"])
 def test_model_cards_tell_a_hub_their_licence(card: str):
     text = (REPOSITORY / "examples" / "shapes" / card / "README.md").read_text(encoding="utf-8")
     header = yaml.safe_load(text.split("---\n")[1])

@@ -37,7 +37,7 @@ def add_flags(parser: Parser) -> None:
         "--threshold", type=real(0, 255), default=3, help="likeness of a point's region, 0 to 255 (default: 3)"
     )
     parser.add_argument(
-        "--apart", type=real(0), default=60, help="grey levels between regions without names (default: 60)"
+        "--apart", type=real(0), default=80, help="grey levels between regions without names (default: 80)"
     )
     parser.add_argument(
         "--least_share", type=real(0, 1), default=0.01, help="of the image, for a region without a name (default: 0.01)"

@@ -24,7 +24,7 @@ def config_folder() -> Path:
 
 
 def demo_folder() -> Path:
-    """Return the folder of the small models: model/ with lora/, lora_isolated/ and masks/, and xsam/.
+    """Return the folder of the small models: model/ with lora/, lora_isolated/, lora_coloring/ and masks/; xsam/.
 
     >>> (demo_folder() / "masks" / "five.json").is_file()
     True
