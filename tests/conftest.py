@@ -44,10 +44,12 @@ def fresh_accelerate():
 
 @pytest.fixture(scope="session")
 def stock_pipe():
-    """Build a stock FluxPipeline of 2 + 3 narrow blocks with random weights and a small VAE.
+    """Build `random_pipe` once. All tests share it: do not change its weights or adapters."""
+    return random_pipe()
 
-    All tests share it: do not change its weights or adapters.
-    """
+
+def random_pipe():
+    """Build a stock FluxPipeline of 2 + 3 narrow blocks with random weights and a small VAE."""
     import torch
     from diffusers import AutoencoderKL, FluxPipeline, FluxTransformer2DModel
 

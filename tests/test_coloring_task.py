@@ -161,7 +161,7 @@ def test_gradients_reach_adapters_only_and_a_photo_can_be_overfitted(painting_pi
     trained = {n: p for n, p in painting_pipe.transformer.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=4e-2)
     losses = []
-    for _ in range(7):
+    for _ in range(20):
         value = objective(predictor(base), samples, generators(2))
         value.backward()
         losses.append(value.item())

@@ -123,12 +123,17 @@ def build_t5_tokenizer() -> T5TokenizerFast:
 
     It spells other words.
     """
+    return T5TokenizerFast(vocab=t5_pieces(), extra_ids=0, model_max_length=512)
+
+
+def t5_pieces() -> list[tuple[str, float]]:
+    """List the tokens of T5 and their log probabilities."""
     characters = [chr(code) for code in range(33, 127)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
     pieces += [(f"▁{word}", -3.0) for word in vocabulary()] + [(",", -4.0), (".", -4.0)]
     pieces += [(c, -9.0) for c in characters if c not in ",."]
     pieces.append(("▁an", -3.0))  # last, so that the tokens of models without it keep their numbers
-    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
+    return pieces
 
 
 def build_clip_tokenizer() -> CLIPTokenizer:

@@ -86,12 +86,9 @@ def large(index: int, size: Size) -> Scene:
     """Make a scene of one figure about as large as a square image, of a combination that training may contain."""
     rng = np.random.default_rng((17, size[0], index))
     while True:
-        if rng.random() < TILED:
-            letter = Figure("badge", str(rng.choice(list(COLOURS))), "plain", (0, 0), size[0], letter=_letter(rng))
-            return Tiled((letter,), str(rng.choice(list(BACKGROUNDS))), size)
-        figure = _large_figure(rng, size[0])
+        kind, figure = (Tiled, _letters(rng, size[0])) if rng.random() < TILED else (Scene, _large_figure(rng, size[0]))
         if not held_out(figure):
-            return Scene((figure,), str(rng.choice(list(BACKGROUNDS))), size)
+            return kind((figure,), str(rng.choice(list(BACKGROUNDS))), size)
 
 
 def _large_figure(rng: np.random.Generator, size: int) -> Figure:
@@ -105,6 +102,10 @@ def _large_figure(rng: np.random.Generator, size: int) -> Figure:
     centre = tuple(size * rng.uniform(0.25, 0.75, 2))
     turn, stretch = rng.uniform(-math.pi, math.pi), rng.uniform(0.75, 1.33)
     return Figure(shape, colour, pattern, centre, size * rng.uniform(0.3, 0.7), turn, stretch)
+
+
+def _letters(rng: np.random.Generator, size: int) -> Figure:
+    return Figure("badge", str(rng.choice(list(COLOURS))), "plain", (0.0, 0.0), size, letter=_letter(rng))
 
 
 def _letter(rng: np.random.Generator) -> str:
