@@ -319,7 +319,8 @@ def test_the_benchmark_measures_all_schemes_and_refuses_to_time_wrong_ones(
     assert list(report["seconds"]) == ["plain", "unfolded", "folded", "kept", "once"]
     blocks, width = 5, 32
     assert report["kept_bytes"] == 2 * blocks * width * report["tokens"]["condition"] * 4
-    monkeypatch.setattr(Seg2AnyPipeline, "fold", lambda pipe: pipe.transformer.norm_out.linear.weight.data.mul_(2))
+    monkeypatch.setattr(benchmark, "MOST_DIFFERENCE", 1e-4)  # small adapters change little of a random model
+    monkeypatch.setattr(Seg2AnyPipeline, "fold", lambda pipe: pipe.transformer.disable_adapters())
     assert benchmark.main(words) == 2
     assert "folded: the output differs" in capsys.readouterr().err
 
