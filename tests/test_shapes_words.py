@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from seg2any.data.shapes import Scene, ShapesDataset
-from seg2any.data.shapes_answers import KNOWN_COLOURS, KNOWN_SHAPES, grounded_caption, questions
+from seg2any.data.shapes_answers import KNOWN_COLOURS, KNOWN_SHAPES, grounded_caption, questions, talk
 from seg2any.data.shapes_draw import COLOURS, PATTERNS, SHAPES, Figure
 from seg2any.data.shapes_words import KINDS, clear_phrases, draw_phrase, see
 
@@ -119,11 +119,43 @@ def test_questions_have_the_answers_of_their_words(scenes):
     assert asked > 5 * SCENES
 
 
-def test_captions_mark_each_figure_once(scenes):
+def test_reasons_name_the_figures_that_are_meant(scenes):
     for scene, _, seen in scenes:
+        for one in questions(seen):
+            if one.kind != "known":
+                told = one.reason.removesuffix(".").partition(" is " if len(one.figures) == 1 else " are ")[2]
+                captions = [scene.figures[n].caption for n in one.figures]
+                assert re.split(", | and ", told) == captions, one.reason
+
+
+def test_answers_in_words_are_true(scenes):
+    """Each phrase is read again, and asked of the figures' pixels."""
+    numbers = ("one", "two", "three", "four", "five", "six", "seven", "eight")
+    kinds = set()
+    for scene, pixels, seen in scenes:
+        for kind, pairs in talk(seen).items():
+            kinds.add(kind.split(",")[0])
+            for question, answer in pairs:
+                if kind == "number":
+                    figures = meant("all " + re.search(r"How many (.*) can", question)[1], scene, pixels)
+                    assert answer == f"{numbers[len(figures) - 1]}.".capitalize()
+                    continue
+                (one,) = meant(re.search(r"(?:does|is) (the .*?)(?: look like)?\?", question)[1], scene, pixels)
+                if "look like" in question:
+                    assert answer == f"It is {scene.figures[one].caption}."
+                else:
+                    column, row = (numbers.index(n) for n in re.search(r"column (\w+), row (\w+)\.", answer).groups())
+                    _, y, x = pixels[one]
+                    assert (int((x + 0.5) / scene.size[1] * 8), int((y + 0.5) / scene.size[0] * 8)) == (column, row)
+    assert kinds == {"look", "place", "number"}
+
+
+def test_captions_mark_each_figure_once_from_left_to_right(scenes):
+    for scene, pixels, seen in scenes:
         caption = grounded_caption(scene, seen, np.random.default_rng(0))
         assert [caption.text[a:b] for a, b in caption.spans] == [scene.figures[n].caption for n in caption.figures]
         assert sorted(caption.figures) == list(range(len(scene.figures)))
+        assert list(caption.figures) == sorted(caption.figures, key=lambda n: pixels[n][2])
         assert caption.text.endswith(f" on a {scene.background} background.")
     assert grounded_caption(scene, [], np.random.default_rng(0)) is None
 

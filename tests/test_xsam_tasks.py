@@ -17,7 +17,7 @@ from seg2any.segment.xsam.conversation import CHATS, Encoder
 from seg2any.segment.xsam.pictures import Frame, seg_masks
 from seg2any.segment.xsam.regions import POINTS
 from seg2any.segment.xsam.spans import Marks
-from seg2any.segment.xsam.splice import REGION
+from seg2any.segment.xsam.splice import PICTURE, REGION
 from seg2any.system.errors import UserError
 from seg2any.training import config as configs
 from seg2any.training.state_file import read_state
@@ -147,9 +147,35 @@ def test_chat_trains_words_alone(model, words, tmp_path):
         "segmentor",
     }
     assert all(name.startswith("segmentor.encoder.") for name in moved if name.startswith("segmentor."))
-    encoded = task.writer(sample.worded, CHAT, generator(1)).encoded
-    said = task.tokenizer.decode([one for one in encoded.labels if one >= 0])
-    assert said.removesuffix("<|end|>") == sample.worded.told.text and encoded.cond_ids is None
+
+
+def test_chats_describe_the_image_or_answer_questions_about_it(words):
+    write, told, counts = writer(words), 0, []
+    answers = dict(pair for pairs in words[0].talk.values() for pair in pairs)
+    for seed in range(20):
+        encoded = write(words[0], CHAT, generator(seed)).encoded
+        assert encoded.cond_ids is None and encoded.ids.count(PICTURE) == 1
+        text = write.encoder.tokenizer.decode([one for one in encoded.ids if one >= 0])
+        turns = [
+            turn.split("<|end|>\n<|assistant|>\n") for turn in text.removesuffix("<|end|>\n").split("<|user|>\n")[1:]
+        ]
+        if turns[0][1].removesuffix("<|end|>\n") == words[0].told.text:
+            told += len(turns) == 1
+            continue
+        counts.append(len(turns))
+        assert all(answers[question.strip()] == answer.removesuffix("<|end|>\n") for question, answer in turns)
+    assert told + len(counts) == 20 and told > 0 and max(counts) > 1
+
+
+def test_several_questions_are_asked_of_an_image_and_some_answers_explain(words):
+    write = writer(words)
+    texts = []
+    for index in range(6):
+        encoded = write(words[index], "reaseg", generator(index)).encoded
+        assert encoded.ids.count(PICTURE) == 1
+        texts.append(write.encoder.tokenizer.decode([one for one in encoded.ids if one >= 0]))
+    reasons = {one.reason for n in range(6) for of_kind in words[n].questions.values() for one in of_kind}
+    assert max(text.count("<SEG>") for text in texts) > 1 and any(one in text for one in reasons for text in texts)
 
 
 def test_the_encoders_learn_at_a_rate_of_their_own(model, tmp_path):

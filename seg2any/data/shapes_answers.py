@@ -1,4 +1,4 @@
-"""Ask questions about a `shapes` scene whose answers are figures, and describe it with a span for each figure."""
+"""Ask questions about a `shapes` scene whose answers are figures or words; describe it with a span for each figure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from seg2any.data.shapes import MAX_LISTED, Scene
-from seg2any.data.shapes_words import RELATIONS, Description, Seen, clear_phrases, is_beside
+from seg2any.data.shapes_words import COUNTS, RELATIONS, Description, Phrase, Seen, clear_phrases, is_beside
 
 # What everybody knows of a colour or a shape: the end of a question "Which figure ...?"
 KNOWN_COLOURS = {
@@ -36,6 +36,9 @@ ASKING = {  # kind of phrase -> question
     "only": "Where is {}?",
     "plural": "Which figures are {}?",
 }
+GRID = 8  # columns and rows of the places in answers
+NUMBERS = {1: "one", **COUNTS}
+LOOK, PLACE, NUMBER = "What does {} look like?", "In which column and row is {}?", "How many {} can be seen?"
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,41 @@ def questions(seen: Sequence[Seen]) -> list[Question]:
     found = [*_known(seen)]
     for kind, phrases in clear_phrases(seen).items():
         for one in phrases if kind in ASKING else ():
-            found.append(Question(ASKING[kind].format(one.text), one.figures, f"I look for {one.text}.", kind))
+            found.append(Question(ASKING[kind].format(one.text), one.figures, _reason(one, seen), kind))
     return found
+
+
+def _reason(phrase: Phrase, seen: Sequence[Seen]) -> str:
+    """Say what the figures of a phrase look like."""
+    looks = [one.figure.caption for number in phrase.figures for one in seen if one.number == number]
+    verb = "is" if len(looks) == 1 else "are"
+    return f"{phrase.text[0].upper()}{phrase.text[1:]} {verb} {_listed(looks)}."
+
+
+def talk(seen: Sequence[Seen]) -> dict[str, list[tuple[str, str]]]:
+    """List questions with their answers in words, by kind: how one figure looks, where it is, how many there are.
+
+    A place is the column and the row of a figure's centre, of GRID each, from the upper left.
+    """
+    found: dict[str, list[tuple[str, str]]] = {}
+    by_number = {one.number: one for one in seen}
+    for kind, phrases in clear_phrases(seen).items():
+        for phrase in phrases:
+            if len(phrase.figures) == 1:
+                one = by_number[phrase.figures[0]]
+                column, row = (NUMBERS[min(int(at * GRID), GRID - 1) + 1] for at in (one.x, one.y))
+                found.setdefault(f"look, {kind}", []).append((LOOK.format(phrase.text), f"It is {one.figure.caption}."))
+                found.setdefault(f"place, {kind}", []).append(
+                    (PLACE.format(phrase.text), f"It is in column {column}, row {row}.")
+                )
+            elif len(phrase.figures) in COUNTS and phrase.text.startswith("all "):
+                asked = NUMBER.format(phrase.text.removeprefix("all "))
+                found.setdefault("number", []).append((asked, f"{COUNTS[len(phrase.figures)].capitalize()}."))
+    return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _known(seen: Sequence[Seen]) -> Iterator[Question]:
@@ -80,12 +116,13 @@ def _known(seen: Sequence[Seen]) -> Iterator[Question]:
 
 
 def grounded_caption(scene: Scene, seen: Sequence[Seen], rng: np.random.Generator) -> GroundedCaption | None:
-    """Describe a scene of up to MAX_LISTED figures, a phrase for each; None for more.
+    """Describe a scene of up to MAX_LISTED figures from left to right, a phrase for each; None for more.
 
     Two figures may be told by how they lie to each other.
     """
     if not 0 < len(seen) <= MAX_LISTED:
         return None
+    seen = sorted(seen, key=lambda one: one.x)  # an order that can be seen, so that it can be learned
     between = [", "] * max(len(seen) - 2, 0) + [" and "] * (len(seen) > 1)
     if len(seen) == 2 and rng.random() < 0.5:
         clear = [f" {relation} " for relation in RELATIONS if is_beside(seen[0], seen[1], relation)]

@@ -16,7 +16,7 @@ import numpy as np
 
 from seg2any.data.dataset import ClosedSet, DataSet
 from seg2any.data.shapes import Scene, ShapesDataset
-from seg2any.data.shapes_answers import grounded_caption, questions
+from seg2any.data.shapes_answers import grounded_caption, questions, talk
 from seg2any.data.shapes_draw import SHAPES
 from seg2any.data.shapes_words import Seen, clear_phrases, see
 
@@ -46,6 +46,7 @@ class Worded(Protocol):
     """An image uint8 [H, W, 3], its regions bool [N, H, W] with the category of each, and what can be asked of it.
 
     phrases, questions  by kind, those of one kind being alike; a kind has at least one
+    talk                questions with answers in words, likewise
     """
 
     image: np.ndarray
@@ -53,6 +54,7 @@ class Worded(Protocol):
     names: tuple[str, ...]
     phrases: Mapping[str, Sequence[Asked]]
     questions: Mapping[str, Sequence[Asked]]
+    talk: Mapping[str, Sequence[tuple[str, str]]]
     told: Told | None
 
 
@@ -71,6 +73,7 @@ class WordedLayout:
     phrases: Mapping[str, Sequence[Asked]]
     told: Told | None
     questions: Mapping[str, Sequence[Asked]] = field(default_factory=dict)
+    talk: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
 
 class WordedScene:
@@ -99,6 +102,11 @@ class WordedScene:
         for one in questions(self._seen):
             found.setdefault(one.kind, []).append(Asked(one.text, one.figures, one.reason))
         return found
+
+    @cached_property
+    def talk(self) -> dict[str, list[tuple[str, str]]]:
+        """The questions whose answers are words."""
+        return talk(self._seen)
 
     @cached_property
     def told(self) -> Told | None:

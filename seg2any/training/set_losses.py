@@ -152,7 +152,11 @@ def _mask_losses(
 ) -> tuple[Tensor, Tensor]:
     """Compare paired masks at points of their own; return cross entropy and dice, sums divided by n_masks."""
     side = [max((target.masks.shape[axis] for target in targets), default=0) for axis in (-2, -1)]
-    logits = torch.cat([masks[image, rows.to(masks.device)] for image, (rows, _) in enumerate(pairs)]).float()
+    owners = torch.cat([torch.full_like(rows, image) for image, (rows, _) in enumerate(pairs)])
+    queries = torch.cat([rows for rows, _ in pairs])
+    logits = masks[
+        owners.to(masks.device), queries.to(masks.device)
+    ].float()  # at once: each gradient is a whole [B, Q]
     if not len(logits):
         nothing = masks.sum() * 0  # every parameter needs a gradient
         return nothing, nothing

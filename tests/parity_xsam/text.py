@@ -49,8 +49,8 @@ def turns_of(about: dict) -> list[Turn]:
     if task == "refseg":
         return asking.ask_phrases(example["sampled_sents"], wording, answered)
     if task == "reaseg":
-        whole, explanation = example["is_sentence"], example["explain"]
-        return asking.ask_questions(example["sampled_sents"], wording, answered, whole, explanation)
+        texts, whole = example["sampled_sents"], example["is_sentence"]
+        return asking.ask_questions(texts, wording, answered, whole, [example["explain"]] * len(texts))
     if task == "gcgseg":
         spans = [one["tokens_positive"] for one in example.get("annotations", ())]
         return asking.ask_description(wording, example["caption"] if answered else None, spans)

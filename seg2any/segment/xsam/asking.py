@@ -63,15 +63,19 @@ def ask_phrases(texts: Sequence[str], wording: Wording, answered: bool = False) 
 
 
 def ask_questions(
-    texts: Sequence[str], wording: Wording, answered: bool = False, whole: bool = True, explanation: str | None = None
+    texts: Sequence[str],
+    wording: Wording,
+    answered: bool = False,
+    whole: bool = True,
+    explanations: Sequence[str | None] | None = None,
 ) -> list[Turn]:
     """Ask questions whose answers are regions, one turn for each.
 
-    whole        the questions are sentences, no mere phrases
-    explanation  what half of the answers say before the region
+    whole         the questions are sentences, no mere phrases
+    explanations  what half of the answers say before the region, for each question
     """
     turns = []
-    for text in texts:
+    for text, explanation in zip(texts, explanations or [None] * len(texts), strict=True):
         questions = wordings.SENTENCES if whole else wordings.SHORT_SENTENCES
         one = _turn(questions, phrase(text.strip()), wordings.MASK_ANSWERS, None, wording, answered)
         if explanation is not None and wording.share() < EXPLAINED:

@@ -23,7 +23,7 @@ from seg2any.training.set_losses import Prediction, RandomPoints, Share, Target,
 from seg2any.training.tasks.xsam_data import Picture
 from seg2any.training.tasks.xsam_networks import Listener, build_model, model_folder, open_tokenizer
 from seg2any.training.tasks.xsam_task import FOLDER, XSamTask
-from seg2any.training.tasks.xsam_writing import CHAT, SPEAKING, Writer, Written, speak_categories
+from seg2any.training.tasks.xsam_writing import SPEAKING, Writer, Written, speak_categories
 
 
 class MixedTask(XSamTask):
@@ -59,8 +59,8 @@ class MixedTask(XSamTask):
         written = [self.writer(one.worded, kind, g) for one, g in zip(samples, generators, strict=True)]
         logits, spliced, found = network(*self._batch(written), kind, self._shown(written))
         language = self.options.language * next_token_loss(logits, spliced.labels, share)
-        if kind == CHAT:
-            return language + 0 * sum(one.sum() for one in (*found.masks, *found.classes))
+        if found is None:  # a chat, which leaves the masks alone; but every parameter needs a gradient
+            return language + 0 * sum(one.sum() for one in self.trainable().values())
         predictions = [Prediction(*two) for two in zip(found.masks, found.classes, strict=True)]
         rows = [g for one, g in zip(written, generators, strict=True) for _ in one.targets]
         points = RandomPoints(rows, self.options.points)

@@ -48,8 +48,8 @@ class Listener(nn.Module):
 
     def forward(
         self, pictures: Pictures, tokens: Tokens, kind: str, shown: Sequence[Tensor | None]
-    ) -> tuple[Tensor, Spliced, Predictions]:
-        """Return logits of the next token [B, L, V], the spliced conversations, and the predictions of a task.
+    ) -> tuple[Tensor, Spliced, Predictions | None]:
+        """Return logits of the next token [B, L, V], the spliced conversations, and predictions unless it is a chat.
 
         shown  visual prompts bool [N, S, S] of each conversation, or None
         """
@@ -59,9 +59,9 @@ class Listener(nn.Module):
             regions = [None if one is None else seen.regions_of(row, one) for row, one in enumerate(shown)]
             spliced = model.splice(tokens, seen, regions)
             logits, states = model(spliced)
+            if kind == CHAT:
+                return logits, spliced, None
             phrases, segs = pooled(states, spliced.cond_ids), pooled(states, spliced.seg_ids)
-            if kind == CHAT:  # its loss takes nothing of the masks, but every parameter needs a gradient
-                phrases = segs = list(states[:, :1])
             conditions = conditions_of(kind, phrases, segs, model.bg_embeds.weight)
             return logits, spliced, model.segmentor(seen.maps, conditions)
 

@@ -7,14 +7,15 @@ categories that the image lacks.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from seg2any.data.words import Asked, Worded, joined
+from seg2any.data.words import Worded, joined
 from seg2any.segment.xsam.asking import (
     Turn,
     Wording,
@@ -32,11 +33,13 @@ from seg2any.segment.xsam.wordings import PICTURE
 from seg2any.training.set_losses import Target
 from seg2any.training.tasks.xsam_prompts import draw_prompts
 
-MOST_PHRASES = 4  # of one image, a turn for each
+MOST_PHRASES = 4  # of one image, a turn for each; likewise of questions
+MOST_TALK = 6  # questions of one image that are answered in words
 MOST_SHOWN = 4  # regions of one image that visual prompts show
 SHOWN = "vgdseg"  # asks by visual prompts
 CHAT = "imgconv"  # asks for words alone
 CHATS_OPEN = ("What does the image show?", "What can be seen here?", "Describe the image in one sentence.")
+TALK = 0.8  # share of chats that are questions where the image has some; the others describe it
 ALL = 0.5  # share of samples that are asked for all categories, not for a drawn number of those they lack
 
 
@@ -69,6 +72,7 @@ class Spoken:
     names: Sequence[str] = ()
 
 
+T = TypeVar("T")
 Speak = Callable[[Worded, Sequence[str], random.Random], Spoken]
 
 
@@ -93,10 +97,11 @@ def speak_phrases(worded: Worded, categories: Sequence[str], chance: random.Rand
 
 
 def speak_question(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
-    """Ask a question, which half of the answers explain."""
-    one = _one_of(worded.questions, chance)
-    turns = ask_questions([one.text], Wording.drawn(chance), True, explanation=one.reason or None)
-    return Spoken(turns, [one.regions], [0])
+    """Ask up to MOST_PHRASES questions, which half of the answers explain."""
+    found = {one.text: one for one in (_one_of(worded.questions, chance) for _ in range(MOST_PHRASES))}
+    reasons = [one.reason or None for one in found.values()]
+    turns = ask_questions(list(found), Wording.drawn(chance), True, explanations=reasons)
+    return Spoken(turns, [one.regions for one in found.values()], range(len(found)))
 
 
 def speak_description(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
@@ -115,9 +120,14 @@ def speak_regions(worded: Worded, categories: Sequence[str], chance: random.Rand
 
 
 def speak_chat(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
-    """Ask what the image shows; nothing is segmented."""
-    question = f"{PICTURE}\n{chance.choice(CHATS_OPEN)}"
-    return Spoken(chat([("human", question), ("gpt", worded.told.text)]), (), ())
+    """Ask what the image shows, or up to MOST_TALK questions about it; nothing is segmented."""
+    if worded.talk and (worded.told is None or chance.random() < TALK):
+        asked = dict(_one_of(worded.talk, chance) for _ in range(MOST_TALK))
+    else:
+        asked = {chance.choice(CHATS_OPEN): worded.told.text}
+    spoken = [message for question, answer in asked.items() for message in (("human", question), ("gpt", answer))]
+    spoken[0] = ("human", f"{PICTURE}\n{spoken[0][1]}")
+    return Spoken(chat(spoken), (), ())
 
 
 SPEAKING: dict[str, Speak] = {
@@ -138,8 +148,9 @@ def offers(worded: Worded, kind: str) -> bool:
         "reaseg": "questions",
         "gcgseg": "told",
         SHOWN: "names",
-        CHAT: "told",
     }
+    if kind == CHAT:
+        return bool(worded.talk or worded.told)
     return bool(getattr(worded, wanted[kind]))
 
 
@@ -192,6 +203,6 @@ def chance_of(generator: torch.Generator) -> random.Random:
     return random.Random(int(torch.randint(2**62, (1,), generator=generator)))
 
 
-def _one_of(by_kind: dict[str, Sequence[Asked]], chance: random.Random) -> Asked:
+def _one_of(by_kind: Mapping[str, Sequence[T]], chance: random.Random) -> T:
     """Draw a kind, then one of it."""
     return chance.choice(by_kind[chance.choice(sorted(by_kind))])
