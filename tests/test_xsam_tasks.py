@@ -25,7 +25,7 @@ from seg2any.training.tasks.choose import describe_task, make_task
 from seg2any.training.tasks.xsam import joined_targets, next_token_loss
 from seg2any.training.tasks.xsam_networks import build_segmentor
 from seg2any.training.tasks.xsam_prompts import FORMS, draw_prompts
-from seg2any.training.tasks.xsam_writing import CHAT, SHOWN, SPEAKING, Writer, closed_target, offers, speak_categories
+from seg2any.training.tasks.xsam_writing import SPEAKING, TALKS, Writer, closed_target, offers, speak_categories
 from tests import forked, tiny_xsam
 from tests.tiny_run import forget_accelerate, losses, same
 
@@ -135,7 +135,7 @@ def test_chat_trains_words_alone(model, words, tmp_path):
     torch.manual_seed(0)
     task = make_task(configs.load(tiny_xsam.arguments("xsam", model, tmp_path)))
     task.load(Lone(), None, None)
-    (number,) = (way for way, kind in enumerate(task.data.ways) if kind == CHAT)
+    (number,) = (way for way, kind in enumerate(task.data.ways) if kind == "imgconv")
     sample = task.data[number]
     task.loss(task.network, [sample], [generator(1)]).backward()
     moved = {name for name, one in task.trainable().items() if one.grad.abs().max() > 0}
@@ -153,7 +153,7 @@ def test_chats_describe_the_image_or_answer_questions_about_it(words):
     write, told, counts = writer(words), 0, []
     answers = dict(pair for pairs in words[0].talk.values() for pair in pairs)
     for seed in range(20):
-        encoded = write(words[0], CHAT, generator(seed)).encoded
+        encoded = write(words[0], "imgconv", generator(seed)).encoded
         assert encoded.cond_ids is None and encoded.ids.count(PICTURE) == 1
         text = write.encoder.tokenizer.decode([one for one in encoded.ids if one >= 0])
         turns = [
@@ -199,7 +199,7 @@ def test_the_whole_model_starts_with_a_trained_segmentor(model, tmp_path):
     assert len(shared) > 40 and all(torch.allclose(found[name], learned[name], atol=1e-6) for name in shared)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in SPEAKING if kind not in (SHOWN, CHAT)])
+@pytest.mark.parametrize("kind", [kind for kind in SPEAKING if kind not in ("vgdseg", *TALKS)])
 def test_a_conversation_marks_what_its_masks_show(kind, words):
     """Independent of the writer: phrases are cut out of the ids, and masks are compared with the scene's figures."""
     write, seen = writer(words), 0
@@ -233,13 +233,13 @@ def test_a_conversation_marks_what_its_masks_show(kind, words):
 def test_visual_prompts_ask_for_the_regions_that_they_lie_in(words):
     write, inside = writer(words), []
     for index in range(len(words)):
-        written = write(words[index], SHOWN, generator(index))
+        written = write(words[index], "vgdseg", generator(index))
         (target,) = written.targets
         assert (written.encoded.ids.count(REGION), target.classes.tolist()) == (
             len(written.shown),
             [*range(len(written.shown))],
         )
-        assert same(written.shown, write(words[index], SHOWN, generator(index)).shown)
+        assert same(written.shown, write(words[index], "vgdseg", generator(index)).shown)
         pairs = zip(target.masks, written.shown, strict=True)
         inside += [(mask & one).sum().item() / one.sum().item() for mask, one in pairs]
     assert len(inside) > 12 and sum(inside) / len(inside) > 0.6

@@ -38,7 +38,6 @@ ASKING = {  # kind of phrase -> question
 }
 GRID = 8  # columns and rows of the places in answers
 NUMBERS = {1: "one", **COUNTS}
-LOOK, PLACE, NUMBER = "What does {} look like?", "In which column and row is {}?", "How many {} can be seen?"
 
 
 @dataclass(frozen=True)
@@ -80,25 +79,24 @@ def _reason(phrase: Phrase, seen: Sequence[Seen]) -> str:
 
 
 def talk(seen: Sequence[Seen]) -> dict[str, list[tuple[str, str]]]:
-    """List questions with their answers in words, by kind: how one figure looks, where it is, how many there are.
-
-    A place is the column and the row of a figure's centre, of GRID each, from the upper left.
-    """
+    """List questions with their answers in words, by kind: what a figure is, and how many there are."""
     found: dict[str, list[tuple[str, str]]] = {}
     by_number = {one.number: one for one in seen}
     for kind, phrases in clear_phrases(seen).items():
         for phrase in phrases:
             if len(phrase.figures) == 1:
-                one = by_number[phrase.figures[0]]
-                column, row = (NUMBERS[min(int(at * GRID), GRID - 1) + 1] for at in (one.x, one.y))
-                found.setdefault(f"look, {kind}", []).append((LOOK.format(phrase.text), f"It is {one.figure.caption}."))
-                found.setdefault(f"place, {kind}", []).append(
-                    (PLACE.format(phrase.text), f"It is in column {column}, row {row}.")
-                )
+                answer = f"It is {look(by_number[phrase.figures[0]])}."
+                found.setdefault(kind, []).append((f"What is {phrase.text}?", answer))
             elif len(phrase.figures) in COUNTS and phrase.text.startswith("all "):
-                asked = NUMBER.format(phrase.text.removeprefix("all "))
+                asked = f"How many {phrase.text.removeprefix('all ')} can be seen?"
                 found.setdefault("number", []).append((asked, f"{COUNTS[len(phrase.figures)].capitalize()}."))
     return found
+
+
+def look(one: Seen) -> str:
+    """Say what a figure is and where: the column and the row of its centre, of GRID each, from the upper left."""
+    column, row = (NUMBERS[min(int(at * GRID), GRID - 1) + 1] for at in (one.x, one.y))
+    return f"{one.figure.caption} in column {column}, row {row}"
 
 
 def _listed(names: Sequence[str]) -> str:

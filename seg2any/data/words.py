@@ -16,7 +16,7 @@ import numpy as np
 
 from seg2any.data.dataset import ClosedSet, DataSet
 from seg2any.data.shapes import Scene, ShapesDataset
-from seg2any.data.shapes_answers import grounded_caption, questions, talk
+from seg2any.data.shapes_answers import grounded_caption, look, questions, talk
 from seg2any.data.shapes_draw import SHAPES
 from seg2any.data.shapes_words import Seen, clear_phrases, see
 
@@ -45,6 +45,7 @@ class Told:
 class Worded(Protocol):
     """An image uint8 [H, W, 3], its regions bool [N, H, W] with the category of each, and what can be asked of it.
 
+    looks               what each region is, in words
     phrases, questions  by kind, those of one kind being alike; a kind has at least one
     talk                questions with answers in words, likewise
     """
@@ -52,6 +53,7 @@ class Worded(Protocol):
     image: np.ndarray
     masks: np.ndarray
     names: tuple[str, ...]
+    looks: Sequence[str]
     phrases: Mapping[str, Sequence[Asked]]
     questions: Mapping[str, Sequence[Asked]]
     talk: Mapping[str, Sequence[tuple[str, str]]]
@@ -75,6 +77,11 @@ class WordedLayout:
     questions: Mapping[str, Sequence[Asked]] = field(default_factory=dict)
     talk: Mapping[str, Sequence[tuple[str, str]]] = field(default_factory=dict)
 
+    @property
+    def looks(self) -> tuple[str, ...]:
+        """The names: they are captions."""
+        return self.names
+
 
 class WordedScene:
     """A scene of `shapes` with all that can be said of it, found when it is asked for; see `Worded`."""
@@ -88,6 +95,13 @@ class WordedScene:
     @cached_property
     def _seen(self) -> list[Seen]:
         return see(self.scene, self._masks)
+
+    @cached_property
+    def looks(self) -> list[str]:
+        """What each figure and the background are; a hidden figure is its caption."""
+        places = {one.number: look(one) for one in self._seen}
+        figures = [places.get(number, figure.caption) for number, figure in enumerate(self.scene.figures)]
+        return [*figures, f"the {self.scene.background} background"]
 
     @cached_property
     def phrases(self) -> dict[str, list[Asked]]:

@@ -17,7 +17,7 @@ from seg2any.segment.xsam.segmentor import Predictions
 from seg2any.segment.xsam.splice import Spliced, Tokens
 from seg2any.system.errors import UserError
 from seg2any.training.config import Config
-from seg2any.training.tasks.xsam_writing import CHAT
+from seg2any.training.tasks.xsam_writing import TALKS
 
 WEIGHTS = "model.safetensors"
 ENCODERS = ("segmentor.encoder.", "visual_encoder.")  # learn at a rate of their own
@@ -59,7 +59,7 @@ class Listener(nn.Module):
             regions = [None if one is None else seen.regions_of(row, one) for row, one in enumerate(shown)]
             spliced = model.splice(tokens, seen, regions)
             logits, states = model(spliced)
-            if kind == CHAT:
+            if kind in TALKS:
                 return logits, spliced, None
             phrases, segs = pooled(states, spliced.cond_ids), pooled(states, spliced.seg_ids)
             conditions = conditions_of(kind, phrases, segs, model.bg_embeds.weight)

@@ -29,15 +29,16 @@ from seg2any.segment.xsam.asking import (
 from seg2any.segment.xsam.conditions import ALONE
 from seg2any.segment.xsam.conversation import Encoded, Encoder
 from seg2any.segment.xsam.pictures import Frame, jittered, seg_masks, seg_picture, visual_picture
-from seg2any.segment.xsam.wordings import PICTURE
+from seg2any.segment.xsam.wordings import PICTURE, REGION
 from seg2any.training.set_losses import Target
 from seg2any.training.tasks.xsam_prompts import draw_prompts
 
 MOST_PHRASES = 4  # of one image, a turn for each; likewise of questions
 MOST_TALK = 6  # questions of one image that are answered in words
 MOST_SHOWN = 4  # regions of one image that visual prompts show
-SHOWN = "vgdseg"  # asks by visual prompts
-CHAT = "imgconv"  # asks for words alone
+MOST_NAMED = 8  # likewise, where their names are asked for
+TALKS = ("imgconv", "vgdconv")  # ask for words alone, about the image or about regions that visual prompts show
+NAMING = f"What is {REGION}?"
 CHATS_OPEN = ("What does the image show?", "What can be seen here?", "Describe the image in one sentence.")
 TALK = 0.8  # share of chats that are questions where the image has some; the others describe it
 ALL = 0.5  # share of samples that are asked for all categories, not for a drawn number of those they lack
@@ -49,7 +50,7 @@ class Written:
 
     targets  a row for each prediction: none for chat, one for categories, descriptions and visual prompts, one for each
              phrase otherwise; classes are numbers of the sample's own phrases
-    shown    bool [N, S, S], the visual prompts, or None where words ask
+    shown    bool [N, S, S], the visual prompts, or None where there are none
     """
 
     seg: Tensor
@@ -64,12 +65,14 @@ class Spoken:
     """Turns, and the regions of each mask with the number of the phrase that means it.
 
     names  of the categories that are asked for, in order
+    shown  regions that visual prompts show, in the order of their markers
     """
 
     turns: Sequence[Turn]
     regions: Sequence[tuple[int, ...]]
     phrases: Sequence[int]
     names: Sequence[str] = ()
+    shown: Sequence[int] = ()
 
 
 T = TypeVar("T")
@@ -113,10 +116,9 @@ def speak_description(worded: Worded, categories: Sequence[str], chance: random.
 
 def speak_regions(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
     """Ask for up to MOST_SHOWN regions that visual prompts show."""
-    seen = [n for n, mask in enumerate(worded.masks) if mask.any()]
-    some = chance.sample(seen, min(len(seen), chance.randint(1, MOST_SHOWN)))
+    some = _some_regions(worded, chance.randint(1, MOST_SHOWN), chance)
     turns = ask_regions(len(some), Wording.drawn(chance), answered=True)
-    return Spoken(turns, [(n,) for n in some], range(len(some)))
+    return Spoken(turns, [(n,) for n in some], range(len(some)), shown=some)
 
 
 def speak_chat(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
@@ -130,13 +132,21 @@ def speak_chat(worded: Worded, categories: Sequence[str], chance: random.Random)
     return Spoken(chat(spoken), (), ())
 
 
+def speak_names(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
+    """Ask what up to MOST_NAMED regions are that visual prompts show; the image itself is left out."""
+    some = _some_regions(worded, MOST_NAMED, chance)
+    spoken = [message for n in some for message in (("human", NAMING), ("gpt", f"It is {worded.looks[n]}."))]
+    return Spoken(chat(spoken), (), (), shown=some)
+
+
 SPEAKING: dict[str, Speak] = {
     "genseg": speak_categories,
     "refseg": speak_phrases,
     "reaseg": speak_question,
     "gcgseg": speak_description,
-    SHOWN: speak_regions,
-    CHAT: speak_chat,
+    "vgdseg": speak_regions,
+    "imgconv": speak_chat,
+    "vgdconv": speak_names,
 }
 
 
@@ -147,9 +157,10 @@ def offers(worded: Worded, kind: str) -> bool:
         "refseg": "phrases",
         "reaseg": "questions",
         "gcgseg": "told",
-        SHOWN: "names",
+        "vgdseg": "names",
+        "vgdconv": "names",
     }
-    if kind == CHAT:
+    if kind == "imgconv":
         return bool(worded.talk or worded.told)
     return bool(getattr(worded, wanted[kind]))
 
@@ -177,13 +188,13 @@ class Writer:
         frame = Frame.of(worded.image.shape[:2], self.side)
         pictures = seg_picture(worded.image, frame), visual_picture(worded.image, self.visual)
         encoded = self.encoder.encode(spoken.turns, answered=True)
-        if kind == CHAT:
-            return Written(*pictures, encoded, ())
+        shown = draw_prompts(worded.masks[list(spoken.shown)], frame, chance) if spoken.shown else None
+        if kind in TALKS:
+            return Written(*pictures, encoded, (), shown)
         wanted = np.stack([joined(worded, regions) for regions in spoken.regions])
         masks = seg_masks(wanted, frame)
         whole = Target(masks, torch.tensor(spoken.phrases))
         rows = tuple(Target(*(part[n : n + 1] for part in whole)) for n in range(len(masks)))
-        shown = draw_prompts(wanted, frame, chance) if kind == SHOWN else None
         return Written(*pictures, encoded, rows if kind in ALONE else (whole,), shown)
 
 
@@ -201,6 +212,12 @@ def closed_target(worded: Worded, categories: Sequence[str], side: int, scale: f
 def chance_of(generator: torch.Generator) -> random.Random:
     """Make a generator of Python's that depends on one of torch's."""
     return random.Random(int(torch.randint(2**62, (1,), generator=generator)))
+
+
+def _some_regions(worded: Worded, most: int, chance: random.Random) -> list[int]:
+    """Draw regions that can be seen."""
+    seen = [n for n, mask in enumerate(worded.masks) if mask.any()]
+    return chance.sample(seen, min(len(seen), most))
 
 
 def _one_of(by_kind: Mapping[str, Sequence[T]], chance: random.Random) -> T:
