@@ -38,13 +38,14 @@ def _discs(points: np.ndarray, frame: Frame) -> Tensor:
         raise UserError("prompt: X-SAM cannot be told a point outside of a region; give points inside")
     mask = torch.zeros(frame.side, frame.side, dtype=torch.bool)
     radius = max(1.0, RADIUS * frame.side)
-    rows, columns = torch.arange(frame.side)[:, None], torch.arange(frame.side)[None]
-    inner = torch.zeros_like(mask)
-    inner[: frame.scaled[0], : frame.scaled[1]] = True
+    rows, columns = torch.arange(frame.scaled[0])[:, None], torch.arange(frame.scaled[1])[None]
     for x, y, label in points:
         if label == INSIDE:
             place = (min(y * frame.scaled[0], frame.scaled[0] - 1), min(x * frame.scaled[1], frame.scaled[1] - 1))
-            mask |= ((rows - place[0]) ** 2 + (columns - place[1]) ** 2 <= radius**2) & inner
+            # Only where the disc is: a scribble has dozens of points.
+            down, right = (slice(max(0, int(at - radius)), int(at + radius) + 2) for at in place)
+            near = (rows[down] - place[0]) ** 2 + (columns[:, right] - place[1]) ** 2 <= radius**2
+            mask[: frame.scaled[0], : frame.scaled[1]][down, right] |= near
     return mask
 
 
