@@ -1,10 +1,10 @@
 """Split captions into the tokens that metrics of captions count.
 
 COCO's evaluation uses Stanford's Penn Treebank tokenizer, a Java program, in small letters, and drops punctuation but
-brackets. The rules here give the same tokens for plain English. They differ in that a single letter, a title and other
-abbreviations with one full stop lose it ("the letter a", "mr", where the other has "a.", "mr."), addresses of the web
-and tags are split, quotation marks around one letter and signs of numbers are dropped, and archaisms ("'tis") are not
-split. Languages that are written without spaces are not split at all.
+brackets. The rules here give the same tokens for plain English captions. They differ in that a single letter, a title
+and other abbreviations with one full stop lose it ("the letter a", "mr", where the other has "a.", "mr."), addresses of
+the web and tags are split, quotation marks around one letter and signs of numbers are dropped, and archaisms ("'tis")
+are not split. Languages that are written without spaces are not split at all.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ def measure_grounded(photos: Iterable[Photo], describer: Describer, source: str 
 def measured_captions(
     captions: Mapping[str, str], described: Mapping[str, Description], source: str = GENERATED
 ) -> list[Result]:
-    """Measure CIDEr of descriptions by the key of their photos; nothing for less than two captions.
+    """Measure CIDEr of descriptions by the key of their photos; nothing for fewer than two captions.
 
     The first number sees all that is said but the words that introduce <SEG>, as a layout's caption has it. The second
     sees what the published evaluation keeps of the whole answer: it drops every sentence with <SEG>, and thereby a
