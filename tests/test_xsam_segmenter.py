@@ -113,6 +113,13 @@ def test_every_prompt_gives_a_region_for_each_of_its_entries(prompt: Prompt, cou
         assert (found.masks.sum(0) <= 1).all()
 
 
+def test_a_description_comes_with_the_whole_answer(speaker: Speaker):
+    segmenter = XSamSegmenter(speaker, "tiny")
+    description, found = segmenter.describe(IMAGE), segmenter.segment(IMAGE, Prompt(describe=True))
+    assert np.array_equal(description.layout.masks, found.masks) and description.layout.caption == found.caption
+    assert "<SEG>" in description.answer and description.answer.endswith("<|end|>")
+
+
 def test_the_size_of_a_batch_changes_nothing(speaker: Speaker):
     prompt = Prompt(phrases=("a dog", "the bench under a small tree"))
     one, two = (XSamSegmenter(speaker, "tiny", Choices(most=8, batch=batch)).segment(IMAGE, prompt) for batch in (1, 8))

@@ -100,6 +100,14 @@ class Prompt:
         return self.phrases or tuple(f"region {number}" for number in range(1, (self.count or 0) + 1))
 
 
+@dataclass(frozen=True, eq=False)
+class Description:
+    """A layout that describes an image, and the whole answer of the model, with its marks of phrases and <SEG>."""
+
+    layout: Layout
+    answer: str
+
+
 class Segmenter(Protocol):
     """A method that finds regions in an image."""
 

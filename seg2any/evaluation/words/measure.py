@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 import numpy as np
 
 from seg2any.evaluation.metrics.average_precision import Answers, average_precision
-from seg2any.evaluation.metrics.grounded import found_phrases, grounded_iou, overlaps
+from seg2any.evaluation.metrics.cider import References, cider
+from seg2any.evaluation.metrics.grounded import caption_of, found_phrases, grounded_iou, overlaps
 from seg2any.evaluation.metrics.panoptic import PanopticQuality, Segments
 from seg2any.evaluation.metrics.referring import FoundPhrase, cumulative_iou, generalized_iou
 from seg2any.evaluation.metrics.result import GENERATED, Result, mean, pooled
 from seg2any.evaluation.words.photos import AskedPhrase, Categories, Photo
 from seg2any.layout.contour import resize_masks
-from seg2any.segment.segmenter import Prompt, Segmenter
+from seg2any.segment.segmenter import Description, Prompt, Segmenter
 from seg2any.system.errors import UserError
+
+CUT = "CIDEr, captions cut as published"
 
 
 class PanopticSegmenter(Protocol):
@@ -24,6 +27,13 @@ class PanopticSegmenter(Protocol):
 
     def panoptic(self, image: np.ndarray, categories: Categories) -> Segments:
         """Segment an image uint8 [H, W, 3]."""
+
+
+class Describer(Protocol):
+    """A method that describes an image, with a mask for each phrase of its description."""
+
+    def describe(self, image: np.ndarray) -> Description:
+        """Describe an image uint8 [H, W, 3]."""
 
 
 def measure_phrases(photos: Iterable[Photo], segmenter: Segmenter, source: str = GENERATED) -> list[Result]:
@@ -67,17 +77,18 @@ def measure_panoptic(
     return [quality.result("PQ", source), pooled("mIoU", parts, source=source)]
 
 
-def measure_grounded(photos: Iterable[Photo], segmenter: Segmenter, source: str = GENERATED) -> list[Result]:
-    """Measure descriptions: IoU of greedy pairs of masks, recall of phrases with their words, and AP50 of masks.
+def measure_grounded(photos: Iterable[Photo], describer: Describer, source: str = GENERATED) -> list[Result]:
+    """Measure descriptions: IoU of greedy pairs of masks, recall of phrases with their words, AP50 of masks, and CIDEr.
 
     Words are alike by the share of them that two phrases have in common. Published recall and AP compare the same
-    masks, but words by a BERT model.
+    masks, but words by a BERT model. CIDEr is left out unless two photos have captions of their own.
     """
     ious: dict[str, float] = {}
-    recall, masks = {}, {}
+    recall, masks, captions, described = {}, {}, {}, {}
     for photo in photos:
         image = photo.read()
-        layout = segmenter.segment(image, Prompt(describe=True))
+        description = describer.describe(image)
+        layout = description.layout
         wanted = np.stack([mask for _, mask in photo.told])
         found = resize_masks(layout.masks, wanted.shape[1:]) if len(layout.masks) else wanted[:0]
         ious[photo.key] = grounded_iou(wanted, found)
@@ -85,9 +96,29 @@ def measure_grounded(photos: Iterable[Photo], segmenter: Segmenter, source: str 
         pairs = found_phrases(overlaps(wanted, found), alike) if len(found) else []
         recall[photo.key] = {"": (float(len(pairs)), float(len(wanted)))}
         masks[photo.key] = Answers(wanted, found, np.ones(len(found)))
+        if photo.caption:
+            captions[photo.key], described[photo.key] = photo.caption, description
     results = [mean("mask mIoU", ious, source=source), pooled("phrase recall", recall, source=source)]
     precision = average_precision(masks)
-    return [*results, Result("AP50", precision["AP50"], {}, {"n": len(masks), **precision}, source)]
+    results.append(Result("AP50", precision["AP50"], {}, {"n": len(masks), **precision}, source))
+    return results + measured_captions(captions, described, source)
+
+
+def measured_captions(
+    captions: Mapping[str, str], described: Mapping[str, Description], source: str = GENERATED
+) -> list[Result]:
+    """Measure CIDEr of descriptions by the key of their photos; nothing for fewer than two captions.
+
+    The first number sees all that is said but the words that introduce <SEG>, as a layout's caption has it. The second
+    sees what the published evaluation keeps of the whole answer: it drops every sentence with <SEG>, and thereby a
+    caption that does not end with a full stop of its own before them.
+    """
+    if len(captions) < 2:
+        return []
+    references = References({key: [caption] for key, caption in captions.items()})
+    whole = {key: one.layout.caption or "" for key, one in described.items()}
+    cut = {key: caption_of(one.answer) for key, one in described.items()}
+    return [cider("CIDEr", whole, references, source), cider(CUT, cut, references, source)]
 
 
 def similarity(a: str, b: str) -> float:

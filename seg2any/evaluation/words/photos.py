@@ -33,6 +33,7 @@ class Photo:
     read      returns the image uint8 [H, W, 3]
     phrases   each to be segmented
     told      texts and masks bool [H, W] of the phrases of its description
+    caption   its description
     segments  the segments of all its pixels
     """
 
@@ -40,6 +41,7 @@ class Photo:
     read: Callable[[], np.ndarray]
     phrases: tuple[AskedPhrase, ...] = ()
     told: tuple[tuple[str, np.ndarray], ...] = ()
+    caption: str = ""
     segments: Segments | None = None
 
 

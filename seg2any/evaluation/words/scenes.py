@@ -26,6 +26,7 @@ def read_scenes(count: int) -> Iterator[Photo]:
             lambda worded=worded: worded.image,
             tuple(_phrases(worded, np.random.default_rng(index))),
             tuple((worded.told.text[a:b], worded.masks[region]) for (a, b), region in told),
+            "" if worded.told is None else worded.told.text,
             segments_of(worded),
         )
 

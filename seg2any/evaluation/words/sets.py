@@ -80,15 +80,18 @@ def read_grounded(images: Path, masks: Path, captions: Path) -> Iterator[Photo]:
         size = _size(where, entry)
         with _damaged(where):
             own = by_image.get(_value(where, entry, "id"), [])
-            texts = labels.get(entry["id"], {}).get("labels", [])
+            label = labels.get(entry["id"], {})
+            texts, caption = label.get("labels", []), label.get("caption", "")
         if not isinstance(texts, list):
             raise UserError(f"{captions}: image {shown(entry['id'])} has labels {shown(texts)}; get the file again")
+        if not isinstance(caption, str):
+            raise UserError(f"{captions}: image {shown(entry['id'])} has caption {shown(caption)}; get the file again")
         check_mask_shape(where, (len(own), *size))
         if len(texts) != len(own):
             counts = f"{len(texts)} labels and {len(own)} masks"
             raise UserError(f"{captions}: image {shown(entry['id'])} has {counts}; get both files again")
         drawn = tuple((str(text), _union(where, [one], size)) for text, one in zip(texts, own, strict=True))
-        yield Photo(str(entry["id"]), _reader(images, where, entry), told=drawn)
+        yield Photo(str(entry["id"]), _reader(images, where, entry), told=drawn, caption=caption)
 
 
 def read_categories(annotations: Path) -> Categories:

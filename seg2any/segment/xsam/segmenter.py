@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from seg2any.layout import Layout
-from seg2any.segment.segmenter import Prompt
+from seg2any.segment.segmenter import Description, Prompt
 from seg2any.segment.xsam import asking, postprocess, prompts
 from seg2any.segment.xsam.asking import Turn, Wording
 from seg2any.segment.xsam.generation import MOST
@@ -66,6 +66,8 @@ class XSamSegmenter:
         Raises UserError for prompts of other kinds, and for points that lie outside of a region.
         """
         prompt.check(METHOD, *TAKEN)
+        if prompt.describe:
+            return self.describe(image).layout
         frame = Frame.of(image.shape[:2], self.speaker.model.segmentor.side)
         seen = self.see(image, frame)
         if prompt.phrases is not None and prompt.given == ("phrases",):
@@ -73,11 +75,22 @@ class XSamSegmenter:
             return self._layout(*self._alone(seen, frame, map(Question, turns)), prompt.phrases)
         if prompt.categories is not None:
             return self._categories(seen, frame, prompt.categories)
-        if prompt.describe:
-            return self._description(seen, frame)
         if prompt.question is not None:
             return self._question(seen, frame, prompt.question)
         return self._shown(seen, frame, prompt)
+
+    @torch.inference_mode()
+    def describe(self, image: np.ndarray) -> Description:
+        """Describe an image uint8 [H, W, 3]; a phrase whose marks are broken or empty has no region."""
+        frame = Frame.of(image.shape[:2], self.speaker.model.segmentor.side)
+        answers, found = self._ask(self.see(image, frame), [Question(asking.ask_description(Wording.usual()))])
+        phrases = answers[0].phrases
+        if found[0] is None or len(phrases) != len(answers[0].found):
+            phrases = []
+        masks, scores = self._best(found[0], frame, 0) if phrases else self._best(None, frame, 0)
+        kept = [number for number, text in enumerate(phrases) if text]
+        named = [phrases[number] for number in kept]
+        return Description(self._layout(masks[kept], scores[kept], named, self.said(answers[0])), answers[0].text)
 
     def see(self, image: np.ndarray, frame: Frame) -> Seen:
         """Encode an image uint8 [H, W, 3] as evaluation does: SigLIP sees it in a grey square."""
@@ -146,17 +159,6 @@ class XSamSegmenter:
         there = postprocess.fitted_masks(shown[None], frame)[0]
         one = postprocess.nearest_to(there, found.classes, logits, self.choices.threshold)
         return one.masks[0].cpu().numpy(), float(one.scores[0])
-
-    def _description(self, seen: Seen, frame: Frame) -> Layout:
-        """Describe the image; a phrase whose marks are broken or empty has no region."""
-        answers, found = self._ask(seen, [Question(asking.ask_description(Wording.usual()))])
-        phrases = answers[0].phrases
-        if found[0] is None or len(phrases) != len(answers[0].found):
-            phrases = []
-        masks, scores = self._best(found[0], frame, 0) if phrases else self._best(None, frame, 0)
-        kept = [number for number, text in enumerate(phrases) if text]
-        named = [phrases[number] for number in kept]
-        return self._layout(masks[kept], scores[kept], named, self.said(answers[0]))
 
     def _question(self, seen: Seen, frame: Frame, text: str) -> Layout:
         turns: list[Turn] = asking.ask_questions([text], Wording.usual(), whole=text.strip()[-1] in ".?!")
