@@ -245,6 +245,20 @@ def test_visual_prompts_ask_for_the_regions_that_they_lie_in(words):
     assert len(inside) > 12 and sum(inside) / len(inside) > 0.6
 
 
+def test_what_a_region_is_is_asked_where_a_visual_prompt_shows_it(words):
+    write, hits = writer(words), []
+    for index in range(len(words)):
+        worded, written = words[index], write(words[index], "vgdconv", generator(index))
+        assert written.targets == () and PICTURE not in written.encoded.ids
+        text = write.encoder.tokenizer.decode([one for one in written.encoded.labels if one >= 0])
+        told = re.findall(r"It is (.*?)\.<\|end\|>", text)
+        regions = [list(worded.looks).index(one) for one in told]
+        assert written.encoded.ids.count(REGION) == len(regions) == len(written.shown)
+        masks = seg_masks(worded.masks[regions], Frame.of(worded.image.shape[:2], 32))
+        hits += [bool((mask & one).any()) for mask, one in zip(masks, written.shown, strict=True)]
+    assert len(hits) > 20 and sum(hits) > 0.9 * len(hits)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_prompt_of_each_form_touches_its_region_and_the_model_reads_all_of_it(form, monkeypatch):
     monkeypatch.setattr("seg2any.training.tasks.xsam_prompts.FORMS", (form,))
