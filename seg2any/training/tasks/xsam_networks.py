@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,7 +34,10 @@ UNUSED = (
 # Parts whose weights are drawn well enough, and layers that must start as transformers starts them.
 DRAWN_BY_LIBRARY = ("llm.", "visual_encoder.")
 DEFORMABLE = ("sampling_offsets", "attention_weights")
-WAVE = 0.5  # amplitude of the first positions
+# Amplitude of the first positions in SAM's table: what is learned drowns those of 0.5, and the language model cannot say
+# where anything lies.
+WAVE = 2.0
+QUIET = 0.3  # factor of the projectors' first weights: longer tokens than those of words, no layer would ever change
 
 
 class Listener(nn.Module):
@@ -104,7 +108,7 @@ def started(model: XSamSegmentor | XSam) -> XSamSegmentor | XSam:
     """Give a model without weights a start from which a small one learns within hours.
 
     Transformers draws weights as for wide layers, and begins SAM's table of positions with zeros: here layers of the
-    segmentor, its connector and the projectors have torch's own start, and the table holds waves.
+    segmentor, its connector and the projectors have torch's own start, and tables of positions hold waves.
     """
     for part, module in model.named_modules():
         is_drawn = isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)) and not part.startswith(DRAWN_BY_LIBRARY)
@@ -113,7 +117,22 @@ def started(model: XSamSegmentor | XSam) -> XSamSegmentor | XSam:
     table = model.segmentor.encoder.pos_embed
     if table is not None:
         table.copy_(WAVE * waves(*table.shape[1:]))
+    if isinstance(model, XSam):
+        _start_tokens(model)
     return model
+
+
+def _start_tokens(model: XSam) -> None:
+    """Let the tokens of pictures hold their places, and be about as long as those of words."""
+    for name, table in model.visual_encoder.named_parameters():
+        if name.endswith("position_embedding.weight"):
+            side = math.isqrt(len(table))
+            table.copy_(waves(side, side, table.shape[1]).flatten(1, 2)[0])
+    for projector in (model.visual_projector, model.seg_projector):
+        for layer in projector.model:
+            if isinstance(layer, nn.Linear):
+                layer.weight.mul_(QUIET)
+                layer.bias.zero_()
 
 
 def waves(height: int, width: int, channels: int) -> Tensor:
