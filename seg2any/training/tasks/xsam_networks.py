@@ -34,7 +34,7 @@ UNUSED = (
 # Parts whose weights are drawn well enough, and layers that must start as transformers starts them.
 DRAWN_BY_LIBRARY = ("llm.", "visual_encoder.")
 DEFORMABLE = ("sampling_offsets", "attention_weights")
-# Amplitude of the first positions in SAM's table: what is learned drowns those of 0.5, and the language model cannot say
+# Amplitude of the first positions in SAM's table: what is learned drowns 0.5, and the language model cannot say
 # where anything lies.
 WAVE = 2.0
 QUIET = 0.3  # factor of the projectors' first weights: longer tokens than those of words, no layer would ever change
