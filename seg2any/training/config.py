@@ -151,7 +151,7 @@ class XSam:
 
     model: str | None = None  # folder with config.json, for xsam a tokenizer, too; training starts from weights in it
     segmentor: str | None = None  # what task xsam_segmentor saved: the segmentor of xsam starts with it
-    mix: dict[str, int] = field(  # how often an epoch asks an image in each way; vgdseg: visual prompts; imgconv: chat
+    mix: dict[str, int] = field(  # how often an epoch asks an image in each way; vgd..: visual prompts; ..conv: chat
         default_factory=lambda: {"genseg": 1, "refseg": 1, "reaseg": 1, "gcgseg": 1, "vgdseg": 1, "imgconv": 1}
     )
     language: float = 1.0  # weight of the language model's loss beside that of the masks
