@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 
 from seg2any.segment.xsam.model import Seen, XSam
-from seg2any.segment.xsam.regions import Source, choose_sources
+from seg2any.segment.xsam.regions import POINTS, Source, choose_sources, region_vectors
 from seg2any.segment.xsam.splice import Spliced, Tokens
-from tests.parity_xsam.recorded import Case, parameters, pictures
+from tests.parity_xsam.recorded import Case, parameters_of, pictures
 
 
 def recorded_batch(name: str) -> Case:
-    return Case("end_to_end", name, parameters()["end_to_end"][name])
+    return Case("end_to_end", name, parameters_of("end_to_end", name))
 
 
 def tokens_of(case: Case) -> Tokens:
@@ -36,9 +36,13 @@ def regions_of(case: Case, seen: Seen) -> list[torch.Tensor] | None:
     for known, sampled, own in labels:
         wanted.append([known.index(one) for one in sampled])
         present.append([wanted[-1][one] for one in own.tolist()])
-    vectors = [seen.regions_of(number, own.bool()) for number, own in enumerate(masks)]
-    draws = case.drawn("randint")[-sum(map(len, wanted)) :]
-    sources = choose_sources(wanted, present, drawn(draws))
+    orders = iter(case.drawn("randperm"))
+    vectors = [
+        region_vectors(grid, own.bool(), permutation=lambda n: next(orders))
+        for grid, own in zip(seen.grid, masks, strict=True)
+    ]
+    filled = sum(int(mask.sum()) < POINTS for own in masks for mask in own)  # published: repeats fill the points up
+    sources = choose_sources(wanted, present, drawn(case.drawn("randint")[filled:]))
     return [taken(own, vectors) for own in sources]
 
 

@@ -10,6 +10,7 @@ from seg2any.segment.xsam.regions import choose_sources
 from seg2any.segment.xsam.segmentor import Conditions
 from seg2any.segment.xsam.speaker import Speaker
 from tests.parity_xsam.batches import drawn, recorded_batch, regions_of, seen_of, spliced_of, taken, tokens_of
+from tests.parity_xsam.end_to_end import most
 from tests.parity_xsam.recorded import Case, close, same, tensors_of, whole_model
 from tests.parity_xsam.text import encoder
 
@@ -84,7 +85,7 @@ def generated_case(case: Case) -> None:
     model, batch = whole_model(), recorded_batch(f"predict_{case.about['task']}")
     speaker, seen = Speaker(model, encoder()), seen_of(batch, model)
     spliced = model.splice(tokens_of(batch), seen, regions_of(batch, seen))
-    (given,) = generate(model.llm, spliced, speaker.ends)
+    (given,) = generate(model.llm, spliced, speaker.ends, most())
     assert given.ids == case.x["sequence"].tolist()
     close(given.states[None], case.x["states"], END)
     assert case.x["step_lengths"].tolist() == [int(spliced.mask.sum())] + [1] * (len(given.ids) - 1)

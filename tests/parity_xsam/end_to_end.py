@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Collection
 from dataclasses import replace
 
@@ -17,8 +16,8 @@ from seg2any.segment.xsam.model import Seen
 from seg2any.segment.xsam.pictures import Frame
 from seg2any.segment.xsam.speaker import Answer, Segmented, Speaker
 from tests.parity_xsam.batches import recorded_batch, regions_of, seen_of, spliced_of, tokens_of
-from tests.parity_xsam.postprocess import SCORE, compare_segments, published_numbers
-from tests.parity_xsam.recorded import Case, close, closed_model, pictures, whole_model
+from tests.parity_xsam.postprocess import SCORE, compare_segments, order_of, published_map
+from tests.parity_xsam.recorded import Case, close, closed_model, kept, parameters_of, pictures, whole_model
 from tests.parity_xsam.text import encoder
 from tests.parity_xsam.training import closed_loss_case, loss_case
 
@@ -47,15 +46,20 @@ def keys_case(case: Case) -> None:
     assert {published_name(name): shape for name, shape in shapes.items()} == case.about["keys"]
 
 
-@functools.cache
+@kept
 @torch.inference_mode()
 def predicted(name: str) -> tuple[Seen, Answer, Segmented | None]:
     model, batch = whole_model(), recorded_batch(name)
     speaker, seen = Speaker(model, encoder()), seen_of(batch, model)
     spliced = model.splice(tokens_of(batch), seen, regions_of(batch, seen))
-    (answer,) = speaker.heard(spliced, generate(model.llm, spliced, speaker.ends, 60))
+    (answer,) = speaker.heard(spliced, generate(model.llm, spliced, speaker.ends, most()))
     (found,) = speaker.segment(seen, [0], [answer])
     return seen, answer, found
+
+
+def most() -> int:
+    """Return the most tokens of a recorded answer."""
+    return parameters_of(FILE, "config")["max_new_tokens"]
 
 
 def predict_case(case: Case) -> None:
@@ -69,7 +73,7 @@ def predict_case(case: Case) -> None:
         close(found.masks[None], case.x["mask_logits"], END)
 
 
-@functools.cache
+@kept
 @torch.inference_mode()
 def read(name: str) -> Segmented:
     """Read a question with its answer in one pass."""
@@ -86,7 +90,8 @@ def tensor_case(case: Case) -> None:
     found = read(case.name)
     close(found.classes[None], case.x["class_logits"], END)
     close(found.masks[None], case.x["mask_logits"], END)
-    kind = "pan" if "genseg" in case.name else "refseg"
+    (task,) = case.about["task_names"]
+    kind = "pan" if task in ("genseg", "ovseg") else task
     compare_map(kind, found, case, case.about["stuff_contiguous_ids"] or (), 0)
 
 
@@ -107,11 +112,10 @@ def compare_map(kind: str, found: Segmented, case: Case, stuff: Collection[int],
     elif kind == "pan":
         mine, own = postprocess.panoptic(found.classes, fitted, stuff)
         compare_segments(own, segments, stuff, 5e-6)
-        numbers = published_numbers(own, stuff)
-        mine = sum((mine == one.number) * number for one, number in zip(own, numbers, strict=True))
+        mine = published_map(mine, own, stuff)
     elif kind in ("ins", "vgdseg"):
         some = postprocess.instances(found.classes, fitted)
-        order = [int((some.scores - one["score"]).abs().argmin()) for one in segments]
+        order = order_of(some.scores.tolist(), some.classes.tolist(), segments)
         assert some.classes[order].tolist() == [one["label_id"] for one in segments]
         values = torch.tensor([one["id"] for one in segments])
         mine = postprocess.painted(some.masks[order], values, -1 if kind == "ins" else 255)

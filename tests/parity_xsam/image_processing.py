@@ -28,8 +28,7 @@ def seg_case(case: Case) -> None:
 def jitter_case(case: Case) -> None:
     side, drawn = parameters()[FILE]["segmentation_image"]["image_size"], case.about["scale_drawn"]
     image, masks = pictures.jittered(image_of(), image_of("masks"), side, drawn)
-    frame = Frame.of(image.shape[:2], side)
-    assert frame.scaled == frame.size  # the longer edge fills the square, or fits into it as it is
+    frame = Frame(image.shape[:2], image.shape[:2], side)  # it has its size already
     assert [list(frame.scaled)] == case.x["scaled_sizes"].tolist()
     close(pictures.seg_picture(image, frame), case.x["pixel_values"][0])
     same(pictures.seg_masks(masks, frame), case.x["mask_labels"])

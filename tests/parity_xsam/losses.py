@@ -51,10 +51,19 @@ class AllPoints:
         return self.of[self.images].uniform(image, pairs)
 
 
+def names_of(x: Tensors) -> list[str]:
+    """List the predictions of a case: final, aux0, aux1 and so on."""
+    names = [key.removesuffix("_mask_logits") for key in x if key.endswith("_mask_logits")]
+    return sorted(names, key=lambda name: -1 if name == "final" else int(name.removeprefix("aux")))
+
+
+def suffix_of(name: str) -> str:
+    return "" if name == "final" else f"_{name.removeprefix('aux')}"
+
+
 def loss_case(case: Case) -> None:
     x, about = case.x, case.about
-    names = [key.removesuffix("_mask_logits") for key in x if key.endswith("_mask_logits")]
-    names.sort(key=lambda name: -1 if name == "final" else int(name.removeprefix("aux")))
+    names = names_of(x)
     targets = [Target(*two) for two in zip(case.numbered("mask_labels"), case.numbered("class_labels"), strict=True)]
     if not targets:  # recorded without any: every query of every image stands alone
         image = x["final_mask_logits"]
@@ -70,7 +79,7 @@ def loss_case(case: Case) -> None:
             assert torch.equal(queries, x[f"{name}_assigned_query_{image}"])
             assert torch.equal(wanted, x[f"{name}_assigned_target_{image}"])
         loss = set_losses.set_loss(prediction, targets, points)
-        suffix = "" if name == "final" else f"_{name.removeprefix('aux')}"
+        suffix = suffix_of(name)
         for term, ours in TERMS.items():
             torch.testing.assert_close(
                 getattr(loss, ours), torch.tensor(about["unweighted"][f"loss_{term}{suffix}"]), rtol=1e-5, atol=1e-6
@@ -97,11 +106,11 @@ def stock_case(case: Case) -> None:
     on = Case(FILE, case.about["on"], {})
     x = on.x
     targets = [Target(*two) for two in zip(on.numbered("mask_labels"), on.numbered("class_labels"), strict=True)]
-    for name, suffix in (("final", ""), ("aux0", "_0"), ("aux1", "_1")):
+    for name in names_of(x):
         prediction = Prediction(x[f"{name}_mask_logits"], x[f"{name}_class_logits"])
         loss = set_losses.set_loss(prediction, targets, RecordedPoints(x, name))
         for term, recorded in (("classes", "cross_entropy"), ("masks", "mask"), ("dice", "dice")):
-            wanted = case.about["matcher_class_cost_2"][f"loss_{recorded}{suffix}"]
+            wanted = case.about["matcher_class_cost_2"][f"loss_{recorded}{suffix_of(name)}"]
             assert_close(getattr(loss, term), torch.tensor(wanted), rtol=1e-5, atol=1e-6)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
-from transformers import Mask2FormerConfig
+from transformers import Mask2FormerConfig, SamVisionConfig
 
 from seg2any.segment.xsam.segmentor import (
     ClosedHead,
@@ -14,21 +12,22 @@ from seg2any.segment.xsam.segmentor import (
     Segmentor,
     cosine_logits,
 )
-from tests.parity_xsam.recorded import Case, close, config, parameters, same, tensors_of
+from tests.parity_xsam.recorded import Case, close, kept, parameters, same, tensors_of
 
 FILE = "mask_decoder"
 NAMES = ("feature_size", "mask_feature_size", "hidden_dim", "encoder_feedforward_dim", "encoder_layers",
          "decoder_layers", "num_attention_heads", "dropout", "dim_feedforward", "pre_norm", "common_stride",
          "num_queries", "feature_strides", "num_labels")  # fmt: skip
+NO_ENCODER = SamVisionConfig(hidden_size=4, num_hidden_layers=1, num_attention_heads=1, image_size=16, patch_size=16)
 
 
-@functools.cache
+@kept
 def segmentor(head: type) -> Segmentor:
     about, weights = parameters()[FILE]["config"], tensors_of(FILE, "weights/")
     mask_config = Mask2FormerConfig(
         **{name: about[name] for name in NAMES if name in about}, activation_function=about["activation"]
     )
-    model = Segmentor(config().sam_config, mask_config, about["feature_channels"], head)
+    model = Segmentor(NO_ENCODER, mask_config, about["feature_channels"], head)
     if head is CosineHead:
         weights["class_predictor.logit_scale"] = weights["logit_scale"]
     missing, unexpected = model.load_state_dict(weights, strict=False)

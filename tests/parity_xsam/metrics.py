@@ -55,14 +55,13 @@ def gcg_recall_case(case: Case) -> None:
     about = case.about
     iou = overlaps(masks(case, "gt"), masks(case, "pred"))
     assert np.allclose(iou, about["iou"], atol=1e-9)
-    best = divmod(int(iou.argmax()), iou.shape[1])
-    for name, unlike in (("all_similar", None), ("best_pair", best), ("second_pair", (1, 1))):
+    matches = {name: [tuple(pair) for pair in pairs] for name, pairs in about["matches_gt_pred"].items()}
+    for name, recorded in matches.items():
         similarity = np.full(iou.shape, 0.9)
-        if unlike is not None:
+        for unlike in matches["all_similar"][len(recorded) :][:1]:  # it ended the pairing
             similarity[unlike] = 0.1
-        recorded = next(value for key, value in about["matches_gt_pred"].items() if key.startswith(name))
         found = found_phrases(iou, similarity, "published")
-        assert found == [tuple(pair) for pair in recorded], (name, found, recorded)
+        assert found == recorded, (name, found, recorded)
 
 
 def gcg_order_case(case: Case) -> None:
@@ -78,10 +77,10 @@ def gcg_order_case(case: Case) -> None:
 
 def gcg_ap_case(case: Case) -> None:
     x, about = case.x, case.about
-    ids = sorted({key.split("_")[1] for key in x})
+    ids = sorted({key.split("_")[1] for key in x}, key=int)
 
     def of(kind, image):
-        found = [x[key].numpy() > 0 for key in sorted(x) if key.startswith(f"{kind}_{image}_")]
+        found = [one.numpy() > 0 for one in case.numbered(f"{kind}_{image}")]
         return np.stack(found) if found else np.zeros((0, *next(iter(x.values())).shape), bool)
 
     images = {i: Answers(of("gt", i), of("pred", i), np.ones(len(of("pred", i)))) for i in ids}
@@ -133,7 +132,8 @@ def caption_case(case: Case) -> None:
 
 def runs_case(case: Case) -> None:
     """Runs of each label in turn, row by row: starts from 1 and lengths alternate, as published results store them."""
-    labels, recorded = Case(FILE, case.about["of"].split("/")[0], {}).x["segmentation"].numpy(), []
+    name, _, tensor = case.about["of"].partition("/")
+    labels, recorded = Case(FILE, name, {}).x[tensor].numpy(), []
     for one in np.unique(labels):
         runs = encode_rle((labels == one).T)["counts"]
         starts = np.cumsum(runs)[::2][: len(runs[1::2])] + 1

@@ -55,12 +55,8 @@ def panoptic_case(case: Case) -> None:
         found, segments = postprocess.panoptic(classes, postprocess.fitted(masks, frame), stuff, **limits)
         recorded = about["segments_info"][number]
         compare_segments(segments, recorded, stuff)
-        numbers = published_numbers(segments, stuff)
-        assert numbers == [one["id"] for one in recorded]
-        theirs = torch.zeros_like(found)
-        for own, number_there in zip(segments, numbers, strict=True):
-            theirs[found == own.number] = number_there
-        same(theirs, case.x[f"segmentation_{number}"])
+        assert published_numbers(segments, stuff) == [one["id"] for one in recorded]
+        same(published_map(found, segments, stuff), case.x[f"segmentation_{number}"])
 
 
 def compare_segments(
@@ -86,6 +82,14 @@ def published_numbers(segments: list[postprocess.Segment], stuff: Collection[int
     return numbers
 
 
+def published_map(found: torch.Tensor, segments: list[postprocess.Segment], stuff: Collection[int]) -> torch.Tensor:
+    """Give the segments of a map their published numbers; a joined one is listed several times."""
+    theirs = torch.zeros_like(found)
+    for own, number in zip(segments, published_numbers(segments, stuff), strict=True):
+        theirs[found == own.number] = number
+    return theirs
+
+
 def semantic_case(case: Case) -> None:
     for classes, masks, frame, number in pictures_of(case):
         found, recorded = postprocess.semantic(classes, masks, frame), case.x[f"segmentation_{number}"]
@@ -96,16 +100,13 @@ def semantic_case(case: Case) -> None:
 def instance_case(case: Case) -> None:
     """Compare as sets; the map by painting in the recorded order, which is not defined."""
     name, outside = ("vgd", 255) if case.name.startswith("vgd") else ("instance", -1)
-    labels = case.about.get("sampled_labels") or [None, None]
+    labels = case.about.get("sampled_labels") or [None] * len(case.about["image_sizes"])
     for classes, masks, frame, number in pictures_of(case):
         found = postprocess.instances(classes, postprocess.fitted(masks, frame), case.about["threshold"])
         recorded = case.about["segments_info"][number]
-        order = [int((found.scores - one["score"]).abs().argmin()) for one in recorded]
-        assert sorted(order) == list(range(len(found.scores)))
-        categories = found.classes[order].tolist()
-        if labels[number]:
-            categories = [labels[number][one] for one in categories]
-        assert categories == [one["label_id"] for one in recorded]
+        named = [labels[number][one] if labels[number] else one for one in found.classes.tolist()]
+        order = order_of(found.scores.tolist(), named, recorded)
+        assert [named[at] for at in order] == [one["label_id"] for one in recorded]
         assert all(abs(float(found.scores[at]) - one["score"]) < SCORE for at, one in zip(order, recorded, strict=True))
         masks, values = found.masks[order], torch.tensor([one["id"] for one in recorded])
         if f"pred_masks_{number}" in case.x:
@@ -114,8 +115,20 @@ def instance_case(case: Case) -> None:
             close(postprocess.boxes_of(masks), case.x[f"pred_boxes_{number}"])
         same(postprocess.painted(masks, values, outside), case.x[f"segmentation_{number}"])
         if name == "vgd":
-            vprompts = tensors_of(FILE, "vgd/")[f"input_vprompt_masks_{number}"].bool()
+            source = case.about.get("inputs", case.name)
+            vprompts = tensors_of(FILE, f"{source}/")[f"input_vprompt_masks_{number}"].bool()
             same(postprocess.fitted_masks(vprompts, frame), case.x[f"vprompt_masks_{number}"])
+
+
+def order_of(scores: list[float], labels: list[int], recorded: list[dict]) -> list[int]:
+    """Find the places of recorded instances, each once: by the score, and by the label where scores are equal."""
+    assert len(scores) == len(recorded)
+    order: list[int] = []
+    for one in recorded:
+        off = [abs(score - one["score"]) for score in scores]
+        free = set(range(len(scores))) - set(order)
+        order.append(min(free, key=lambda at: (off[at] >= SCORE, labels[at] != one["label_id"], off[at])))
+    return order
 
 
 def referring_case(case: Case) -> None:
@@ -159,7 +172,7 @@ def run_lengths_case(case: Case) -> None:
     source = Case(FILE, name, parameters()[FILE][name])
     for classes, masks, frame, number in pictures_of(source):
         found = postprocess.instances(classes, postprocess.fitted(masks, frame), source.about["threshold"])
-        order = [int((found.scores - one["score"]).abs().argmin()) for one in source.about["segments_info"][number]]
+        order = order_of(found.scores.tolist(), found.classes.tolist(), source.about["segments_info"][number])
         painted = postprocess.painted(found.masks[order], torch.arange(len(order)), -1)
         count = case.about["number"][number]
         assert len(painted.unique()) == len(source.x[f"segmentation_{number}"].unique()) == count

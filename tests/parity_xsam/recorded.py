@@ -5,7 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -17,21 +20,50 @@ from seg2any.segment.xsam.keys import our_name
 from seg2any.segment.xsam.model import Pictures, XSam, XSamSegmentor
 from tests.golden_root import xsam_golden_root
 
-ROOT = xsam_golden_root()
+ROOT = xsam_golden_root()  # tests of another set put it here
 Tensors = dict[str, torch.Tensor]
+T = TypeVar("T")
 
 
-@functools.cache
+class Lacking(LookupError):
+    """A kind of record that a set does not have."""
+
+
+def kept(make: Callable[..., T]) -> Callable[..., T]:
+    """Keep what a function returns, for each set by itself."""
+
+    @functools.cache
+    def of_set(root: Path, *args: Any) -> T:
+        return make(*args)
+
+    @functools.wraps(make)
+    def found(*args: Any) -> T:
+        return of_set(ROOT, *args)
+
+    return found
+
+
+@kept
 def parameters() -> dict:
     return json.loads((ROOT / "cases.json").read_text(encoding="utf-8"))
 
 
-@functools.cache
+def parameters_of(file: str, name: str) -> dict:
+    """Return the parameters of a case.
+
+    Raises Lacking if the set has no such case.
+    """
+    if name not in parameters().get(file, {}):
+        raise Lacking(f"{ROOT}: has no case {name} of {file}")
+    return parameters()[file][name]
+
+
+@kept
 def text() -> dict:
     return json.loads((ROOT / "text.json").read_text(encoding="utf-8"))
 
 
-@functools.cache
+@kept
 def names_in(file: str) -> tuple[str, ...]:
     path = ROOT / f"{file}.safetensors"
     if not path.is_file():
@@ -41,7 +73,12 @@ def names_in(file: str) -> tuple[str, ...]:
 
 
 def tensors_of(file: str, prefix: str = "") -> Tensors:
-    """Read the tensors of a file whose names begin so, without that beginning."""
+    """Read the tensors of a file whose names begin so, without that beginning.
+
+    Raises Lacking if the set has no such file.
+    """
+    if not (ROOT / f"{file}.safetensors").is_file():
+        raise Lacking(f"{ROOT}: has no {file}.safetensors")
     with safe_open(ROOT / f"{file}.safetensors", "pt") as tensors:
         return {
             name.removeprefix(prefix): tensors.get_tensor(name) for name in names_in(file) if name.startswith(prefix)
@@ -89,7 +126,7 @@ def language_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-@functools.cache
+@kept
 def tokenizer() -> PreTrainedTokenizerFast:
     found = language_tokenizer()
     found.add_tokens(text()["special_tokens"], special_tokens=True)
@@ -97,7 +134,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def segmentor_parts() -> dict:
-    about = parameters()["end_to_end"]["config"]
+    about = parameters_of("end_to_end", "config")
     return {
         "sam_config": about["sam"],
         "mask_config": about["mask2former"],
@@ -108,7 +145,7 @@ def segmentor_parts() -> dict:
 
 
 def config() -> XSamConfig:
-    about, ids = parameters()["end_to_end"]["config"], text()["ids"]
+    about, ids = parameters_of("end_to_end", "config"), text()["ids"]
     language = {name: value for name, value in about["phi3"].items() if name != "vocab_before_resize"}
     ours = {"model_type": "phi3", "bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "pad_token_id": None}
     return XSamConfig(
@@ -121,7 +158,7 @@ def config() -> XSamConfig:
     )
 
 
-@functools.cache
+@kept
 def whole_model() -> XSam:
     with torch.inference_mode(False):  # whoever asks first, losses need its gradients
         model = XSam(config())
@@ -129,7 +166,7 @@ def whole_model() -> XSam:
     return model.eval()
 
 
-@functools.cache
+@kept
 def closed_model() -> XSamSegmentor:
     with torch.inference_mode(False):
         model = XSamSegmentor(XSamSegmentorConfig(**segmentor_parts()))
