@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import torch
@@ -124,20 +125,35 @@ def batch_case(case: Case) -> None:
 
 
 LISTS = {
-    "gcgseg": (wordings.DESCRIPTIONS, wordings.DESCRIPTION_ANSWERS, "", asking.mark_phrases("a b c", [(2, 3)])),
-    "genseg_caption": (wordings.DESCRIBED_CATEGORIES, wordings.DESCRIBED_ANSWERS, wordings.phrase("cat"), "CAPTION."),
-    "genseg": (wordings.CATEGORIES, wordings.RESULT_ANSWERS, wordings.phrase("cat"), ""),
-    "reaseg_explain": (wordings.EXPLAINED_SENTENCES, wordings.EXPLAINED_ANSWERS, wordings.phrase("SENT"), "EXPLAIN"),
-    "reaseg_phrase": (wordings.SHORT_SENTENCES, wordings.MASK_ANSWERS, wordings.phrase("SENT"), ""),
-    "reaseg_sentence": (wordings.SENTENCES, wordings.MASK_ANSWERS, wordings.phrase("SENT"), ""),
-    "refseg": (wordings.PHRASES, wordings.MASK_ANSWERS, wordings.phrase("phrase"), ""),
-    "vgdseg": (wordings.REGIONS, wordings.RESULT_ANSWERS, ", ".join([wordings.phrase("<region>")] * 2), ""),
+    "gcgseg": (wordings.DESCRIPTIONS, wordings.DESCRIPTION_ANSWERS),
+    "genseg_caption": (wordings.DESCRIBED_CATEGORIES, wordings.DESCRIBED_ANSWERS),
+    "genseg": (wordings.CATEGORIES, wordings.RESULT_ANSWERS),
+    "reaseg_explain": (wordings.EXPLAINED_SENTENCES, wordings.EXPLAINED_ANSWERS),
+    "reaseg_phrase": (wordings.SHORT_SENTENCES, wordings.MASK_ANSWERS),
+    "reaseg_sentence": (wordings.SENTENCES, wordings.MASK_ANSWERS),
+    "refseg": (wordings.PHRASES, wordings.MASK_ANSWERS),
+    "vgdseg": (wordings.REGIONS, wordings.RESULT_ANSWERS),
 }
+MARKED = re.compile("<p>(.*?)</p>")
+
+
+def filling(wording: str, told: str) -> str:
+    """Return what a recorded wording is filled with."""
+    first, _, last = wording.partition("{}")
+    assert told.startswith(first) and told.endswith(last)
+    return told[len(first) : len(told) - len(last)]
 
 
 def wordings_case(case: Case) -> None:
-    about = recorded(case)
-    questions, answers, asked, told = LISTS[case.name.partition("/")[2]]
+    about, name = recorded(case), case.name.partition("/")[2]
+    questions, answers = LISTS[name]
+    asked = filling(f"<image>\n{questions[0]}", about["questions"][0])
+    told = filling(answers[0], about["answers"][0])
+    assert asked == ", ".join(map(wordings.phrase, MARKED.findall(asked)))
+    if name == "gcgseg":  # one phrase is marked, with a space more
+        (phrase,) = MARKED.finditer(told)
+        plain = told[: phrase.start()] + phrase[1] + told[phrase.end() + 1 :]
+        assert told == asking.mark_phrases(plain, [(phrase.start(), phrase.start() + len(phrase[1]))])
     assert [f"<image>\n{one.format(asked)}" for one in questions] == about["questions"]
     assert [one.format(told) for one in answers] == about["answers"]
 

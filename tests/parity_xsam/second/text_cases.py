@@ -135,13 +135,13 @@ class Made:
         return {name: text.collated([self.cases[one] for one in several], several) for name, several in names.items()}
 
     def wordings(self) -> dict:
-        """Fill the wordings in with what the recorded ones have."""
-        asked = {"genseg": "cat", "genseg_caption": "cat", "refseg": "phrase"}
-        told = {"gcgseg": "a <p>b</p>  c", "genseg_caption": "CAPTION.", "reaseg_explain": "EXPLAIN"}
+        """Fill the wordings in with other strings than the recorded ones."""
+        asked = {"genseg": "sea", "genseg_caption": "a bus", "refseg": "the third, from the left"}
+        told = {"gcgseg": "The <p>red cup</p>  here.", "genseg_caption": "It rains.", "reaseg_explain": "By the teeth."}
         found = {}
         for name, two in self.lists.items():
             regions = ", ".join([text.marked("<region>")] * 2)
-            filling = regions if name == "vgdseg" else text.marked(asked.get(name, "SENT"))
+            filling = regions if name == "vgdseg" else text.marked(asked.get(name, "which one?"))
             found[name] = {
                 "questions": ["<image>\n" + one.replace(text.FILLED, filling) for one in two["questions"]],
                 "answers": [one.replace(text.FILLED, told.get(name, "")) for one in two["answers"]],
