@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from seg2any.data.shapes import ShapesDataset
 from seg2any.data.words import Words, words_of
 from seg2any.segment.xsam.conversation import CHATS, Encoder
+from seg2any.segment.xsam.model import Pictures
 from seg2any.segment.xsam.pictures import Frame, seg_masks
 from seg2any.segment.xsam.regions import POINTS
 from seg2any.segment.xsam.spans import Marks
@@ -23,7 +24,7 @@ from seg2any.training import config as configs
 from seg2any.training.state_file import read_state
 from seg2any.training.tasks.choose import describe_task, make_task
 from seg2any.training.tasks.xsam import joined_targets, next_token_loss
-from seg2any.training.tasks.xsam_networks import build_segmentor
+from seg2any.training.tasks.xsam_networks import build_model, build_segmentor
 from seg2any.training.tasks.xsam_prompts import FORMS, draw_prompts
 from seg2any.training.tasks.xsam_writing import SPEAKING, TALKS, Writer, closed_target, offers, speak_categories
 from tests import forked, tiny_xsam
@@ -295,6 +296,18 @@ def test_a_model_without_weights_starts_with_positions_that_differ(model, tmp_pa
     apart = torch.cdist(table, table) + 10 * torch.eye(len(table))
     side = 4  # of the grid
     assert apart.min() > 0.05 and apart[0, 1] < apart[0, side - 1] and apart[0, side] < apart[0, -side]
+
+
+def test_tokens_of_pictures_start_with_their_places_and_no_longer_than_words(model, words, tmp_path):
+    torch.manual_seed(0)
+    fresh = build_model(configs.load(tiny_xsam.arguments("xsam", model, tmp_path)), resumes=False)
+    (table,) = (p for name, p in fresh.visual_encoder.named_parameters() if name.endswith("position_embedding.weight"))
+    apart = torch.cdist(table, table) + 10 * torch.eye(len(table))
+    assert apart.min() > 0.05 and apart[0, 1] < apart[0, -1]
+    written = writer(words)(words[0], "genseg", generator())
+    tokens = fresh.see(Pictures(written.seg[None], written.visual[None])).tokens
+    longer = tokens.norm(dim=-1).mean() / fresh.get_input_embeddings().weight.norm(dim=-1).mean()
+    assert 0.1 < longer < 10, longer
 
 
 def test_only_the_labels_that_follow_count():

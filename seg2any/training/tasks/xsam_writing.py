@@ -33,7 +33,7 @@ from seg2any.segment.xsam.wordings import PICTURE, REGION
 from seg2any.training.set_losses import Target
 from seg2any.training.tasks.xsam_prompts import draw_prompts
 
-MOST_PHRASES = 4  # of one image, a turn for each; likewise of questions
+MOST_PHRASES = 6  # of one image, a turn for each; likewise of questions
 MOST_TALK = 6  # questions of one image that are answered in words
 MOST_SHOWN = 4  # regions of one image that visual prompts show
 MOST_NAMED = 8  # likewise, where their names are asked for
