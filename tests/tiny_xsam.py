@@ -5,8 +5,15 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+
+from seg2any.data.shapes import ShapesDataset
+from seg2any.data.words import Words, words_of
+from seg2any.segment.xsam.conversation import CHATS, Encoder
+from seg2any.segment.xsam.spans import Marks
+from seg2any.training.tasks.xsam_writing import Writer
 
 SAM = {
     "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8,
@@ -91,3 +98,19 @@ def fit(words: list[str]):
     trainer = Trainer(settings, make_task(settings))
     trainer.fit()
     return trainer
+
+
+def words() -> Words:
+    """Open a dozen small scenes with what can be asked of them."""
+    return words_of(ShapesDataset("train", 12, entities=(2, 4), size=64))
+
+
+def writer(words: Words) -> Writer:
+    """Build the writer of conversations for the tiny model."""
+    encoder = Encoder(tokenizer(), CHATS["phi3"], Marks(*MARKS.values()), 1024)
+    return Writer(encoder, words.categories, SAM["image_size"], SIGLIP["image_size"])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    """Make a generator with a seed."""
+    return torch.Generator().manual_seed(seed)

@@ -79,9 +79,7 @@ class Scene:
         """Caption of the whole image, in the form that the embedded model has learned."""
         if len(self.figures) > MAX_LISTED:
             return f"many figures on a {self.background} background"
-        names = [figure.caption for figure in self.figures]
-        listed = names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-        return f"{listed} on a {self.background} background"
+        return f"{listed([figure.caption for figure in self.figures])} on a {self.background} background"
 
     @property
     def captions(self) -> tuple[str, ...]:
@@ -105,6 +103,11 @@ class Scene:
         """Draw image and layout."""
         image, masks = self.render()
         return Sample(image, Layout(masks, self.captions, self.caption, seed=seed, name=name, overlap="share"))
+
+
+def listed(names: Sequence[str]) -> str:
+    """Join names by commas, and the last one by "and"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def held_out(figure: Figure) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from seg2any.data.shapes import MAX_LISTED, Scene
+from seg2any.data.shapes import MAX_LISTED, Scene, listed
 from seg2any.data.shapes_words import COUNTS, RELATIONS, Description, Phrase, Seen, clear_phrases, is_beside
 
 # What everybody knows of a colour or a shape: the end of a question "Which figure ...?"
@@ -75,7 +75,7 @@ def _reason(phrase: Phrase, seen: Sequence[Seen]) -> str:
     """Say what the figures of a phrase look like."""
     looks = [one.figure.caption for number in phrase.figures for one in seen if one.number == number]
     verb = "is" if len(looks) == 1 else "are"
-    return f"{phrase.text[0].upper()}{phrase.text[1:]} {verb} {_listed(looks)}."
+    return f"{phrase.text[0].upper()}{phrase.text[1:]} {verb} {listed(looks)}."
 
 
 def talk(seen: Sequence[Seen]) -> dict[str, list[tuple[str, str]]]:
@@ -97,10 +97,6 @@ def look(one: Seen) -> str:
     """Say what a figure is and where: the column and the row of its centre, of GRID each, from the upper left."""
     column, row = (NUMBERS[min(int(at * GRID), GRID - 1) + 1] for at in (one.x, one.y))
     return f"{one.figure.caption} in column {column}, row {row}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _known(seen: Sequence[Seen]) -> Iterator[Question]:

@@ -98,7 +98,7 @@ class WordedScene:
 
     @cached_property
     def looks(self) -> list[str]:
-        """What each figure and the background are; a hidden figure is its caption."""
+        """Each figure with its place, and the background; a hidden figure has no place."""
         places = {one.number: look(one) for one in self._seen}
         figures = [places.get(number, figure.caption) for number, figure in enumerate(self.scene.figures)]
         return [*figures, f"the {self.scene.background} background"]

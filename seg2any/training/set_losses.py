@@ -154,9 +154,8 @@ def _mask_losses(
     side = [max((target.masks.shape[axis] for target in targets), default=0) for axis in (-2, -1)]
     owners = torch.cat([torch.full_like(rows, image) for image, (rows, _) in enumerate(pairs)])
     queries = torch.cat([rows for rows, _ in pairs])
-    logits = masks[
-        owners.to(masks.device), queries.to(masks.device)
-    ].float()  # at once: each gradient is a whole [B, Q]
+    # Read at once: the gradient of each reading is as large as all masks.
+    logits = masks[owners.to(masks.device), queries.to(masks.device)].float()
     if not len(logits):
         nothing = masks.sum() * 0  # every parameter needs a gradient
         return nothing, nothing

@@ -15,11 +15,10 @@ from seg2any.evaluation.metrics.panoptic import PanopticQuality, Segments
 from seg2any.evaluation.metrics.referring import FoundPhrase, cumulative_iou, generalized_iou
 from seg2any.evaluation.metrics.result import GENERATED, Result, mean, pooled
 from seg2any.evaluation.words.photos import AskedPhrase, Categories, Photo
+from seg2any.evaluation.words.published import CUT
 from seg2any.layout.contour import resize_masks
 from seg2any.segment.segmenter import Description, Prompt, Segmenter
 from seg2any.system.errors import UserError
-
-CUT = "CIDEr, captions cut as published"
 
 
 class PanopticSegmenter(Protocol):

@@ -60,7 +60,7 @@ class MixedTask(XSamTask):
         logits, spliced, found = network(*self._batch(written), kind, self._shown(written))
         language = self.options.language * next_token_loss(logits, spliced.labels, share)
         if found is None:  # a chat, which leaves the masks alone; but every parameter needs a gradient
-            return language + 0 * sum(one.sum() for one in self.trainable().values())
+            return language + 0 * sum(one.sum() for one in network.parameters() if one.requires_grad)
         predictions = [Prediction(*two) for two in zip(found.masks, found.classes, strict=True)]
         rows = [g for one, g in zip(written, generators, strict=True) for _ in one.targets]
         points = RandomPoints(rows, self.options.points)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from seg2any.data.words import Worded, joined
+from seg2any.data.words import Asked, Worded, joined
 from seg2any.segment.xsam.asking import (
     Turn,
     Wording,
@@ -94,14 +94,14 @@ def speak_categories(worded: Worded, categories: Sequence[str], chance: random.R
 
 def speak_phrases(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
     """Ask for up to MOST_PHRASES phrases, a turn for each."""
-    found = {one.text: one for one in (_one_of(worded.phrases, chance) for _ in range(MOST_PHRASES))}
+    found = _some_of(worded.phrases, chance)
     turns = ask_phrases(list(found), Wording.drawn(chance), answered=True)
     return Spoken(turns, [one.regions for one in found.values()], range(len(found)))
 
 
 def speak_question(worded: Worded, categories: Sequence[str], chance: random.Random) -> Spoken:
     """Ask up to MOST_PHRASES questions, which half of the answers explain."""
-    found = {one.text: one for one in (_one_of(worded.questions, chance) for _ in range(MOST_PHRASES))}
+    found = _some_of(worded.questions, chance)
     reasons = [one.reason or None for one in found.values()]
     turns = ask_questions(list(found), Wording.drawn(chance), True, explanations=reasons)
     return Spoken(turns, [one.regions for one in found.values()], range(len(found)))
@@ -153,16 +153,15 @@ SPEAKING: dict[str, Speak] = {
 def offers(worded: Worded, kind: str) -> bool:
     """Tell whether an image can be asked so."""
     wanted = {
-        "genseg": "names",
-        "refseg": "phrases",
-        "reaseg": "questions",
-        "gcgseg": "told",
-        "vgdseg": "names",
-        "vgdconv": "names",
+        "genseg": ("names",),
+        "refseg": ("phrases",),
+        "reaseg": ("questions",),
+        "gcgseg": ("told",),
+        "vgdseg": ("names",),
+        "imgconv": ("talk", "told"),
+        "vgdconv": ("names",),
     }
-    if kind == "imgconv":
-        return bool(worded.talk or worded.told)
-    return bool(getattr(worded, wanted[kind]))
+    return any(getattr(worded, one) for one in wanted[kind])
 
 
 @dataclass(frozen=True)
@@ -218,6 +217,11 @@ def _some_regions(worded: Worded, most: int, chance: random.Random) -> list[int]
     """Draw regions that can be seen."""
     seen = [n for n, mask in enumerate(worded.masks) if mask.any()]
     return chance.sample(seen, min(len(seen), most))
+
+
+def _some_of(by_kind: Mapping[str, Sequence[Asked]], chance: random.Random) -> dict[str, Asked]:
+    """Draw up to MOST_PHRASES different ones, by their texts."""
+    return {one.text: one for one in (_one_of(by_kind, chance) for _ in range(MOST_PHRASES))}
 
 
 def _one_of(by_kind: Mapping[str, Sequence[T]], chance: random.Random) -> T:
